@@ -1,0 +1,325 @@
+"""What a model has been trained on: batches, steps, epochs and samples, counted where training happens.
+
+No stock number is right: `batch` in a callback speaks of planned batches, `optimizer.iterations` of updates, and both start
+again with each `fit`. So the counters live with the model. A few additions in its train step count on the device what was
+really trained on, under any `steps_per_execution`; a bound kept on the host says when a look at them can matter, so that no
+batch waits for the device.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+_ATTRIBUTE = "_global_step_counters"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """One reading of the counters, and where in the epoch it was taken.
+
+    Args:
+        batch: global batches trained on since training began, over all restarts.
+        step: optimizer updates.
+        epoch: the epoch that the last batch belongs to, 1-based as in Keras.
+        samples: examples trained on.
+        replicas: devices that share each global batch.
+        batches_in_epoch: how many of the batches are of this epoch.
+        samples_in_epoch: how many of the samples are of this epoch.
+        epoch_ended: whether this epoch's validation and `on_epoch_end` are behind us too.
+    """
+
+    batch: int = 0
+    step: int = 0
+    epoch: int = 1
+    samples: int = 0
+    replicas: int = 1
+    batches_in_epoch: int = 0
+    samples_in_epoch: int = 0
+    epoch_ended: bool = False
+
+    def to_json(self) -> dict:
+        """The counts as plain numbers."""
+        return asdict(self)
+
+
+@dataclass
+class _Rest:
+    """The rest of an epoch that an earlier process began: what is already done in it, and what its metrics stood at."""
+
+    counts: Counts
+    metrics: list[np.ndarray]
+    logs: dict[str, float]
+    executions_to_skip: int | None = None  # known at the first execution
+    data_seeks: bool = False
+
+
+class Counters:
+    """The counters of one model. `counters_of(model)` makes them; nothing else does.
+
+    They count by wrapping the model's train step (on the device) and train function (on the host), for `fit` and
+    `train_on_batch` alike, with any number of callbacks, or none, looking on.
+    """
+
+    def __init__(self, model: keras.Model):
+        self._model = model
+        self._strategy = model.distribute_strategy
+        with self._strategy.scope():
+            # batch, step, samples; each replica adds its part, so that counting needs no communication
+            self._device = tf.Variable(
+                np.zeros(3, "int64"),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+                name="global_step_counters",
+            )
+        self._offset = np.zeros(3, "int64")  # what the device counted is added to this
+        self._batch_bound = 0  # the batch counter is at most this
+        self._bound_is_exact = True
+        self._epoch = 0
+        self._epoch_began_at = Counts()
+        self._epoch_ended = False
+        self._epoch_was_announced = False
+        self._positioned_at = 0
+        self._rest: _Rest | None = None
+        self._fit = None
+        self._when_trained: list[Callable[[], None]] = []
+        self.batches_per_epoch: int | None = None
+        self.logs: dict[str, float] = {}
+        self._wrap()
+
+    def read(self) -> Counts:
+        """Reads the counters from the device (waits for the batches under way)."""
+        batch, step, samples = (int(n) for n in self._read_device())
+        self._batch_bound, self._bound_is_exact = batch, True
+        return Counts(
+            batch=batch,
+            step=step,
+            epoch=self._epoch + 1,
+            samples=samples,
+            replicas=self._strategy.num_replicas_in_sync,
+            batches_in_epoch=batch - self._epoch_began_at.batch,
+            samples_in_epoch=samples - self._epoch_began_at.samples,
+            epoch_ended=self._epoch_ended,
+        )
+
+    def reached(self, batch: int) -> bool:
+        """Whether that many batches were trained on. Reads the device only where the answer may be yes."""
+        if self._batch_bound < batch:
+            return False
+        if not self._bound_is_exact:
+            self.read()
+        return self._batch_bound >= batch
+
+    def begin_epoch(self, epoch: int) -> None:
+        """To be called in `on_epoch_begin`; more than once does no harm.
+
+        Args:
+            epoch: 0-based, as Keras gives it.
+        """
+        self._epoch, self._epoch_ended, self._epoch_was_announced = epoch, False, True
+        if self._rest and self._rest.counts.epoch == epoch + 1:
+            done = self._rest.counts
+            self._epoch_began_at = Counts(
+                batch=done.batch - done.batches_in_epoch, samples=done.samples - done.samples_in_epoch
+            )
+        else:
+            self._rest = None
+            self._epoch_began_at = self.read()
+
+    def end_epoch(self) -> None:
+        """To be called in `on_epoch_end`, after validation; more than once does no harm."""
+        self._epoch_ended = self._epoch_was_announced = True
+
+    def go_on_from(self, counts: Counts, metrics: list[np.ndarray], logs: dict[str, float]) -> None:
+        """Sets the counters to those of a checkpoint; the next `fit` finishes the epoch that it stands in.
+
+        Args:
+            counts: what the checkpoint was trained on.
+            metrics: the model's metrics variables as they stood then, in the order of `metrics_variables`.
+            logs: the last logs that Keras reported.
+        """
+        self._offset = np.array([counts.batch, counts.step, counts.samples]) - (self._read_device() - self._offset)
+        self._batch_bound, self._bound_is_exact = counts.batch, True
+        self._epoch, self._epoch_ended = counts.epoch - 1, counts.epoch_ended
+        self._epoch_began_at = Counts(
+            batch=counts.batch - counts.batches_in_epoch, samples=counts.samples - counts.samples_in_epoch
+        )
+        self.logs = dict(logs)
+        self._rest = None if counts.epoch_ended else _Rest(counts, metrics, logs)
+
+    @property
+    def epoch_to_begin(self) -> int:
+        """The 0-based epoch that the next `fit` has to begin (or to finish)."""
+        return self._epoch + 1 if self._epoch_ended else self._epoch
+
+    def position(self) -> tuple[int, int]:
+        """Where the data of the epoch that begins has to start, for data that can seek.
+
+        Returns:
+            The 0-based epoch, and how many of its samples were already trained on. Whoever asks promises to start there;
+            otherwise the train function reads and drops the batches that are done.
+
+        Raises:
+            RuntimeError: if training goes on into another epoch and no callback has counted it.
+        """
+        batch = int(self._read_device()[0])
+        if batch != self._positioned_at and not self._epoch_was_announced:
+            raise RuntimeError(
+                "Data whose order follows the epochs needs somebody to count them. "
+                "Add GlobalStepCheckpoint, or any other callback of this package, to the callbacks of fit."
+            )
+        self._positioned_at, self._epoch_was_announced = batch, False
+        if self._rest is None:
+            return self._epoch, 0
+        self._rest.data_seeks = True
+        return self._epoch, self._rest.counts.samples_in_epoch
+
+    def when_trained(self, act: Callable[[], None]) -> None:
+        """Has something done in the `fit` under way after its last epoch, before Keras finalizes the weights.
+
+        By `on_train_end` the optimizer may have put averages in place of the weights (`use_ema`), and other callbacks the
+        best weights in place of the last. To be called in `on_train_begin`.
+        """
+        model, optimizer = self._model, self._model.optimizer
+        if self._fit is not model.history:  # Keras makes a new one for each fit
+            self._fit, self._when_trained = model.history, []
+        self._when_trained.append(act)
+        finalize = getattr(optimizer, "finalize_variable_values", None)
+        if finalize is None or hasattr(finalize, "counters"):
+            return
+
+        def act_and_finalize(variables):
+            if self._fit is model.history:
+                for each in self._when_trained:
+                    each()
+            return finalize(variables)
+
+        act_and_finalize.counters = self
+        optimizer.finalize_variable_values = act_and_finalize
+
+    def _read_device(self) -> np.ndarray:
+        parts = self._strategy.experimental_local_results(self._device)
+        return self._offset + sum(part.numpy() for part in parts)
+
+    def _wrap(self) -> None:
+        model, train_step, make_train_function = self._model, self._model.train_step, self._model.make_train_function
+
+        def counted_train_step(data):
+            batch_size, tensors = _batch_size(data)
+            # Without this, TensorFlow runs what does not depend on the data, `iterations += 1` say, once more when an
+            # iterator of unknown length has ended.
+            with tf.control_dependencies(tensors):
+                before = self._updates()
+                logs = train_step(data)
+                first = tf.equal(tf.distribute.get_replica_context().replica_id_in_sync_group, 0)
+                one = tf.cast(first, "int64")
+                steps = one if model.optimizer is None else one * (self._updates() - before)
+                self._device.assign_add(tf.stack([one, steps, tf.cast(batch_size, "int64")]))
+            return logs
+
+        def make_counted_train_function(force=False):
+            if model.train_function is None or force:
+                make_train_function(force=True)
+                model.train_function = self._counted(model.train_function)
+            return model.train_function
+
+        model.train_step = tf.autograph.experimental.do_not_convert(counted_train_step)
+        model.make_train_function = make_counted_train_function
+        model.train_function = None  # one that was made before does not count
+
+    def _updates(self):
+        if self._model.optimizer is None:
+            return tf.constant(0, "int64")
+        return tf.cast(tf.convert_to_tensor(self._model.optimizer.iterations), "int64")
+
+    def _counted(self, train_function):
+        def counted_train_function(iterator):
+            if self._rest is not None:
+                if self._rest.executions_to_skip is None:
+                    self._enter(iterator)
+                if self._rest.executions_to_skip:
+                    self._rest.executions_to_skip -= 1
+                    return self._rest.logs
+                self._rest = None
+            logs = train_function(iterator)
+            self._batch_bound += self._model.steps_per_execution
+            self._bound_is_exact &= self._model.steps_per_execution == 1
+            return logs
+
+        return counted_train_function
+
+    def _enter(self, iterator) -> None:
+        """Makes the first execution of a rest: metrics as they stood, data past what is done, executions counted off."""
+        rest, per_execution = self._rest, self._model.steps_per_execution
+        done, planned = rest.counts.batches_in_epoch, self.batches_per_epoch
+        if planned is None:
+            rest.executions_to_skip = done // per_execution
+        else:
+            rest.executions_to_skip = -(-planned // per_execution) - -(-max(planned - done, 0) // per_execution)
+        if not rest.data_seeks:
+            for _ in range(done):
+                next(iterator)
+        rest.logs = self._restore_metrics(iterator.element_spec, rest.metrics, rest.logs)
+
+    def _restore_metrics(self, element_spec, values, logs):
+        with self._strategy.scope():
+            if self._strategy.num_replicas_in_sync == 1:  # with several, `fit` has built the metrics already
+                self._model._symbolic_build(data_batch=tf.nest.map_structure(_symbolic, element_spec))
+            variables = self._model.metrics_variables
+            if [tuple(v.shape) for v in variables] != [tuple(value.shape[1:]) for value in values]:
+                return logs
+            for variable, value in zip(variables, values, strict=True):
+                assign_components(self._strategy, variable, value)
+            restored = {name: float(result) for name, result in self._model.get_metrics_result().items()}
+        return restored if restored.keys() == logs.keys() else logs
+
+
+def counters_of(model: keras.Model) -> Counters:
+    """The counters of a model, zero where it has none yet.
+
+    Args:
+        model: a model, made under the scope of the strategy that it is trained with.
+
+    Returns:
+        The same object each time.
+    """
+    if not hasattr(model, _ATTRIBUTE):
+        setattr(model, _ATTRIBUTE, Counters(model))
+    return getattr(model, _ATTRIBUTE)
+
+
+def components(strategy: tf.distribute.Strategy, variable: keras.Variable) -> list[tf.Tensor]:
+    """The value that each replica holds of a variable, without a copy: TensorFlow copies on the next write."""
+    return [part.read_value() for part in strategy.experimental_local_results(variable._value)]
+
+
+def assign_components(strategy: tf.distribute.Strategy, variable: keras.Variable, value: np.ndarray) -> None:
+    """Gives each replica its own value back.
+
+    Args:
+        strategy: the strategy that the variable was made under.
+        variable: of shape `[...]`.
+        value: of shape `[replicas then, ...]`. Where the number of replicas has changed, what is summed over them goes to
+            the first one, and of anything else each gets the first one's.
+    """
+    parts = strategy.experimental_local_results(variable._value)
+    if len(parts) != len(value):
+        if variable.aggregation == "sum":
+            value = np.concatenate([value.sum(axis=0, keepdims=True), np.zeros_like(value, shape=(len(parts) - 1, *value.shape[1:]))])
+        else:
+            value = np.repeat(value[:1], len(parts), axis=0)
+    for part, component in zip(parts, value, strict=True):
+        part.assign(component)
+
+
+def _batch_size(data) -> tuple[tf.Tensor, list[tf.Tensor]]:
+    tensors = [leaf for leaf in tf.nest.flatten(data, expand_composites=True) if isinstance(leaf, tf.Tensor)]
+    first = next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
+    return tf.shape(first)[0] if not isinstance(first, tf.SparseTensor) else first.dense_shape[0], tensors
+
+
+def _symbolic(spec):
+    return keras.KerasTensor(tuple(spec.shape), spec.dtype.name)

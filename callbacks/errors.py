@@ -1,0 +1,12 @@
+"""The errors that are written for the reader: one line, with the rule, what was received and what to do."""
+
+
+class InputError(ValueError):
+    """Something that the caller gave is wrong: a template, a flag, a directory, a file of another model.
+
+    Raised before anything is trained or written, so nothing that was saved before is touched.
+    """
+
+
+class CheckpointWriteError(OSError):
+    """A checkpoint could not be written. Names the file and the cause; earlier checkpoints are intact."""

@@ -1,0 +1,152 @@
+"""The file of a checkpoint: how it becomes visible whole, and how damage is found.
+
+A checkpoint is a file of Keras (`.weights.h5` or `.keras`) that stock Keras loads, with two things added: a group
+`global_step` with the training state that Keras does not store (`callbacks/state.py`), and a trailer of 80 bytes at the
+very end of the file:
+
+    8 bytes   magic and version     b"GSTEP" 0 0 1
+    4 x 8     batch, step, epoch, samples (unsigned, big-endian)
+    8         size of everything before the trailer
+    32        SHA-256 of everything before this field
+
+HDF5 ignores what follows its data; in a `.keras` archive the trailer is the archive's comment. The counters in the trailer
+let a directory with thousands of checkpoints be ordered without opening one.
+"""
+
+import contextlib
+import hashlib
+import os
+import socket
+import struct
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+
+_MAGIC = b"GSTEP\x00\x00\x01"
+_HEAD = struct.Struct(">8s5Q")
+_TRAILER_SIZE = _HEAD.size + hashlib.sha256().digest_size
+_CHUNK = 1 << 22
+
+
+class Damaged(Exception):
+    """The file is not what its trailer says, or has none. The message says why, without the file's name."""
+
+
+@dataclass(frozen=True)
+class Trailer:
+    """The counters of a checkpoint, as its last bytes tell them."""
+
+    batch: int
+    step: int
+    epoch: int
+    samples: int
+
+
+def commit(path: str, trailer: Trailer, write: Callable[[str], None]) -> None:
+    """Writes a checkpoint so that it is either not there or whole, whenever the process or the machine dies.
+
+    Everything goes to a hidden file beside the target, which is flushed to the disk and then renamed over it: a rename
+    within a directory is atomic (POSIX), and the flush of the directory makes the new name last.
+
+    Args:
+        path: the file to make or to replace.
+        trailer: the counters to seal it with.
+        write: called with the hidden file's name, writes a file of Keras there.
+
+    Raises:
+        OSError: if the disk is full, the directory gone, and so on. The hidden file is removed, `path` is as it was.
+    """
+    directory, name = os.path.split(path)
+    temporary = os.path.join(directory, temporary_name(name))
+    try:
+        write(temporary)
+        seal(temporary, trailer)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _fsync_directory(directory or ".")
+
+
+def temporary_name(name: str) -> str:
+    """The hidden name under which this process writes `name`; it keeps the suffix, which Keras insists on."""
+    return f".tmp-{socket.gethostname()}-{os.getpid()}-{name}"
+
+
+def seal(path: str, trailer: Trailer) -> None:
+    """Appends the trailer to a file that Keras wrote, and flushes it to the disk."""
+    if path.endswith(".keras"):
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.comment = bytes(_TRAILER_SIZE)  # the archive's last record has to know the size of what follows it
+        size = os.path.getsize(path) - _TRAILER_SIZE
+    else:
+        size = os.path.getsize(path)
+    head = _HEAD.pack(_MAGIC, trailer.batch, trailer.step, trailer.epoch, trailer.samples, size)
+    with open(path, "r+b") as file:
+        digest = _digest(file, size, head)
+        file.seek(size)
+        file.write(head + digest)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_trailer(path: str) -> Trailer:
+    """The counters of a checkpoint, without a look at the rest of the file.
+
+    Raises:
+        Damaged: if the file does not end as a checkpoint of this format does.
+        OSError: if it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return _read_trailer(file)[0]
+
+
+def verify(path: str) -> Trailer:
+    """Reads the whole file and returns its counters, or finds that a byte of it has changed.
+
+    Raises:
+        Damaged: if any byte differs from what was written.
+        OSError: if it cannot be read.
+    """
+    with open(path, "rb") as file:
+        trailer, size, head, digest = _read_trailer(file)
+        if _digest(file, size, head) != digest:
+            raise Damaged("its checksum does not match its content")
+    return trailer
+
+
+def _read_trailer(file) -> tuple[Trailer, int, bytes, bytes]:
+    total = os.fstat(file.fileno()).st_size
+    if total < _TRAILER_SIZE:
+        raise Damaged(f"it has {total} bytes, too few for a checkpoint")
+    file.seek(total - _TRAILER_SIZE)
+    raw = file.read(_TRAILER_SIZE)
+    head, digest = raw[: _HEAD.size], raw[_HEAD.size :]
+    magic, batch, step, epoch, samples, size = _HEAD.unpack(head)
+    if magic != _MAGIC:
+        raise Damaged("it does not end with a checkpoint's trailer: truncated, or not written by GlobalStepCheckpoint")
+    if size != total - _TRAILER_SIZE:
+        raise Damaged(f"it has {total - _TRAILER_SIZE} bytes before its trailer, which speaks of {size}")
+    return Trailer(batch, step, epoch, samples), size, head, digest
+
+
+def _digest(file, size: int, head: bytes) -> bytes:
+    digest = hashlib.sha256()
+    file.seek(0)
+    while size > 0:
+        chunk = file.read(min(size, _CHUNK))
+        if not chunk:
+            raise Damaged("it ends early")
+        digest.update(chunk)
+        size -= len(chunk)
+    digest.update(head)
+    return digest.digest()
+
+
+def _fsync_directory(directory: str) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,126 @@
+"""Finding the newest checkpoint that is whole, and going on from it."""
+
+import os
+import warnings
+from dataclasses import dataclass
+
+import keras
+
+from callbacks import files, state
+from callbacks.errors import InputError
+from callbacks.template import SUFFIXES, Template
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on the disk that was read in full and found unchanged.
+
+    Args:
+        path: where it is.
+        step, batch, epoch, samples: the counters stored in it (see `callbacks.counters.Counts`).
+        metrics: the last logs of training before it was made, name -> value.
+    """
+
+    path: str
+    step: int
+    batch: int
+    epoch: int
+    samples: int
+    metrics: dict[str, float]
+
+
+def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | None:
+    """The checkpoint with the highest batch stored in it, of those that verify.
+
+    Damaged and foreign files are passed over, each with a warning that names it.
+
+    Args:
+        template_or_directory: a template (`"run/model_batch_at_{batch:05d}.weights.h5"`), the path of one file, or a
+            directory, whose files may have been named by several templates.
+
+    Returns:
+        The checkpoint, or None where there is none.
+
+    Raises:
+        InputError: if the template is not one.
+
+    Example:
+
+    >>> latest = latest_checkpoint("runs/mnist/checkpoints")
+    >>> model.load_weights(latest.path)
+    """
+    for path, _ in _newest_first(_candidates(template_or_directory)):
+        try:
+            trailer = files.verify(path)
+            header = state.read_header(path)
+        except (files.Damaged, OSError) as error:
+            _pass_over(path, error)
+            continue
+        return Checkpoint(path, trailer.step, trailer.batch, trailer.epoch, trailer.samples, header["logs"])
+    return None
+
+
+def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Checkpoint | None:
+    """Gives a model the whole state of the newest checkpoint that verifies.
+
+    Weights, optimizer, seeds, statistics of each replica, and the counters: what `fit` with `resume=True` does at its start.
+
+    Args:
+        model: a built and compiled model, of the same shape as the one that was saved.
+        template_or_directory: as for `latest_checkpoint`; a file's path restores that file.
+
+    Returns:
+        The checkpoint, or None where there is none; then the model is as it was.
+
+    Raises:
+        InputError: if the checkpoint is of another model. Nothing is changed then.
+
+    Example:
+
+    >>> checkpoint = restore(model, "runs/mnist/checkpoints/model_batch_at_{batch:05d}.weights.h5")
+    >>> print(checkpoint.batch, checkpoint.metrics["loss"])
+    """
+    checkpoint = latest_checkpoint(template_or_directory)
+    if checkpoint is not None:
+        state.restore(model, checkpoint.path)
+    return checkpoint
+
+
+def newest_first(template: str) -> list[str]:
+    """The checkpoints of a template by the batch that their trailers tell, the highest first. Nothing is verified."""
+    return [path for path, _ in _newest_first(_candidates(template))]
+
+
+def _candidates(template_or_directory: str | os.PathLike) -> list[str]:
+    text = os.fspath(template_or_directory)
+    if os.path.isdir(text):
+        entries = [entry.path for entry in os.scandir(text) if not entry.name.startswith(".")]
+        return [path for path in entries if path.endswith(SUFFIXES)]
+    return Template(text).files()
+
+
+def _newest_first(paths: list[str]) -> list[tuple[str, files.Trailer]]:
+    found = []
+    for path in paths:
+        try:
+            found.append((path, files.read_trailer(path)))
+        except (files.Damaged, OSError) as error:
+            _pass_over(path, error)
+    return sorted(found, key=lambda item: (item[1].batch, os.path.getmtime(item[0])), reverse=True)
+
+
+def _pass_over(path, error):
+    warnings.warn(f"Passed over {path}: {error}.", stacklevel=4)
+
+
+def existing_file(path: str) -> str:
+    """The path of a checkpoint that somebody names, which has to be there and whole.
+
+    Raises:
+        InputError: if it is not.
+    """
+    try:
+        files.verify(path)
+    except (files.Damaged, OSError) as error:
+        raise InputError(f"No checkpoint to go on from at {path}: {error}") from None
+    return path

@@ -1,0 +1,29 @@
+"""Training recipes: plain scripts, each started as `python -m recipes.NAME`."""
+
+import os
+import tempfile
+
+
+def _import_tensorflow_quietly():
+    """Imports TensorFlow without its ten lines on CPU flags and CUDA, which come before any log level can be set.
+
+    They are shown if the import fails, and left alone where TF_CPP_MIN_LOG_LEVEL says what somebody wants to see.
+    """
+    if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
+        return
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # errors that matter come as exceptions
+    with tempfile.TemporaryFile() as kept:
+        terminal = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+        except BaseException:
+            kept.seek(0)
+            os.write(terminal, kept.read())
+            raise
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+_import_tensorflow_quietly()

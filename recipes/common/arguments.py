@@ -1,0 +1,138 @@
+"""The flags that every recipe takes."""
+
+import argparse
+import os
+from collections.abc import Sequence
+
+from callbacks import InputError
+from callbacks.restoring import newest_first
+from callbacks.template import Template
+from callbacks.files import read_trailer
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that answers a wrong flag with one line and exit code 2."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message} (--help lists the flags)\n")
+
+
+def recipe_parser(
+    name: str, description: str, *, epochs: int, global_batch_size: int, learning_rate: float
+) -> argparse.ArgumentParser:
+    """The flags of all recipes, with this recipe's defaults.
+
+    Args:
+        name: the recipe's module name, without `recipes.`.
+        description: what `--help` says first.
+        epochs, global_batch_size, learning_rate: the defaults.
+
+    Returns:
+        A parser, for the recipe to add its own flags to. Read it with `parse`.
+    """
+    parser = Parser(
+        prog=f"python -m recipes.{name}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--strategy",
+        choices=("auto", "single", "mirrored"),
+        default="auto",
+        help="auto: mirrored where there are several GPUs or virtual devices, else single",
+    )
+    parser.add_argument(
+        "--virtual-devices",
+        type=positive(int),
+        metavar="N",
+        help="split the CPU into N devices, to run the distributed path on a machine without GPUs",
+    )
+    parser.add_argument("--workdir", default=f"runs/{name}", help="the run's directory")
+    parser.add_argument("--epochs", type=positive(int), default=epochs, metavar="N", help="the planned end")
+    parser.add_argument(
+        "--global-batch-size",
+        type=positive(int),
+        default=global_batch_size,
+        metavar="N",
+        help="examples of one update over all replicas",
+    )
+    parser.add_argument("--learning-rate", type=positive(float), default=learning_rate, metavar="X", help="for the global batch")
+    parser.add_argument(
+        "--save-freq", type=save_freq, default=50, metavar="N|epoch", help="global batches between checkpoints"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        metavar="TEMPLATE",
+        help="names of the checkpoints, with {batch} {epoch} {samples} {step} {replicas}; .weights.h5 or .keras "
+        "(default: WORKDIR/checkpoints/model_batch_at_{batch:05d}.weights.h5)",
+    )
+    parser.add_argument("--keep-last", type=positive(int), metavar="N", help="keep the N newest checkpoints (default: all)")
+    parser.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|never|PATH",
+        help="auto: go on from the newest checkpoint that verifies; PATH: from that one",
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, dropout and data order")
+    parser.add_argument(
+        "--steps-per-execution", type=positive(int), default=1, metavar="N", help="batches per call of the device"
+    )
+    parser.add_argument("--mixed-precision", choices=("float16", "bfloat16"), help="compute in this type, keep weights in float32")
+    parser.add_argument("--no-deterministic", action="store_true", help="faster on GPUs, but two runs differ")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the flags and checks what needs no TensorFlow.
+
+    Raises:
+        InputError: if they contradict each other, or what is on the disk.
+    """
+    args = parser.parse_args(argv)
+    if args.checkpoint is None:
+        args.checkpoint = os.path.join(_literal(args.workdir), "checkpoints", "model_batch_at_{batch:05d}.weights.h5")
+    template = Template(args.checkpoint)
+    args.resume_from = {"auto": True, "never": False}.get(args.resume, args.resume)
+    if args.resume_from is not True:
+        _refuse_later_checkpoints(template, args.resume_from)
+    return args
+
+
+def positive(kind):
+    """An argparse type: a number above zero."""
+
+    def convert(text):
+        value = kind(text)
+        if not value > 0 or value == float("inf"):
+            raise argparse.ArgumentTypeError(f"must be above 0. Received: {text}")
+        return value
+
+    convert.__name__ = kind.__name__
+    return convert
+
+
+def save_freq(text):
+    """An argparse type: `epoch`, or a number of batches."""
+    return text if text == "epoch" else positive(int)(text)
+
+
+def _refuse_later_checkpoints(template, resume_from):
+    present = newest_first(template.text)
+    if not present:
+        return
+    newest = read_trailer(present[0]).batch
+    if resume_from is False:
+        raise InputError(
+            f"--resume never would mix a new run with the checkpoints that are there, up to {present[0]}. "
+            "Use another --workdir."
+        )
+    if os.path.exists(resume_from) and os.path.abspath(resume_from) not in map(os.path.abspath, present[:1]):
+        raise InputError(
+            f"--resume {resume_from} would overwrite later checkpoints, up to {present[0]} at batch {newest}. "
+            "Use another --workdir."
+        )
+
+
+def _literal(path):
+    return path.replace("{", "{{").replace("}", "}}")

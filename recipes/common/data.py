@@ -1,0 +1,155 @@
+"""From arrays in memory to what `fit` reads: global batches in a seekable order, shared evenly by the replicas."""
+
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter  # `fit` takes its subclasses; it has no public name
+
+from callbacks import InputError, counters_of
+from recipes.common.distribution import Distribution
+from recipes.common.order import shuffled
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A data set in memory.
+
+    Args:
+        x: `[samples, ...]`, of the model's input type.
+        y: `[samples]`, int64 class numbers.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+
+    def __len__(self):
+        return len(self.x)
+
+
+class EpochData(DataAdapter):
+    """What `fit` asks for an epoch of batches: a dataset, and how many batches it is meant to have.
+
+    A plain `tf.data.Dataset` that starts in the middle of an epoch would make Keras take the short epoch for the length of all.
+    """
+
+    def __init__(self, dataset, num_batches: int, before_epoch=None):
+        self._dataset = dataset
+        self._num_batches = num_batches
+        self._before_epoch = before_epoch
+
+    def get_tf_dataset(self):
+        return self._dataset
+
+    def on_epoch_begin(self):
+        if self._before_epoch:
+            self._before_epoch()
+
+    @property
+    def num_batches(self):
+        return self._num_batches
+
+    @property
+    def batch_size(self):
+        return None
+
+    @property
+    def has_partial_batch(self):
+        return None
+
+    @property
+    def partial_batch_size(self):
+        return None
+
+
+def training_data(
+    arrays: Arrays, model: keras.Model, distribution: Distribution, *, global_batch_size: int, seed: int
+) -> EpochData:
+    """Shuffled global batches; an epoch starts where the model's counters stand, and drops its last partial batch.
+
+    Args:
+        arrays: the samples.
+        model: the model that is trained; its counters say where an epoch begins after a resume.
+        distribution: the replicas; each gets `global_batch_size / replicas` samples of a batch, the first replica the first.
+        global_batch_size: samples of one update.
+        seed: of the order.
+
+    Returns:
+        For `fit(x=...)`: batches `(x, y)` with x `[share, ...]`, y `[share]` on each replica.
+
+    Raises:
+        InputError: if there are too few samples for one batch.
+    """
+    size, share = len(arrays), global_batch_size // distribution.replicas
+    batches = size // global_batch_size
+    if not batches:
+        raise InputError(f"An epoch needs at least one global batch, of {global_batch_size}. Received: {size} samples.")
+    with tf.device("/cpu:0"):
+        start = tf.Variable(tf.zeros(2, tf.int64), trainable=False, name="epoch_and_batch_to_start_at")
+        x, y = tf.constant(arrays.x), tf.constant(arrays.y)
+
+    def shares(first, count):
+        def fetch(epoch, place):
+            begin = (place // count) * global_batch_size + (first + place % count) * share
+            chosen = shuffled(tf.range(begin, begin + share), seed=seed, epoch=epoch, size=size)
+            return tf.ensure_shape(tf.gather(x, chosen), [share, *x.shape[1:]]), tf.gather(y, chosen)
+
+        def epoch_from_start(_):
+            places = tf.data.Dataset.range(start[1] * count, batches * count)
+            epoch = tf.identity(start[0])
+            return places.map(lambda place: (epoch, place))
+
+        # The variable is read when an iterator is made, so one dataset serves every epoch.
+        return (
+            tf.data.Dataset.range(1)
+            .flat_map(epoch_from_start)
+            .map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .prefetch(tf.data.AUTOTUNE)
+        )
+
+    def seek():
+        epoch, samples_done = counters_of(model).position()
+        if samples_done % global_batch_size:
+            raise InputError(
+                f"The checkpoint stands at sample {samples_done} of its epoch, between two global batches of "
+                f"{global_batch_size}. Go on with the --global-batch-size that it was made with."
+            )
+        start.assign([epoch, samples_done // global_batch_size])
+
+    return EpochData(distribution.dataset(shares), batches, before_epoch=seek)
+
+
+def validation_data(arrays: Arrays, distribution: Distribution, *, global_batch_size: int) -> EpochData:
+    """Every sample exactly once, whatever their number, in batches that differ by one sample per replica at most.
+
+    Keras weights each replica's share by its size, so unequal shares are exact; an empty one is not, so there is none.
+
+    Args:
+        arrays: the samples.
+        distribution: the replicas.
+        global_batch_size: the size that batches come near to (up to twice as much for sets of a few samples per replica).
+
+    Returns:
+        For `fit(validation_data=...)` and `evaluate`: batches `(x, y)`.
+
+    Raises:
+        InputError: if there are fewer samples than replicas.
+    """
+    size, replicas = len(arrays), distribution.replicas
+    if size < replicas:
+        raise InputError(f"Each replica needs a sample to validate on. Received: {size} samples for {replicas} replicas.")
+    batches = min(-(-size // global_batch_size), size // replicas)
+    bounds = np.arange(batches * replicas + 1) * size // (batches * replicas)
+    with tf.device("/cpu:0"):
+        x, y, bounds = tf.constant(arrays.x), tf.constant(arrays.y), tf.constant(bounds)
+
+    def shares(first, count):
+        def fetch(place):
+            share = (place // count) * replicas + first + place % count
+            return x[bounds[share] : bounds[share + 1]], y[bounds[share] : bounds[share + 1]]
+
+        places = tf.data.Dataset.range(batches * count)
+        return places.map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+    return EpochData(distribution.dataset(shares), batches)

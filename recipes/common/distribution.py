@@ -1,0 +1,126 @@
+"""Which devices train, and how they share the work: the only place of a recipe that knows which engine runs."""
+
+import argparse
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+import tensorflow as tf
+
+from callbacks import InputError
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """The replicas of one run.
+
+    Args:
+        name: `single` or `mirrored`.
+        devices: one name for each replica, as TensorFlow calls them.
+        strategy: what TensorFlow distributes with; None for one replica.
+    """
+
+    name: str
+    devices: tuple[str, ...]
+    strategy: tf.distribute.Strategy | None = None
+
+    @property
+    def replicas(self) -> int:
+        """How many devices share a global batch."""
+        return len(self.devices)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return True
+
+    def scope(self) -> contextlib.AbstractContextManager:
+        """The scope under which model and optimizer are made."""
+        return self.strategy.scope() if self.strategy else contextlib.nullcontext()
+
+    def optimizer(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+        """The optimizer as this engine needs it: strategies of TensorFlow average gradients by themselves."""
+        return optimizer
+
+    def callbacks(self) -> list[keras.callbacks.Callback]:
+        """What the engine itself needs in `fit`."""
+        return []
+
+    def dataset(self, shares: Callable[[int, int], tf.data.Dataset]) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+        """Spreads a dataset over the replicas.
+
+        Args:
+            shares: `shares(first, count)` gives a dataset of the shares that replicas `first` to `first + count - 1` have of
+                each global batch, one after the other.
+        """
+        if self.strategy is None:
+            return shares(0, 1)
+        return self.strategy.distribute_datasets_from_function(lambda _: shares(0, self.replicas))
+
+
+def get_distribution(args: argparse.Namespace) -> Distribution:
+    """Sets up devices, seeds, precision and determinism as the flags say; to be called before anything else of TensorFlow.
+
+    Args:
+        args: the flags of `recipes.common.arguments`.
+
+    Raises:
+        InputError: if the flags do not fit each other or this machine.
+    """
+    devices = _devices(args.virtual_devices)
+    name = args.strategy
+    if name == "auto":
+        name = "mirrored" if len(devices) > 1 else "single"
+    if name == "single":
+        if args.virtual_devices and args.virtual_devices > 1:
+            raise InputError(
+                f"--strategy single trains on one device. Received: --virtual-devices {args.virtual_devices}. "
+                "Use --strategy mirrored for several."
+            )
+        devices = devices[:1]
+    check_global_batch(args.global_batch_size, len(devices))
+
+    keras.utils.set_random_seed(args.seed)
+    if not args.no_deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if args.mixed_precision:
+        keras.mixed_precision.set_global_policy(f"mixed_{args.mixed_precision}")
+    return Distribution(name, devices, _mirrored(devices) if name == "mirrored" else None)
+
+
+def check_global_batch(global_batch_size: int, replicas: int) -> None:
+    """Refuses a global batch that the replicas cannot share evenly: Keras would give its samples unequal weights."""
+    if global_batch_size % replicas:
+        below = global_batch_size // replicas * replicas
+        near = " or ".join(str(n) for n in (below, below + replicas) if n)
+        raise InputError(
+            f"The global batch is shared evenly by all replicas. Received: --global-batch-size {global_batch_size} for "
+            f"{replicas} replicas. Use {near}."
+        )
+
+
+def _devices(virtual_devices: int | None) -> tuple[str, ...]:
+    gpus = tf.config.list_physical_devices("GPU")
+    if virtual_devices and gpus:
+        raise InputError(
+            f"--virtual-devices splits the CPU, and this machine has GPUs ({len(gpus)}). "
+            "Leave the flag out, or hide the GPUs with CUDA_VISIBLE_DEVICES=-1."
+        )
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)  # other processes may want some of the memory
+    if gpus:
+        return tuple(f"/gpu:{i}" for i in range(len(gpus)))
+    count = virtual_devices or 1
+    if count > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+    return tuple(f"/cpu:{i}" for i in range(count))
+
+
+def _mirrored(devices):
+    # The default collectives of CPU devices fail in a while loop (steps_per_execution) and with two models in a process.
+    on_cpu = devices[0].startswith("/cpu")
+    return tf.distribute.MirroredStrategy(
+        list(devices), cross_device_ops=tf.distribute.ReductionToOneDevice() if on_cpu else None
+    )

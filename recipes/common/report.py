@@ -1,0 +1,78 @@
+"""What a run says on the terminal: what it is about to do, and how it ended."""
+
+import os
+import shlex
+import sys
+
+import keras
+
+from callbacks import GlobalStepCheckpoint, counters_of
+from recipes.common.data import EpochData
+from recipes.common.distribution import Distribution
+
+
+class Report(keras.callbacks.Callback):
+    """Prints the run's set-up when training begins and its result when it ends.
+
+    Args:
+        args: the recipe's flags.
+        distribution: the replicas.
+        data: the training data.
+        checkpoint: the run's checkpoint callback; it has to stand before this one in the list.
+    """
+
+    def __init__(self, args, distribution: Distribution, data: EpochData, checkpoint: GlobalStepCheckpoint):
+        super().__init__()
+        self._args, self._distribution, self._data, self._checkpoint = args, distribution, data, checkpoint
+
+    def on_train_begin(self, logs=None):
+        args, distribution = self._args, self._distribution
+        share = args.global_batch_size // distribution.replicas
+        print(f"strategy     {distribution.name}, {_plural(distribution.replicas, 'replica')}: {' '.join(distribution.devices)}")
+        print(f"batch        {args.global_batch_size} samples, {share} on each replica")
+        print(f"epochs       {args.epochs} of {self._data.num_batches} batches")
+        print(f"checkpoints  {self._checkpoint.template.text}, every {_every(args.save_freq)}")
+        print(f"tensorboard  {args.workdir}/tensorboard")
+        print(f"begins       {self._begins()}", flush=True)
+
+    def on_train_end(self, logs=None):
+        counts = counters_of(self.model).read()
+        resumed = self._checkpoint.resumed_from
+        if not logs and resumed:
+            print(f"Nothing left to train: {resumed.path} stands at the end of epoch {counts.epoch}, --epochs is {self._args.epochs}.")
+            logs = resumed.metrics
+        if logs:
+            print("result       " + ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))
+        print(f"trained on   {counts.batch} batches, {counts.samples} samples, {_plural(counts.step, 'step')}")
+        print(f"checkpoint   {self._checkpoint.newest or 'none'}")
+        print(f"watch        {_tool('tensorboard')} --logdir {shlex.quote(self._args.workdir)}")
+        print(f"train longer {self._longer()}", flush=True)
+
+    def _begins(self):
+        resumed = self._checkpoint.resumed_from
+        if resumed is None:
+            return "from scratch" if self._args.resume_from else "from scratch (--resume never)"
+        return f"from {resumed.path}: batch {resumed.batch}, epoch {resumed.epoch}"
+
+    def _longer(self):
+        given = [word for word in sys.argv[1:]]
+        if "--epochs" in given:
+            del given[given.index("--epochs") : given.index("--epochs") + 2]
+        module = sys.modules["__main__"].__spec__
+        what = ["-m", module.name] if module else [sys.argv[0]]
+        return shlex.join([_tool("python"), *what, *given, "--epochs", str(2 * self._args.epochs)])
+
+
+def _tool(name):
+    """The way to type a program of the environment that runs this."""
+    path = os.path.join(os.path.dirname(sys.executable), name)
+    relative = os.path.relpath(path)
+    return relative if not relative.startswith("..") else path
+
+
+def _every(save_freq):
+    return "epoch" if save_freq == "epoch" else f"{save_freq} batches"
+
+
+def _plural(count, noun):
+    return f"{count} {noun}" + ("" if count == 1 else "s")
