@@ -228,7 +228,8 @@ class Counters:
 
         model.train_step = tf.autograph.experimental.do_not_convert(counted_train_step)
         model.make_train_function = make_counted_train_function
-        model.train_function = None  # one that was made before does not count
+        if model.train_function is not None:  # it was made before and does not count
+            model.make_train_function(force=True)
 
     def _updates(self):
         if self._model.optimizer is None:

@@ -121,9 +121,11 @@ def training_data(
 
 
 def validation_data(arrays: Arrays, distribution: Distribution, *, global_batch_size: int) -> EpochData:
-    """Every sample exactly once, whatever their number, in batches that differ by one sample per replica at most.
+    """Every sample exactly once, whatever their number, in shares that differ by one sample at most.
 
-    Keras weights each replica's share by its size, so unequal shares are exact; an empty one is not, so there is none.
+    Keras weights each replica's share by its size, so unequal shares are exact, with two limits that shape this: an empty
+    share gives NaN, and the shares of the first batch have to be equal. A set too small for that, of less than two samples
+    for each replica, is evaluated by every replica in full, which gives the same means.
 
     Args:
         arrays: the samples.
@@ -132,24 +134,43 @@ def validation_data(arrays: Arrays, distribution: Distribution, *, global_batch_
 
     Returns:
         For `fit(validation_data=...)` and `evaluate`: batches `(x, y)`.
-
-    Raises:
-        InputError: if there are fewer samples than replicas.
     """
     size, replicas = len(arrays), distribution.replicas
-    if size < replicas:
-        raise InputError(f"Each replica needs a sample to validate on. Received: {size} samples for {replicas} replicas.")
-    batches = min(-(-size // global_batch_size), size // replicas)
-    bounds = np.arange(batches * replicas + 1) * size // (batches * replicas)
+    sizes = share_sizes(size, replicas, global_batch_size)
+    batches = len(sizes)
+    ends = np.cumsum(sizes).reshape(sizes.shape)
+    begins, ends = (np.broadcast_to(bounds, (batches, replicas)) for bounds in (ends - sizes, ends))
     with tf.device("/cpu:0"):
-        x, y, bounds = tf.constant(arrays.x), tf.constant(arrays.y), tf.constant(bounds)
+        x, y, begins, ends = tf.constant(arrays.x), tf.constant(arrays.y), tf.constant(begins), tf.constant(ends)
 
     def shares(first, count):
         def fetch(place):
-            share = (place // count) * replicas + first + place % count
-            return x[bounds[share] : bounds[share + 1]], y[bounds[share] : bounds[share + 1]]
+            at = (place // count, first + place % count)
+            return x[begins[at] : ends[at]], y[begins[at] : ends[at]]
 
         places = tf.data.Dataset.range(batches * count)
         return places.map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
     return EpochData(distribution.dataset(shares), batches)
+
+
+def share_sizes(size: int, replicas: int, global_batch_size: int) -> np.ndarray:
+    """How many samples each replica validates on in each batch.
+
+    Returns:
+        `[batches, replicas]`: all above zero, the first row of equal numbers, `size` in all. Or `[batches, 1]`, where that
+        is not possible: then every replica takes the whole batch.
+    """
+    if size % replicas and size < 2 * replicas:
+        return np.array([[size]])
+    batches = min(-(-size // global_batch_size), size // replicas)
+    if size % replicas:
+        batches = max(batches, 2)
+    share, extra = divmod(size, batches * replicas)
+    sizes = np.full(batches * replicas, share)
+    if extra >= replicas:
+        sizes[:replicas] += 1
+        extra -= replicas
+    if extra:
+        sizes[-extra:] += 1
+    return sizes.reshape(batches, replicas)

@@ -1,0 +1,81 @@
+# The first target that needs Python packages makes .venv; later ones find it there. Settings:
+#   PYTHON=/path/to/python3.12   the Python for .venv; default: the first of PYTHONS that fits
+#   ARGS="--epochs 20"           more flags for the command that train, test, test-all or bench starts
+
+PYTHON ?=
+PYTHONS := python3 python3.13 python3.12 python3.11
+ARGS ?=
+
+GPU := $(shell timeout 20 nvidia-smi -L 2>/dev/null | grep '^GPU ')
+REQUIREMENTS := $(if $(GPU),requirements-gpu.txt,requirements.txt)
+DOWNLOAD := $(if $(GPU),3.6 GB,750 MB)
+
+BIN := .venv/bin
+INSTALLED := .venv/installed-$(REQUIREMENTS)
+LINT_INSTALLED := .venv/installed-lint
+PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help train test test-all lint bench watch clean FORCE
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+# Without a GPU, two virtual devices take the distributed path, unless ARGS ask for a single one.
+train: $(INSTALLED) ## train recipes.mnist, or go on from its newest checkpoint
+	$(BIN)/python -m recipes.mnist $(if $(GPU)$(filter single --strategy=single,$(ARGS)),,--virtual-devices 2) $(ARGS)
+
+test: $(INSTALLED) ## the fast tests
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(INSTALLED) ## all tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(LINT_INSTALLED) ## check format, lint and types; changes nothing
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m mypy
+
+bench: $(INSTALLED) ## run the benchmarks
+	$(BIN)/python -m benchmarks $(ARGS)
+
+watch: $(INSTALLED) ## TensorBoard on runs/, for this machine only
+	$(BIN)/python -m tensorboard.main --logdir runs --host 127.0.0.1
+
+clean: ## remove .venv and caches; runs/ stays
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find callbacks recipes launch tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# .venv is kept if an install of it was completed and PYTHON does not ask for another version. Else it is made anew, because
+# pip takes half a package, as an interrupted install may leave it, for a whole one. The stamps therefore come last.
+KEEP := $(shell has=$$($(BIN)/python -V 2>&1) && ls .venv/installed-* >/dev/null 2>&1 && \
+    [ "$$($(or $(PYTHON),$(BIN)/python) -V 2>&1)" = "$$has" ] && echo yes)
+
+$(INSTALLED): requirements.txt $(REQUIREMENTS) pyproject.toml $(if $(KEEP),,FORCE)
+	@$(if $(KEEP),,$(FIND_PYTHON); "$$found" -m venv --clear .venv)
+	@echo "Installing the pinned requirements into .venv ($$($(BIN)/python -V), $(REQUIREMENTS)): up to $(DOWNLOAD) to download, once."
+	@$(PIP) --requirement $(REQUIREMENTS) --editable .
+	@touch $@
+
+$(LINT_INSTALLED): $(INSTALLED)
+	@echo "Installing ruff and mypy into .venv, once."
+	@$(PIP) --editable '.[lint]'
+	@touch $@
+
+FORCE:
+
+# Sets `found` to the first Python that works: a name on the PATH may be a shim that fails, and Debian's has no venv by itself.
+define FIND_PYTHON
+found= bare=; \
+for python in $(or $(PYTHON),$(PYTHONS)); do \
+    "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || continue; \
+    "$$python" -c 'import ensurepip, venv' 2>/dev/null && found=$$python && break; \
+    bare=$$python; \
+done; \
+if [ "$$bare" ] && [ -z "$$found" ]; then \
+    echo "error: $$bare has no venv. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; \
+elif [ -z "$$found" ]; then \
+    echo "error: Python 3.11, 3.12 or 3.13 is needed, and is none of: $(or $(PYTHON),$(PYTHONS))." \
+        "Name one: make PYTHON=/path/to/python3.12" >&2; exit 1; \
+fi
+endef

@@ -1,0 +1,112 @@
+"""What tests share: real processes that run recipes, and four CPU devices in the test process itself."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+USER_ENVIRONMENT = dict(os.environ)  # what a user's process has, before this one silences TensorFlow
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+ROOT = Path(__file__).parent.parent
+DEVICES = 4
+
+
+def pytest_configure(config):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * DEVICES)
+    tf.config.experimental.enable_op_determinism()
+
+
+@pytest.fixture(autouse=True)
+def fresh_keras():
+    """Each test starts from the same seeds and names, and leaves no policy behind."""
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(0)
+    yield
+    keras.mixed_precision.set_global_policy("float32")
+
+
+@pytest.fixture
+def strategy():
+    """Makes the strategy for a number of CPU replicas."""
+
+    def make(replicas):
+        if replicas == 1:
+            return tf.distribute.get_strategy()
+        return tf.distribute.MirroredStrategy(
+            [f"/cpu:{i}" for i in range(replicas)], cross_device_ops=tf.distribute.ReductionToOneDevice()
+        )
+
+    return make
+
+
+class Process:
+    """A recipe in a process of its own."""
+
+    def __init__(self, *args, cwd=ROOT, env=None, module="recipes.mnist"):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, args)],
+            cwd=cwd,
+            env={**USER_ENVIRONMENT, **(env or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, timeout=300):
+        """Waits for the end: (exit code, standard output, standard error)."""
+        out, err = self.process.communicate(timeout=timeout)
+        return self.process.returncode, out, err
+
+    def kill_when(self, condition, timeout=120):
+        """Sends SIGKILL at the moment that the condition holds."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert self.process.poll() is None, f"ended by itself: {self.process.communicate()}"
+            assert time.monotonic() < deadline, "the moment did not come"
+            time.sleep(0.0005)
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def recipe():
+    """Starts `python -m recipes.mnist` with these flags, in a real process; ends what is left over."""
+    started = []
+
+    def start(*args, **options):
+        started.append(Process(*args, **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.process.kill()
+
+
+def datasets(path):
+    """Every array of a `.weights.h5` but the part that this project adds: name -> value."""
+    found = {}
+    with h5py.File(path, "r") as file:
+
+        def visit(name, item):
+            if isinstance(item, h5py.Dataset) and not name.startswith("global_step"):
+                found[name] = item[()]
+
+        file.visititems(visit)
+    return found
+
+
+def assert_same_weights(one, other):
+    """Two checkpoints hold bit-identical weights and optimizer state."""
+    a, b = datasets(one), datasets(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)

@@ -1,0 +1,63 @@
+"""The order of the data is a pure function of (seed, epoch, index), and any place in it is reached at once."""
+
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from callbacks import Counts, counters_of
+from recipes.common.data import Arrays, training_data
+from recipes.common.distribution import Distribution
+from recipes.common.order import shuffled
+from recipes.mnist import build_model
+
+SINGLE = Distribution("single", ("/cpu:0",))
+
+
+def order(size, seed=0, epoch=0):
+    return shuffled(tf.range(size, dtype=tf.int64), seed=seed, epoch=tf.constant(epoch, tf.int64), size=size).numpy()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10, 64, 1437, 60000])
+def test_each_epoch_has_every_sample_once(size):
+    assert np.array_equal(np.sort(order(size)), np.arange(size))
+
+
+def test_seed_and_epoch_each_change_the_order():
+    orders = {(seed, epoch): tuple(order(100, seed, epoch)) for seed in range(3) for epoch in range(3)}
+    assert len(set(orders.values())) == 9
+
+
+def test_a_part_of_the_order_is_computed_without_the_rest():
+    part = shuffled(tf.range(40, 60, dtype=tf.int64), seed=3, epoch=tf.constant(7, tf.int64), size=1437)
+    assert np.array_equal(part, order(1437, seed=3, epoch=7)[40:60])
+
+
+def test_neighbours_in_the_order_are_no_neighbours_in_the_data():
+    distances = np.diff(order(1437))
+    assert np.mean(np.abs(distances) <= 2) < 0.01
+    assert abs(np.corrcoef(np.arange(1437), order(1437))[0, 1]) < 0.1
+
+
+def test_batch_a_billion_is_reached_in_a_second_and_without_memory_for_the_way():
+    model = build_model("mlp", (8, 8, 1))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    arrays = Arrays(np.zeros((1437, 1), "float32"), np.arange(1437))
+    data = training_data(arrays, model, SINGLE, global_batch_size=64, seed=0)
+    data.on_epoch_begin()
+    next(iter(data.get_tf_dataset()))  # what only the first batch pays
+
+    epoch, done = divmod(10**9, data.num_batches)
+    counts = Counts(batch=10**9, epoch=epoch + 1, samples=64 * 10**9, batches_in_epoch=done, samples_in_epoch=64 * done)
+    tracemalloc.start()
+    began = time.process_time()
+    counters_of(model).go_on_from(counts, [], {})
+    counters_of(model).begin_epoch(epoch)
+    data.on_epoch_begin()
+    _, y = next(iter(data.get_tf_dataset()))
+    assert time.process_time() - began < 1
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    assert np.array_equal(y, order(1437, seed=0, epoch=epoch)[64 * done : 64 * (done + 1)])

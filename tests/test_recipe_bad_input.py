@@ -1,0 +1,144 @@
+"""Bad input is answered with one clear line and exit code 2, and nothing that was saved is touched."""
+
+import os
+
+import numpy as np
+import pytest
+
+from callbacks import InputError
+from recipes.common import distribution
+from recipes.mnist import load, parse_args
+
+
+def refused(argv):
+    """What the recipe says to flags that it does not take."""
+    with pytest.raises((InputError, SystemExit)) as raised:
+        parse_args([str(word) for word in argv])
+    return str(raised.value)
+
+
+def npz(path, **changes):
+    images, labels = np.zeros((4, 28, 28), "uint8"), np.arange(4)
+    arrays = {"x_train": images, "y_train": labels, "x_test": images, "y_test": labels, **changes}
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return str(path)
+
+
+def test_an_unknown_field_is_answered_with_the_valid_ones():
+    said = refused(["--checkpoint", "a_{bach}.weights.h5"])
+    assert "{bach}" in said
+    assert all(field in said for field in ("{batch}", "{epoch}", "{samples}", "{step}", "{replicas}"))
+
+
+@pytest.mark.parametrize("template", ["model_{batch}.h5", "model_{batch}", "model_{batch}.weights.h5.bak"])
+def test_a_wrong_suffix_is_answered_with_the_right_ones(template):
+    said = refused(["--checkpoint", template])
+    assert ".weights.h5" in said and ".keras" in said and template in said
+
+
+@pytest.mark.parametrize("template", ["a_{batch.weights.h5", "a_{batch.real}.weights.h5", "a_{0}.keras", "a_{batch:q}.keras"])
+def test_a_template_that_is_not_a_plain_name_is_refused(template):
+    assert template in refused(["--checkpoint", template])
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--global-batch-size", "0"], "above 0"),
+        (["--epochs", "-1"], "above 0"),
+        (["--learning-rate", "0"], "above 0"),
+        (["--learning-rate", "nan"], "above 0"),
+        (["--save-freq", "often"], "--save-freq"),
+        (["--strategy", "sideways"], "mirrored"),
+        (["--no-such-flag"], "--no-such-flag"),
+    ],
+)
+def test_a_flag_out_of_range_is_one_line(capsys, flags, words):
+    with pytest.raises(SystemExit) as raised:
+        parse_args(flags)
+    said = capsys.readouterr().err
+    assert raised.value.code == 2
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_a_global_batch_that_the_replicas_cannot_share_is_refused_with_the_nearest_sizes():
+    with pytest.raises(InputError, match=r"66.*4 replicas.*Use 64 or 68"):
+        distribution.check_global_batch(66, 4)
+    distribution.check_global_batch(64, 4)
+
+
+def test_virtual_devices_are_refused_where_there_are_gpus(monkeypatch):
+    monkeypatch.setattr(distribution.tf.config, "list_physical_devices", lambda kind: ["gpu"] if kind == "GPU" else ["cpu"])
+    with pytest.raises(InputError, match="this machine has GPUs"):
+        distribution.get_distribution(parse_args(["--virtual-devices", "2"]))
+
+
+def test_data_that_does_not_exist_is_named(tmp_path):
+    with pytest.raises(InputError, match="There is no file.*nowhere"):
+        load(str(tmp_path / "nowhere.npz"))
+
+
+def test_a_file_that_is_no_npz_is_refused(tmp_path):
+    (tmp_path / "text.npz").write_text("not an archive")
+    with pytest.raises(InputError, match=r"text\.npz is not an npz file with x_train"):
+        load(str(tmp_path / "text.npz"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"x_train": np.zeros((4, 784), "uint8")},
+        {"x_train": np.zeros((4, 28, 28), "float32")},
+        {"y_train": np.arange(3)},
+        {"y_train": np.array([0, 1, 2, 10])},
+        {"x_test": np.zeros((4, 8, 8), "uint8")},
+        {"y_test": np.zeros((4, 10))},
+        {"x_test": None},
+        {"y_train": np.array([{}, {}, {}, {}], dtype=object)},
+    ],
+)
+def test_an_npz_of_another_layout_is_refused(tmp_path, changes):
+    with pytest.raises(InputError, match="x_train, x_test uint8"):
+        load(npz(tmp_path / "data.npz", **changes))
+
+
+def test_an_npz_of_the_right_layout_is_read(tmp_path):
+    train, validation = load(npz(tmp_path / "data.npz", x_train=np.full((4, 28, 28), 255, "uint8")))
+    assert train.x.shape == (4, 28, 28, 1) and train.x.dtype == "float32" and train.x.max() == 1
+    assert validation.y.dtype == "int64"
+
+
+def test_what_a_user_gets_wrong_ends_with_one_line_and_code_2(recipe, tmp_path):
+    """One real run, then everything that only shows in a process of its own."""
+    workdir = tmp_path / "run"
+    flags = ["--epochs", 1, "--model", "mlp", "--workdir", workdir]
+    assert recipe(*flags).finish()[0] == 0
+    before = {path: path.read_bytes() for path in (workdir / "checkpoints").iterdir()}
+    (tmp_path / "file").write_text("")
+    wrong = {
+        "cnn/conv2d/kernel has shape (3, 3, 1, 32) and dtype float32 here, (64, 10)": ["--epochs", 1, "--model", "cnn", "--workdir", workdir],
+        "--resume never": [*flags, "--resume", "never"],
+        "No checkpoint to go on from": [*flags, "--resume", tmp_path / "none.weights.h5"],
+        "needs names that differ": [*flags, "--checkpoint", tmp_path / "last.keras", "--keep-last", 2],
+        "Use 63 or 66": [*flags, "--strategy", "mirrored", "--virtual-devices", 3],
+        "cannot be written to": ["--workdir", tmp_path / "file" / "run"],
+        "trains on one device": [*flags, "--strategy", "single", "--virtual-devices", 2],
+        "There is no file": [*flags, "--data", tmp_path / "none.npz"],
+    }
+    runs = {words: recipe(*argv) for words, argv in wrong.items()}
+    for words, run in runs.items():
+        code, out, errors = run.finish()
+        assert code == 2, (words, out, errors)
+        assert words in errors and errors.startswith("error: ") and errors.count("\n") == 1, (words, errors)
+    assert {path: path.read_bytes() for path in (workdir / "checkpoints").iterdir()} == before
+
+
+def test_an_older_checkpoint_is_not_gone_on_from_among_later_ones(recipe, tmp_path):
+    flags = ["--epochs", 2, "--model", "mlp", "--save-freq", "epoch", "--workdir", tmp_path]
+    assert recipe(*flags).finish()[0] == 0
+    older = tmp_path / "checkpoints" / "model_batch_at_00022.weights.h5"
+    with pytest.raises(InputError, match="would overwrite later checkpoints.*00044.*another --workdir"):
+        parse_args(["--workdir", str(tmp_path), "--resume", str(older)])
+    elsewhere = parse_args(["--workdir", str(tmp_path / "other"), "--resume", str(older)])
+    assert elsewhere.resume_from == os.fspath(older)

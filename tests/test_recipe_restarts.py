@@ -1,0 +1,61 @@
+"""A recipe that is killed and started again ends as if nothing had happened."""
+
+import pytest
+from conftest import assert_same_weights
+
+EPOCHS, BATCHES_PER_EPOCH = 4, 22
+PLANNED = EPOCHS * BATCHES_PER_EPOCH
+
+
+def moments(checkpoints, log):
+    """Five moments, each as a condition: while tracing, inside a write, mid-epoch, at an epoch's end, and late."""
+
+    def written(batch):
+        return lambda: (checkpoints / f"model_batch_at_{batch:05d}.weights.h5").exists()
+
+    def inside_a_write_of(batch):
+        return lambda: any(checkpoints.glob(f".tmp-*-model_batch_at_{batch:05d}.weights.h5"))
+
+    return [checkpoints.exists, inside_a_write_of(10), written(25), written(44), inside_a_write_of(70)]
+
+
+@pytest.mark.parametrize("strategy", ["single", "mirrored"])
+def test_five_kills_and_restarts_end_with_the_same_weights(recipe, tmp_path, strategy):
+    flags = ["--epochs", EPOCHS, "--strategy", strategy]
+    flags += ["--virtual-devices", 2] if strategy == "mirrored" else []
+    code, _, errors = recipe(*flags, "--save-freq", 1000, "--workdir", tmp_path / "whole").finish()
+    assert code == 0, errors
+
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    command = [*flags, "--save-freq", 1, "--workdir", tmp_path / "killed"]
+    for moment in moments(checkpoints, tmp_path):
+        recipe(*command).kill_when(moment)
+    code, out, errors = recipe(*command).finish()
+    assert code == 0, errors
+    assert f"trained on   {PLANNED} batches, {PLANNED * 64} samples, {PLANNED} steps" in out
+
+    last = f"checkpoints/model_batch_at_{PLANNED:05d}.weights.h5"
+    assert_same_weights(tmp_path / "whole" / last, tmp_path / "killed" / last)
+    visible = {path.name for path in checkpoints.iterdir() if not path.name.startswith(".")}
+    assert visible == {f"model_batch_at_{batch:05d}.weights.h5" for batch in range(1, PLANNED + 1)}
+
+
+def test_a_finished_run_started_again_trains_nothing_and_says_so(recipe, tmp_path):
+    flags = ["--epochs", 1, "--model", "mlp", "--workdir", tmp_path]
+    assert recipe(*flags).finish()[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").iterdir()}
+    code, out, _ = recipe(*flags).finish()
+    assert code == 0
+    assert "Nothing left to train" in out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").iterdir()} == before
+
+
+def test_more_epochs_go_on_from_a_finished_run(recipe, tmp_path):
+    flags = ["--model", "mlp", "--save-freq", "epoch"]
+    assert recipe(*flags, "--epochs", 3, "--workdir", tmp_path / "whole").finish()[0] == 0
+    assert recipe(*flags, "--epochs", 2, "--workdir", tmp_path / "longer").finish()[0] == 0
+    code, out, _ = recipe(*flags, "--epochs", 3, "--workdir", tmp_path / "longer").finish()
+    assert code == 0
+    assert "batch 44, epoch 2" in out
+    last = "checkpoints/model_batch_at_00066.weights.h5"
+    assert_same_weights(tmp_path / "whole" / last, tmp_path / "longer" / last)

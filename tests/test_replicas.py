@@ -1,0 +1,126 @@
+"""The number of replicas changes neither the samples, nor their order, nor the weights at the end."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT, datasets
+
+from callbacks import InputError
+from recipes.common.data import Arrays, share_sizes, training_data, validation_data
+from recipes.common.distribution import Distribution
+from recipes.mnist import build_model
+
+REPLICAS = (1, 2, 4)
+
+
+@pytest.fixture
+def distribution(strategy):
+    def make(replicas):
+        devices = tuple(f"/cpu:{i}" for i in range(replicas))
+        return Distribution("any", devices, strategy(replicas) if replicas > 1 else None)
+
+    return make
+
+
+def numbered(size):
+    return Arrays(np.arange(size, dtype="float32")[:, None], np.arange(size))
+
+
+def batches(data, distribution):
+    """What one epoch gives: a list of global batches, each a list of the replicas' shares."""
+    data.on_epoch_begin()
+    local = distribution.strategy.experimental_local_results if distribution.strategy else lambda value: (value,)
+    return [[share.numpy() for share in local(y)] for _, y in data.get_tf_dataset()]
+
+
+def trained_digits(tmp_path, replicas, floatx):
+    """The checkpoint after 100 batches of the MLP, trained by a process of its own."""
+    workdir = tmp_path / f"{floatx}-{replicas}"
+    code = f"""
+import keras
+keras.config.set_floatx({floatx!r})
+from recipes.mnist import main
+main(["--model", "mlp", "--epochs", "10", "--global-batch-size", "128", "--save-freq", "100",
+      "--virtual-devices", "{replicas}", "--workdir", {str(workdir)!r}])
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
+    return datasets(workdir / "checkpoints" / "model_batch_at_00100.weights.h5")
+
+
+@pytest.mark.parametrize("floatx, tolerance", [("float64", 1e-12), ("float32", 1e-6)])
+def test_one_two_and_four_replicas_end_with_equal_weights(tmp_path, floatx, tolerance):
+    single, *others = (trained_digits(tmp_path, replicas, floatx) for replicas in REPLICAS)
+    for other in others:
+        for name, value in single.items():
+            scale = max(np.abs(value).max(), 1e-30)
+            assert np.abs(other[name] - value).max() <= tolerance * scale, name
+
+
+def test_the_order_is_the_same_for_any_number_of_replicas(distribution):
+    orders = []
+    for replicas in REPLICAS:
+        where = distribution(replicas)
+        with where.scope():
+            model = build_model("mlp", (8, 8, 1))
+        data = training_data(numbered(30), model, where, global_batch_size=8, seed=5)
+        epoch = batches(data, where)
+        assert [[len(share) for share in batch] for batch in epoch] == [[8 // replicas] * replicas] * 3
+        orders.append([np.concatenate(batch).tolist() for batch in epoch])
+    assert orders[0] == orders[1] == orders[2]
+    assert len({number for batch in orders[0] for number in batch}) == 24
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 4, 8])
+def test_validation_shares_are_never_empty_and_the_first_ones_are_equal(replicas):
+    for size in range(1, 200):
+        for global_batch_size in range(replicas, 65, replicas):
+            sizes = share_sizes(size, replicas, global_batch_size)
+            assert sizes.sum() == size and sizes.min() > 0
+            assert len(set(sizes[0])) == 1
+            assert np.ptp(sizes) <= 1
+            assert sizes.shape[1] == replicas or size < 2 * replicas
+
+
+@pytest.mark.parametrize("size", [4, 31, 32, 33, 97])
+@pytest.mark.parametrize("replicas", REPLICAS)
+def test_validation_counts_every_sample_once(distribution, size, replicas):
+    where = distribution(replicas)
+    data = validation_data(numbered(size), where, global_batch_size=8)
+    found = batches(data, where)
+    assert len(found) == data.num_batches
+    assert np.concatenate([share for batch in found for share in batch]).tolist() == list(range(size))
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 13, 37])
+def test_validation_metrics_are_exact_for_any_size(distribution, size):
+    rng = np.random.default_rng(0)
+    held_out = Arrays(rng.random((size, 3)).astype("float32"), rng.integers(0, 2, size))
+    results = []
+    for replicas in REPLICAS:
+        where = distribution(replicas)
+        with where.scope():
+            keras.utils.set_random_seed(1)
+            model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+            model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+        results.append(model.evaluate(validation_data(held_out, where, global_batch_size=8), verbose=0))
+    logits = model.predict(held_out.x, verbose=0).astype("float64")
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    exact = -log_probabilities[np.arange(size), held_out.y].mean(), (logits.argmax(axis=1) == held_out.y).mean()
+    for result in results:
+        np.testing.assert_allclose(result, exact, rtol=1e-6)
+
+
+def test_less_data_than_one_global_batch_is_refused(distribution):
+    with pytest.raises(InputError, match="at least one global batch, of 64.*30 samples"):
+        training_data(numbered(30), None, distribution(1), global_batch_size=64, seed=0)
+
+
+def test_data_that_nobody_counts_the_epochs_for_is_an_error_and_not_the_same_order_again(distribution):
+    model = build_model("mlp", (1, 1, 1))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    data = training_data(Arrays(np.zeros((16, 1, 1, 1), "float32"), np.zeros(16)), model, distribution(1), global_batch_size=8, seed=0)
+    with pytest.raises(RuntimeError, match="Add GlobalStepCheckpoint"):
+        model.fit(data, epochs=2, verbose=0)
