@@ -1,19 +1,24 @@
 """`GlobalStepCheckpoint`: checkpoints named by the global step, from which training goes on exactly."""
 
+import contextlib
 import os
 import tempfile
 import time
+import warnings
 
 import keras
 
-from callbacks import files, state
+from callbacks import files, retention, state, steering
 from callbacks.counters import Counts, counters_of
-from callbacks.errors import CheckpointWriteError, InputError
-from callbacks.restoring import Checkpoint, existing_file, latest_checkpoint, newest_first
-from callbacks.template import Template
+from callbacks.errors import InputError
+from callbacks.lock import Lock
+from callbacks.restoring import Checkpoint, existing_file, latest_checkpoint, metrics_of, newest_first
+from callbacks.running_fit import running_fit
+from callbacks.template import FIELDS, Template
+from callbacks.writer import Writer
 
 
-class GlobalStepCheckpoint(keras.callbacks.Callback):
+class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
     """Saves the whole state of training every so many global batches, under names that count them over all restarts.
 
     ```python
@@ -24,95 +29,132 @@ class GlobalStepCheckpoint(keras.callbacks.Callback):
 
     writes `run/model_batch_at_00050.weights.h5`, `run/model_batch_at_00100.weights.h5`, and so on. Stock Keras loads each of
     them. Started again after a crash, the same lines go on from the newest whole file, in the middle of an epoch too, and
-    end with the weights that the uninterrupted run would have had. Data that can seek (`Counters.position`) starts at the
-    right sample; of any other data, the batches of the epoch that are already trained on are read and dropped.
+    end with the weights, the learning rates and the history that the uninterrupted run would have had. Data that can seek
+    (`Counters.position`) starts at the right sample; of any other data, the batches of the epoch that are already trained on
+    are read and dropped, which costs their reading.
+
+    It takes the place of `keras.callbacks.ModelCheckpoint` as it is, but that `{batch}` counts all batches ever trained on.
 
     Args:
-        filepath: the template of the files' names (`callbacks.template.Template`), with the fields `{batch}` `{epoch}`
-            `{samples}` `{step}` `{replicas}`. A template without a counter is one file, replaced at each save.
+        filepath: the template of the files' names (`callbacks.template.Template`): the fields `{batch}` `{epoch}` `{samples}`
+            `{step}` `{replicas}`, and any logged metric. Without a counter it is one file, replaced at each save. A file
+            whose name needs a metric of the validation waits for the first one.
+        monitor, save_best_only, mode, initial_value_threshold: as in ModelCheckpoint; with an integer `save_freq` too.
+            `keep_best` goes by the same monitor.
         verbose: 0 for silence, 1 for a line at each save.
         save_weights_only: None lets the suffix decide. As in Keras, True needs `.weights.h5` and False `.keras`.
         save_freq: `"epoch"`, or after how many global batches; under `steps_per_execution` at the first boundary at or
             after each multiple.
-        keep_last: how many of the newest files to keep; None keeps all.
+        save_secs: also every so many seconds.
+        keep_last: keep the newest so many files.
+        keep_every: keep the first file at or after each multiple of so many batches.
+        keep_best: keep the so many files with the best `monitor`. A file stays if any of these rules keeps it; without a rule
+            all stay.
+        background: write in a thread while training goes on. Training then waits only for a disk that is slower than the
+            saves come, with a warning. An error of the disk is raised at the next batch.
         resume: True goes on from the newest checkpoint that verifies, if there is one; a path goes on from that file.
 
     Raises:
-        InputError: if an argument is not one of these, or an unusable directory or a checkpoint of another model is found
-            when training begins. Nothing has been written then.
-        CheckpointWriteError: during training, if a checkpoint cannot be written.
+        InputError: if an argument is not one of these; or when training begins, before anything is written: for an unusable
+            directory, a template in use by another run, a checkpoint of another model, or a name with a metric that this run
+            will never have.
+        CheckpointWriteError: during training, if a checkpoint could not be written.
     """
 
     def __init__(
         self,
         filepath: str | os.PathLike,
-        *,
+        monitor: str = "val_loss",
         verbose: int = 0,
+        save_best_only: bool = False,
         save_weights_only: bool | None = None,
+        mode: str = "auto",
         save_freq: int | str = "epoch",
+        initial_value_threshold: float | None = None,
+        *,
+        save_secs: float | None = None,
         keep_last: int | None = None,
+        keep_every: int | None = None,
+        keep_best: int | None = None,
+        background: bool = True,
         resume: bool | str | os.PathLike = False,
     ):
-        super().__init__()
         self.template = Template(os.fspath(filepath))
-        _check_arguments(self.template, save_weights_only, save_freq, keep_last)
-        self.verbose = verbose
-        self.save_freq = save_freq
-        self.keep_last = keep_last
+        keep = {"keep_last": keep_last, "keep_every": keep_every, "keep_best": keep_best}
+        _check_arguments(self.template, save_weights_only, save_freq, save_secs, keep)
+        weights_only = self.template.suffix == ".weights.h5"
+        super().__init__(
+            self.template.text, monitor, verbose, save_best_only, weights_only, mode, save_freq, initial_value_threshold
+        )
+        self.save_secs = save_secs
         self.resume = resume
         self.resumed_from: Checkpoint | None = None
-        self._next_save = 0
+        self._keep = keep
+        self._background = background
+        self._clock = time.monotonic
+        self._writer = Writer(background)
+        self._restored: state.Restored | None = None
         self._last_saved: Counts | None = None
         self._last_path: str | None = None
+        self._next_save = 0
         self._epoch_save_is_due = False
+        self._waits_for_metrics = False
+        self._validated: dict[str, float] = {}
+
+    best: float | None  # of the monitored metric
 
     def set_model(self, model):
         super().set_model(model)
         self._counters = counters_of(model)
 
     def on_train_begin(self, logs=None):
-        _prepare_directory(os.path.dirname(self.template.text))
+        fit = running_fit(self)
+        self._callbacks = fit.callbacks
+        _prepare_directory(self.template.directory)
+        self._lock = Lock(self.template.text, self.template.directory)
+        self._lock.acquire()
+        files.sweep(self.template)
+        self._kept = None
+        self._validated = {}
+        self._epoch_save_is_due = self._waits_for_metrics = False
         self._counters.batches_per_epoch = self.params.get("steps")
         self._resume()
         self._last_saved = self._counters.read() if self.resumed_from else None
+        self._last_time = self._clock()
         self._plan_next_save()
         self._counters.when_trained(self._finish)
+        if self.template.metrics:
+            self._counters.before_first_batch(lambda names: self._check_metrics(names, fit.validates))
 
     def on_epoch_begin(self, epoch, logs=None):
+        self._give_back()
         self._save_if_epoch_ended()
         self._counters.begin_epoch(epoch)
 
     def on_train_batch_end(self, batch, logs=None):
         self._counters.logs = logs or {}
+        self._writer.raise_failure()
         if self._next_save and self._counters.reached(self._next_save):
             self._save()
             self._plan_next_save()
+        elif self.save_secs is not None and self._clock() - self._last_time >= self.save_secs:
+            self._save()
 
     def on_epoch_end(self, epoch, logs=None):
         self._counters.end_epoch()
         self._counters.logs = logs or {}
-        # What other callbacks do in their own on_epoch_end belongs to the state, whatever their place in the list.
-        self._epoch_save_is_due = self.save_freq == "epoch"
+        self._validated = {name: value for name, value in self._counters.logs.items() if name.startswith("val_")}
+        # What other callbacks do in their own on_epoch_end belongs to the state, whatever their place in the list: so the
+        # save is made when all of them are through.
+        self._epoch_save_is_due = self.save_freq == "epoch" or self._waits_for_metrics
+        self._waits_for_metrics = False
 
     def on_train_end(self, logs=None):
         self.model._initial_epoch = None
         if self.model.optimizer is None:  # then Keras finalizes nothing, and nobody has called this
             self._finish()
-
-    def _resume(self):
-        if not self.resume:
-            return
-        if self.resume is True:
-            self.resumed_from = latest_checkpoint(self.template.text)
-        else:
-            self.resumed_from = latest_checkpoint(existing_file(os.fspath(self.resume)))
-        if self.resumed_from:
-            state.restore(self.model, self.resumed_from.path)
-            self.model._initial_epoch = self._counters.epoch_to_begin
-
-    def _plan_next_save(self):
-        if self.save_freq != "epoch":
-            self._next_save = (self._counters.read().batch // self.save_freq + 1) * self.save_freq
+        self._writer.finish()
+        self._lock.release()
 
     @property
     def newest(self) -> str | None:
@@ -121,54 +163,131 @@ class GlobalStepCheckpoint(keras.callbacks.Callback):
             return self._last_path
         return self.resumed_from.path if self.resumed_from else None
 
-    def _finish(self):
-        self._save_if_epoch_ended()
-        if self._counters.reached((self._last_saved.batch if self._last_saved else 0) + 1):
-            self._save()
+    def _resume(self):
+        self.resumed_from = self._restored = None
+        if not self.resume:
+            return
+        what = self.template.text if self.resume is True else existing_file(os.fspath(self.resume))
+        self.resumed_from = latest_checkpoint(what)
+        if self.resumed_from:
+            self._restored = state.restore(self.model, self.resumed_from.path)
+            self._validated = {name: value for name, value in self.resumed_from.metrics.items() if name.startswith("val_")}
+            begin = self.params["epochs"] if self._restored.stopped else self._counters.epoch_to_begin
+            self.model._initial_epoch = begin
+
+    def _give_back(self):
+        if self._restored:
+            steering.give_back(self._callbacks, self._restored.plain, self._restored.arrays)
+            self._restored = None
+
+    def _plan_next_save(self):
+        if self.save_freq != "epoch":
+            self._next_save = (self._counters.read().batch // self.save_freq + 1) * self.save_freq
 
     def _save_if_epoch_ended(self):
         if self._epoch_save_is_due:
             self._epoch_save_is_due = False
             self._save()
 
+    def _finish(self):
+        """After the last batch: what is still due, and a last save unless that state was just saved."""
+        self._give_back()
+        self._save_if_epoch_ended()
+        saved = self._last_saved.batch if self._last_saved else 0
+        if not self.save_best_only and self._counters.reached(saved + 1):
+            self._save()
+
     def _save(self):
+        metrics = {**self._validated, **self._counters.logs}
+        missing = [name for name in self.template.metrics if name not in metrics]
+        if missing:
+            self._waits_for_metrics = True
+            return
+        if self.save_best_only and not self._is_best(metrics):
+            return
+        self._writer.make_room(f"The save of batch {self._counters.read().batch}")
+        snapshot = state.take(self.model, self._callbacks, metrics)
+        snapshot.header["template"] = os.path.basename(self.template.text)
+        path = self.template.format(snapshot.counts, metrics)
+        self._last_saved, self._last_path, self._last_time = snapshot.counts, path, self._clock()
+        self._writer.submit(path, lambda: self._write(snapshot, path))
+
+    def _write(self, snapshot, path):
         began = time.monotonic()
-        snapshot = state.take(self.model)
         counts = snapshot.counts
-        path = self.template.format(counts)
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         trailer = files.Trailer(counts.batch, counts.step, counts.epoch, counts.samples)
-        try:
-            files.commit(path, trailer, lambda temporary: state.write(self.model, snapshot, temporary))
-        except OSError as error:
-            raise CheckpointWriteError(f"Could not write the checkpoint {path}: {error}") from error
-        self._last_saved, self._last_path = counts, path
-        self._delete_old()
+        size = files.commit(path, trailer, lambda temporary: state.write(self.model, snapshot, temporary))
         if self.verbose:
-            size, took = os.path.getsize(path) / 1e6, time.monotonic() - began
-            print(f"\nBatch {counts.batch}: saved {path} ({size:.1f} MB in {took:.2f} s)")
+            print(f"\nBatch {counts.batch}: saved {path} ({size / 1e6:.1f} MB in {time.monotonic() - began:.2f} s)", flush=True)
+        self._delete_old(path, counts.batch, snapshot.header["metrics"])
+        return size
 
-    def _delete_old(self):
-        if self.keep_last is not None:
-            for path in newest_first(self.template.text)[self.keep_last :]:
-                os.unlink(path)
+    def _is_best(self, metrics):
+        value = metrics.get(self.monitor)
+        if value is None:
+            warnings.warn(f"Can save best model only with {self.monitor} available.", stacklevel=3)
+            return True
+        if self.monitor_op is None:
+            self._set_monitor_op()
+        if not self._is_improvement(value, self.best):
+            return False
+        self.best = value
+        return True
+
+    def _delete_old(self, path, batch, metrics):
+        if not any(self._keep.values()):
+            return
+        if self._kept is None:
+            self._kept = {each: self._kept_of(each) for each in newest_first(self.template.text)}
+        self._kept[path] = retention.Kept(path, batch, metrics.get(self.monitor))
+        if self._keep["keep_best"] and self.monitor_op is None:
+            self._set_monitor_op()
+        lower = self._keep["keep_best"] is None or self.monitor_op is keras.ops.less
+        for old in retention.to_delete(list(self._kept.values()), **self._keep, lower_is_better=lower):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(old)
+            del self._kept[old]
+
+    def _kept_of(self, path):
+        value = metrics_of(path).get(self.monitor) if self._keep["keep_best"] else None
+        return retention.Kept(path, files.read_trailer(path).batch, value)
+
+    def _check_metrics(self, names, validates):
+        """Raises before the first batch if a name needs a metric that will never come."""
+        if type(self.model).train_step is not keras.Model.train_step:
+            return  # what such a model logs shows only when it does
+        valid = {*names, "learning_rate"} | ({f"val_{name}" for name in names} if validates is not False else set())
+        for name in self.template.metrics:
+            if name not in valid:
+                why = " (fit has no validation_data)" if name.startswith("val_") and validates is False else ""
+                raise InputError(
+                    f"{{{name}}} in {self.template.text!r} is neither a counter nor a metric of this run{why}. Use one of: "
+                    + " ".join(f"{{{each}}}" for each in (*FIELDS, *sorted(valid)))
+                )
 
 
-def _check_arguments(template, save_weights_only, save_freq, keep_last):
+def _check_arguments(template, save_weights_only, save_freq, save_secs, keep):
     weights_only = template.suffix == ".weights.h5"
     if save_weights_only not in (None, weights_only):
         raise InputError(
-            f"The suffix decides what is saved: .weights.h5 for weights only, .keras for the whole model. "
+            "The suffix decides what is saved: .weights.h5 for weights only, .keras for the whole model. "
             f"Received: save_weights_only={save_weights_only} with {template.text!r}"
         )
     if save_freq != "epoch" and not _is_positive(save_freq):
-        raise InputError(f"save_freq is 'epoch' or a number of batches, 1 or more. Received: {save_freq!r}")
-    if keep_last is not None and not _is_positive(keep_last):
-        raise InputError(f"keep_last is a number of files, 1 or more, or None for all. Received: {keep_last!r}")
-    if keep_last is not None and not template.counters:
-        raise InputError(
-            f"keep_last needs names that differ: a template with a counter, such as model_batch_at_{{batch:05d}}. "
-            f"Received: {template.text!r}"
-        )
+        raise InputError(f"Unrecognized save_freq: {save_freq!r}. Expected 'epoch' or a number of batches, 1 or more.")
+    if save_secs is not None and not save_secs > 0:
+        raise InputError(f"save_secs is a number of seconds above 0, or None. Received: {save_secs!r}")
+    for name, value in keep.items():
+        if value is None:
+            continue
+        if not _is_positive(value):
+            raise InputError(f"{name} is a whole number, 1 or more, or None. Received: {value!r}")
+        if not template.counters:
+            raise InputError(
+                f"{name} needs names that differ: a template with a counter, such as model_batch_at_{{batch:05d}}. "
+                f"Received: {template.text!r}"
+            )
 
 
 def _is_positive(value):
@@ -176,7 +295,6 @@ def _is_positive(value):
 
 
 def _prepare_directory(directory):
-    directory = directory or "."
     try:
         os.makedirs(directory, exist_ok=True)
         with tempfile.TemporaryFile(dir=directory):

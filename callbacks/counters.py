@@ -8,6 +8,7 @@ batch waits for the device.
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -86,6 +87,8 @@ class Counters:
         self._rest: _Rest | None = None
         self._fit = None
         self._when_trained: list[Callable[[], None]] = []
+        self._finalizers: list[Callable] = []
+        self._before_first_batch: list[Callable[[list[str]], None]] = []
         self.batches_per_epoch: int | None = None
         self.logs: dict[str, float] = {}
         self._wrap()
@@ -122,9 +125,7 @@ class Counters:
         self._epoch, self._epoch_ended, self._epoch_was_announced = epoch, False, True
         if self._rest and self._rest.counts.epoch == epoch + 1:
             done = self._rest.counts
-            self._epoch_began_at = Counts(
-                batch=done.batch - done.batches_in_epoch, samples=done.samples - done.samples_in_epoch
-            )
+            self._epoch_began_at = Counts(batch=done.batch - done.batches_in_epoch, samples=done.samples - done.samples_in_epoch)
         else:
             self._rest = None
             self._epoch_began_at = self.read()
@@ -188,7 +189,7 @@ class Counters:
             self._fit, self._when_trained = model.history, []
         self._when_trained.append(act)
         finalize = getattr(optimizer, "finalize_variable_values", None)
-        if finalize is None or hasattr(finalize, "counters"):
+        if finalize is None or finalize in self._finalizers:
             return
 
         def act_and_finalize(variables):
@@ -197,8 +198,16 @@ class Counters:
                     each()
             return finalize(variables)
 
-        act_and_finalize.counters = self
+        self._finalizers.append(act_and_finalize)
         optimizer.finalize_variable_values = act_and_finalize
+
+    def before_first_batch(self, act: Callable[[list[str]], None]) -> None:
+        """Has something done in the `fit` under way just before its first batch, when the metrics have names.
+
+        Args:
+            act: called with the names of the metrics that Keras will log. To be registered in `on_train_begin`.
+        """
+        self._before_first_batch.append(act)
 
     def _read_device(self) -> np.ndarray:
         parts = self._strategy.experimental_local_results(self._device)
@@ -238,9 +247,11 @@ class Counters:
 
     def _counted(self, train_function):
         def counted_train_function(iterator):
+            if self._before_first_batch:
+                self._act_before_first_batch(iterator)
             if self._rest is not None:
                 if self._rest.executions_to_skip is None:
-                    self._enter(iterator)
+                    self._enter(self._rest, iterator)
                 if self._rest.executions_to_skip:
                     self._rest.executions_to_skip -= 1
                     return self._rest.logs
@@ -252,9 +263,9 @@ class Counters:
 
         return counted_train_function
 
-    def _enter(self, iterator) -> None:
+    def _enter(self, rest: _Rest, iterator: Any) -> None:
         """Makes the first execution of a rest: metrics as they stood, data past what is done, executions counted off."""
-        rest, per_execution = self._rest, self._model.steps_per_execution
+        per_execution = self._model.steps_per_execution
         done, planned = rest.counts.batches_in_epoch, self.batches_per_epoch
         if planned is None:
             rest.executions_to_skip = done // per_execution
@@ -263,12 +274,23 @@ class Counters:
         if not rest.data_seeks:
             for _ in range(done):
                 next(iterator)
-        rest.logs = self._restore_metrics(iterator.element_spec, rest.metrics, rest.logs)
+        self._build_metrics(iterator)
+        rest.logs = self._restore_metrics(rest.metrics, rest.logs)
 
-    def _restore_metrics(self, element_spec, values, logs):
+    def _act_before_first_batch(self, iterator):
+        acts, self._before_first_batch = self._before_first_batch, []
+        self._build_metrics(iterator)
+        names = list(self._model.get_metrics_result())
+        for act in acts:
+            act(names)
+
+    def _build_metrics(self, iterator):
+        if self._strategy.num_replicas_in_sync == 1:  # with several, `fit` has built them already
+            with self._strategy.scope():
+                self._model._symbolic_build(data_batch=tf.nest.map_structure(_symbolic, iterator.element_spec))
+
+    def _restore_metrics(self, values, logs):
         with self._strategy.scope():
-            if self._strategy.num_replicas_in_sync == 1:  # with several, `fit` has built the metrics already
-                self._model._symbolic_build(data_batch=tf.nest.map_structure(_symbolic, element_spec))
             variables = self._model.metrics_variables
             if [tuple(v.shape) for v in variables] != [tuple(value.shape[1:]) for value in values]:
                 return logs
@@ -309,14 +331,16 @@ def assign_components(strategy: tf.distribute.Strategy, variable: keras.Variable
     parts = strategy.experimental_local_results(variable._value)
     if len(parts) != len(value):
         if variable.aggregation == "sum":
-            value = np.concatenate([value.sum(axis=0, keepdims=True), np.zeros_like(value, shape=(len(parts) - 1, *value.shape[1:]))])
+            value = np.concatenate(
+                [value.sum(axis=0, keepdims=True), np.zeros_like(value, shape=(len(parts) - 1, *value.shape[1:]))]
+            )
         else:
             value = np.repeat(value[:1], len(parts), axis=0)
     for part, component in zip(parts, value, strict=True):
         part.assign(component)
 
 
-def _batch_size(data) -> tuple[tf.Tensor, list[tf.Tensor]]:
+def _batch_size(data: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
     tensors = [leaf for leaf in tf.nest.flatten(data, expand_composites=True) if isinstance(leaf, tf.Tensor)]
     first = next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
     return tf.shape(first)[0] if not isinstance(first, tf.SparseTensor) else first.dense_shape[0], tensors

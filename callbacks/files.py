@@ -14,18 +14,27 @@ let a directory with thousands of checkpoints be ordered without opening one.
 """
 
 import contextlib
+import glob
 import hashlib
 import os
+import re
 import socket
 import struct
+import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import BinaryIO
+
+from callbacks.lock import SILENCE, is_running
+from callbacks.template import Template
 
 _MAGIC = b"GSTEP\x00\x00\x01"
 _HEAD = struct.Struct(">8s5Q")
 _TRAILER_SIZE = _HEAD.size + hashlib.sha256().digest_size
 _CHUNK = 1 << 22
+_TEMPORARY = re.compile(r"\.tmp-(?P<pid>\d+)@(?P<host>[^@]+)@(?P<name>.+)")
 
 
 class Damaged(Exception):
@@ -42,7 +51,7 @@ class Trailer:
     samples: int
 
 
-def commit(path: str, trailer: Trailer, write: Callable[[str], None]) -> None:
+def commit(path: str, trailer: Trailer, write: Callable[[str], None]) -> int:
     """Writes a checkpoint so that it is either not there or whole, whenever the process or the machine dies.
 
     Everything goes to a hidden file beside the target, which is flushed to the disk and then renamed over it: a rename
@@ -53,6 +62,9 @@ def commit(path: str, trailer: Trailer, write: Callable[[str], None]) -> None:
         trailer: the counters to seal it with.
         write: called with the hidden file's name, writes a file of Keras there.
 
+    Returns:
+        The file's size in bytes.
+
     Raises:
         OSError: if the disk is full, the directory gone, and so on. The hidden file is removed, `path` is as it was.
     """
@@ -60,22 +72,40 @@ def commit(path: str, trailer: Trailer, write: Callable[[str], None]) -> None:
     temporary = os.path.join(directory, temporary_name(name))
     try:
         write(temporary)
-        seal(temporary, trailer)
+        size = seal(temporary, trailer)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
     _fsync_directory(directory or ".")
+    return size
 
 
 def temporary_name(name: str) -> str:
     """The hidden name under which this process writes `name`; it keeps the suffix, which Keras insists on."""
-    return f".tmp-{socket.gethostname()}-{os.getpid()}-{name}"
+    return f".tmp-{os.getpid()}@{socket.gethostname()}@{name}"
 
 
-def seal(path: str, trailer: Trailer) -> None:
-    """Appends the trailer to a file that Keras wrote, and flushes it to the disk."""
+def sweep(template: Template) -> None:
+    """Removes what dead processes have left of writes under this template; what a living one writes stays.
+
+    A process of another host counts as dead when its file has not grown for as long as a silent lock takes to die.
+    """
+    for path in glob.iglob(os.path.join(os.path.dirname(template.pattern), ".tmp-*")):
+        parent, hidden = os.path.split(path)
+        found = _TEMPORARY.fullmatch(hidden)
+        if not found or not template.matches(os.path.join(parent, found["name"])):
+            continue
+        pid, here = int(found["pid"]), found["host"] == socket.gethostname()
+        with contextlib.suppress(FileNotFoundError):
+            stale = not is_running(pid) or pid == os.getpid() if here else time.time() - os.stat(path).st_mtime > SILENCE
+            if stale:
+                os.unlink(path)
+
+
+def seal(path: str, trailer: Trailer) -> int:
+    """Appends the trailer to a file that Keras wrote, flushes it to the disk, and returns its size in bytes."""
     if path.endswith(".keras"):
         with zipfile.ZipFile(path, "a") as archive:
             archive.comment = bytes(_TRAILER_SIZE)  # the archive's last record has to know the size of what follows it
@@ -83,12 +113,15 @@ def seal(path: str, trailer: Trailer) -> None:
     else:
         size = os.path.getsize(path)
     head = _HEAD.pack(_MAGIC, trailer.batch, trailer.step, trailer.epoch, trailer.samples, size)
-    with open(path, "r+b") as file:
+    with open(path, "r+b") as file, ThreadPoolExecutor(1) as beside:
+        flushed = beside.submit(os.fsync, file.fileno())  # the disk and the checksum take their time side by side
         digest = _digest(file, size, head)
+        flushed.result()
         file.seek(size)
         file.write(head + digest)
         file.flush()
         os.fsync(file.fileno())
+    return size + _TRAILER_SIZE
 
 
 def read_trailer(path: str) -> Trailer:
@@ -116,7 +149,7 @@ def verify(path: str) -> Trailer:
     return trailer
 
 
-def _read_trailer(file) -> tuple[Trailer, int, bytes, bytes]:
+def _read_trailer(file: BinaryIO) -> tuple[Trailer, int, bytes, bytes]:
     total = os.fstat(file.fileno()).st_size
     if total < _TRAILER_SIZE:
         raise Damaged(f"it has {total} bytes, too few for a checkpoint")
@@ -131,7 +164,7 @@ def _read_trailer(file) -> tuple[Trailer, int, bytes, bytes]:
     return Trailer(batch, step, epoch, samples), size, head, digest
 
 
-def _digest(file, size: int, head: bytes) -> bytes:
+def _digest(file: BinaryIO, size: int, head: bytes) -> bytes:
     digest = hashlib.sha256()
     file.seek(0)
     while size > 0:

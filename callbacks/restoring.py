@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import keras
 
 from callbacks import files, state
+from callbacks.counters import Counts
 from callbacks.errors import InputError
 from callbacks.template import SUFFIXES, Template
 
@@ -18,7 +19,7 @@ class Checkpoint:
     Args:
         path: where it is.
         step, batch, epoch, samples: the counters stored in it (see `callbacks.counters.Counts`).
-        metrics: the last logs of training before it was made, name -> value.
+        metrics: the newest value of each logged metric when it was made, those of the last validation among them.
     """
 
     path: str
@@ -49,14 +50,16 @@ def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | 
     >>> latest = latest_checkpoint("runs/mnist/checkpoints")
     >>> model.load_weights(latest.path)
     """
-    for path, _ in _newest_first(_candidates(template_or_directory)):
+    for path, _ in _newest_first(candidates(template_or_directory)):
         try:
             trailer = files.verify(path)
             header = state.read_header(path)
+            if not Template(header["template"]).is_true_of(path, Counts(**header["counts"])):
+                raise files.Damaged(f"its name lies: it holds batch {trailer.batch}")
         except (files.Damaged, OSError) as error:
             _pass_over(path, error)
             continue
-        return Checkpoint(path, trailer.step, trailer.batch, trailer.epoch, trailer.samples, header["logs"])
+        return Checkpoint(path, trailer.step, trailer.batch, trailer.epoch, trailer.samples, header["metrics"])
     return None
 
 
@@ -86,12 +89,18 @@ def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Che
     return checkpoint
 
 
+def metrics_of(path: str) -> dict[str, float]:
+    """The metrics that a checkpoint tells, without a look at the rest of it."""
+    return state.read_header(path)["metrics"]
+
+
 def newest_first(template: str) -> list[str]:
     """The checkpoints of a template by the batch that their trailers tell, the highest first. Nothing is verified."""
-    return [path for path, _ in _newest_first(_candidates(template))]
+    return [path for path, _ in _newest_first(candidates(template))]
 
 
-def _candidates(template_or_directory: str | os.PathLike) -> list[str]:
+def candidates(template_or_directory: str | os.PathLike) -> list[str]:
+    """The paths that a template can have made, or a directory's files with a checkpoint's suffix."""
     text = os.fspath(template_or_directory)
     if os.path.isdir(text):
         entries = [entry.path for entry in os.scandir(text) if not entry.name.startswith(".")]

@@ -1,11 +1,13 @@
-"""The whole state of training: what is held at one instant, how it goes into a file, and how it comes back.
+"""The whole state of training: how it is held at one instant, how it goes into a file, and how it comes back.
 
 Keras's own writer stores weights and optimizer. What it leaves out goes into the group `global_step` of the same file:
 
-    header                  JSON: format version, counters, last logs, and the path, shape and dtype of every variable
+    header                  JSON: format version, counters, last logs, plain state of callbacks, and the path, shape and
+                            dtype of every variable
     unsaved/<i>             variables that Keras does not save (seeds of Dropout), shape [replicas, ...]
     replicated/<i>          variables that differ between replicas (BatchNorm's statistics), shape [replicas, ...]
     metrics/<i>             running metrics of the epoch, shape [replicas, ...]
+    callbacks/<name>/<i>    arrays that callbacks keep (the best weights of EarlyStopping)
 
 where `<i>` is the variable's place in the list of that name. In a `.keras` archive the same group is the member
 `global_step.h5`. Nothing in it is code: it is read as JSON and as plain arrays.
@@ -15,12 +17,18 @@ import contextlib
 import io
 import json
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import h5py
 import keras
 import numpy as np
+import tensorflow as tf
+from keras.src.backend.common import global_state  # see _warm_writer
+from keras.src.saving import saving_lib
 
+from callbacks import steering
 from callbacks.counters import Counts, assign_components, components, counters_of
 from callbacks.errors import InputError
 
@@ -31,71 +39,114 @@ _MEMBER = "global_step.h5"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of training at one instant.
+    """The state of training at one instant, held without a copy: TensorFlow copies a variable when it is next written.
 
     Args:
         counts: the counters.
         header: what goes into the dataset `header`.
-        arrays: for each list of variables (`unsaved`, `replicated`, `metrics`), place in that list -> array of shape
-            `[replicas, ...]`.
+        values: each variable that Keras's writer reads, with the value it has in this snapshot.
+        extras: name of a list -> place in it -> the values of all replicas.
+        callbacks: name of a callback and attribute -> arrays.
     """
 
     counts: Counts
-    header: dict
-    arrays: dict[str, dict[int, np.ndarray]]
+    header: dict[str, Any]
+    values: list[tuple[keras.Variable, tf.Tensor]]
+    extras: dict[str, dict[int, list[tf.Tensor]]]
+    callbacks: dict[str, list[np.ndarray]]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all values, near enough to the size of the file."""
+        return sum(value.shape.num_elements() * value.dtype.size for _, value in self.values)
 
 
-def take(model: keras.Model) -> Snapshot:
-    """Holds the state of a model, as it is between two batches."""
+@dataclass(frozen=True)
+class Restored:
+    """What came back from a file beside the variables.
+
+    Args:
+        counts: the counters.
+        plain, arrays: the state of callbacks, for `steering.give_back`.
+        stopped: whether a callback had ended training for good.
+    """
+
+    counts: Counts
+    plain: dict[str, dict]
+    arrays: dict[str, list[np.ndarray]]
+    stopped: bool
+
+
+def take(model: keras.Model, callbacks: Iterable[keras.callbacks.Callback], metrics: dict[str, float]) -> Snapshot:
+    """Holds the state as it is between two batches.
+
+    Args:
+        model: the model in training.
+        callbacks: all callbacks of the running `fit`.
+        metrics: the newest value of each logged metric, to be told by the file.
+    """
+    callbacks = list(callbacks)
     counters, strategy = counters_of(model), model.distribute_strategy
     counts = counters.read()
+    plain, arrays = steering.gather(callbacks)
+    saved = _saved(model)
 
-    def stacked(variable):
-        return np.stack([part.numpy() for part in components(strategy, variable)])
+    def held(variables):
+        return {i: components(strategy, variable) for i, variable in enumerate(variables)}
 
-    replicated = {i: stacked(v) for i, v in enumerate(_replicated(model))}
     return Snapshot(
         counts=counts,
         header={
             "format": FORMAT,
             "counts": counts.to_json(),
-            "logs": counters.logs,
-            "variables": [_signature(v) for v in _saved(model)],
+            "logs": dict(counters.logs),
+            "metrics": dict(metrics),
+            "variables": [[v.path, list(v.shape), str(v.dtype)] for v in saved],
+            "callbacks": plain,
+            "stopped": steering.has_stopped(callbacks),
         },
-        arrays={
-            "unsaved": {i: stacked(v) for i, v in enumerate(_unsaved(model))},
-            "replicated": {i: values for i, values in replicated.items() if (values != values[0]).any()},
-            "metrics": {i: stacked(v) for i, v in enumerate(model.metrics_variables)},
-        },
+        values=[(v, components(strategy, v)[0]) for v in saved],
+        extras={"unsaved": held(_unsaved(model)), "replicated": held(_replicated(model)), "metrics": held(model.metrics_variables)},
+        callbacks=arrays,
     )
 
 
 def write(model: keras.Model, snapshot: Snapshot, path: str) -> None:
-    """Writes a file that stock Keras loads, with the rest of the state beside Keras's part of it."""
+    """Writes a file that stock Keras loads, with the rest of the state beside Keras's part of it; from any thread.
+
+    Args:
+        model: the model that the snapshot was taken of; it may be in training meanwhile.
+        snapshot: what is written.
+        path: the file to make, `.weights.h5` or `.keras`.
+    """
+    _warm_writer()
+    with keras.StatelessScope(snapshot.values):
+        if path.endswith(".keras"):
+            model.save(path)
+        else:
+            model.save_weights(path)
     if path.endswith(".keras"):
-        model.save(path)
         content = io.BytesIO()
         with h5py.File(content, "w") as file:
             _write_group(file, snapshot)
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(_MEMBER, content.getvalue())
     else:
-        model.save_weights(path)
         with h5py.File(path, "a") as file:
             _write_group(file, snapshot)
 
 
-def read_header(path: str) -> dict:
+def read_header(path: str) -> dict[str, Any]:
     """The JSON part of a checkpoint's state.
 
     Raises:
-        InputError: if the file has none, or one of a version that this code does not know.
+        InputError: if it is of a version that this code does not know.
     """
     with _open_group(path) as group:
         return _header(group, path)
 
 
-def restore(model: keras.Model, path: str) -> Counts:
+def restore(model: keras.Model, path: str) -> Restored:
     """Gives a model the whole state of a checkpoint; nothing is changed where the file does not fit.
 
     Args:
@@ -116,17 +167,17 @@ def restore(model: keras.Model, path: str) -> Counts:
             model.optimizer.build(model.trainable_variables)
     with _open_group(path) as group:
         header = _header(group, path)
-        _check_fit(header["variables"], [_signature(v) for v in _saved(model)], path)
+        _check_fit(header["variables"], _saved(model), path)
         model.load_weights(path)
         for name, variables in (("unsaved", _unsaved(model)), ("replicated", _replicated(model))):
             for i, dataset in group[name].items():
                 if int(i) < len(variables):  # a single replica has no list of what differs between replicas
-                    variable = variables[int(i)]
-                    assign_components(strategy, variable, _read_array(dataset, variable.value.dtype.as_numpy_dtype))
-        metrics = [group["metrics"][i][()] for i in sorted(group["metrics"], key=int)]
+                    assign_components(strategy, variables[int(i)], _read(dataset))
+        metrics = _read_list(group["metrics"])
+        arrays = {name: _read_list(entries) for name, entries in group["callbacks"].items()}
     counts = Counts(**header["counts"])
     counters_of(model).go_on_from(counts, metrics, header["logs"])
-    return counts
+    return Restored(counts, header["callbacks"], arrays, header["stopped"])
 
 
 def _saved(model):
@@ -144,24 +195,33 @@ def _replicated(model):
     return model.non_trainable_weights
 
 
-def _signature(variable):
-    return [variable.path, list(variable.shape), str(variable.dtype)]
-
-
-def _check_fit(stored, present, path):
-    for (_, shape, dtype), (name, here_shape, here_dtype) in zip(stored, present):  # noqa: B905
+def _check_fit(stored, variables, path):
+    present = [(v.path, list(v.shape), str(v.dtype)) for v in variables]
+    for (_, shape, dtype), (name, here_shape, here_dtype) in zip(stored, present, strict=False):
         if (shape, dtype) != (here_shape, here_dtype):
             raise InputError(
                 f"{path} is of another model: {name} has shape {tuple(here_shape)} and dtype {here_dtype} here, "
                 f"{tuple(shape)} and {dtype} in the file."
             )
     if len(stored) != len(present):
-        extra, where = (stored, "the file") if len(stored) > len(present) else (present, "this model")
-        name, shape, _ = extra[min(len(stored), len(present))]
+        longer, where = (stored, "the file") if len(stored) > len(present) else (present, "this model")
+        name, shape, _ = longer[min(len(stored), len(present))]
         raise InputError(
             f"{path} is of another model: it has {len(stored)} variables, this one {len(present)}; "
             f"the first that only {where} has is {name}, of shape {tuple(shape)}."
         )
+
+
+def _warm_writer():
+    """Has Keras find out, outside the stateless scope, which attributes its writer skips.
+
+    It makes an optimizer and a layer for that, which a stateless scope forbids, and keeps the answer by thread, under
+    another name than it looks for.
+    """
+    for kind in ("Operation", "Layer", "Functional", "Sequential", "Metric", "Optimizer", "Loss", "Cross", "Feature"):
+        name = f"saving_attr_skiplist_{kind}"
+        if global_state.get_global_attribute(name) is None:
+            global_state.set_global_attribute(name, saving_lib.get_attr_skipset(kind))
 
 
 def _header(group, path):
@@ -188,13 +248,32 @@ def _open_group(path):
 def _write_group(file, snapshot):
     group = file.create_group(_GROUP)
     group["header"] = np.frombuffer(json.dumps(snapshot.header).encode(), "uint8")
-    for name, arrays in snapshot.arrays.items():
-        subgroup = group.create_group(name)
-        for i, array in arrays.items():
-            # HDF5 has no bfloat16: such an array is stored as the bits that it is
-            subgroup[str(i)] = array.view(f"u{array.itemsize}") if array.dtype.kind == "V" else array
+    for name, variables in snapshot.extras.items():
+        entries = group.create_group(name)
+        for i, parts in variables.items():
+            values = np.stack([part.numpy() for part in parts])
+            if name != "replicated" or (values != values[0]).any():
+                _write(entries, str(i), values)
+    for name, arrays in snapshot.callbacks.items():
+        entries = group.create_group(f"callbacks/{name}")
+        for i, array in enumerate(arrays):
+            _write(entries, str(i), np.asarray(array))
+    group.require_group("callbacks")
 
 
-def _read_array(dataset, dtype):
+def _write(entries, name, array):
+    """HDF5 has no bfloat16: such an array is stored as the bits that it is."""
+    if array.dtype.kind != "V":
+        entries[name] = array
+    else:
+        entries[name] = array.view("uint16")
+        entries[name].attrs["dtype"] = array.dtype.name
+
+
+def _read(dataset):
     array = dataset[()]
-    return array if array.dtype == dtype else array.view(dtype)
+    return array.view(tf.as_dtype(dataset.attrs["dtype"]).as_numpy_dtype) if "dtype" in dataset.attrs else array
+
+
+def _read_list(entries):
+    return [_read(entries[name]) for name in sorted(entries, key=int)]

@@ -8,14 +8,15 @@ Expected result: validation accuracy 0.98 on scikit-learn's digits after 12 epoc
 Checkpoints: runs/mnist/checkpoints/model_batch_at_00050.weights.h5, 00100, ...
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 
-from callbacks import GlobalStepCheckpoint, InputError
-from recipes.common.arguments import parse, recipe_parser
+from callbacks import InputError
+from recipes.common.arguments import checkpoint_callback, parse, recipe_parser
 from recipes.common.data import Arrays, training_data, validation_data
 from recipes.common.distribution import get_distribution
 from recipes.common.report import Report
@@ -107,9 +108,9 @@ def _read_npz(path):
     return (arrays["x_train"], arrays["y_train"]), (arrays["x_test"], arrays["y_test"])
 
 
-def parse_args(argv: Sequence[str] | None):
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The flags of all recipes, and this one's own."""
-    parser = recipe_parser("mnist", "Train on handwritten digits.", epochs=12, global_batch_size=64, learning_rate=1e-3)
+    parser = recipe_parser("mnist", "Train on handwritten digits.", epochs=12, global_batch_size=64, learning_rate=2e-3)
     parser.add_argument("--model", choices=("cnn", "mlp"), default="cnn", help="a small convnet, or one hidden layer of 10")
     parser.add_argument("--data", default="digits", metavar="digits|mnist|PATH", help="PATH: a file laid out as mnist.npz")
     return parse(parser, argv)
@@ -129,9 +130,7 @@ def main(argv: Sequence[str] | None = None) -> keras.Model:
             steps_per_execution=args.steps_per_execution,
         )
     batches = training_data(train, model, distribution, global_batch_size=args.global_batch_size, seed=args.seed)
-    checkpoint = GlobalStepCheckpoint(
-        args.checkpoint, save_freq=args.save_freq, keep_last=args.keep_last, resume=args.resume_from
-    )
+    checkpoint = checkpoint_callback(args)
     model.fit(
         batches,
         validation_data=validation_data(validation, distribution, global_batch_size=args.global_batch_size),

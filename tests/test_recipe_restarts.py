@@ -14,7 +14,7 @@ def moments(checkpoints, log):
         return lambda: (checkpoints / f"model_batch_at_{batch:05d}.weights.h5").exists()
 
     def inside_a_write_of(batch):
-        return lambda: any(checkpoints.glob(f".tmp-*-model_batch_at_{batch:05d}.weights.h5"))
+        return lambda: any(checkpoints.glob(f".tmp-*@model_batch_at_{batch:05d}.weights.h5"))
 
     return [checkpoints.exists, inside_a_write_of(10), written(25), written(44), inside_a_write_of(70)]
 

@@ -114,13 +114,15 @@ def test_validation_metrics_are_exact_for_any_size(distribution, size):
 
 
 def test_less_data_than_one_global_batch_is_refused(distribution):
-    with pytest.raises(InputError, match="at least one global batch, of 64.*30 samples"):
+    with pytest.raises(InputError, match=r"at least one global batch, of 64.*30 samples"):
         training_data(numbered(30), None, distribution(1), global_batch_size=64, seed=0)
 
 
 def test_data_that_nobody_counts_the_epochs_for_is_an_error_and_not_the_same_order_again(distribution):
     model = build_model("mlp", (1, 1, 1))
     model.compile("sgd", "sparse_categorical_crossentropy")
-    data = training_data(Arrays(np.zeros((16, 1, 1, 1), "float32"), np.zeros(16)), model, distribution(1), global_batch_size=8, seed=0)
+    data = training_data(
+        Arrays(np.zeros((16, 1, 1, 1), "float32"), np.zeros(16)), model, distribution(1), global_batch_size=8, seed=0
+    )
     with pytest.raises(RuntimeError, match="Add GlobalStepCheckpoint"):
         model.fit(data, epochs=2, verbose=0)

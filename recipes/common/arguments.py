@@ -4,10 +4,10 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from callbacks import InputError
+from callbacks import GlobalStepCheckpoint, InputError
+from callbacks.files import read_trailer
 from callbacks.restoring import newest_first
 from callbacks.template import Template
-from callbacks.files import read_trailer
 
 
 class Parser(argparse.ArgumentParser):
@@ -58,16 +58,17 @@ def recipe_parser(
         help="examples of one update over all replicas",
     )
     parser.add_argument("--learning-rate", type=positive(float), default=learning_rate, metavar="X", help="for the global batch")
-    parser.add_argument(
-        "--save-freq", type=save_freq, default=50, metavar="N|epoch", help="global batches between checkpoints"
-    )
+    parser.add_argument("--save-freq", type=save_freq, default=50, metavar="N|epoch", help="global batches between checkpoints")
+    parser.add_argument("--save-secs", type=positive(float), metavar="S", help="also save every S seconds")
     parser.add_argument(
         "--checkpoint",
         metavar="TEMPLATE",
-        help="names of the checkpoints, with {batch} {epoch} {samples} {step} {replicas}; .weights.h5 or .keras "
+        help="names of the checkpoints, with {batch} {epoch} {samples} {step} {replicas} or a metric; .weights.h5 or .keras "
         "(default: WORKDIR/checkpoints/model_batch_at_{batch:05d}.weights.h5)",
     )
-    parser.add_argument("--keep-last", type=positive(int), metavar="N", help="keep the N newest checkpoints (default: all)")
+    parser.add_argument("--keep-last", type=positive(int), metavar="N", help="keep the N newest checkpoints")
+    parser.add_argument("--keep-every", type=positive(int), metavar="N", help="keep one for every N batches")
+    parser.add_argument("--keep-best", type=positive(int), metavar="N", help="keep the N with the lowest val_loss")
     parser.add_argument(
         "--resume",
         default="auto",
@@ -75,9 +76,7 @@ def recipe_parser(
         help="auto: go on from the newest checkpoint that verifies; PATH: from that one",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, dropout and data order")
-    parser.add_argument(
-        "--steps-per-execution", type=positive(int), default=1, metavar="N", help="batches per call of the device"
-    )
+    parser.add_argument("--steps-per-execution", type=positive(int), default=1, metavar="N", help="batches per call of the device")
     parser.add_argument("--mixed-precision", choices=("float16", "bfloat16"), help="compute in this type, keep weights in float32")
     parser.add_argument("--no-deterministic", action="store_true", help="faster on GPUs, but two runs differ")
     return parser
@@ -97,6 +96,19 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     if args.resume_from is not True:
         _refuse_later_checkpoints(template, args.resume_from)
     return args
+
+
+def checkpoint_callback(args: argparse.Namespace) -> GlobalStepCheckpoint:
+    """The checkpoint callback that the flags describe."""
+    return GlobalStepCheckpoint(
+        args.checkpoint,
+        save_freq=args.save_freq,
+        save_secs=args.save_secs,
+        keep_last=args.keep_last,
+        keep_every=args.keep_every,
+        keep_best=args.keep_best,
+        resume=args.resume_from,
+    )
 
 
 def positive(kind):
@@ -124,8 +136,7 @@ def _refuse_later_checkpoints(template, resume_from):
     newest = read_trailer(present[0]).batch
     if resume_from is False:
         raise InputError(
-            f"--resume never would mix a new run with the checkpoints that are there, up to {present[0]}. "
-            "Use another --workdir."
+            f"--resume never would mix a new run with the checkpoints that are there, up to {present[0]}. Use another --workdir."
         )
     if os.path.exists(resume_from) and os.path.abspath(resume_from) not in map(os.path.abspath, present[:1]):
         raise InputError(

@@ -1,6 +1,8 @@
 """From arrays in memory to what `fit` reads: global batches in a seekable order, shared evenly by the replicas."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
@@ -34,7 +36,7 @@ class EpochData(DataAdapter):
     A plain `tf.data.Dataset` that starts in the middle of an epoch would make Keras take the short epoch for the length of all.
     """
 
-    def __init__(self, dataset, num_batches: int, before_epoch=None):
+    def __init__(self, dataset: Any, num_batches: int, before_epoch: Callable[[], None] | None = None):
         self._dataset = dataset
         self._num_batches = num_batches
         self._before_epoch = before_epoch

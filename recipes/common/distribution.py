@@ -121,6 +121,4 @@ def _devices(virtual_devices: int | None) -> tuple[str, ...]:
 def _mirrored(devices):
     # The default collectives of CPU devices fail in a while loop (steps_per_execution) and with two models in a process.
     on_cpu = devices[0].startswith("/cpu")
-    return tf.distribute.MirroredStrategy(
-        list(devices), cross_device_ops=tf.distribute.ReductionToOneDevice() if on_cpu else None
-    )
+    return tf.distribute.MirroredStrategy(list(devices), cross_device_ops=tf.distribute.ReductionToOneDevice() if on_cpu else None)

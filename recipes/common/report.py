@@ -1,5 +1,6 @@
 """What a run says on the terminal: what it is about to do, and how it ended."""
 
+import argparse
 import os
 import shlex
 import sys
@@ -21,7 +22,7 @@ class Report(keras.callbacks.Callback):
         checkpoint: the run's checkpoint callback; it has to stand before this one in the list.
     """
 
-    def __init__(self, args, distribution: Distribution, data: EpochData, checkpoint: GlobalStepCheckpoint):
+    def __init__(self, args: argparse.Namespace, distribution: Distribution, data: EpochData, checkpoint: GlobalStepCheckpoint):
         super().__init__()
         self._args, self._distribution, self._data, self._checkpoint = args, distribution, data, checkpoint
 
@@ -39,7 +40,9 @@ class Report(keras.callbacks.Callback):
         counts = counters_of(self.model).read()
         resumed = self._checkpoint.resumed_from
         if not logs and resumed:
-            print(f"Nothing left to train: {resumed.path} stands at the end of epoch {counts.epoch}, --epochs is {self._args.epochs}.")
+            print(
+                f"Nothing left to train: {resumed.path} stands at the end of epoch {counts.epoch}, --epochs is {self._args.epochs}."
+            )
             logs = resumed.metrics
         if logs:
             print("result       " + ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))

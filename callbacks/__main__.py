@@ -1,0 +1,52 @@
+"""`python -m callbacks list|verify TEMPLATE_OR_DIRECTORY`: what checkpoints there are, and whether they are whole."""
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+
+from callbacks import files
+from callbacks.errors import InputError
+from callbacks.restoring import candidates
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a table. Returns 1 if `verify` finds a damaged file, 2 for bad input, else 0."""
+    parser = argparse.ArgumentParser(prog="python -m callbacks", description="Checkpoints of a template or in a directory.")
+    parser.add_argument("command", choices=("list", "verify"), help="list: as their last bytes tell; verify: read every byte")
+    parser.add_argument("template_or_directory")
+    args = parser.parse_args(argv)
+    try:
+        paths = candidates(args.template_or_directory)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not paths:
+        print(f"error: no checkpoints at {args.template_or_directory}", file=sys.stderr)
+        return 2
+    damaged = 0
+    print(f"{'batch':>10} {'step':>10} {'epoch':>6} {'samples':>12} {'MB':>10}  file")
+    for path, trailer, why in sorted(
+        _look(paths, args.command == "verify"), key=lambda row: (row[1].batch if row[1] else -1, row[0])
+    ):
+        damaged += trailer is None
+        if trailer is None:
+            print(f"{'-':>10} {'-':>10} {'-':>6} {'-':>12} {'-':>10}  {path}: {why}")
+        else:
+            size = os.path.getsize(path) / 1e6
+            print(f"{trailer.batch:>10} {trailer.step:>10} {trailer.epoch:>6} {trailer.samples:>12} {size:>10.2f}  {path}")
+    if args.command == "verify":
+        print(f"{len(paths)} files, {damaged} damaged" if damaged else f"{len(paths)} files, all whole")
+    return 1 if damaged and args.command == "verify" else 0
+
+
+def _look(paths: list[str], whole: bool) -> Iterator[tuple[str, files.Trailer | None, str]]:
+    for path in paths:
+        try:
+            yield path, files.verify(path) if whole else files.read_trailer(path), ""
+        except (files.Damaged, OSError) as error:
+            yield path, None, str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""`BatchAwareCheckpoint`: the published idea, a callback around a stock ModelCheckpoint, made to work."""
+
+import keras
+
+from callbacks.checkpoint import GlobalStepCheckpoint
+
+
+class BatchAwareCheckpoint(GlobalStepCheckpoint):
+    """Saves by the cumulative batch with the settings of a stock `keras.callbacks.ModelCheckpoint`.
+
+    For people who arrive with code that wraps a ModelCheckpoint to get the batch into the name:
+
+    ```python
+    stock = keras.callbacks.ModelCheckpoint("model-batch-{batch}.weights.h5", save_freq=50, save_weights_only=True)
+    model.fit(data, callbacks=[BatchAwareCheckpoint(stock)])   # model-batch-50.weights.h5, model-batch-100.weights.h5, ...
+    ```
+
+    New code takes `GlobalStepCheckpoint`, which this is.
+
+    Args:
+        model_checkpoint: where the settings come from; it is not to be given to `fit` as well.
+
+    Raises:
+        InputError: if its settings are not ones that GlobalStepCheckpoint takes: a legacy `.h5` file of a whole model, say.
+    """
+
+    def __init__(self, model_checkpoint: keras.callbacks.ModelCheckpoint):
+        super().__init__(
+            model_checkpoint.filepath,
+            monitor=model_checkpoint.monitor,
+            verbose=model_checkpoint.verbose,
+            save_best_only=model_checkpoint.save_best_only,
+            save_weights_only=model_checkpoint.save_weights_only,
+            mode=model_checkpoint.mode,
+            save_freq=model_checkpoint.save_freq,
+            initial_value_threshold=model_checkpoint.best,
+        )

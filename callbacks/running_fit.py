@@ -1,0 +1,39 @@
+"""What a running `fit` knows and tells no callback: the other callbacks, and whether there will be a validation."""
+
+import sys
+from dataclasses import dataclass
+from types import FrameType
+
+import keras
+
+
+@dataclass(frozen=True)
+class RunningFit:
+    """The `fit` that called us.
+
+    Args:
+        callbacks: all callbacks of it, in their order; only the one that asks where nobody calls `fit`.
+        validates: whether it was given validation data; None where nobody calls `fit`.
+    """
+
+    callbacks: list[keras.callbacks.Callback]
+    validates: bool | None
+
+
+def running_fit(asking: keras.callbacks.Callback) -> RunningFit:
+    """Looks up the stack for the `fit` that runs the callback that asks; to be called in `on_train_begin`.
+
+    Keras has no public way to them: a callback can neither save the state of EarlyStopping beside it nor tell a name that
+    waits for `val_loss` from one that would wait for ever.
+    """
+    callbacks, validates = [asking], None
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList) and asking in caller.callbacks:
+            callbacks = caller.callbacks
+        if caller is asking.model and frame.f_code.co_name == "fit":
+            validates = frame.f_locals.get("validation_data") is not None
+            break
+        frame = frame.f_back
+    return RunningFit(callbacks, validates)

@@ -1,0 +1,105 @@
+"""Writing beside training: one save at a time, whose failure training hears of at its next batch."""
+
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from callbacks.errors import CheckpointWriteError
+
+_WORTH_A_WARNING = 0.1  # seconds
+
+
+class Writer:
+    """Runs the writing of checkpoints in a thread, or at once.
+
+    The thread is one of an executor, which Python joins before it exits: a save in flight is finished also when training
+    ends with an exception.
+
+    Args:
+        background: False writes at once, and `submit` returns when the file is there.
+    """
+
+    def __init__(self, background: bool):
+        self._executor = ThreadPoolExecutor(1, "checkpoint-writer") if background else None
+        self._in_flight: Future | None = None
+        self._path = ""
+
+    def make_room(self, reason: str) -> None:
+        """Waits for the save in flight, if there is one, and says that training stood still.
+
+        Args:
+            reason: what needs the room, for the warning.
+
+        Raises:
+            CheckpointWriteError: if the save in flight, or one before it, has failed.
+        """
+        if self._in_flight is None:
+            return
+        if not self._in_flight.done():
+            began = time.monotonic()
+            size, seconds = self._result()
+            waited = time.monotonic() - began
+            if waited > _WORTH_A_WARNING:
+                warnings.warn(
+                    f"{reason} waited {waited:.1f} s for {self._path} to be written: the disk takes {seconds:.1f} s for "
+                    f"{size / 1e6:.0f} MB, {size / 1e6 / seconds:.0f} MB/s. Save less often.",
+                    stacklevel=2,
+                )
+        self.raise_failure()
+
+    def submit(self, path: str, write: Callable[[], int]) -> None:
+        """Has a checkpoint written; there has to be room.
+
+        Args:
+            path: for messages.
+            write: writes it and returns its size in bytes.
+
+        Raises:
+            CheckpointWriteError: if it is written at once and fails.
+        """
+
+        def timed():
+            began = time.monotonic()
+            size = write()
+            return size, time.monotonic() - began
+
+        self._path = path
+        if self._executor:
+            self._in_flight = self._executor.submit(timed)
+            return
+        try:
+            timed()
+        except Exception as error:
+            raise _failure(path, error) from error
+
+    def raise_failure(self) -> None:
+        """Raises what the save in flight has failed of, if it has; costs next to nothing otherwise.
+
+        Raises:
+            CheckpointWriteError: once for each failure.
+        """
+        if self._in_flight is not None and self._in_flight.done():
+            self._result()
+
+    def finish(self) -> None:
+        """Waits for the save in flight.
+
+        Raises:
+            CheckpointWriteError: if it fails.
+        """
+        if self._in_flight is not None:
+            self._result()
+
+    def _result(self) -> tuple[int, float]:
+        in_flight, self._in_flight = self._in_flight, None
+        assert in_flight is not None
+        try:
+            return in_flight.result()
+        except Exception as error:
+            raise _failure(self._path, error) from error
+
+
+def _failure(path, error):
+    cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return CheckpointWriteError(f"Could not write the checkpoint {path}: {cause}. The checkpoints before it are intact.")
