@@ -88,19 +88,19 @@ def training_data(
     if not batches:
         raise InputError(f"An epoch needs at least one global batch, of {global_batch_size}. Received: {size} samples.")
     with tf.device("/cpu:0"):
-        start = tf.Variable(tf.zeros(2, tf.int64), trainable=False, name="epoch_and_batch_to_start_at")
+        start = tf.Variable(tf.zeros([], tf.int64), trainable=False, name="batch_to_start_at")  # counted over all epochs
         x, y = tf.constant(arrays.x), tf.constant(arrays.y)
 
     def shares(first, count):
-        def fetch(epoch, place):
+        def fetch(place):
+            epoch, place = place // (batches * count), place % (batches * count)
             begin = (place // count) * global_batch_size + (first + place % count) * share
             chosen = shuffled(tf.range(begin, begin + share), seed=seed, epoch=epoch, size=size)
             return tf.ensure_shape(tf.gather(x, chosen), [share, *x.shape[1:]]), tf.gather(y, chosen)
 
         def epoch_from_start(_):
-            places = tf.data.Dataset.range(start[1] * count, batches * count)
-            epoch = tf.identity(start[0])
-            return places.map(lambda place: (epoch, place))
+            end = (start // batches + 1) * batches
+            return tf.data.Dataset.range(start * count, end * count)
 
         # The variable is read when an iterator is made, so one dataset serves every epoch.
         return (
@@ -117,7 +117,7 @@ def training_data(
                 f"The checkpoint stands at sample {samples_done} of its epoch, between two global batches of "
                 f"{global_batch_size}. Go on with the --global-batch-size that it was made with."
             )
-        start.assign([epoch, samples_done // global_batch_size])
+        start.assign(epoch * batches + samples_done // global_batch_size)
 
     return EpochData(distribution.dataset(shares), batches, before_epoch=seek)
 
