@@ -13,6 +13,8 @@ from callbacks import InputError, counters_of
 from recipes.common.distribution import Distribution
 from recipes.common.order import shuffled
 
+_FETCHED_TOGETHER = 512  # samples; a call of a dataset's function costs as much as gathering a few hundred small ones
+
 
 @dataclass(frozen=True)
 class Arrays:
@@ -92,21 +94,26 @@ def training_data(
         x, y = tf.constant(arrays.x), tf.constant(arrays.y)
 
     def shares(first, count):
+        at_once = max(1, _FETCHED_TOGETHER // share)  # shares
+
         def fetch(place):
-            epoch, place = place // (batches * count), place % (batches * count)
-            begin = (place // count) * global_batch_size + (first + place % count) * share
-            chosen = shuffled(tf.range(begin, begin + share), seed=seed, epoch=epoch, size=size)
-            return tf.ensure_shape(tf.gather(x, chosen), [share, *x.shape[1:]]), tf.gather(y, chosen)
+            epoch, in_epoch = place // (batches * count), place % (batches * count)
+            places = tf.range(in_epoch, tf.minimum(in_epoch + at_once, batches * count))
+            begins = places // count * global_batch_size + (first + places % count) * share
+            index = tf.reshape(begins[:, tf.newaxis] + tf.range(share, dtype=tf.int64), [-1])
+            chosen = shuffled(index, seed=seed, epoch=epoch, size=size)
+            return tuple(tf.reshape(tf.gather(part, chosen), [-1, share, *part.shape[1:]]) for part in (x, y))
 
         def epoch_from_start(_):
             end = (start // batches + 1) * batches
-            return tf.data.Dataset.range(start * count, end * count)
+            return tf.data.Dataset.range(start * count, end * count, at_once)
 
         # The variable is read when an iterator is made, so one dataset serves every epoch.
         return (
             tf.data.Dataset.range(1)
             .flat_map(epoch_from_start)
             .map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+            .unbatch()
             .prefetch(tf.data.AUTOTUNE)
         )
 

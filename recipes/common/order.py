@@ -10,7 +10,7 @@ def shuffled(index: tf.Tensor, *, seed: int, epoch: tf.Tensor, size: int) -> tf.
     alone: no table, no state, and nothing that depends on the number of replicas.
 
     Args:
-        index: places in the epoch, int64, of any shape, each in `[0, size)`.
+        index: places in the epoch, int64, a scalar or `[n]`, each in `[0, size)`.
         seed: of the run.
         epoch: 0-based, int64 scalar; each epoch has its own order.
         size: how many samples there are.
