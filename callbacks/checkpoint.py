@@ -110,6 +110,7 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
     def on_train_begin(self, logs=None):
         fit = running_fit(self)
         self._callbacks = fit.callbacks
+        self._check_alone()
         _prepare_directory(self.template.directory)
         self._lock = Lock(self.template.text, self.template.directory)
         self._lock.acquire()
@@ -174,6 +175,16 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
             self._validated = {name: value for name, value in self.resumed_from.metrics.items() if name.startswith("val_")}
             begin = self.params["epochs"] if self._restored.stopped else self._counters.epoch_to_begin
             self.model._initial_epoch = begin
+            if not self._restored.counts.epoch_ended:
+                self._keep_learning_rate()
+
+    def _keep_learning_rate(self):
+        """What callbacks do to the rate when an epoch begins was done already, if it began in an earlier process."""
+        optimizer = self.model.optimizer
+        rate = getattr(optimizer, "learning_rate", None)
+        if isinstance(rate, keras.Variable):  # not a schedule
+            restored = keras.ops.convert_to_numpy(rate)
+            self._counters.before_first_batch(lambda _: setattr(optimizer, "learning_rate", restored))
 
     def _give_back(self):
         if self._restored:
@@ -252,6 +263,11 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
     def _kept_of(self, path):
         value = metrics_of(path).get(self.monitor) if self._keep["keep_best"] else None
         return retention.Kept(path, files.read_trailer(path).batch, value)
+
+    def _check_alone(self):
+        for other in self._callbacks:
+            if isinstance(other, GlobalStepCheckpoint) and other is not self and other.template == self.template:
+                raise InputError(f"Two callbacks of this fit write to {self.template.text!r}. Give each its own template.")
 
     def _check_metrics(self, names, validates):
         """Raises before the first batch if a name needs a metric that will never come."""

@@ -185,8 +185,7 @@ class Counters:
         best weights in place of the last. To be called in `on_train_begin`.
         """
         model, optimizer = self._model, self._model.optimizer
-        if self._fit is not model.history:  # Keras makes a new one for each fit
-            self._fit, self._when_trained = model.history, []
+        self._forget_other_fits()
         self._when_trained.append(act)
         finalize = getattr(optimizer, "finalize_variable_values", None)
         if finalize is None or finalize in self._finalizers:
@@ -207,7 +206,13 @@ class Counters:
         Args:
             act: called with the names of the metrics that Keras will log. To be registered in `on_train_begin`.
         """
+        self._forget_other_fits()
         self._before_first_batch.append(act)
+
+    def _forget_other_fits(self) -> None:
+        if self._fit is not self._model.history:  # Keras makes a new one for each fit
+            self._fit = self._model.history
+            self._when_trained, self._before_first_batch = [], []
 
     def _read_device(self) -> np.ndarray:
         parts = self._strategy.experimental_local_results(self._device)

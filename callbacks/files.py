@@ -34,6 +34,7 @@ _MAGIC = b"GSTEP\x00\x00\x01"
 _HEAD = struct.Struct(">8s5Q")
 _TRAILER_SIZE = _HEAD.size + hashlib.sha256().digest_size
 _CHUNK = 1 << 22
+_in_flight: set[str] = set()  # temporaries that this process is writing
 _TEMPORARY = re.compile(r"\.tmp-(?P<pid>\d+)@(?P<host>[^@]+)@(?P<name>.+)")
 
 
@@ -70,6 +71,7 @@ def commit(path: str, trailer: Trailer, write: Callable[[str], None]) -> int:
     """
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, temporary_name(name))
+    _in_flight.add(os.path.abspath(temporary))
     try:
         write(temporary)
         size = seal(temporary, trailer)
@@ -78,6 +80,8 @@ def commit(path: str, trailer: Trailer, write: Callable[[str], None]) -> int:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+    finally:
+        _in_flight.discard(os.path.abspath(temporary))
     _fsync_directory(directory or ".")
     return size
 
@@ -97,11 +101,15 @@ def sweep(template: Template) -> None:
         found = _TEMPORARY.fullmatch(hidden)
         if not found or not template.matches(os.path.join(parent, found["name"])):
             continue
-        pid, here = int(found["pid"]), found["host"] == socket.gethostname()
         with contextlib.suppress(FileNotFoundError):
-            stale = not is_running(pid) or pid == os.getpid() if here else time.time() - os.stat(path).st_mtime > SILENCE
-            if stale:
+            if os.path.abspath(path) not in _in_flight and _is_stale(path, int(found["pid"]), found["host"]):
                 os.unlink(path)
+
+
+def _is_stale(path: str, pid: int, host: str) -> bool:
+    if host == socket.gethostname():
+        return pid == os.getpid() or not is_running(pid)  # ours, and not in flight: of an earlier process with our pid
+    return time.time() - os.stat(path).st_mtime > SILENCE
 
 
 def seal(path: str, trailer: Trailer) -> int:

@@ -43,7 +43,7 @@ class Writer:
             if waited > _WORTH_A_WARNING:
                 warnings.warn(
                     f"{reason} waited {waited:.1f} s for {self._path} to be written: the disk takes {seconds:.1f} s for "
-                    f"{size / 1e6:.0f} MB, {size / 1e6 / seconds:.0f} MB/s. Save less often.",
+                    f"{size / 1e6:.3g} MB, {size / 1e6 / seconds:.3g} MB/s. Save less often.",
                     stacklevel=2,
                 )
         self.raise_failure()

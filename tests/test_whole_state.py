@@ -1,0 +1,250 @@
+"""A restart from any checkpoint ends as the uninterrupted run: weights, optimizer, seeds, history, rates, stopping epoch."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import assert_same_weights, datasets
+
+from callbacks import GlobalStepCheckpoint, restore
+
+BATCHES = 12  # in an epoch
+
+
+def data(seed=0):
+    random = np.random.default_rng(seed)
+    x = random.normal(size=(BATCHES * 8, 6)).astype("float32")
+    return x, (x[:, :1] * x[:, 1:2] + random.normal(size=(len(x), 1))).astype("float32")
+
+
+def dataset():
+    """A set that cannot seek, in an order that is the same in every epoch."""
+    return tf.data.Dataset.from_tensor_slices(data()).batch(8)
+
+
+def network():
+    layers = keras.layers
+    return keras.Sequential(
+        [keras.Input((6,)), layers.Dense(16), layers.BatchNormalization(), layers.Dropout(0.3), layers.Dense(1)]
+    )
+
+
+def compiled(optimizer=None, spe=1):
+    model = network()
+    model.compile(optimizer or keras.optimizers.Adam(0.01), "mse", metrics=["mae"], steps_per_execution=spe)
+    return model
+
+
+class Crash(keras.callbacks.Callback):
+    """Ends training in the middle, with an exception, when so many batches of this fit are over."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.after -= 1
+        if self.after < 0:
+            raise InterruptedError
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.after == 0:
+            raise InterruptedError
+
+
+class Rates(keras.callbacks.Callback):
+    """What the learning rate was at the end of each epoch."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = {}
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.seen[epoch] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+
+
+def train(make, others, directory, name, *, epochs=6, crash_after=None, save_freq=1, **options):
+    """One fit; if it is to crash, a second one from what it left. The model, its history, the other callbacks, the file."""
+    template = str(directory / name / ("b{batch:04d}" + options.pop("suffix", ".weights.h5")))
+    lives = [crash_after, None] if crash_after is not None else [None]
+    for after in lives:
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(0)
+        model, callbacks = make(), others()
+        checkpoint = GlobalStepCheckpoint(template, save_freq=save_freq, resume=True, background=after is None, **options)
+        crash = [Crash(after)] if after is not None else []
+        fit = dict(epochs=epochs, validation_data=data(1), validation_batch_size=32, verbose=0)
+        try:
+            history = model.fit(dataset(), callbacks=[checkpoint, *callbacks, *crash], **fit)
+        except InterruptedError:
+            continue
+    return model, history, callbacks, checkpoint
+
+
+def assert_same_end(one, other):
+    """Two trainings end with the same files and the same history."""
+    assert_same_weights(one[3].newest, other[3].newest)
+    for a, b in zip(one[0].variables, other[0].variables, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
+    assert one[1].epoch == other[1].epoch
+    assert one[1].history == other[1].history
+
+
+MOMENTS = [0, 11, 12, 17]  # batches of the first life; with 11 the save is of the last batch of an epoch, with 12 its end is over
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+def test_dropout_batchnorm_and_history_after_a_crash_at_any_batch(tmp_path, suffix):
+    whole = train(compiled, list, tmp_path, "whole", suffix=suffix, epochs=2)
+    for moment in MOMENTS:
+        crashed = train(compiled, list, tmp_path, f"crashed-{moment}", suffix=suffix, epochs=2, crash_after=moment)
+        assert crashed[3].resumed_from.batch in (moment, moment + 1)
+        assert whole[1].history == crashed[1].history, moment
+        for a, b in zip(whole[0].variables, crashed[0].variables, strict=True):
+            np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=f"{a.path} after {moment}")
+
+
+def steering_early_stopping():
+    return [keras.callbacks.EarlyStopping(monitor="val_loss", patience=2, restore_best_weights=True, start_from_epoch=1)]
+
+
+def steering_plateau():
+    return [keras.callbacks.ReduceLROnPlateau(monitor="loss", factor=0.5, patience=1, min_delta=0.05, cooldown=1), Rates()]
+
+
+def steering_schedule():
+    return [keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.7 if epoch else rate), Rates()]
+
+
+@pytest.mark.parametrize("moment", [7, pytest.param(36, marks=pytest.mark.slow), pytest.param(59, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("others", [steering_early_stopping, steering_plateau, steering_schedule])
+def test_callbacks_that_steer_training_decide_as_if_nothing_had_happened(tmp_path, others, moment):
+    def make():
+        return compiled(keras.optimizers.Adam(0.2))  # it soon stops getting better
+
+    whole = train(make, others, tmp_path, "whole", epochs=8, save_freq=6)
+    crashed = train(make, others, tmp_path, "crashed", epochs=8, save_freq=6, crash_after=moment)
+    assert_same_end(whole, crashed)
+    if others is steering_early_stopping:
+        assert 0 < whole[2][0].stopped_epoch < 7
+        assert crashed[2][0].stopped_epoch == whole[2][0].stopped_epoch
+        assert crashed[2][0].best_epoch == whole[2][0].best_epoch
+    else:
+        rates = whole[2][-1].seen
+        assert len(set(rates.values())) > 1
+        assert crashed[2][-1].seen == {epoch: rates[epoch] for epoch in crashed[2][-1].seen}
+
+
+def test_a_run_that_early_stopping_ended_is_not_trained_on(tmp_path):
+    def make():
+        return compiled(keras.optimizers.Adam(0.2))
+
+    whole = train(make, steering_early_stopping, tmp_path, "run", epochs=8, save_freq=6)
+    again = train(make, steering_early_stopping, tmp_path, "run", epochs=8, save_freq=6)
+    assert again[3].resumed_from.batch == len(whole[1].epoch) * BATCHES
+    assert again[1].history == whole[1].history
+    assert not [path for path in (tmp_path / "run").iterdir() if path.name > f"b{again[3].resumed_from.batch:04d}.weights.h5"]
+
+
+OPTIMIZERS = {
+    "ema": lambda: keras.optimizers.SGD(0.01, momentum=0.9, use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=5),
+    "ema at the end": lambda: keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9),
+    "accumulation": lambda: keras.optimizers.Adam(0.01, gradient_accumulation_steps=5),
+    "schedule": lambda: keras.optimizers.AdamW(keras.optimizers.schedules.CosineDecay(0.05, 60), global_clipnorm=1.0),
+    "loss scale": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01), dynamic_growth_steps=7),
+    "lion": lambda: keras.optimizers.Lion(0.001),
+    "muon": lambda: keras.optimizers.Muon(0.01),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_state_of_every_kind_of_optimizer(tmp_path, optimizer):
+    def make():
+        return compiled(OPTIMIZERS[optimizer]())
+
+    whole = train(make, list, tmp_path, "whole", epochs=2, save_freq=6)
+    assert_same_end(whole, train(make, list, tmp_path, "crashed", epochs=2, save_freq=6, crash_after=17))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "bfloat16"])
+def test_mixed_precision(tmp_path, policy):
+    def make():
+        keras.mixed_precision.set_global_policy(policy)
+        return compiled()
+
+    whole = train(make, list, tmp_path, "whole", epochs=2, save_freq=6)
+    assert_same_end(whole, train(make, list, tmp_path, "crashed", epochs=2, save_freq=6, crash_after=17))
+
+
+@pytest.mark.parametrize("spe", [4, 5])
+def test_steps_per_execution(tmp_path, spe):
+    whole = train(lambda: compiled(spe=spe), list, tmp_path, "whole", epochs=2, save_freq=6)
+    for moment in (1, 3):  # executions
+        assert_same_end(
+            whole, train(lambda: compiled(spe=spe), list, tmp_path, f"c{moment}", epochs=2, save_freq=spe, crash_after=moment)
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas, spe", [(2, 1), (2, 4)])
+def test_replicas_with_statistics_of_their_own(tmp_path, strategy, replicas, spe):
+    mirrored = strategy(replicas)
+
+    def make():
+        with mirrored.scope():
+            return compiled(spe=spe)
+
+    whole = train(make, list, tmp_path, "whole", epochs=2, save_freq=6)
+    for moment in (2, 4):
+        crashed = train(make, list, tmp_path, f"crashed-{moment}", epochs=2, save_freq=spe, crash_after=moment)
+        assert_same_end(whole, crashed)
+        for a, b in zip(whole[0].non_trainable_weights, crashed[0].non_trainable_weights, strict=True):
+            for one, other in zip(a._value.values, b._value.values, strict=True):
+                np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=a.path)
+
+
+def test_the_last_save_holds_the_last_batch_and_not_the_averages_that_keras_puts_in_its_place(tmp_path):
+    """With `use_ema`, `fit` ends by overwriting the weights; going on from those would be another training."""
+    whole = train(lambda: compiled(OPTIMIZERS["ema at the end"]()), list, tmp_path, "run", epochs=2)
+    model = compiled(OPTIMIZERS["ema at the end"]())
+    restore(model, whole[3].newest)
+    assert any((a.numpy() != b.numpy()).any() for a, b in zip(model.weights, whole[0].weights, strict=True))
+
+
+def test_more_epochs_after_the_end_equal_one_longer_training(tmp_path):
+    whole = train(compiled, list, tmp_path, "whole", epochs=4)
+    train(compiled, list, tmp_path, "longer", epochs=2)
+    assert_same_end(whole, train(compiled, list, tmp_path, "longer", epochs=4))
+
+
+def test_an_epoch_save_includes_what_every_callback_did_at_the_end_of_the_epoch(tmp_path):
+    """Whatever their order: the plateau callback stands behind ours and lowers the rate in the same hook."""
+    plateau = keras.callbacks.ReduceLROnPlateau(monitor="loss", factor=0.1, patience=1, min_delta=100.0, min_lr=0)
+    model = compiled(keras.optimizers.SGD(1e-3))
+    template = str(tmp_path / "e{epoch}.weights.h5")
+    model.fit(dataset(), epochs=3, verbose=0, callbacks=[GlobalStepCheckpoint(template, save_freq="epoch"), plateau])
+    rates = [float(datasets(tmp_path / f"e{epoch}.weights.h5")["optimizer/vars/1"]) for epoch in (1, 2, 3)]
+    assert rates == pytest.approx([1e-3, 1e-4, 1e-5])
+
+
+def test_other_numbers_of_replicas_go_on_from_each_others_files(tmp_path, strategy):
+    def make(replicas):
+        keras.utils.set_random_seed(0)
+        with strategy(replicas).scope() if replicas > 1 else tf.device(None):
+            model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+            model.compile("adam", "mse")
+            return model
+
+    template = str(tmp_path / "b{batch:04d}_r{replicas}.weights.h5")
+    for epochs, replicas in ((1, 4), (2, 2), (3, 1), (4, 4)):
+        model = make(replicas)
+        model.fit(dataset(), epochs=epochs, verbose=0, callbacks=[GlobalStepCheckpoint(template, save_freq="epoch", resume=True)])
+    alone = make(1)
+    alone.fit(dataset(), epochs=4, verbose=0)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"b{12 * e:04d}_r{r}.weights.h5" for e, r in ((1, 4), (2, 2), (3, 1), (4, 4))
+    }
+    for a, b in zip(alone.weights, model.weights, strict=True):
+        np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-6)
