@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from callbacks import files
 from callbacks.errors import InputError
-from callbacks.restoring import candidates
+from callbacks.restoring import Checkpoint, candidates, read_whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,11 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if damaged and args.command == "verify" else 0
 
 
-def _look(paths: list[str], whole: bool) -> Iterator[tuple[str, files.Trailer | None, str]]:
+def _look(paths: list[str], whole: bool) -> Iterator[tuple[str, Checkpoint | files.Trailer | None, str]]:
     for path in paths:
         try:
-            yield path, files.verify(path) if whole else files.read_trailer(path), ""
-        except (files.Damaged, OSError) as error:
+            yield path, read_whole(path) if whole else files.read_trailer(path), ""
+        except (files.Damaged, InputError, OSError) as error:
             yield path, None, str(error)
 
 

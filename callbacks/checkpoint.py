@@ -12,7 +12,7 @@ from callbacks import files, retention, state, steering
 from callbacks.counters import Counts, counters_of
 from callbacks.errors import InputError
 from callbacks.lock import Lock
-from callbacks.restoring import Checkpoint, existing_file, latest_checkpoint, metrics_of, newest_first
+from callbacks.restoring import Checkpoint, latest_checkpoint, metrics_of, named_checkpoint, newest_first
 from callbacks.running_fit import running_fit
 from callbacks.template import FIELDS, Template
 from callbacks.writer import Writer
@@ -120,6 +120,8 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         self._epoch_save_is_due = self._waits_for_metrics = False
         self._counters.batches_per_epoch = self.params.get("steps")
         self._resume()
+        self._begins_at = self._counters.read().batch
+        self._warn_of_later_checkpoints()
         self._last_saved = self._counters.read() if self.resumed_from else None
         self._last_time = self._clock()
         self._plan_next_save()
@@ -168,8 +170,10 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         self.resumed_from = self._restored = None
         if not self.resume:
             return
-        what = self.template.text if self.resume is True else existing_file(os.fspath(self.resume))
-        self.resumed_from = latest_checkpoint(what)
+        if self.resume is True:
+            self.resumed_from = latest_checkpoint(self.template.text)
+        else:
+            self.resumed_from = named_checkpoint(os.fspath(self.resume))
         if self.resumed_from:
             self._restored = state.restore(self.model, self.resumed_from.path)
             self._validated = {name: value for name, value in self.resumed_from.metrics.items() if name.startswith("val_")}
@@ -250,7 +254,9 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         if not any(self._keep.values()):
             return
         if self._kept is None:
-            self._kept = {each: self._kept_of(each) for each in newest_first(self.template.text)}
+            # Later ones than where this run began are another run's.
+            present = newest_first(self.template.text)
+            self._kept = {each: self._kept_of(each, trailer) for each, trailer in present if trailer.batch <= self._begins_at}
         self._kept[path] = retention.Kept(path, batch, metrics.get(self.monitor))
         if self._keep["keep_best"] and self.monitor_op is None:
             self._set_monitor_op()
@@ -260,9 +266,20 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
                 os.unlink(old)
             del self._kept[old]
 
-    def _kept_of(self, path):
+    def _kept_of(self, path, trailer):
         value = metrics_of(path).get(self.monitor) if self._keep["keep_best"] else None
-        return retention.Kept(path, files.read_trailer(path).batch, value)
+        return retention.Kept(path, trailer.batch, value)
+
+    def _warn_of_later_checkpoints(self):
+        if self.resume is True or not self.template.counters:
+            return
+        newest = next(iter(newest_first(self.template.text)), None)
+        if newest and newest[1].batch > self._begins_at:
+            warnings.warn(
+                f"{newest[0]} is of another run, which came to batch {newest[1].batch}; this one begins at {self._begins_at}. "
+                "It replaces files of equal names and deletes none of the others. Use another directory, or resume=True.",
+                stacklevel=2,
+            )
 
     def _check_alone(self):
         for other in self._callbacks:

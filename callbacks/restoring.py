@@ -50,17 +50,39 @@ def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | 
     >>> latest = latest_checkpoint("runs/mnist/checkpoints")
     >>> model.load_weights(latest.path)
     """
-    for path, _ in _newest_first(candidates(template_or_directory)):
+    for path, _ in newest_first(template_or_directory):
         try:
-            trailer = files.verify(path)
-            header = state.read_header(path)
-            if not Template(header["template"]).is_true_of(path, Counts(**header["counts"])):
-                raise files.Damaged(f"its name lies: it holds batch {trailer.batch}")
+            return read_whole(path)
         except (files.Damaged, OSError) as error:
             _pass_over(path, error)
-            continue
-        return Checkpoint(path, trailer.step, trailer.batch, trailer.epoch, trailer.samples, header["metrics"])
     return None
+
+
+def read_whole(path: str) -> Checkpoint:
+    """Reads every byte of a checkpoint, and holds its name against the counters in it.
+
+    Raises:
+        callbacks.files.Damaged: if it is not what was written, or its name lies.
+        InputError: if it is of a version of the format that this code does not know.
+        OSError: if it cannot be read.
+    """
+    trailer = files.verify(path)
+    header = state.read_header(path)
+    if not Template(header["template"]).is_true_of(path, Counts(**header["counts"])):
+        raise files.Damaged(f"its name lies: it holds batch {trailer.batch}")
+    return Checkpoint(path, trailer.step, trailer.batch, trailer.epoch, trailer.samples, header["metrics"])
+
+
+def named_checkpoint(path: str) -> Checkpoint:
+    """A checkpoint that somebody names, which has to be there and whole.
+
+    Raises:
+        InputError: if it is not.
+    """
+    try:
+        return read_whole(path)
+    except (files.Damaged, OSError) as error:
+        raise InputError(f"No checkpoint to go on from at {path}: {error}") from None
 
 
 def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Checkpoint | None:
@@ -94,9 +116,16 @@ def metrics_of(path: str) -> dict[str, float]:
     return state.read_header(path)["metrics"]
 
 
-def newest_first(template: str) -> list[str]:
-    """The checkpoints of a template by the batch that their trailers tell, the highest first. Nothing is verified."""
-    return [path for path, _ in _newest_first(candidates(template))]
+def newest_first(template_or_directory: str | os.PathLike) -> list[tuple[str, files.Trailer]]:
+    """The checkpoints with the counters that their trailers tell, the highest batch first; nothing else of them is read."""
+    found = []
+    for path in candidates(template_or_directory):
+        try:
+            found.append((path, files.read_trailer(path), os.path.getmtime(path)))
+        except (files.Damaged, OSError) as error:
+            _pass_over(path, error)
+    found.sort(key=lambda each: (each[1].batch, each[2]), reverse=True)
+    return [(path, trailer) for path, trailer, _ in found]
 
 
 def candidates(template_or_directory: str | os.PathLike) -> list[str]:
@@ -108,28 +137,5 @@ def candidates(template_or_directory: str | os.PathLike) -> list[str]:
     return Template(text).files()
 
 
-def _newest_first(paths: list[str]) -> list[tuple[str, files.Trailer]]:
-    found = []
-    for path in paths:
-        try:
-            found.append((path, files.read_trailer(path)))
-        except (files.Damaged, OSError) as error:
-            _pass_over(path, error)
-    return sorted(found, key=lambda item: (item[1].batch, os.path.getmtime(item[0])), reverse=True)
-
-
 def _pass_over(path, error):
     warnings.warn(f"Passed over {path}: {error}.", stacklevel=4)
-
-
-def existing_file(path: str) -> str:
-    """The path of a checkpoint that somebody names, which has to be there and whole.
-
-    Raises:
-        InputError: if it is not.
-    """
-    try:
-        files.verify(path)
-    except (files.Damaged, OSError) as error:
-        raise InputError(f"No checkpoint to go on from at {path}: {error}") from None
-    return path

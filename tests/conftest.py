@@ -23,6 +23,7 @@ def pytest_configure(config):
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * DEVICES)
     tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(0)  # for fixtures of whole modules
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,6 @@ import os
 from collections.abc import Sequence
 
 from callbacks import GlobalStepCheckpoint, InputError
-from callbacks.files import read_trailer
 from callbacks.restoring import newest_first
 from callbacks.template import Template
 
@@ -133,14 +132,14 @@ def _refuse_later_checkpoints(template, resume_from):
     present = newest_first(template.text)
     if not present:
         return
-    newest = read_trailer(present[0]).batch
+    newest, trailer = present[0]
     if resume_from is False:
         raise InputError(
-            f"--resume never would mix a new run with the checkpoints that are there, up to {present[0]}. Use another --workdir."
+            f"--resume never would mix a new run with the checkpoints that are there, up to {newest}. Use another --workdir."
         )
-    if os.path.exists(resume_from) and os.path.abspath(resume_from) not in map(os.path.abspath, present[:1]):
+    if os.path.exists(resume_from) and os.path.abspath(resume_from) != os.path.abspath(newest):
         raise InputError(
-            f"--resume {resume_from} would overwrite later checkpoints, up to {present[0]} at batch {newest}. "
+            f"--resume {resume_from} would overwrite later checkpoints, up to {newest} at batch {trailer.batch}. "
             "Use another --workdir."
         )
 

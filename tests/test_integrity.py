@@ -1,0 +1,182 @@
+"""Any change of a byte is found, and whoever looks for the newest checkpoint passes over what is not one."""
+
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+
+import keras
+import pytest
+from conftest import ROOT
+from small import fit, small_model
+
+from callbacks import GlobalStepCheckpoint, InputError, files, latest_checkpoint, restore
+
+
+@pytest.fixture(scope="module", params=[".weights.h5", ".keras"])
+def trained(request, tmp_path_factory):
+    """A directory with the checkpoints of batches 5 and 10."""
+    directory = tmp_path_factory.mktemp("trained")
+    fit(small_model(), GlobalStepCheckpoint(str(directory / ("b{batch}" + request.param)), save_freq=5))
+    return directory
+
+
+@pytest.fixture
+def copies(trained, tmp_path):
+    """The same in a directory of the test's own: older, newer."""
+    older, newer = (shutil.copy(path, tmp_path) for path in sorted(trained.iterdir(), key=lambda path: len(path.name)))
+    return tmp_path, tmp_path / older, tmp_path / newer
+
+
+def flip(path, place, bit=0):
+    raw = bytearray(path.read_bytes())
+    raw[place] ^= 1 << bit
+    path.write_bytes(raw)
+
+
+def assert_passed_over(directory, newer, older, why):
+    with pytest.warns(UserWarning, match=rf"Passed over {newer}.*{why}"):
+        assert latest_checkpoint(directory).path == str(older)
+
+
+def test_every_byte_of_a_file_is_guarded(trained, tmp_path):
+    source = min(trained.iterdir(), key=lambda path: len(path.name))
+    whole = source.read_bytes()
+    path = tmp_path / source.name
+    for place in [*range(0, len(whole), 101), *range(len(whole) - 90, len(whole))]:
+        path.write_bytes(whole)
+        flip(path, place, bit=place % 8)
+        with pytest.raises(files.Damaged):
+            files.verify(path)
+    path.write_bytes(whole)
+    files.verify(path)
+
+
+@pytest.mark.parametrize(
+    "damage, why",
+    [
+        (lambda path: flip(path, 1000), "checksum"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "trailer"),
+        (lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]), "trailer"),
+        (lambda path: path.write_bytes(b""), "0 bytes"),
+        (lambda path: path.write_bytes(path.read_bytes()[1000:]), "bytes before its trailer"),
+        (lambda path: path.write_bytes(b"x" * 5000), "not written by GlobalStepCheckpoint"),
+    ],
+    ids=["one bit", "last byte gone", "half", "empty", "beginning gone", "foreign"],
+)
+def test_a_damaged_newest_file_is_passed_over_and_named(copies, damage, why):
+    directory, older, newer = copies
+    damage(newer)
+    assert_passed_over(directory, newer, older, why)
+
+
+def test_a_file_of_stock_keras_is_passed_over(copies):
+    directory, older, newer = copies
+    if newer.suffix == ".keras":
+        small_model().save(newer)
+    else:
+        small_model().save_weights(newer)
+    assert_passed_over(directory, newer, older, "not written by GlobalStepCheckpoint")
+
+
+def test_a_file_whose_name_lies_is_passed_over(copies):
+    directory, older, newer = copies
+    lying = newer.with_name(newer.name.replace("10", "99"))
+    newer.rename(lying)
+    assert_passed_over(directory, lying, older, "its name lies: it holds batch 10")
+
+
+def test_a_file_that_cannot_be_opened_is_passed_over(copies):
+    directory, older, newer = copies
+    newer.unlink()
+    newer.symlink_to(directory / "nowhere")
+    assert_passed_over(directory, newer, older, "No such file")
+
+
+def test_where_all_are_damaged_there_is_none_to_restore(copies):
+    directory, older, newer = copies
+    for path in (older, newer):
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning, match="Passed over"):
+        assert latest_checkpoint(directory) is None
+    with pytest.warns(UserWarning, match="Passed over"):
+        assert restore(small_model(), directory) is None
+
+
+def test_a_damaged_file_is_replaced_when_training_comes_to_it_again(copies):
+    directory, older, newer = copies
+    flip(newer, 1000)
+    template = str(directory / older.name.replace("b5", "b{batch}"))
+    checkpoint = GlobalStepCheckpoint(template, save_freq=5, resume=True)
+    with pytest.warns(UserWarning, match="checksum"):
+        fit(small_model(), checkpoint)
+    assert checkpoint.resumed_from.batch == 5
+    assert latest_checkpoint(template).batch == 10
+
+
+def test_an_unknown_version_is_named_and_not_taken_for_damage(copies, monkeypatch):
+    directory, _, _ = copies
+    monkeypatch.setattr("callbacks.state.FORMAT", 2)
+    with pytest.raises(InputError, match=r"has format 1.*reads format 2"):
+        latest_checkpoint(directory)
+
+
+def test_a_checkpoint_of_another_model_changes_nothing(copies):
+    _, _, newer = copies
+    model = keras.Sequential([keras.Input((7,)), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    before = [value.copy() for value in model.get_weights()]
+    with pytest.raises(InputError, match=r"another model: sequential.*/dense.*/kernel has shape \(7, 1\).* here, \(6, 1\)"):
+        restore(model, newer)
+    assert all((a == b).all() for a, b in zip(before, model.get_weights(), strict=True))
+
+
+def test_a_directory_of_ten_thousand_checkpoints_is_searched_in_a_second(trained, tmp_path):
+    source = min(trained.iterdir(), key=lambda path: len(path.name))
+    body = source.read_bytes()
+    suffix = "".join(source.suffixes)
+    for batch in range(10_000):
+        (tmp_path / f"b{batch}{suffix}").write_bytes(body[-80:] if batch != 5 else body)  # tails alone: all are read, none is whole
+    template = str(tmp_path / ("b{batch}" + suffix))
+    with pytest.warns(UserWarning, match="Passed over"):
+        began = time.process_time()
+        assert latest_checkpoint(template).batch == 5
+        assert time.process_time() - began < 1
+
+
+def run_cli(*args):
+    done = subprocess.run([sys.executable, "-m", "callbacks", *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_command_line_lists_and_verifies(copies):
+    directory, older, newer = copies
+    code, out, _ = run_cli("verify", directory)
+    assert code == 0 and "2 files, all whole" in out
+    flip(newer, 1000)
+    code, out, _ = run_cli("list", directory)
+    rows = [line.split() for line in out.splitlines()[1:]]
+    assert code == 0
+    assert [(row[0], row[1], row[2], row[3], row[-1]) for row in rows] == [
+        ("5", "5", "1", "20", str(older)),
+        ("10", "10", "1", "40", str(newer)),
+    ]
+    code, out, _ = run_cli("verify", directory)
+    assert code == 1 and "2 files, 1 damaged" in out and f"{newer}: its checksum" in out
+    code, out, errors = run_cli("list", directory / "none_{batch}.keras")
+    assert code == 2 and errors.splitlines()[-1].startswith("error: no checkpoints at")
+
+
+def test_state_in_an_archive_is_no_code(trained):
+    """What is read back is JSON and plain arrays: nothing in it is unpickled or evaluated."""
+    for path in trained.iterdir():
+        content = path.read_bytes()
+        assert b"pickle" not in content
+        if path.suffix == ".keras":
+            assert sorted(zipfile.ZipFile(path).namelist()) == [
+                "config.json",
+                "global_step.h5",
+                "metadata.json",
+                "model.weights.h5",
+            ]

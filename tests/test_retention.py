@@ -1,0 +1,185 @@
+"""Which checkpoints stay: the rules as lists, and what they delete on the disk."""
+
+import os
+
+import keras
+import pytest
+from small import Do, arrays, fit, names, small_model
+
+from callbacks import GlobalStepCheckpoint, InputError, latest_checkpoint
+from callbacks.retention import Kept, to_delete
+
+
+def survivors(batches, values=None, **rules):
+    """What stays when the rules are applied after every save, as training does."""
+    present = []
+    for i, batch in enumerate(batches):
+        present.append(Kept(f"b{batch}", batch, values[i] if values else None))
+        gone = to_delete(present, **rules)
+        present = [kept for kept in present if kept.path not in gone]
+    return [kept.batch for kept in present]
+
+
+TEN = [10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
+LOSSES = [9.0, 3.0, 8.0, 1.0, 7.0, 2.0, 6.0, 4.0, 5.0, 9.5]
+
+
+@pytest.mark.parametrize(
+    "rules, stay",
+    [
+        ({}, TEN),
+        ({"keep_last": 1}, [100]),
+        ({"keep_last": 3}, [80, 90, 100]),
+        ({"keep_last": 20}, TEN),
+        ({"keep_every": 50}, [50, 100]),
+        ({"keep_every": 25}, [30, 50, 80, 100]),  # the first at or after 25, 50, 75, 100
+        ({"keep_every": 1}, TEN),
+        ({"keep_every": 1000}, [100]),  # the newest always stays
+        ({"keep_best": 1}, [40, 100]),
+        ({"keep_best": 3}, [20, 40, 60, 100]),
+        ({"keep_best": 2, "lower_is_better": False}, [10, 100]),
+        ({"keep_last": 2, "keep_every": 40}, [40, 80, 90, 100]),
+        ({"keep_last": 2, "keep_best": 1}, [40, 90, 100]),
+        ({"keep_last": 1, "keep_every": 30, "keep_best": 2}, [30, 40, 60, 90, 100]),
+    ],
+)
+def test_a_checkpoint_stays_if_any_rule_keeps_it(rules, stay):
+    assert survivors(TEN, LOSSES, **rules) == stay
+
+
+def test_of_equal_values_the_older_is_the_best_and_one_without_a_value_is_never():
+    assert survivors([1, 2, 3, 4], [5.0, 5.0, None, float("nan")], keep_best=1) == [1, 4]
+
+
+def test_a_save_that_comes_late_does_not_move_the_milestones():
+    assert survivors([12, 24, 36, 48, 60, 72], keep_every=24) == [24, 48, 72]
+    assert survivors([7, 14, 21, 28, 35, 42], keep_every=10) == [14, 21, 35, 42]
+
+
+def test_old_files_go_and_others_files_stay(tmp_path):
+    foreign = tmp_path / "b1.weights.h5"
+    small_model().save_weights(foreign)  # matches the template, and is not of our format
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.warns(UserWarning, match=r"Passed over .*b1\.weights\.h5"):
+        fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=2, keep_last=2))
+    assert names(tmp_path) == ["b1.weights.h5", "b10.weights.h5", "b8.weights.h5", "notes.txt"]
+
+
+def test_the_rules_go_on_after_a_restart(tmp_path):
+    template = str(tmp_path / "b{batch:02d}.weights.h5")
+    for epochs in (1, 2):
+        fit(
+            small_model(),
+            GlobalStepCheckpoint(template, save_freq=3, keep_last=2, keep_every=6, resume=True),
+            epochs=epochs,
+        )
+    assert names(tmp_path) == [f"b{batch:02d}.weights.h5" for batch in (6, 12, 18, 20)]
+
+
+def test_the_best_by_validation_stay_after_a_restart_too(tmp_path):
+    values = iter([5.0, 1.0, 4.0, 2.0, 3.0])
+
+    class Fake(keras.callbacks.Callback):
+        """Gives each epoch the value that the test wants."""
+
+        def on_epoch_end(self, epoch, logs=None):
+            logs["score"] = next(values)
+
+    template = str(tmp_path / "e{epoch}.weights.h5")
+    for epochs in (3, 5):
+        checkpoint = GlobalStepCheckpoint(template, monitor="score", mode="min", save_freq="epoch", keep_best=2, resume=True)
+        fit(small_model(), Fake(), checkpoint, epochs=epochs)
+    assert names(tmp_path) == ["e2.weights.h5", "e4.weights.h5", "e5.weights.h5"]
+
+
+def test_another_runs_later_files_are_named_and_not_deleted(tmp_path):
+    template = str(tmp_path / "b{batch:02d}.weights.h5")
+    fit(small_model(), GlobalStepCheckpoint(template, save_freq=5), epochs=2)
+    with pytest.warns(UserWarning, match=r"b20\.weights\.h5 is of another run, which came to batch 20; this one begins at 0"):
+        fit(small_model(), GlobalStepCheckpoint(template, save_freq=4, keep_last=1))
+    assert names(tmp_path) == [f"b{batch:02d}.weights.h5" for batch in (5, 10, 15, 20)]
+
+
+def test_a_file_that_is_gone_already_is_no_error(tmp_path):
+    template = str(tmp_path / "b{batch:02d}.weights.h5")
+    checkpoint = GlobalStepCheckpoint(template, save_freq=2, keep_last=1, background=False)
+    fit(small_model(), checkpoint, Do(3, lambda: os.unlink(tmp_path / "b02.weights.h5")))
+    assert names(tmp_path) == ["b10.weights.h5"]
+
+
+@pytest.mark.parametrize("rule", ["keep_last", "keep_every", "keep_best"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
+def test_a_rule_that_is_no_number_of_files_is_refused(rule, value):
+    with pytest.raises(InputError, match=rf"{rule} is a whole number, 1 or more.*{value!r}"):
+        GlobalStepCheckpoint("b{batch}.keras", **{rule: value})
+
+
+@pytest.mark.parametrize("rule", ["keep_last", "keep_every", "keep_best"])
+def test_a_rule_for_one_file_that_is_replaced_is_refused(rule):
+    with pytest.raises(InputError, match=rf"{rule} needs names that differ"):
+        GlobalStepCheckpoint("last.keras", **{rule: 1})
+
+
+class Clock:
+    """A clock that goes forward when told."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def saved_after(tmp_path, seconds_per_batch, **triggers):
+    """The batches saved in ten, when each takes so many seconds of an injected clock."""
+    checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch:02d}.weights.h5"), **triggers)
+    checkpoint._clock = clock = Clock()
+
+    class Tick(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            clock.now += seconds_per_batch
+
+    fit(small_model(), checkpoint, Tick())
+    return [int(name[1:3]) for name in names(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    "triggers, seconds_per_batch, batches",
+    [
+        ({"save_freq": 1000, "save_secs": 3}, 1, [3, 6, 9, 10]),
+        ({"save_freq": 1000, "save_secs": 3}, 2, [2, 4, 6, 8, 10]),
+        ({"save_freq": 1000, "save_secs": 0.5}, 1, list(range(1, 11))),
+        ({"save_freq": "epoch", "save_secs": 4}, 1, [4, 8, 10]),
+        ({"save_freq": 5, "save_secs": 3}, 1, [3, 5, 8, 10]),  # the seconds count from the last save, whatever caused it
+        ({"save_freq": 4, "save_secs": 100}, 1, [4, 8, 10]),
+        ({"save_freq": 4}, 1000, [4, 8, 10]),
+    ],
+)
+def test_triggers(tmp_path, triggers, seconds_per_batch, batches):
+    assert saved_after(tmp_path, seconds_per_batch, **triggers) == batches
+
+
+def test_best_only_with_a_number_of_batches(tmp_path):
+    """Stock Keras ends with a KeyError or skips every save here."""
+    template = str(tmp_path / "b{batch:02d}.weights.h5")
+    model = small_model(keras.optimizers.SGD(0.05))
+    fit(model, GlobalStepCheckpoint(template, monitor="loss", save_best_only=True, save_freq=2), epochs=3)
+    losses = [latest_checkpoint(tmp_path / name).metrics["loss"] for name in names(tmp_path)]
+    assert len(losses) > 1 and losses == sorted(losses, reverse=True)
+
+
+def test_a_validation_metric_in_the_name_waits_for_the_first_validation(tmp_path):
+    template = str(tmp_path / "b{batch:02d}-{val_loss:.4f}.weights.h5")
+    checkpoint = GlobalStepCheckpoint(template, save_freq=4)
+    history = fit(small_model(), checkpoint, epochs=2, validation_data=arrays())
+    first = f"{history.history['val_loss'][0]:.4f}"
+    # 4 and 8 wait; the first validation, after batch 10, writes one file; the others carry the newest value of their moment
+    assert names(tmp_path) == [f"b{batch}-{first}.weights.h5" for batch in (10, 12, 16, 20)]
+
+
+def test_a_metric_that_can_never_come_is_an_error_before_the_first_batch(tmp_path):
+    for name, options in (("val_loss", {}), ("acuracy", {"validation_data": arrays()})):
+        model = small_model()
+        with pytest.raises(InputError, match=rf"{{{name}}}.*is neither a counter nor a metric of this run"):
+            fit(model, GlobalStepCheckpoint(str(tmp_path / f"{{{name}}}.keras"), save_freq=1), **options)
+        assert int(model.optimizer.iterations.numpy()) == 0
+    assert names(tmp_path) == []
