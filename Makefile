@@ -13,6 +13,7 @@ DOWNLOAD := $(if $(GPU),3.6 GB,750 MB)
 BIN := .venv/bin
 INSTALLED := .venv/installed-$(REQUIREMENTS)
 LINT_INSTALLED := .venv/installed-lint
+BENCH_INSTALLED := .venv/installed-bench
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -36,7 +37,7 @@ lint: $(LINT_INSTALLED) ## check format, lint and types; changes nothing
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m mypy
 
-bench: $(INSTALLED) ## run the benchmarks
+bench: $(BENCH_INSTALLED) ## run the benchmarks, or those that ARGS name: 10 minutes, 10 GB of disk
 	$(BIN)/python -m benchmarks $(ARGS)
 
 watch: $(INSTALLED) ## TensorBoard on runs/, for this machine only
@@ -60,6 +61,11 @@ $(INSTALLED): requirements.txt $(REQUIREMENTS) pyproject.toml $(if $(KEEP),,FORC
 $(LINT_INSTALLED): $(INSTALLED)
 	@echo "Installing ruff and mypy into .venv, once."
 	@$(PIP) --editable '.[lint]'
+	@touch $@
+
+$(BENCH_INSTALLED): $(INSTALLED) benchmarks/requirements.txt
+	@echo "Installing what the benchmarks compare with into .venv, once: PyTorch, which may be 3 GB to download, JAX and Orbax."
+	@$(PIP) --requirement $(REQUIREMENTS) --requirement benchmarks/requirements.txt
 	@touch $@
 
 FORCE:

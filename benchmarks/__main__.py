@@ -1,19 +1,34 @@
-"""Runs every benchmark, after a line that says on what."""
+"""Runs every benchmark, or those named, after a line that says on what."""
 
+import argparse
+import importlib
 import os
 import platform
+from importlib.metadata import version
 
-import keras
-import tensorflow as tf
-
-from benchmarks import data_order
+BENCHMARKS = (
+    "data_order",
+    "checkpoint_host_time",
+    "checkpoint_write",
+    "checkpoint_blocked_time",
+    "checkpoint_training_loop",
+)
 
 
 def main() -> None:
     """Prints one table for each benchmark."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, without one, of: {' '.join(BENCHMARKS)}")
+    names = parser.parse_args().names
+    for name in names:
+        if name not in BENCHMARKS:
+            parser.error(f"NAME is one of: {' '.join(BENCHMARKS)}. Received: {name}")
+    importlib.import_module("recipes")  # which imports TensorFlow without its remarks
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}", end=", ")
-    print(f"TensorFlow {tf.__version__}, Keras {keras.__version__}\n")
-    data_order.main()
+    print(f"TensorFlow {version('tensorflow')}, Keras {version('keras')}")
+    for name in names or BENCHMARKS:
+        print(flush=True)
+        importlib.import_module(f"benchmarks.{name}").main()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,139 @@
+"""How long training stands still for a save: ours and other people's, on as many bytes, with the ratios.
+
+Each is measured in a process of its own, in a `fit` that saves after every third batch. The batch after a save runs beside
+the writer, and pays for the copies on write; when it is done the writer is let finish. The next two are as without saves.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+import tensorflow as tf
+
+from benchmarks import checkpoint_torch, wide_model
+from benchmarks.own_process import in_own_process
+from callbacks import GlobalStepCheckpoint
+
+ROUNDS = 3  # after one that is not counted
+EVERY = 3  # batches
+
+
+@dataclass(frozen=True)
+class Saver:
+    """Somebody's way to save.
+
+    Args:
+        callback: makes the callback that saves into a directory after every third batch.
+        wait: waits until what it writes in the background is on the disk.
+    """
+
+    callback: Callable[[str], keras.callbacks.Callback]
+    wait: Callable[[keras.callbacks.Callback], None] = lambda callback: None
+
+
+def _wait_for_newest(callback: GlobalStepCheckpoint) -> None:
+    while callback.newest and not os.path.exists(callback.newest):
+        time.sleep(0.01)
+
+
+def _checkpoint_manager(directory: str) -> keras.callbacks.Callback:
+    class Managed(keras.callbacks.Callback):
+        def set_model(self, model):
+            super().set_model(model)
+            whole = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+            self._manager = tf.train.CheckpointManager(whole, directory, max_to_keep=1)
+
+        def on_train_batch_end(self, batch, logs=None):
+            if (batch + 1) % EVERY == 0:
+                self._manager.save()
+
+    return Managed()
+
+
+SAVERS = {
+    "GlobalStepCheckpoint .weights.h5": Saver(
+        lambda directory: GlobalStepCheckpoint(f"{directory}/{{batch}}.weights.h5", save_freq=EVERY, keep_last=1), _wait_for_newest
+    ),
+    "GlobalStepCheckpoint .keras": Saver(
+        lambda directory: GlobalStepCheckpoint(f"{directory}/{{batch}}.keras", save_freq=EVERY, keep_last=1), _wait_for_newest
+    ),
+    "ModelCheckpoint .weights.h5": Saver(
+        lambda directory: keras.callbacks.ModelCheckpoint(
+            f"{directory}/{{batch}}.weights.h5", save_weights_only=True, save_freq=EVERY
+        )
+    ),
+    "ModelCheckpoint .keras": Saver(
+        lambda directory: keras.callbacks.ModelCheckpoint(f"{directory}/{{batch}}.keras", save_freq=EVERY)
+    ),
+    "BackupAndRestore": Saver(lambda directory: keras.callbacks.BackupAndRestore(directory, save_freq=EVERY)),
+    "tf.train.CheckpointManager": Saver(_checkpoint_manager),
+    "OrbaxCheckpoint, in background": Saver(
+        lambda directory: keras.callbacks.OrbaxCheckpoint(directory, save_freq=EVERY),
+        lambda callback: callback.wait_until_finished(),
+    ),
+}
+OURS, STOCK, TORCH = "GlobalStepCheckpoint .weights.h5", "ModelCheckpoint .weights.h5", "torch.distributed async_save"
+
+
+def measure(name: str, size: str) -> list[tuple[float, float, float]]:
+    """For each save, in seconds: the time that training stood still, the batch after it, and the batch after that.
+
+    Args:
+        name: a key of `SAVERS`.
+        size: a key of `wide_model.UNITS`.
+    """
+    model, now = wide_model.build(size), time.perf_counter
+    reached, saved, resumed = [], [], []  # by batch
+
+    def after(batch, logs):
+        saved.append(now())
+        if batch % EVERY == 0:
+            SAVERS[name].wait(callback)
+        resumed.append(now())
+
+    with tempfile.TemporaryDirectory() as directory:
+        callback = SAVERS[name].callback(directory)
+        callbacks = [
+            keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: reached.append(now())),
+            callback,
+            keras.callbacks.LambdaCallback(on_train_batch_end=after),
+        ]
+        model.fit(wide_model.batches(size), steps_per_epoch=EVERY * (ROUNDS + 1) + 2, callbacks=callbacks, verbose=0)
+    return [
+        (saved[i] - reached[i], reached[i + 1] - resumed[i], reached[i + 2] - resumed[i + 1])
+        for i in range(2 * EVERY - 1, len(saved) - 2, EVERY)
+    ]
+
+
+def _medians(name, size):
+    try:
+        rounds = in_own_process(*((checkpoint_torch.measure, size, ROUNDS) if name == TORCH else (measure, name, size)))
+    except ImportError as error:
+        print(f"{name:<34} not measured, not installed ({error}): pip install -r benchmarks/requirements.txt")
+        return None
+    return [statistics.median(column) * 1e3 for column in zip(*rounds, strict=True)]
+
+
+def main() -> None:
+    """Prints the medians, and ours against the others'."""
+    print(f"time that training stands still for a save, and the time of the batch after it (median of {ROUNDS})")
+    print(
+        f"{'1.2 GB: 100 M parameters, Adam':<34}{'blocked, ms':>12}{'of ours':>9}{'next batch, ms':>16}{'undisturbed':>13}",
+        flush=True,
+    )
+    blocked = {}
+    for name in (*SAVERS, TORCH):
+        if medians := _medians(name, "1.2 GB"):
+            blocked[name] = medians[0]
+            ratio = f"{medians[0] / blocked[OURS]:.1f}x"
+            print(f"{name:<34}{medians[0]:>12.2f}{ratio:>9}{medians[1]:>16.0f}{medians[2]:>13.0f}", flush=True)
+    small = _medians(OURS, "0.12 GB")
+    print(f"{OURS + ', 0.12 GB':<34}{small[0]:>12.2f}{small[0] / blocked[OURS]:>9.1f}{small[1]:>16.0f}{small[2]:>13.0f}")
+
+
+if __name__ == "__main__":
+    main()

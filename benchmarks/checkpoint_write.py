@@ -1,0 +1,109 @@
+"""What a save of 1.2 GB and the way back cost: time against a plain write and a plain read, and memory.
+
+The time to write is from the end of the batch until the file has its name, with training held up meanwhile; plain is one
+file of the same bytes and fsync. The memory is the highest of the process while training goes on beside a save, less the
+highest without one. Restoring is compared with reading the file and taking its SHA-256. All by turns; medians.
+"""
+
+import glob
+import hashlib
+import os
+import statistics
+import tempfile
+import time
+
+import keras
+import numpy as np
+
+from benchmarks import wide_model
+from benchmarks.own_process import in_own_process
+from benchmarks.plain_write import write_plainly
+from callbacks import GlobalStepCheckpoint, restore
+
+SIZE = "1.2 GB"
+ROUNDS = {".weights.h5": 5, ".keras": 2}  # after one that is not counted
+EVERY = 4  # batches
+
+
+def times(suffix: str) -> tuple[int, float, float, float, float]:
+    """Size of the file in bytes; medians, in seconds, of: writing it, a plain write, restoring from it, a plain read."""
+    model = wide_model.build(SIZE)
+    arrays = [np.ascontiguousarray(variable.numpy()) for variable in wide_model.variables(model)]
+    saves = []
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoint = GlobalStepCheckpoint(f"{directory}/{{batch}}{suffix}", save_freq=1, keep_last=1)
+
+        def after(batch, logs):
+            while not os.path.exists(checkpoint.newest):
+                time.sleep(0.001)
+            saved = time.perf_counter()
+            write_plainly(arrays, f"{directory}/plain")
+            saves.append((saved - reached[-1], time.perf_counter() - saved))
+
+        reached: list[float] = []
+        before = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: reached.append(time.perf_counter()))
+        _fit(model, ROUNDS[suffix] + 1, before, checkpoint, keras.callbacks.LambdaCallback(on_train_batch_end=after))
+        path = checkpoint.newest
+        reads = [_read_times(model, path) for _ in range(ROUNDS[suffix] + 1)]
+        size = os.path.getsize(path)
+    return (size, *(statistics.median(column) for rows in (saves, reads) for column in zip(*rows[1:], strict=True)))
+
+
+def extra_memory(suffix: str) -> int:
+    """The highest memory of the process beside a save, less the highest without one, in bytes."""
+    model = wide_model.build(SIZE)
+    peaks = {}
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoint = GlobalStepCheckpoint(f"{directory}/{{batch}}{suffix}", save_freq=EVERY, keep_last=1)
+
+        def before(batch, logs):
+            if batch == 0:
+                _forget_peak_memory()
+            elif batch < EVERY:
+                peaks["without"] = _peak_memory()
+            elif glob.glob(f"{directory}/*{suffix}"):  # at the second save at the latest, which waits for the first
+                peaks.setdefault("with", _peak_memory())
+                model.stop_training = True
+
+        _fit(model, 3 * EVERY, keras.callbacks.LambdaCallback(on_train_batch_end=before), checkpoint)
+    return peaks["with"] - peaks["without"]
+
+
+def _fit(model, batches, *callbacks):
+    model.fit(wide_model.batches(SIZE), steps_per_epoch=batches, callbacks=list(callbacks), verbose=0, shuffle=False)
+
+
+def _read_times(model, path):
+    began = time.perf_counter()
+    restore(model, path)
+    restored = time.perf_counter()
+    with open(path, "rb") as file:
+        hashlib.file_digest(file, "sha256")
+    return restored - began, time.perf_counter() - restored
+
+
+def _forget_peak_memory():
+    with open("/proc/self/clear_refs", "w") as file:
+        file.write("5")
+
+
+def _peak_memory():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM:"))
+
+
+def main() -> None:
+    """Prints a line for each format."""
+    print("save and restore of 1.2 GB      write, s    plain   rate   extra memory, MB   restore, s   plain   ratio")
+    for suffix in ROUNDS:
+        size, write, plain_write, back, plain_read = in_own_process(times, suffix)
+        extra = in_own_process(extra_memory, suffix)
+        print(
+            f"{suffix:<14}{size / 1e6:>9.0f} MB{write:>15.2f}{plain_write:>9.2f}{plain_write / write:>7.2f}{extra / 1e6:>19.0f}"
+            f"{back:>13.2f}{plain_read:>8.2f}{back / plain_read:>8.2f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
