@@ -43,7 +43,7 @@ class Snapshot:
 
     Args:
         counts: the counters.
-        header: what goes into the dataset `header`.
+        header: what goes into the dataset `header`, without the list of variables.
         values: each variable that Keras's writer reads, with the value it has in this snapshot.
         extras: name of a list -> place in it -> the values of all replicas.
         callbacks: name of a callback and attribute -> arrays.
@@ -101,7 +101,6 @@ def take(model: keras.Model, callbacks: Iterable[keras.callbacks.Callback], metr
             "counts": counts.to_json(),
             "logs": dict(counters.logs),
             "metrics": dict(metrics),
-            "variables": [[v.path, list(v.shape), str(v.dtype)] for v in saved],
             "callbacks": plain,
             "stopped": steering.has_stopped(callbacks),
         },
@@ -247,7 +246,8 @@ def _open_group(path):
 
 def _write_group(file, snapshot):
     group = file.create_group(_GROUP)
-    group["header"] = np.frombuffer(json.dumps(snapshot.header).encode(), "uint8")
+    header = snapshot.header | {"variables": [[v.path, list(v.shape), str(v.dtype)] for v, _ in snapshot.values]}
+    group["header"] = np.frombuffer(json.dumps(header).encode(), "uint8")
     for name, variables in snapshot.extras.items():
         entries = group.create_group(name)
         for i, parts in variables.items():
