@@ -14,6 +14,7 @@ let a directory with thousands of checkpoints be ordered without opening one.
 """
 
 import contextlib
+import functools
 import glob
 import hashlib
 import os
@@ -122,9 +123,12 @@ def seal(path: str, trailer: Trailer) -> int:
         size = os.path.getsize(path)
     head = _HEAD.pack(_MAGIC, trailer.batch, trailer.step, trailer.epoch, trailer.samples, size)
     with open(path, "r+b") as file, ThreadPoolExecutor(1) as beside:
-        flushed = beside.submit(os.fsync, file.fileno())  # the disk and the checksum take their time side by side
+        try:  # the disk and the checksum take their time side by side
+            flushed = beside.submit(os.fsync, file.fileno()).result
+        except RuntimeError:  # Python is about to exit and starts no thread any more
+            flushed = functools.partial(os.fsync, file.fileno())
         digest = _digest(file, size, head)
-        flushed.result()
+        flushed()
         file.seek(size)
         file.write(head + digest)
         file.flush()

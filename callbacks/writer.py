@@ -1,5 +1,9 @@
 """Writing beside training: one save at a time, whose failure training hears of at its next batch."""
 
+import atexit
+import os
+import re
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -14,7 +18,7 @@ class Writer:
     """Runs the writing of checkpoints in a thread, or at once.
 
     The thread is one of an executor, which Python joins before it exits: a save in flight is finished also when training
-    ends with an exception.
+    ends with an exception. If that save fails, nobody is left to raise it to, and it is said on standard error.
 
     Args:
         background: False writes at once, and `submit` returns when the file is there.
@@ -67,6 +71,7 @@ class Writer:
         self._path = path
         if self._executor:
             self._in_flight = self._executor.submit(timed)
+            atexit.register(self._say_failure)
             return
         try:
             timed()
@@ -94,12 +99,21 @@ class Writer:
     def _result(self) -> tuple[int, float]:
         in_flight, self._in_flight = self._in_flight, None
         assert in_flight is not None
+        atexit.unregister(self._say_failure)
         try:
             return in_flight.result()
         except Exception as error:
             raise _failure(self._path, error) from error
 
+    def _say_failure(self):
+        try:
+            self.finish()
+        except CheckpointWriteError as error:
+            print(error, file=sys.stderr)
+
 
 def _failure(path, error):
-    cause = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    told = re.search(r"errno = (\d+)", str(error))  # HDF5 hides it in a long text, in errors of several classes
+    number = getattr(error, "errno", None) or (told and int(told[1]))
+    cause = os.strerror(number) if number else error
     return CheckpointWriteError(f"Could not write the checkpoint {path}: {cause}. The checkpoints before it are intact.")

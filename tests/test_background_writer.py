@@ -1,0 +1,343 @@
+"""Training goes on while a checkpoint is written, the file holds the instant of the save, and no failure is lost."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights
+from small import BATCH, Do, arrays, fit, names, small_model
+
+import callbacks.checkpoint
+from callbacks import CheckpointWriteError, GlobalStepCheckpoint, InputError, files, latest_checkpoint, state
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """Holds every write until `open` is set; the write itself is the real one."""
+
+    class Gate:
+        open, entered = threading.Event(), threading.Event()
+
+    real = state.write
+
+    def write(model, snapshot, path):
+        Gate.entered.set()
+        assert Gate.open.wait(60)
+        real(model, snapshot, path)
+
+    monkeypatch.setattr(callbacks.checkpoint.state, "write", write)
+    yield Gate
+    Gate.open.set()
+
+
+def embedding_model(spe):
+    layers = keras.layers
+    tokens = keras.Input((5,), dtype="int32")
+    x = layers.GlobalAveragePooling1D()(layers.Embedding(50, 8)(tokens))
+    model = keras.Model(tokens, layers.Dense(1)(layers.Dropout(0.2)(layers.BatchNormalization()(x))))
+    model.compile(keras.optimizers.Adam(0.05), "mse", steps_per_execution=spe, jit_compile=False)
+    return model
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+@pytest.mark.parametrize("replicas, spe", [(1, 1), (1, 4), (2, 1), (2, 4)])
+def test_a_file_written_while_training_goes_on_equals_one_written_at_once(tmp_path, strategy, gate, suffix, replicas, spe):
+    """The write begins only when eight more batches have changed every variable."""
+    random = np.random.default_rng(0)
+    data = tf.data.Dataset.from_tensor_slices((random.integers(0, 50, (64, 5)), random.normal(size=(64, 1)))).batch(4)
+    written = {}
+    for background in (True, False):
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(0)
+        with strategy(replicas).scope():
+            model = embedding_model(spe)
+        directory = tmp_path / str(background)
+        checkpoint = GlobalStepCheckpoint(str(directory / ("b{batch}" + suffix)), save_freq=8, background=background)
+        if not background:
+            gate.open.set()
+        # the save of batch 16 makes room first: so the gate opens just before it
+        model.fit(data, verbose=0, callbacks=[Do(16 // spe, gate.open.set), checkpoint])
+        written[background] = directory / ("b8" + suffix)
+        gate.open.clear()
+        gate.open.set()
+    if suffix == ".weights.h5":
+        assert_same_weights(written[True], written[False])
+    one, other = (latest_checkpoint(path) for path in written.values())
+    assert (one.batch, one.metrics) == (8, other.metrics)
+    restored = []
+    for path in written.values():
+        keras.backend.clear_session()
+        with strategy(replicas).scope():
+            model = embedding_model(spe)
+        state.restore(model, str(path))
+        restored.append([v.numpy() for v in (*model.variables, *model.optimizer.variables)])
+    for a, b in zip(*restored, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_jitted_step_changes_nothing_in_what_is_held(tmp_path, gate):
+    written = []
+    for background in (True, False):
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(0)
+        model = small_model(jit_compile=True)
+        if not background:
+            gate.open.set()
+        checkpoint = GlobalStepCheckpoint(
+            str(tmp_path / f"{background}" / "b{batch}.weights.h5"), save_freq=5, background=background
+        )
+        fit(model, Do(10, gate.open.set), checkpoint)
+        written.append(tmp_path / f"{background}" / "b5.weights.h5")
+    assert_same_weights(*written)
+
+
+def test_training_goes_on_while_a_save_is_in_flight(tmp_path, gate):
+    reached = []
+
+    def look():
+        reached.append(gate.entered.wait(60) and not gate.open.is_set() and names(tmp_path) == [])
+        gate.open.set()
+
+    fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=2), Do(3, look))
+    assert reached == [True]
+
+
+def test_a_save_that_is_due_while_one_is_in_flight_waits_and_the_rate_is_told(tmp_path, gate):
+    checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=2)
+
+    def open_when_the_next_save_waits():
+        gate.entered.wait(60)
+        while checkpoint._writer._in_flight is not None:
+            time.sleep(0.01)
+        time.sleep(0.2)  # longer than what is not worth a warning
+        gate.open.set()
+
+    threading.Thread(target=open_when_the_next_save_waits).start()
+    with pytest.warns(UserWarning, match=r"The save of batch 4 waited .* s for .*b2\.weights\.h5 .* MB/s"):
+        fit(small_model(), checkpoint)
+    assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (10, 2, 4, 6, 8)]
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_an_error_of_the_disk_stops_training_at_the_next_batch_and_names_file_and_cause(tmp_path, monkeypatch, background):
+    real = os.fsync
+
+    def fails(descriptor):
+        if "b4" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EIO, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails)
+    model = small_model()
+    checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=2, background=background)
+    wait = Do(5, lambda: checkpoint._writer._in_flight and checkpoint._writer._in_flight.exception(60))
+    with pytest.raises(CheckpointWriteError, match=r"b4\.weights\.h5: Input/output error.*before it are intact"):
+        fit(model, wait, checkpoint)
+    assert int(model.optimizer.iterations.numpy()) <= 5
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".lock")] == ["b2.weights.h5"]
+    files.verify(tmp_path / "b2.weights.h5")
+
+
+def test_an_error_of_the_very_last_save_is_raised_by_fit(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(callbacks.checkpoint.state, "write", full)
+    with pytest.raises(CheckpointWriteError, match="No space left on device"):
+        fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq="epoch"))
+    assert names(tmp_path) == []
+
+
+def test_an_exception_in_training_leaves_the_save_in_flight_to_be_finished(tmp_path):
+    """In a process of its own, which ends right after the exception."""
+    code = f"""
+import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
+import time
+from small import Do, fit, small_model
+from callbacks import GlobalStepCheckpoint, state
+import callbacks.checkpoint
+real = state.write
+def slow(*args):
+    time.sleep(1)
+    real(*args)
+callbacks.checkpoint.state.write = slow
+def fail():
+    raise {{error}}
+fit(small_model(), GlobalStepCheckpoint("{{directory}}/b{{{{batch}}}}.weights.h5", save_freq=4), Do(5, fail))
+"""
+    runs = {}
+    for error in ("ValueError('boom')", "KeyboardInterrupt()"):
+        directory = tmp_path / error[:3]
+        script = code.format(error=error, directory=directory)
+        runs[error] = (
+            directory,
+            subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=USER_ENVIRONMENT),
+        )
+    for error, (directory, process) in runs.items():
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode and error.split("(")[0] in errors
+        assert sorted(path.name for path in directory.iterdir()) == ["b4.weights.h5"], errors  # no lock, no temporary
+        files.verify(directory / "b4.weights.h5")
+
+
+def test_a_fit_after_one_that_failed_does_not_sweep_away_what_is_still_being_written(tmp_path, gate):
+    template = str(tmp_path / "b{batch}.weights.h5")
+
+    def fail():
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fit(small_model(), GlobalStepCheckpoint(template, save_freq=4), Do(5, fail))
+    threading.Timer(0.5, gate.open.set).start()
+    fit(small_model(), GlobalStepCheckpoint(template, save_freq="epoch"))
+    assert names(tmp_path) == ["b10.weights.h5", "b4.weights.h5"]
+
+
+def test_a_last_save_is_made_unless_that_state_was_just_saved(tmp_path):
+    saves = []
+    real = state.write
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(callbacks.checkpoint.state, "write", lambda *args: (saves.append(args[1].counts.batch), real(*args)))
+        fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "a{batch}.weights.h5"), save_freq=5))
+        fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=4))
+        fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "c{batch}.weights.h5"), save_freq="epoch"))
+    assert saves == [5, 10, 4, 8, 10, 10]
+
+
+def test_no_batch_between_saves_reads_the_device(tmp_path, monkeypatch):
+    """A read waits for the batches under way; the only ones are at saves, and at the bounds of an epoch."""
+    model = small_model()
+    checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=500)
+    reads, in_batch = [], []
+    handle = tf.raw_ops.ReadVariableOp
+
+    class Watch(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            in_batch.append(batch)
+
+    counters = callbacks.counters_of(model)
+    read_device = counters._read_device
+    monkeypatch.setattr(counters, "_read_device", lambda: (reads.append(len(in_batch)), read_device())[1])
+    monkeypatch.setattr(tf.raw_ops, "ReadVariableOp", lambda **given: (reads.append(len(in_batch)), handle(**given))[1])
+    to_numpy = type(tf.constant(0)).numpy
+    monkeypatch.setattr(type(tf.constant(0)), "numpy", lambda self: (reads.append(len(in_batch)), to_numpy(self))[1])
+    calls = []
+    end = checkpoint.on_train_batch_end
+
+    def watched(batch, logs=None):
+        before = len(reads)
+        end(batch, logs)
+        calls.append(len(reads) - before)
+
+    monkeypatch.setattr(checkpoint, "on_train_batch_end", watched)
+    model.fit(*arrays(100), batch_size=BATCH, verbose=0, epochs=6, callbacks=[Watch(), checkpoint])
+    assert len(calls) == 600
+    assert [i + 1 for i, count in enumerate(calls) if count] == [500]
+
+
+def run_on(directory):
+    """A training in a process of its own that saves every batch: (exit code, last line of stderr)."""
+    code = f"""
+import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+from small import fit, small_model
+from callbacks import GlobalStepCheckpoint
+fit(small_model(), GlobalStepCheckpoint({str(directory)!r} + "/b{{batch}}.weights.h5", save_freq=1))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, env=USER_ENVIRONMENT)
+    return done.returncode, done.stderr.strip().splitlines()[-1] if done.stderr else ""
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """Mounts a file system in memory, with the options that the test gives."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting a file system needs root")
+
+    def mount(options):
+        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", tmp_path], check=True)
+        return tmp_path
+
+    yield mount
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_full_disk_ends_training_with_its_name_and_leaves_what_was_saved(mounted):
+    directory = mounted("size=120k")
+    code, said = run_on(directory)
+    visible = names(directory)
+    assert code and "CheckpointWriteError: Could not write the checkpoint" in said and "No space left on device" in said, said
+    assert visible and all(files.verify(str(directory / name)) for name in visible)
+    assert not list(directory.glob(".tmp-*"))
+
+
+def test_a_directory_that_cannot_be_written_to_is_refused_before_the_first_batch(mounted):
+    directory = mounted("ro")
+    code, said = run_on(directory)
+    assert code and said.endswith(
+        f"Checkpoints cannot be written to {directory}: Read-only file system. Give a directory that can be written to."
+    ), said
+
+
+def test_a_directory_that_is_removed_in_mid_run_is_made_again(tmp_path):
+    """A run does not end because somebody tidied up; its next save is there."""
+    directory = tmp_path / "run"
+
+    def remove():
+        checkpoint._writer.finish()
+        subprocess.run(["rm", "-rf", directory], check=True)
+
+    checkpoint = GlobalStepCheckpoint(str(directory / "b{batch}.weights.h5"), save_freq=2)
+    fit(small_model(), checkpoint, Do(5, remove))
+    assert names(directory) == [f"b{batch}.weights.h5" for batch in (10, 6, 8)]
+
+
+def test_what_a_dead_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
+    host, target = os.uname().nodename, "b7.weights.h5"
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    living = subprocess.Popen(["sleep", "60"])
+    recycled = f".tmp-{os.getpid()}@{host}@{target}"  # in a container every life of a run has the same pid
+    left = {
+        f".tmp-{dead.pid}@{host}@{target}": False,
+        recycled: False,
+        f".tmp-{living.pid}@{host}@{target}": True,
+        f".tmp-1@elsewhere@{target}": True,
+        f".tmp-{dead.pid}@{host}@other.weights.h5": True,  # of another template
+        ".tmp-notes": True,
+    }
+    for name in left:
+        (tmp_path / name).write_text("")
+    silent = tmp_path / ".tmp-2@elsewhere@b8.weights.h5"
+    silent.write_text("")
+    os.utime(silent, (0, 0))
+    try:
+        fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5")))
+        assert {name for name in left if (tmp_path / name).exists()} == {name for name, stays in left.items() if stays}
+        assert not silent.exists()
+    finally:
+        living.kill()
+
+
+def test_two_callbacks_of_one_fit_on_one_template_are_refused_and_on_two_are_fine(tmp_path):
+    a, b = str(tmp_path / "a{batch}.weights.h5"), str(tmp_path / "b{batch}.keras")
+    with pytest.raises(InputError, match="Two callbacks of this fit write to"):
+        fit(small_model(), GlobalStepCheckpoint(a), GlobalStepCheckpoint(a, save_freq=3))
+    fit(small_model(), GlobalStepCheckpoint(a, save_freq=4), GlobalStepCheckpoint(b, save_freq=5))
+    assert names(tmp_path) == ["a10.weights.h5", "a4.weights.h5", "a8.weights.h5", "b10.keras", "b5.keras"]
+
+
+def test_what_travels_beside_kerass_part_is_plain(tmp_path):
+    fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5")))
+    with h5py.File(tmp_path / "b10.weights.h5") as file:
+        header = json.loads(file["global_step/header"][()].tobytes())
+    assert header["format"] == state.FORMAT
+    assert header["counts"]["batch"] == 10
