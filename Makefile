@@ -37,7 +37,7 @@ lint: $(LINT_INSTALLED) ## check format, lint and types; changes nothing
 	$(BIN)/python -m ruff check
 	$(BIN)/python -m mypy
 
-bench: $(BENCH_INSTALLED) ## run the benchmarks, or those that ARGS name: 10 minutes, 10 GB of disk
+bench: $(BENCH_INSTALLED) ## run the benchmarks, or those that ARGS name; up to 10 GB of disk
 	$(BIN)/python -m benchmarks $(ARGS)
 
 watch: $(INSTALLED) ## TensorBoard on runs/, for this machine only

@@ -36,7 +36,9 @@ class Saver:
 
 
 def _wait_for_newest(callback: GlobalStepCheckpoint) -> None:
-    while callback.newest and not os.path.exists(callback.newest):
+    """Until the newest checkpoint is there and `keep_last` has deleted the one before it."""
+    directory = callback.template.directory
+    while callback.newest and [f"{directory}/{name}" for name in os.listdir(directory) if name[0] != "."] != [callback.newest]:
         time.sleep(0.01)
 
 
