@@ -1,0 +1,58 @@
+"""Horovod's rendezvous server, where its ranks find each other, behind a list of the addresses that it answers.
+
+Its requests come from Horovod's C++ side and have no room for a secret: an address that passed the launchers' handshake is let in.
+"""
+
+import importlib.util
+import socketserver
+import sys
+import threading
+from collections.abc import Collection
+from typing import Any
+
+from launch.world import Layout, horovod_host
+
+
+def serve(bind: str, allowed: Collection[str]) -> Any:
+    """Starts the server in a thread, on a port that is free.
+
+    Args:
+        bind: the address to listen on; empty: all.
+        allowed: the addresses that are answered.
+
+    Returns:
+        The server, or None where Horovod is not installed.
+    """
+    if importlib.util.find_spec("horovod") is None:
+        return None
+    try:
+        from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
+    except ImportError as error:
+        print(f"[launch] Horovod is installed, but has no rendezvous server: {error}", file=sys.stderr, flush=True)
+        return None
+
+    class Handler(RendezvousHandler):
+        def do_HEAD(self):  # the base class would tell which files there are
+            self.send_status_code(405)
+
+    class Server(RendezvousHTTPServer):
+        daemon_threads = True
+        request_queue_size = 1024  # all ranks come at once
+
+        def server_bind(self):
+            socketserver.TCPServer.server_bind(self)  # without the look-up of a name, which may take seconds
+
+        def verify_request(self, request, client_address):
+            return client_address[0] in allowed
+
+    server = Server((bind, 0), Handler, 0)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+def begin_life(server: Any, layout: Layout) -> None:
+    """Forgets the ranks of the last life, and expects those of the next."""
+    from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
+
+    hosts = [HostInfo(horovod_host(node), layout.per_node) for node in range(layout.nodes)]
+    server.init(get_host_assignments(hosts, layout.world_size))

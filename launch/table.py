@@ -1,0 +1,38 @@
+"""What `--dry-run` prints: rank, host, devices, command and environment."""
+
+import os
+import shlex
+import socket
+
+from launch.arguments import Plan, cpus, gpus
+from launch.world import Layout, environment_of
+
+
+def render(plan: Plan, layout: Layout) -> str:
+    """The table. Of the other nodes it knows only the numbers: devices are this node's, addresses node 0's."""
+    environments = [environment_of(layout, rank, cpus=cpus(), already=os.environ) for rank in range(layout.world_size)]
+    same = set.intersection(*(set(environment.items()) for environment in environments))
+    rows = [("rank", "host", "devices", "command", "environment")]
+    for rank, environment in enumerate(environments):
+        node, local = divmod(rank, layout.per_node)
+        host = socket.gethostname() if node == plan.node else f"(node {node})"
+        own = _variables(dict(sorted(environment.items() - same)))
+        rows.append((str(rank), host, _devices(local, layout.per_node), shlex.join(plan.command), own))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    everywhere = _variables(dict(sorted(same)))
+    return "\n".join(
+        [*lines, "", f"on every rank: {everywhere}", "Where Horovod's rendezvous server listens is known when it runs."]
+    )
+
+
+def _devices(local, per_node):
+    found = gpus(os.environ)
+    if not found:
+        threads = max(1, cpus() // per_node)
+        return f"cpu, {threads} thread{'' if threads == 1 else 's'}"
+    return "gpu " + (",".join(found) if per_node == 1 else found[local % len(found)])
+
+
+def _variables(environment):
+    return " ".join(f"{name}={shlex.quote(value)}" for name, value in environment.items())

@@ -1,0 +1,212 @@
+"""What a rank's environment says: the one place that writes it for the launcher and reads it back for recipes.
+
+| who reads it | variables |
+|---|---|
+| code written for torchrun | `RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE MASTER_ADDR MASTER_PORT` |
+| Horovod | `HOROVOD_RANK HOROVOD_SIZE HOROVOD_LOCAL_RANK ...`, and where its rendezvous is |
+| TensorFlow's own multi-worker strategies | `TF_CONFIG` |
+| this project | `LAUNCH_RUN_ID LAUNCH_RESTARTS LAUNCH_PROGRESS` |
+
+Standard library only, and nothing is done at import.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PROGRESS = "LAUNCH_PROGRESS"
+PROGRESS_BYTES = 48
+SECRET = "LAUNCH_SECRET"  # shared by the launchers of a run, and no business of the ranks
+THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+
+# Field of World -> the variables that may hold it, first come first read (horovodrun sets only the second).
+READ_FROM = {
+    "rank": ("RANK", "HOROVOD_RANK"),
+    "local_rank": ("LOCAL_RANK", "HOROVOD_LOCAL_RANK"),
+    "world_size": ("WORLD_SIZE", "HOROVOD_SIZE"),
+    "local_world_size": ("LOCAL_WORLD_SIZE", "HOROVOD_LOCAL_SIZE"),
+    "node_rank": ("GROUP_RANK", "HOROVOD_CROSS_RANK"),
+    "restarts": ("LAUNCH_RESTARTS",),
+}
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the ranks of its run; the defaults are a process without a launcher.
+
+    Args:
+        rank: `[0, world_size)`; rank 0 is the chief.
+        local_rank: the rank among those of its node, `[0, local_world_size)`.
+        world_size: how many ranks the run has.
+        local_world_size: how many of them are on this node.
+        node_rank: the number of this node.
+        restarts: how often the launcher has started all ranks again.
+        run_id: the run's name, the same on every rank and in every life; empty without a launcher.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    node_rank: int = 0
+    restarts: int = 0
+    run_id: str = ""
+
+    def device(self, visible: int) -> int:
+        """Which of the visible devices is this rank's: also right where Slurm shows each rank its own device alone."""
+        return self.local_rank % visible
+
+
+def read_world(environment: Mapping[str, str] | None = None) -> World:
+    """Reads the rank's place from the environment that the launcher, torchrun or horovodrun made.
+
+    Args:
+        environment: in place of this process's.
+
+    Raises:
+        ValueError: if a variable is not a number, or the numbers cannot be true together.
+    """
+    environment = os.environ if environment is None else environment
+    found = {}
+    for field, names in READ_FROM.items():
+        name = next((name for name in names if name in environment), None)
+        if name is None:
+            continue
+        if not environment[name].isdecimal():
+            raise ValueError(f"{name} is a number from 0. Received: {environment[name]!r}")
+        found[field] = int(environment[name])
+    world = World(**found, run_id=environment.get("LAUNCH_RUN_ID", ""))
+    if not (world.rank < world.world_size and world.local_rank < world.local_world_size <= world.world_size):
+        raise ValueError(f"A rank is below the world size, a local rank below the local world size. Received: {world}")
+    return world
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A whole run as every node knows it, from which the environment of each rank follows.
+
+    Args:
+        nodes: how many nodes.
+        per_node: ranks on each node.
+        run_id: the run's name.
+        master_addr, master_port: where rank 0 may listen; nobody else does.
+        addresses: the address of each node, `[nodes]`.
+        worker_ports: the ports of each node's ranks in `TF_CONFIG`, `[nodes][per_node]`.
+        interfaces: the network interface of each node that the others reach, `[nodes]`.
+        horovod: address and port of Horovod's rendezvous server, or None where Horovod is not installed.
+        restarts: how often all ranks have been started again.
+    """
+
+    nodes: int
+    per_node: int
+    run_id: str
+    master_addr: str
+    master_port: int
+    addresses: list[str]
+    worker_ports: list[list[int]]
+    interfaces: list[str]
+    horovod: tuple[str, int] | None = None
+    restarts: int = 0
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.per_node
+
+    def ranks(self, node: int) -> range:
+        """The ranks of a node, in the order of their local ranks."""
+        return range(node * self.per_node, (node + 1) * self.per_node)
+
+
+def environment_of(layout: Layout, rank: int, *, cpus: int, already: Mapping[str, str]) -> dict[str, str]:
+    """The variables that the launcher adds for one rank.
+
+    Args:
+        layout: the run.
+        rank: whose environment.
+        cpus: the cores of the rank's node, for its share of threads.
+        already: the launcher's own environment; a choice that the user made there stays.
+    """
+    node, local = divmod(rank, layout.per_node)
+    numbers = {
+        "RANK": rank,
+        "LOCAL_RANK": local,
+        "WORLD_SIZE": layout.world_size,
+        "LOCAL_WORLD_SIZE": layout.per_node,
+        "GROUP_RANK": node,
+        "GROUP_WORLD_SIZE": layout.nodes,
+        "MASTER_ADDR": layout.master_addr,
+        "MASTER_PORT": layout.master_port,
+        "HOROVOD_RANK": rank,
+        "HOROVOD_SIZE": layout.world_size,
+        "HOROVOD_LOCAL_RANK": local,
+        "HOROVOD_LOCAL_SIZE": layout.per_node,
+        "HOROVOD_CROSS_RANK": node,
+        "HOROVOD_CROSS_SIZE": layout.nodes,
+        "HOROVOD_HOSTNAME": horovod_host(node),
+        "LAUNCH_RESTARTS": layout.restarts,
+    }
+    if layout.horovod:
+        numbers["HOROVOD_GLOO_RENDEZVOUS_ADDR"], numbers["HOROVOD_GLOO_RENDEZVOUS_PORT"] = layout.horovod
+    found = {name: str(value) for name, value in numbers.items()}
+    found["TF_CONFIG"] = _tf_config(layout, rank)
+    found["LAUNCH_RUN_ID"] = layout.run_id
+    share = str(max(1, cpus // layout.per_node))
+    defaults = {
+        "HOROVOD_CONTROLLER": "gloo",
+        "HOROVOD_CPU_OPERATIONS": "gloo",
+        "HOROVOD_GLOO_IFACE": layout.interfaces[node],
+        "PYTHONFAULTHANDLER": "1",  # a rank that stalls or crashes shows its Python stacks
+        **(dict.fromkeys(THREADS, share) if layout.per_node > 1 else {}),
+    }
+    return found | {name: value for name, value in defaults.items() if name not in already}
+
+
+def horovod_host(node: int) -> str:
+    """The name by which Horovod tells nodes apart; it connects to addresses, and hosts may share a name."""
+    return f"node{node}"
+
+
+def _tf_config(layout, rank):
+    workers = [f"{address}:{port}" for address, ports in zip(layout.addresses, layout.worker_ports, strict=True) for port in ports]
+    return json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}})
+
+
+def report_progress(batch: int) -> None:
+    """Tells the launcher how far this rank is; nothing without a launcher.
+
+    To be called after each global batch, and as often as there is life where batches do not move (validation): each call
+    counts as progress for `--stall-timeout`, whatever the number. It costs a microsecond or two, and never blocks.
+
+    Args:
+        batch: global batches trained on since training began, over all restarts.
+    """
+    path = os.environ.get(PROGRESS)
+    if path:
+        channel = _progress_channel(path)
+        if channel:
+            channel.write(batch)
+
+
+class _ProgressChannel:
+    def __init__(self, descriptor):
+        self._descriptor, self._calls = descriptor, 0
+
+    def write(self, batch):
+        self._calls += 1
+        os.pwrite(self._descriptor, f"{batch:<20d} {self._calls:<20d}\n".encode(), 0)
+
+
+@functools.lru_cache(maxsize=1)
+def _progress_channel(path):
+    try:
+        return _ProgressChannel(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
+    except OSError:  # the launcher is gone, or in another container: training goes on without it
+        return None
+
+
+def read_progress(descriptor: int) -> tuple[int | None, bytes]:
+    """The launcher's side: the last batch that a rank reported, or None, and what changes with every report."""
+    raw = os.pread(descriptor, PROGRESS_BYTES, 0)
+    return (int(raw.split()[0]) if raw.endswith(b"\n") else None), raw
