@@ -157,12 +157,12 @@ class Guardian:
                 print("[launch] the launcher is gone: its ranks are ended", file=sys.stderr, flush=True)
                 self._end(signal.SIGTERM)
 
-    def _start(self, ranks, environment, stall_timeout, interval):
+    def _start(self, ranks, stall_timeout, interval):
         self._kill_at, self._told_to_leave = None, False
         self._stall_timeout, self._interval = stall_timeout, interval
         self._activity = time.monotonic()
         self._out_of_memory_before = processes.out_of_memory_kills()
-        base = {name: value for name, value in os.environ.items() if name != world.SECRET} | environment
+        base = {name: value for name, value in os.environ.items() if name != world.SECRET}
         for each in ranks:
             stream = Stream(each["rank"], each["log"], self._terminal if each["shown"] else None)
             rank = Rank(each["rank"], each["command"], base | each["environment"], stream)

@@ -109,9 +109,10 @@ class Terminal:
 
     def finish(self) -> None:
         """Writes what is left, for as long as the terminal takes some of it every few seconds."""
-        self.show(b"")
         while self.waiting and self.flush(LAST_CHANCE):
             pass
+        self.show(b"")  # what remains to be said: lines that were left out
+        self.flush(LAST_CHANCE)
         self._waiting.clear()
 
 

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from launching import launch  # noqa: F401, a fixture
 
 ROOT = Path(__file__).parent.parent
 DEVICES = 4

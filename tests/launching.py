@@ -1,0 +1,102 @@
+"""What the launcher's tests share: a launcher in a process of its own, and a look at every process that a run started."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 60  # seconds for what takes less than one on an idle machine
+
+
+def wait_for(condition, what, timeout=PATIENCE):
+    """Polls until the condition holds. Returns what it returned."""
+    deadline = time.monotonic() + timeout
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
+        time.sleep(0.01)
+    return found
+
+
+class Launch:
+    """`python -m launch ...` in a process group of its own, with a mark in the environment of all that it starts."""
+
+    def __init__(self, *args, cwd, env=None, prefix=(), **options):
+        self.mark = uuid.uuid4().hex
+        self.cwd = Path(cwd)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "LAUNCH_"))}
+        environment |= {"PYTHONPATH": str(ROOT), "LAUNCH_TEST_MARK": self.mark, **(env or {})}
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+        command = [*prefix, sys.executable, "-m", "launch", *map(str, args)]
+        self.process = subprocess.Popen(command, cwd=cwd, env=environment, process_group=0, **options)
+
+    def finish(self, timeout=PATIENCE):
+        """Waits for the end: (exit code, standard output, standard error)."""
+        out, err = self.process.communicate(timeout=timeout)
+        return self.process.returncode, out, err
+
+    def processes(self):
+        """Process id -> command line, of all that carry the mark and are not the launcher itself."""
+        found = {}
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if self.mark.encode() in (path / "environ").read_bytes() and int(path.name) != self.process.pid:
+                    found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+        return found
+
+    def none_left(self):
+        """Nothing that carries the mark is alive, however it was started."""
+        wait_for(lambda: not self.processes(), f"the end of {self.processes()}", timeout=20)
+        return True
+
+    def file(self, name):
+        """Waits for a file that a rank writes, and returns its text."""
+        path = self.cwd / name
+        wait_for(lambda: path.exists() and path.read_text().strip(), name)
+        return path.read_text().strip()
+
+    def pid(self, name):
+        """A process id that a rank wrote into a file."""
+        return int(self.file(name))
+
+    def log(self, rank):
+        """All that a rank wrote."""
+        (path,) = self.cwd.rglob(f"rank-{rank}.log")
+        return path.read_text()
+
+    def end(self):
+        """Ends all that is left over."""
+        for pid in [*self.processes(), self.process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.communicate()
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Starts launchers in a folder of the test's own; ends what is left over."""
+    started = []
+
+    def start(*args, cwd=tmp_path, **options):
+        started.append(Launch(*args, cwd=cwd, **options))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.end()
+
+
+def sh(script):
+    """The end of a command line: each rank runs this in a shell."""
+    return "--no-python", "sh", "-c", script
+
+
+def python(script):
+    """The end of a command line: each rank runs this in a Python that starts fast."""
+    return "--no-python", sys.executable, "-S", "-u", "-c", script

@@ -1,0 +1,174 @@
+"""However a rank or the launcher dies: everything ends, nothing is left, and the screen says why."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from launching import ROOT, python, sh, wait_for
+
+SLEEP = "echo $$ > pid-$RANK; exec sleep 100"
+GONE = 10  # seconds, on a loaded machine; an idle one takes 0.1
+
+
+def started(run, count):
+    return [run.pid(f"pid-{rank}") for rank in range(count)]
+
+
+def state(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def test_a_rank_that_fails_ends_the_others_and_the_screen_says_why(launch):
+    script = (
+        "import os, time\nrank = os.environ['RANK']\nopen('pid-' + rank, 'w').write(str(os.getpid()))\n"
+        "while not all(os.path.exists(f'pid-{n}') for n in range(3)): time.sleep(0.01)\n"
+        "if rank == '1':\n    raise ValueError('boom')\ntime.sleep(100)"
+    )
+    run = launch("--nproc-per-node", "3", *python(script))
+    code, _, err = run.finish()
+    assert code == 1
+    first, *rest = err.splitlines()
+    assert first == f"rank 1 on {os.uname().nodename}: exit code 1"
+    assert "    Traceback (most recent call last):" in rest and "    ValueError: boom" in rest
+    assert "rank-1.log" in err and "ranks 0 2 on" in err and "killed by SIGTERM" in err
+    assert "ValueError: boom" in run.log(1)
+    assert run.none_left()
+
+
+def test_a_rank_that_is_killed_is_named_with_its_signal(launch):
+    run = launch("--nproc-per-node", "3", *sh(SLEEP))
+    os.kill(started(run, 3)[2], signal.SIGKILL)
+    code, _, err = run.finish(GONE)
+    assert code == 137
+    assert err.splitlines()[0] == f"rank 2 on {os.uname().nodename}: killed by SIGKILL"
+    assert run.none_left()
+
+
+def test_the_first_failure_in_time_is_named_not_the_lowest_rank(launch):
+    """The launcher is stopped while two ranks fail, so that it finds both at once."""
+    run = launch("--nproc-per-node", "2", *sh("echo $$ > pid-$RANK; while [ ! -e fail-$RANK ]; do sleep 0.01; done; exit 4$RANK"))
+    ranks = started(run, 2)
+    guardian = next(pid for pid, command in run.processes().items() if "-m launch" in command)
+    os.kill(guardian, signal.SIGSTOP)
+    for rank in (1, 0):
+        (run.cwd / f"fail-{rank}").touch()
+        wait_for(lambda rank=rank: state(ranks[rank]) == "Z", "its end")
+    os.kill(guardian, signal.SIGCONT)
+    code, _, err = run.finish(GONE)
+    assert code == 41 and "rank 1 on" in err.splitlines()[0]
+
+
+def test_a_rank_that_ignores_term_is_killed_after_the_grace(launch):
+    fails = "while [ ! -s pid-1 ]; do sleep 0.01; done; exit 5"
+    script = f'[ $RANK = 0 ] && {{ {fails}; }}; trap "" TERM; echo $$ > pid-$RANK; while :; do sleep 1; done'
+    run = launch("--nproc-per-node", "2", *sh(script))
+    code, _, err = run.finish(20)
+    assert code == 5
+    assert "killed by SIGKILL" in err
+    assert run.none_left()
+
+
+@pytest.mark.parametrize("whom", ["launcher", "its process group", "guardian"])
+def test_nothing_is_left_when_the_launcher_is_killed(launch, whom):
+    """Ranks, their children, and a daemon in a session of its own."""
+    run = launch("--nproc-per-node", "2", *sh("sleep 100 & setsid -f sleep 100; echo $$ > pid-$RANK; sleep 100"))
+    started(run, 2)
+    wait_for(lambda: len(run.processes()) >= 9, "all processes")
+    if whom == "launcher":
+        os.kill(run.process.pid, signal.SIGKILL)
+    elif whom == "its process group":
+        os.killpg(run.process.pid, signal.SIGKILL)
+    else:
+        os.kill(next(pid for pid, command in run.processes().items() if "-m launch" in command), signal.SIGKILL)
+        code, _, err = run.finish(GONE)
+        assert code == 1 and "the process that owned its ranks was killed" in err
+    assert run.none_left()
+
+
+def test_ranks_may_save_and_speak_when_the_launcher_was_killed(launch):
+    saves = 'trap "sleep 0.2; echo saved; touch saved-$RANK; exit 143" TERM; echo $$ > pid-$RANK; while :; do sleep 0.05; done'
+    run = launch("--nproc-per-node", "2", *sh(saves))
+    started(run, 2)
+    os.kill(run.process.pid, signal.SIGKILL)
+    assert run.none_left()
+    for rank in range(2):
+        assert (run.cwd / f"saved-{rank}").exists() and run.log(rank).endswith("saved\n")
+
+
+def test_the_process_group_of_a_rank_may_be_killed(launch):
+    run = launch("--nproc-per-node", "2", *sh(SLEEP))
+    os.killpg(started(run, 2)[1], signal.SIGKILL)
+    code, _, err = run.finish(GONE)
+    assert code == 137 and "rank 1 on" in err.splitlines()[0]
+    assert run.none_left()
+
+
+@pytest.mark.parametrize("code", [0, 7])
+def test_a_daemonised_grandchild_that_holds_stdout_is_not_waited_for(launch, code):
+    run = launch(
+        *sh(f"setsid -f sh -c 'echo $$ > daemon; exec sleep 100'; while [ ! -s daemon ]; do sleep 0.01; done; exit {code}")
+    )
+    assert run.finish(GONE)[0] == code
+    assert run.none_left()
+
+
+def test_a_grandchild_that_ignores_term_is_killed(launch):
+    run = launch(
+        *sh(
+            "setsid -f sh -c 'trap \"\" TERM; echo > daemon; while :; do sleep 1; done'; while [ ! -e daemon ]; do sleep 0.01; done"
+        )
+    )
+    assert run.finish(20)[0] == 0
+    assert run.none_left()
+
+
+def test_a_rank_that_closes_its_output_goes_on(launch):
+    run = launch(*sh("echo before; exec >&- 2>&-; sleep 0.3; touch after"))
+    assert run.finish()[:2] == (0, "[0] before\n")
+    assert (run.cwd / "after").exists()
+
+
+STALL = """
+import os, signal, sys, time
+sys.path.insert(0, {root!r})
+from launch.world import report_progress
+
+def waits_for_ever():
+    time.sleep(100)
+
+rank = int(os.environ["RANK"])
+for batch in range(1, 4):
+    report_progress(batch)
+open(f"pid-{{rank}}", "w").write(str(os.getpid()))
+{end}
+"""
+
+
+def test_a_stopped_rank_ends_the_run_with_the_stacks_of_all(launch):
+    script = STALL.format(root=str(ROOT), end="waits_for_ever()")
+    run = launch("--nproc-per-node", "3", "--stall-timeout", "2", *python(script))
+    os.kill(started(run, 3)[1], signal.SIGSTOP)
+    code, _, err = run.finish()
+    assert code == 1
+    assert err.splitlines()[0] == f"rank 1 on {os.uname().nodename}: was stopped (SIGSTOP) for 2 s"
+    for rank in range(3):
+        assert "in waits_for_ever" in run.log(rank)
+    assert "in waits_for_ever" in err and "last batch  3" in err
+    assert run.none_left()
+
+
+def test_the_rank_that_is_behind_is_named_and_one_that_goes_on_is_left_alone(launch):
+    end = "while rank == 0 or batch < 9:\n    time.sleep(0.05)\n    batch += 1\n    report_progress(batch)\nwaits_for_ever()"
+    run = launch("--nproc-per-node", "2", "--stall-timeout", "2", *python(STALL.format(root=str(ROOT), end=end)))
+    began = time.monotonic()
+    code, _, err = run.finish()
+    assert code == 1 and time.monotonic() - began > 2
+    assert err.splitlines()[0] == f"rank 1 on {os.uname().nodename}: made no progress for 2 s"
+    assert "last batch  9" in err
+
+
+def test_silent_ranks_that_report_nothing_live_as_long_as_one_of_them_speaks(launch):
+    speaks = "if [ $RANK = 0 ]; then for n in 1 2 3 4 5 6 7 8; do sleep 0.4; echo $n; done; else sleep 3; fi"
+    assert launch("--nproc-per-node", "2", "--stall-timeout", "2", *sh(speaks)).finish()[0] == 0

@@ -1,0 +1,249 @@
+"""Several nodes: they find each other, agree, and end together. Launchers on one machine stand for them."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+
+import pytest
+from launching import python, sh, wait_for
+
+
+@pytest.fixture
+def port():
+    """A port that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return found.getsockname()[1]
+
+
+def pair(launch, port, *command, zero=(), one=(), both=(), **options):
+    """Two launchers, as two nodes of one run."""
+    common = ["--nnodes", "2", "--nproc-per-node", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "30", *both]
+    return [launch(*common, "--node-rank", node, *extra, *command, **options) for node, extra in enumerate((zero, one))]
+
+
+def test_two_nodes_start_one_world_and_the_port_they_met_at_is_free(launch, port):
+    script = "import json, os, socket\njson.dump(dict(os.environ), open(os.environ['RANK'] + '.json', 'w'))\n"
+    script += "if os.environ['RANK'] == '0':\n    s = socket.socket(); s.bind(('', int(os.environ['MASTER_PORT'])))"
+    nodes = pair(launch, port, *python(script))
+    assert [node.finish()[0] for node in nodes] == [0, 0]
+    import json
+
+    found = [json.loads((nodes[0].cwd / f"{rank}.json").read_text()) for rank in range(4)]
+    assert [each["LOCAL_RANK"] for each in found] == ["0", "1", "0", "1"]
+    assert [each["GROUP_RANK"] for each in found] == ["0", "0", "1", "1"]
+    assert {each["WORLD_SIZE"] for each in found} == {"4"}
+    assert {each["MASTER_PORT"] for each in found} == {str(port)}
+    assert len({each["LAUNCH_RUN_ID"] for each in found}) == 1
+    assert len({json.dumps(json.loads(each["TF_CONFIG"])["cluster"]) for each in found}) == 1
+    assert len(set(json.loads(found[0]["TF_CONFIG"])["cluster"]["worker"])) == 4
+    assert len(list(nodes[0].cwd.rglob("rank-*.log"))) == 4
+
+
+def test_a_failure_on_one_node_ends_both_and_both_name_it(launch, port):
+    nodes = pair(
+        launch, port, *sh("echo > ready-$RANK; while [ ! -e ready-0 ]; do sleep 0.01; done; [ $RANK = 3 ] && exit 7; sleep 100")
+    )
+    for node in nodes:
+        code, _, err = node.finish()
+        assert code == 7 and err.splitlines()[0] == f"rank 3 on {os.uname().nodename}: exit code 7"
+        assert node.none_left()
+
+
+def test_all_nodes_start_again_together(launch, port):
+    nodes = pair(launch, port, *sh("echo life; [ $LAUNCH_RESTARTS = 1 ] || exit 7"), both=["--max-restarts", "2"])
+    assert [node.finish()[0] for node in nodes] == [0, 0]
+    assert {node.log(rank) for node in nodes for rank in range(4)} == {"life\nlife\n"}
+
+
+def test_a_signal_to_one_launcher_reaches_all_ranks(launch, port):
+    script = 'trap "echo heard >> heard-$RANK; exit 143" TERM; touch ready-$RANK; while :; do sleep 0.05; done'
+    nodes = pair(launch, port, *sh(script))
+    wait_for(lambda: len(list(nodes[0].cwd.glob("ready-*"))) == 4, "the ranks")
+    os.kill(nodes[1].process.pid, signal.SIGTERM)
+    assert [node.finish()[0] for node in nodes] == [143, 143]
+    assert [nodes[0].file(f"heard-{rank}") for rank in range(4)] == ["heard"] * 4
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_one_launcher_is_killed_the_other_ends_and_names_it(launch, port, killed):
+    nodes = pair(launch, port, *sh("touch ready-$RANK; sleep 100"), both=["--max-restarts", "3"])
+    wait_for(lambda: len(list(nodes[0].cwd.glob("ready-*"))) == 4, "the ranks")
+    os.kill(nodes[killed].process.pid, signal.SIGKILL)
+    code, _, err = nodes[1 - killed].finish(10)
+    assert code == 1 and err.startswith(f"node {killed}") and "its launcher is gone" in err
+    assert all(node.none_left() for node in nodes)
+
+
+@pytest.mark.parametrize(
+    ("zero", "one", "what"),
+    [
+        (["--rdzv-id", "a"], ["--rdzv-id", "b"], "run id"),
+        (["--nproc-per-node", "1"], ["--nproc-per-node", "3"], "ranks on each node"),
+        (["--nnodes", "3"], [], "nodes"),
+    ],
+)
+def test_nodes_that_disagree_say_so_and_start_nothing(launch, port, zero, one, what):
+    nodes = pair(launch, port, *sh("touch started"), zero=zero, one=one)
+    for node in nodes:
+        code, _, err = node.finish()
+        assert code == 2 and f"has {what} " in err and "Traceback" not in err
+    assert not (nodes[0].cwd / "started").exists()
+
+
+def test_nodes_that_start_another_command_are_refused(launch, port):
+    common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "30"]
+    nodes = [launch(*common, "--node-rank", node, *sh(f"touch started-{node}")) for node in range(2)]
+    for node in nodes:
+        code, _, err = node.finish()
+        assert code == 2 and "has command" in err
+
+
+def test_a_node_with_another_secret_is_refused_and_the_run_waits_for_the_right_one(launch, port):
+    common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "30"]
+    zero = launch(*common, "--node-rank", "0", *sh("true"), env={"LAUNCH_SECRET": "right"})
+    code, _, err = launch(*common, "--node-rank", "1", *sh("true"), env={"LAUNCH_SECRET": "wrong"}).finish()
+    assert code == 2 and "another LAUNCH_SECRET" in err and err.count("\n") == 1
+    one = launch(*common, "--node-rank", "1", *sh("true"), env={"LAUNCH_SECRET": "right"})
+    assert [zero.finish()[0], one.finish()[0]] == [0, 0]
+
+
+def test_a_stranger_cannot_end_the_meeting(launch, port):
+    common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "30"]
+    zero = launch(*common, "--node-rank", "0", *sh("true"))
+    silent = wait_for(lambda: _connect(port), "node 0")
+    noisy = _connect(port)
+    noisy.sendall(b"GET / HTTP/1.0\r\n\r\n" * 100)
+    one = launch(*common, "--node-rank", "1", *sh("true"))
+    assert [zero.finish()[0], one.finish()[0]] == [0, 0]
+    silent.close()
+    noisy.close()
+
+
+def _connect(port):
+    with contextlib.suppress(OSError):
+        return socket.create_connection(("127.0.0.1", port))
+
+
+def test_a_node_that_waits_in_vain_says_for_whom(launch, port):
+    common = ["--nnodes", "3", "--rdzv-timeout", "1", "--master-addr", "localhost", "--master-port", port]
+    code, _, err = launch(*common, "--node-rank", "2", *sh("true")).finish()
+    assert code == 1 and err == f"error: node 2 waited 1 s for localhost:{port}: Connection refused\n"
+    code, _, err = launch(*common, "--node-rank", "0", *sh("true")).finish()
+    assert code == 1 and err == "error: node 0 waited 1 s for node 1, node 2\n"
+
+
+def test_a_signal_while_the_nodes_meet_ends_the_launcher(launch, port):
+    common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--node-rank", "0"]
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)):
+        zero = launch(*common, *sh("true"))
+        wait_for(lambda: _connect(port), "node 0").close()
+        os.kill(zero.process.pid, number)
+        assert zero.finish(10)[0] == code
+
+
+# Two network namespaces, joined by a cable, are as good as two machines.
+
+ADDRESSES = ("10.97.31.1", "10.97.31.2")
+
+
+def _ip(*args):
+    return subprocess.run(["ip", *args], capture_output=True, text=True, check=True)
+
+
+@pytest.fixture(scope="module")
+def namespaces():
+    """The names of two network namespaces that reach each other."""
+    names = [f"n{uuid.uuid4().hex[:6]}-{end}" for end in "ab"]
+    if shutil.which("ip") is None:
+        pytest.skip("network namespaces need iproute2")
+    try:
+        for name in names:
+            _ip("netns", "add", name)
+        cables = [f"v{name}"[:12] + name[-1] for name in names]
+        _ip("link", "add", cables[0], "netns", names[0], "type", "veth", "peer", "name", cables[1], "netns", names[1])
+        for name, cable, address in zip(names, cables, ADDRESSES, strict=True):
+            _ip("-n", name, "addr", "add", f"{address}/24", "dev", cable)
+            _ip("-n", name, "link", "set", cable, "up")
+            _ip("-n", name, "link", "set", "lo", "up")
+        yield names
+    except (subprocess.CalledProcessError, OSError) as error:
+        pytest.skip(f"network namespaces cannot be made: {getattr(error, 'stderr', error)}")
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+def across(launch, namespaces, *command, secrets=("hush", "hush")):
+    """Two launchers, each in a namespace of its own."""
+    common = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", ADDRESSES[0], "--rdzv-timeout", "30"]
+    return [
+        launch(
+            *common,
+            "--node-rank",
+            node,
+            *command,
+            prefix=["ip", "netns", "exec", name],
+            env={"LAUNCH_SECRET": secret, "TF_CPP_MIN_LOG_LEVEL": "3"},
+        )
+        for node, (name, secret) in enumerate(zip(namespaces, secrets, strict=True))
+    ]
+
+
+def test_the_secret_is_needed_across_hosts(launch, namespaces):
+    zero, one = across(launch, namespaces, *sh("true"), secrets=("right", "wrong"))
+    code, _, err = one.finish()
+    assert code == 2 and "another LAUNCH_SECRET" in err
+    os.kill(zero.process.pid, signal.SIGTERM)
+    assert zero.finish()[0] == 143
+
+
+TRAINS = """
+import os, time
+import horovod.tensorflow as hvd
+import tensorflow as tf
+hvd.init()
+assert (hvd.rank(), hvd.size()) == (int(os.environ["RANK"]), 2)
+from launch.world import report_progress
+for batch in range(1, 100_000):
+    total = hvd.allreduce(tf.constant([float(hvd.rank() + 1)]), op=hvd.Sum, name="total")
+    assert total.numpy() == [3.0]
+    report_progress(batch)
+    if batch == 20:
+        open(f"trained-{hvd.rank()}", "w").write("20")
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_horovod_trains_across_two_hosts_and_outlives_no_launcher(launch, namespaces, killed):
+    pytest.importorskip("horovod", reason="Horovod is not installed")
+    nodes = across(launch, namespaces, "--no-python", sys.executable, "-u", "-c", TRAINS)
+    assert [nodes[0].file(f"trained-{rank}") for rank in range(2)] == ["20", "20"]
+    os.kill(nodes[killed].process.pid, signal.SIGKILL)
+    code, _, err = nodes[1 - killed].finish(10)
+    assert code == 1
+    assert err.startswith(f"node {killed}") and "its launcher is gone" in err
+    assert all(node.none_left() for node in nodes)
+
+
+def test_horovods_server_answers_no_address_that_did_not_pass_the_handshake(launch, namespaces):
+    pytest.importorskip("horovod", reason="Horovod is not installed")
+    _ip("-n", namespaces[1], "addr", "add", "10.97.31.3/24", "dev", f"v{namespaces[1]}"[:12] + namespaces[1][-1])
+    nodes = across(launch, namespaces, *sh("echo $HOROVOD_GLOO_RENDEZVOUS_PORT > port-$RANK; sleep 100"))
+    port = nodes[0].file("port-1")
+    ask = "import socket, sys; s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5, (sys.argv[3], 0))\n"
+    ask += "s.sendall(b'GET /global/0 HTTP/1.0\\r\\n\\r\\n'); print(s.recv(100)[:12])"
+
+    def answer(source):
+        command = ["ip", "netns", "exec", namespaces[1], sys.executable, "-c", ask, ADDRESSES[0], port, source]
+        found = subprocess.run(command, capture_output=True, text=True)
+        return found.stdout.strip() or found.stderr.splitlines()[-1]
+
+    assert "404" in answer(ADDRESSES[1])
+    assert "404" not in answer("10.97.31.3")

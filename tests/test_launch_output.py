@@ -1,0 +1,113 @@
+"""The ranks' output: whole lines on the terminal, everything in the logs, and no rank that waits."""
+
+import os
+import pty
+import re
+import subprocess
+
+import pytest
+from launching import python, sh, wait_for
+
+
+def test_lines_are_whole_and_carry_their_rank(launch):
+    script = "import os\nfor n in range(2000):\n    os.write(1, b'x' * (n % 300))\n    os.write(2, b'y%d\\n' % n)\n"
+    script += "os.write(1, b'no end')"
+    run = launch("--nproc-per-node", "4", *python(script))
+    code, out, _ = run.finish()
+    assert code == 0
+    expected = "".join("x" * (n % 300) + f"y{n}\n" for n in range(2000)) + "no end"
+    for rank in range(4):
+        assert run.log(rank) == expected
+        assert [line[4:] for line in out.splitlines() if line.startswith(f"[{rank}] ")] == expected.splitlines()
+    assert len(out.splitlines()) == 4 * 2001
+
+
+def test_nothing_that_a_rank_wrote_before_it_was_killed_is_lost(launch):
+    script = "import os, signal\nfor n in range(3000):\n    print('line', n)\nos.kill(os.getpid(), signal.SIGKILL)"
+    run = launch(*python(script))
+    code, out, _ = run.finish()
+    assert code == 137
+    assert run.log(0) == "".join(f"line {n}\n" for n in range(3000))
+    assert len(out.splitlines()) == 3000
+
+
+def test_only_the_chosen_ranks_are_shown_and_all_are_kept(launch):
+    run = launch("--nproc-per-node", "3", "--local_ranks_filter", "0,2", "--log-dir", "kept/here", *sh("echo hello"))
+    assert sorted(run.finish()[1].splitlines()) == ["[0] hello", "[2] hello"]
+    assert (run.cwd / "kept" / "here" / "rank-1.log").read_text() == "hello\n"
+
+
+def test_the_progress_bar_of_the_chief_alone_is_shown(launch):
+    bar = r"printf 'begin\n'; for n in 1 2 3; do printf '\b\b\b\r%d/3 bar' $n; done; printf '\r3/3 done\nend\r\n'"
+    run = launch("--nproc-per-node", "2", *sh(bar))
+    out = run.finish()[1].splitlines()
+    assert [line for line in out if line.startswith("[0]")] == ["[0] begin", "[0] 3/3 done", "[0] end"]
+    assert [line for line in out if line.startswith("[1]")] == ["[1] begin", "[1] end"]
+    (path,) = run.cwd.rglob("rank-1.log")
+    assert path.read_bytes().count(b"\r") == 5
+
+
+def test_on_a_terminal_ranks_have_colours_and_the_bar_moves(launch):
+    ours, theirs = pty.openpty()
+    bar = r"[ $RANK = 1 ] && exec echo other; for n in 1 2 3; do printf '\r%d/3 bar' $n; sleep 0.2; done; echo"
+    run = launch("--nproc-per-node", "2", *sh(bar), stdout=theirs)
+    os.close(theirs)
+    assert run.process.wait(60) == 0
+    seen = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    prefix = "\x1b[36m[0]\x1b[0m "
+    assert [f"\r\x1b[K{prefix}{n}/3 bar" in seen for n in (1, 2, 3)] == [True] * 3
+    assert "\x1b[32m[1]\x1b[0m other" in seen
+
+
+FLOOD = """
+import os, sys, time
+block = b"".join(b"%06d %s\\n" % (n, b"z" * 92) for n in range(1000))  # 100 kB
+began = time.monotonic()
+for n in range({blocks}):
+    os.write(1, block)
+open("took-" + os.environ["RANK"], "w").write(str(time.monotonic() - began))
+"""
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_flood_from_8_ranks_is_kept_and_does_not_wait_for_the_terminal(launch, reads):
+    """20 MB from each; without a reader, the terminal's lines are left out and that is said."""
+    run = launch("--nproc-per-node", "8", *python(FLOOD.format(blocks=200)), stdout=subprocess.PIPE)
+    if not reads:
+        wait_for(lambda: len(list(run.cwd.glob("took-*"))) == 8, "the ranks, which must not wait for a reader")
+    code, out, _ = run.finish()
+    assert code == 0
+    for rank in range(8):
+        (path,) = run.cwd.rglob(f"rank-{rank}.log")
+        assert path.stat().st_size == 200 * 100_000
+    assert all(re.fullmatch(r"\[\d\] \d{6} z{92}|\[launch\] \d+ lines are in the logs only.*", line) for line in out.splitlines())
+    assert reads or "lines are in the logs only" in out
+
+
+def test_a_full_log_disk_costs_the_log_and_not_the_run(launch, tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank-1.log").symlink_to("/dev/full")
+    run = launch("--nproc-per-node", "2", "--log-dir", "logs", *sh("for n in 1 2 3; do echo $n; sleep 0.1; done"))
+    code, out, err = run.finish()
+    assert code == 0
+    assert sorted(out.splitlines()) == [f"[{rank}] {n}" for rank in range(2) for n in (1, 2, 3)]
+    assert err.count("No space left on device") == 1 and "rank-1.log is not complete" in err
+    assert (tmp_path / "logs" / "rank-0.log").read_text() == "1\n2\n3\n"
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(launch):
+    run = launch(*sh("for n in 1 2 3 4 5; do echo $n; sleep 0.1; done; touch done"))
+    run.process.stdout.readline()
+    run.process.stdout.close()
+    assert run.process.wait(60) == 0
+    assert run.log(0) == "1\n2\n3\n4\n5\n" and (run.cwd / "done").exists()
+
+
+@pytest.mark.slow
+def test_64_ranks_on_any_machine(launch):
+    run = launch("--nproc-per-node", "64", *sh("echo $RANK of $WORLD_SIZE"))
+    code, out, _ = run.finish(120)
+    assert code == 0
+    assert sorted(out.splitlines()) == sorted(f"[{rank}] {rank} of 64" for rank in range(64))
+    assert run.none_left()

@@ -1,0 +1,67 @@
+"""All ranks start again after a failure, as long as that helps."""
+
+import pytest
+from launching import ROOT, python, sh
+
+from launch.restarts import Restarts
+
+
+def test_all_ranks_start_again_until_they_succeed_and_the_logs_go_on(launch):
+    run = launch(
+        "--nproc-per-node", "2", "--max-restarts", "2", *sh("echo life $LAUNCH_RESTARTS; sleep 0.2; [ $LAUNCH_RESTARTS = 2 ]")
+    )
+    code, _, err = run.finish()
+    assert code == 0
+    assert "restart 1 of 2" in err and "restart 2 of 2" in err
+    for rank in range(2):
+        assert run.log(rank) == "life 0\nlife 1\nlife 2\n"
+    assert run.none_left()
+
+
+def test_the_budget_ends(launch):
+    run = launch("--max-restarts", "1", *sh("echo life; exit 3"))
+    code, _, err = run.finish()
+    assert code == 3 and "1 restart without progress was the limit" in err
+    assert run.log(0) == "life\nlife\n"
+
+
+def test_bad_input_is_not_tried_again(launch):
+    run = launch("--max-restarts", "3", *sh("echo life; exit 2"))
+    assert run.finish()[0] == 2
+    assert run.log(0) == "life\n"
+
+
+def test_a_crash_at_the_same_batch_twice_in_a_row_stops_and_says_so(launch):
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom launch.world import report_progress\n"
+    run = launch("--max-restarts", "5", *python(script + "print('life')\nreport_progress(120)\nsys.exit(3)"))
+    code, _, err = run.finish()
+    assert code == 3
+    assert "it failed at batch 120 twice in a row" in err and "last batch  120" in err
+    assert run.log(0) == "life\nlife\n"
+
+
+@pytest.mark.parametrize(
+    ("batches", "waits"),
+    [
+        ([None] * 5, [0.5, 1, 2, None]),
+        ([10, 20, 30, 40, 50], [0.5] * 5),
+        ([10, 8, 9, 7, 6], [0.5, 1, 2, None]),
+        ([10, 8, 20, 5], [0.5, 1, 0.5, 1]),
+        ([10, 10], [0.5, None]),
+        ([10, None, 10], [0.5, 1, 2]),
+        ([0, 0], [0.5, None]),
+    ],
+)
+def test_progress_renews_the_budget(batches, waits):
+    restarts = Restarts(3)
+    found = []
+    for batch in batches:
+        found.append(restarts.after_failure(1, batch).wait)
+        if found[-1] is None:
+            break
+    assert found == waits
+
+
+def test_waits_do_not_grow_for_ever():
+    restarts = Restarts(20)
+    assert max(restarts.after_failure(1, None).wait for _ in range(20)) == 30

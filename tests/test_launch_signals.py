@@ -1,0 +1,90 @@
+"""What a signal to the launcher does: ranks may save, and the exit code says what they did."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+from launching import python, sh, wait_for
+
+SAVES = """
+import os, signal, sys, time
+heard = []
+def on_signal(number, frame):
+    heard.append(number)
+time.sleep({late})
+for name in ("INT", "TERM", "USR1", "USR2"):
+    signal.signal(getattr(signal, "SIG" + name), on_signal)
+rank = os.environ["RANK"]
+open("ready-" + rank, "w").write("yes")
+while not heard:
+    time.sleep(0.01)
+time.sleep(0.5)
+open("heard-" + rank, "w").write(" ".join(map(str, heard)))
+sys.exit({{signal.SIGINT: 130, signal.SIGTERM: 143}}.get(heard[0], 75))
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("INT", 130), ("TERM", 143), ("USR1", 75), ("USR2", 75)])
+def test_a_signal_is_forwarded_once_and_the_ranks_may_save(launch, name, code):
+    number = getattr(signal, f"SIG{name}")
+    run = launch("--nproc-per-node", "2", "--max-restarts", "3", *python(SAVES.format(late=0)))
+    assert run.file("ready-0") and run.file("ready-1")
+    for _ in range(3):  # Slurm sends TERM twice
+        os.kill(run.process.pid, number)
+        time.sleep(0.02)
+    assert run.finish()[0] == code
+    assert [run.file(f"heard-{rank}") for rank in range(2)] == [str(int(number))] * 2
+    assert run.none_left()
+
+
+def test_usr1_waits_until_a_rank_that_is_still_importing_has_its_handler(launch):
+    run = launch(
+        "--nproc-per-node", "2", *sh('echo > begun-$RANK; exec $PYTHON -S -c "$SCRIPT"'), env=_script(SAVES.format(late=1))
+    )
+    _wait_for_ranks(run)
+    os.kill(run.process.pid, signal.SIGUSR1)
+    assert run.finish()[0] == 75
+    assert run.file("heard-0") == str(int(signal.SIGUSR1))
+
+
+def test_ranks_that_do_not_end_within_the_grace_are_killed(launch):
+    run = launch("--nproc-per-node", "2", "--grace", "1", *sh('trap "" TERM; touch ready-$RANK; while :; do sleep 0.1; done'))
+    _wait_for_ranks(run, "ready")
+    os.kill(run.process.pid, signal.SIGTERM)
+    code, _, err = run.finish()
+    assert code == 137 and "did not end within 1 s (--grace)" in err
+    assert run.none_left()
+
+
+def test_a_rank_that_crashes_while_the_others_save_is_a_failure(launch):
+    script = 'if [ $RANK = 0 ]; then trap "exit 9" TERM; else trap "" TERM; fi; touch ready-$RANK; while :; do sleep 0.05; done'
+    run = launch("--nproc-per-node", "2", "--max-restarts", "3", *sh(script))
+    _wait_for_ranks(run, "ready")
+    os.kill(run.process.pid, signal.SIGTERM)
+    code, _, err = run.finish()
+    assert code == 9 and "rank 0 on" in err and "exit code 9" in err and "restart" not in err
+
+
+@pytest.mark.parametrize("code", [75, 143])
+def test_ranks_that_stopped_by_themselves_are_not_started_again(launch, code):
+    run = launch("--nproc-per-node", "2", "--max-restarts", "3", *sh(f"echo life >> lives-$RANK; exit {code}"))
+    assert run.finish()[0] == code
+    assert "life life" not in " ".join(path.read_text().replace("\n", " ") for path in run.cwd.glob("lives-*"))
+
+
+def test_ctrl_c_between_two_lives_ends_the_run(launch):
+    run = launch("--max-restarts", "9", *sh("exit 1"))
+    while "restart 4" not in run.process.stderr.readline():  # the next one begins in 4 s
+        pass
+    os.kill(run.process.pid, signal.SIGINT)
+    assert run.finish(10)[0] == 130
+
+
+def _wait_for_ranks(run, name="begun"):
+    wait_for(lambda: len(list(run.cwd.glob(f"{name}-*"))) == 2, "the ranks")
+
+
+def _script(script):
+    return {"PYTHON": sys.executable, "SCRIPT": script}

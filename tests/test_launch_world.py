@@ -1,0 +1,125 @@
+"""What a rank finds in its environment."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from launching import python, sh, wait_for
+
+from launch.world import World, read_world
+
+DUMP = "import json, os; json.dump(dict(os.environ), open(os.environ['RANK'] + '.json', 'w'))"
+
+
+def environments(run, count):
+    return [json.loads((run.cwd / f"{rank}.json").read_text()) for rank in range(count)]
+
+
+def test_code_for_torchrun_horovod_and_tensorflow_finds_its_place(launch):
+    run = launch("--nproc-per-node", "3", "--rdzv-id", "night", *python(DUMP), env={"LAUNCH_SECRET": "hush"})
+    assert run.finish()[0] == 0
+    found = environments(run, 3)
+    for rank, environment in enumerate(found):
+        for name, value in {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": 3,
+            "LOCAL_WORLD_SIZE": 3,
+            "GROUP_RANK": 0,
+            "MASTER_ADDR": "127.0.0.1",
+            "HOROVOD_RANK": rank,
+            "HOROVOD_SIZE": 3,
+            "HOROVOD_LOCAL_RANK": rank,
+            "HOROVOD_LOCAL_SIZE": 3,
+            "HOROVOD_CROSS_RANK": 0,
+            "HOROVOD_CROSS_SIZE": 1,
+            "HOROVOD_GLOO_IFACE": "lo",
+            "LAUNCH_RUN_ID": "night",
+        }.items():
+            assert environment[name] == str(value), name
+        config = json.loads(environment["TF_CONFIG"])
+        assert config["task"] == {"type": "worker", "index": rank}
+        assert len(set(config["cluster"]["worker"])) == 3
+        assert read_world(environment) == World(rank, rank, 3, 3, 0, 0, "night")
+        assert "LAUNCH_SECRET" not in environment
+    assert len({environment["MASTER_PORT"] for environment in found}) == 1
+
+
+def test_threads_are_divided_among_the_ranks_unless_the_user_did(launch):
+    run = launch("--nproc-per-node", "2", *python(DUMP), env={"TF_NUM_INTRAOP_THREADS": "5"})
+    assert run.finish()[0] == 0
+    share = str(max(1, len(os.sched_getaffinity(0)) // 2))
+    for environment in environments(run, 2):
+        assert (environment["OMP_NUM_THREADS"], environment["TF_NUM_INTRAOP_THREADS"]) == (share, "5")
+
+
+def test_rank_0_can_listen_on_master_port_and_two_launchers_get_two(launch):
+    listen = "import os, socket, time; s = socket.socket(); s.bind(('', int(os.environ['MASTER_PORT']))); s.listen()\n"
+    listen += "open('port', 'w').write(os.environ['MASTER_PORT']); time.sleep(60)"
+    one = launch(*python(listen))
+    first = one.file("port")
+    (one.cwd / "port").unlink()
+    other = launch(*python(listen))
+    assert other.file("port") != first
+    waits = "import os, time; open('later', 'w').write(os.environ['MASTER_PORT']); time.sleep(60)"
+    assert launch(*python(waits)).file("later") not in (first, other.file("port"))
+
+
+def test_a_port_that_was_asked_for_and_is_in_use_is_refused(launch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = launch("--master-port", port, *sh("touch started")).finish()
+    assert code == 2 and err.count("\n") == 1 and str(port) in err
+
+
+def test_without_a_launcher_a_process_is_alone():
+    assert read_world({}) == World()
+
+
+def test_horovodruns_environment_is_read_too():
+    names = {"HOROVOD_RANK": "3", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "1", "HOROVOD_LOCAL_SIZE": "2"}
+    assert read_world(names) == World(3, 1, 4, 2)
+
+
+@pytest.mark.parametrize("wrong", [{"RANK": "x"}, {"RANK": "-1"}, {"RANK": "2", "WORLD_SIZE": "2"}])
+def test_an_environment_that_cannot_be_true_is_refused(wrong):
+    with pytest.raises(ValueError, match="Received"):
+        read_world(wrong)
+
+
+def test_the_device_of_a_rank_is_right_where_it_sees_only_its_own():
+    assert [World(local_rank=2).device(visible) for visible in (4, 1, 2)] == [2, 0, 0]
+
+
+def listening(pids):
+    """The addresses on which these processes listen, in hexadecimal, as the kernel says them."""
+    inodes = set()
+    for pid in pids:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            target = os.readlink(f"/proc/{pid}/fd/{name}")
+            if target.startswith("socket:["):
+                inodes.add(target[8:-1])
+    rows = [line.split() for path in ("/proc/net/tcp", "/proc/net/tcp6") for line in Path(path).read_text().splitlines()[1:]]
+    return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes]
+
+
+def test_on_one_node_horovods_server_listens_on_the_loopback_interface_alone(launch):
+    pytest.importorskip("horovod", reason="Horovod is not installed")
+    run = launch("--standalone", *sh("echo $HOROVOD_GLOO_RENDEZVOUS_ADDR > address; sleep 60"))
+    assert run.file("address") == "127.0.0.1"
+    assert listening([run.process.pid]) == ["0100007F"]
+
+
+def test_the_launcher_never_imports_tensorflow_and_stays_small(launch):
+    run = launch("--nproc-per-node", "4", *sh("touch started-$RANK; sleep 60"))
+    wait_for(lambda: len(list(run.cwd.glob("started-*"))) == 4, "the ranks")
+    maps = Path(f"/proc/{run.process.pid}/maps").read_text()
+    assert "tensorflow" not in maps
+    megabytes = []
+    guardian = [pid for pid, command in run.processes().items() if "-m launch" in command]
+    for pid in (run.process.pid, *guardian):
+        status = Path(f"/proc/{pid}/smaps_rollup").read_text().split()
+        megabytes.append(int(status[status.index("Pss:") + 1]) / 1024)
+    assert len(megabytes) == 2 and sum(megabytes) < 60, megabytes
