@@ -48,7 +48,7 @@ def _lead(plan, shared, ports, node, signals):
     layout = _alone(plan, ports)
     members = {}
     if plan.nodes > 1:
-        members = rendezvous.gather(plan, shared, rendezvous.facts_of(plan, layout.worker_ports[0]))
+        members = rendezvous.gather(plan, shared, rendezvous.facts_of(plan, layout.worker_ports[0]), signals.check)
         layout = _together(plan, layout, members)
     node.make_log_dir(layout.run_id)
     server = horovod_rendezvous.serve(LOOPBACK if plan.local else "", {LOOPBACK, *layout.addresses})
@@ -69,7 +69,7 @@ def _lead(plan, shared, ports, node, signals):
 
 def _follow(plan, shared, ports, node, signals):
     facts = rendezvous.facts_of(plan, _worker_ports(plan, ports))
-    link = rendezvous.join(plan, shared, facts)
+    link = rendezvous.join(plan, shared, facts, signals.check)
     return Follower(node, link, f"node 0 at {plan.meeting[0]}", signals).run()
 
 

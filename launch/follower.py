@@ -22,7 +22,7 @@ class Follower:
 
     def __init__(self, node: Node, link: Link, name: str, signals: Signals):
         self._node, self._link, self._name, self._signals = node, link, name, signals
-        self._running = False
+        self._running = self._ran = False
         self._code: int | None = None
 
     def run(self) -> int:
@@ -49,8 +49,7 @@ class Follower:
     def _obey(self):
         for message in self._link.receive():
             if message["do"] == "start":
-                self._signals.waiting = False
-                self._running = True
+                self._running = self._ran = True
                 self._node.make_log_dir(message["layout"]["run_id"])
                 self._node.start(Layout(**message["layout"]), message["stall_timeout"], message["interval"])
             elif message["do"] == "leave":
@@ -61,6 +60,8 @@ class Follower:
                 self._node.send(message)
 
     def _pass_on(self):
+        if not self._ran:
+            self._signals.check()
         for number in self._signals.received():
             self._link.send({"event": "signal", "number": number})
 

@@ -14,6 +14,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from launch.messages import Link, SealedLink
 
 PATIENCE = 5.0  # seconds for one step of a handshake
 RETRY = 0.5
+MOMENT = 0.1
 SIOCGIFADDR = 0x8915
 
 
@@ -56,13 +58,14 @@ def facts_of(plan: Plan, worker_ports: list[int]) -> dict[str, Any]:
     }
 
 
-def gather(plan: Plan, secret: bytes, facts: dict[str, Any]) -> dict[int, Member]:
+def gather(plan: Plan, secret: bytes, facts: dict[str, Any], check: Callable[[], None]) -> dict[int, Member]:
     """Node 0's side: waits for all other nodes.
 
     Args:
         plan: this node's.
         secret: the run's.
         facts: this node's, to compare with.
+        check: called every moment; raises what ends the wait.
 
     Raises:
         LaunchError: if some do not come in time, or one is about to start something else.
@@ -78,15 +81,15 @@ def gather(plan: Plan, secret: bytes, facts: dict[str, Any]) -> dict[int, Member
         _answer(meeting, lambda caller: _show_the_way(caller, secret, port))
         _answer(talking, lambda caller: came.put(_let_in(caller, secret)))
         try:
-            return _wait_for_all(plan, facts, came)
+            return _wait_for_all(plan, facts, came, check)
         finally:  # wakes the two threads that wait for callers
             for listener in (meeting, talking):
                 with contextlib.suppress(OSError):
                     listener.shutdown(socket.SHUT_RDWR)
 
 
-def join(plan: Plan, secret: bytes, facts: dict[str, Any]) -> Link:
-    """Another node's side: finds node 0, with retries, and says what it is about to start.
+def join(plan: Plan, secret: bytes, facts: dict[str, Any], check: Callable[[], None]) -> Link:
+    """Another node's side: finds node 0, with retries, and says what it is about to start. Arguments as for `gather`.
 
     Raises:
         LaunchError: if node 0 does not answer in time, or has another secret.
@@ -95,6 +98,7 @@ def join(plan: Plan, secret: bytes, facts: dict[str, Any]) -> Link:
     host, port = plan.meeting
     told = False
     while True:
+        check()
         try:
             with _call(host, port, secret) as meeting:
                 meeting.send({"node": plan.node})
@@ -208,14 +212,17 @@ def _let_in(connection, secret):
     return f"somebody without the run's LAUNCH_SECRET called from {address}"
 
 
-def _wait_for_all(plan, facts, came):
+def _wait_for_all(plan, facts, came, check):
     members: dict[int, Member] = {}
     deadline = time.monotonic() + plan.meeting_timeout
     try:
         while len(members) < plan.nodes - 1:
+            check()
             try:
-                member = came.get(timeout=max(0, deadline - time.monotonic()))
+                member = came.get(timeout=MOMENT)
             except queue.Empty:
+                if time.monotonic() < deadline:
+                    continue
                 missing = ", ".join(f"node {node}" for node in range(1, plan.nodes) if node not in members)
                 raise LaunchError(f"node 0 waited {plan.meeting_timeout:g} s for {missing}", code=1) from None
             if isinstance(member, str):

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-TRACEBACKS = ("Traceback (most recent call last):", "Fatal Python error:")
+TRACEBACK = "Traceback (most recent call last):"
+CRASH = "Fatal Python error:"  # faulthandler's; what the crashing library said stands above it
+ABOVE_CRASH = 3  # lines
 MOST_LINES = 24  # of a traceback
 WITHOUT_TRACEBACK = 10  # last lines of a rank that left none
 MOST_GROUPS = 8  # lines for the others
@@ -78,10 +80,12 @@ def screen(failure: Failure, stories: Iterable[dict[str, Any]]) -> str:
 def last_words(tail: str) -> list[str]:
     """The last traceback of a rank's output, or else its last lines."""
     lines = tail.splitlines()
-    starts = [number for number, line in enumerate(lines) if any(mark in line for mark in TRACEBACKS)]
+    lines = [line for line in lines if not line.startswith("Extension modules: ")]
+    starts = [number for number, line in enumerate(lines) if TRACEBACK in line]
+    starts += [max(0, number - ABOVE_CRASH) for number, line in enumerate(lines) if CRASH in line]
     if not starts:
         return lines[-WITHOUT_TRACEBACK:]
-    found = lines[starts[-1] :]
+    found = lines[max(starts) :]
     if len(found) > MOST_LINES:
         found = [found[0], "  ...", *found[2 - MOST_LINES :]]
     return found

@@ -15,22 +15,19 @@ class Stopped(Exception):
 
     def __init__(self, number: int):
         super().__init__()
-        self.code = (
-            130 if number == signal.SIGINT else 143 if number == signal.SIGTERM else 75
-        )  # nothing to save: stopped, as asked
+        self.code = 130 if number == signal.SIGINT else 143 if number == signal.SIGTERM else 75  # as ranks with nothing to save
 
 
 class Signals:
-    """Catches INT, TERM, USR1 and USR2 from now on; they raise `Stopped` as long as `waiting` is set."""
+    """Catches INT, TERM, USR1 and USR2 from now on, and keeps them until somebody asks."""
 
     def __init__(self):
-        self.waiting = True
         self._reader, writer = socket.socketpair()
         self._reader.setblocking(False)
         writer.setblocking(False)
         signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
         for number in FORWARDED:
-            signal.signal(number, self._caught)
+            signal.signal(number, _caught)
 
     def fileno(self) -> int:
         """For selectors."""
@@ -43,6 +40,15 @@ class Signals:
         except BlockingIOError:
             return []
 
-    def _caught(self, number, frame):
-        if self.waiting:
+    def check(self) -> None:
+        """For times without ranks.
+
+        Raises:
+            Stopped: if a signal came.
+        """
+        for number in self.received():
             raise Stopped(number)
+
+
+def _caught(number, frame):
+    pass

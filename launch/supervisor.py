@@ -1,6 +1,7 @@
 """Node 0's part: starts and ends the ranks of all nodes together, and decides what follows a failure."""
 
 import dataclasses
+import select
 import selectors
 import signal
 import sys
@@ -171,7 +172,6 @@ def supervise(plan: Plan, nodes: Mapping[int, Node | Link], signals: Signals, la
     while True:
         if server is not None:
             horovod_rendezvous.begin_life(server, layout)
-        signals.waiting = False
         life = Life(plan, nodes, signals, gone)
         _start(plan, nodes, layout)
         code = life.run()
@@ -187,16 +187,18 @@ def supervise(plan: Plan, nodes: Mapping[int, Node | Link], signals: Signals, la
             say(decision.why)
         if not decision or decision.wait is None:
             return code, life.failure.line
-        _rest(decision.wait, signals)
+        _rest(decision.wait, signals, [node for node in nodes.values() if isinstance(node, Link)])
         layout = dataclasses.replace(layout, restarts=layout.restarts + 1)
 
 
-def _rest(seconds, signals):
-    """Waits between two lives; a signal, also one that came with the failure, raises `Stopped`."""
-    signals.waiting = True
-    for number in signals.received():
-        raise Stopped(number)
-    time.sleep(seconds)
+def _rest(seconds, signals, links):
+    """Waits between two lives; a signal to any launcher raises `Stopped`, and a node that goes ends the wait."""
+    ready, _, _ = select.select([signals, *links], [], [], seconds)
+    signals.check()
+    for link in set(ready) - {signals}:
+        for event in link.receive():
+            if event["event"] == "signal":
+                raise Stopped(event["number"])
 
 
 def _start(plan, nodes, layout):

@@ -1,6 +1,7 @@
 """Several nodes: they find each other, agree, and end together. Launchers on one machine stand for them."""
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import uuid
+from pathlib import Path
 
 import pytest
 from launching import python, sh, wait_for
@@ -31,8 +33,6 @@ def test_two_nodes_start_one_world_and_the_port_they_met_at_is_free(launch, port
     script += "if os.environ['RANK'] == '0':\n    s = socket.socket(); s.bind(('', int(os.environ['MASTER_PORT'])))"
     nodes = pair(launch, port, *python(script))
     assert [node.finish()[0] for node in nodes] == [0, 0]
-    import json
-
     found = [json.loads((nodes[0].cwd / f"{rank}.json").read_text()) for rank in range(4)]
     assert [each["LOCAL_RANK"] for each in found] == ["0", "1", "0", "1"]
     assert [each["GROUP_RANK"] for each in found] == ["0", "0", "1", "1"]
@@ -55,9 +55,9 @@ def test_a_failure_on_one_node_ends_both_and_both_name_it(launch, port):
 
 
 def test_all_nodes_start_again_together(launch, port):
-    nodes = pair(launch, port, *sh("echo life; [ $LAUNCH_RESTARTS = 1 ] || exit 7"), both=["--max-restarts", "2"])
+    nodes = pair(launch, port, *sh("[ $LAUNCH_RESTARTS = 1 ] && echo second && exit; exit 7"), both=["--max-restarts", "2"])
     assert [node.finish()[0] for node in nodes] == [0, 0]
-    assert {node.log(rank) for node in nodes for rank in range(4)} == {"life\nlife\n"}
+    assert {node.log(rank) for node in nodes for rank in range(4)} == {"second\n"}
 
 
 def test_a_signal_to_one_launcher_reaches_all_ranks(launch, port):
@@ -148,6 +148,7 @@ def test_a_signal_while_the_nodes_meet_ends_the_launcher(launch, port):
 
 # Two network namespaces, joined by a cable, are as good as two machines.
 
+NETNS = Path("/etc/netns")
 ADDRESSES = ("10.97.31.1", "10.97.31.2")
 
 
@@ -167,6 +168,9 @@ def namespaces():
         cables = [f"v{name}"[:12] + name[-1] for name in names]
         _ip("link", "add", cables[0], "netns", names[0], "type", "veth", "peer", "name", cables[1], "netns", names[1])
         for name, cable, address in zip(names, cables, ADDRESSES, strict=True):
+            # `ip netns exec` mounts this over /etc/hosts: Horovod's process sets listen where the host's name leads.
+            (NETNS / name).mkdir(parents=True)
+            (NETNS / name / "hosts").write_text(f"127.0.0.1 localhost\n{address} {os.uname().nodename}\n")
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", cable)
             _ip("-n", name, "link", "set", cable, "up")
             _ip("-n", name, "link", "set", "lo", "up")
@@ -176,6 +180,7 @@ def namespaces():
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
+            shutil.rmtree(NETNS / name, ignore_errors=True)
 
 
 def across(launch, namespaces, *command, secrets=("hush", "hush")):
