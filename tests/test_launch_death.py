@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -172,3 +173,26 @@ def test_the_rank_that_is_behind_is_named_and_one_that_goes_on_is_left_alone(lau
 def test_silent_ranks_that_report_nothing_live_as_long_as_one_of_them_speaks(launch):
     speaks = "if [ $RANK = 0 ]; then for n in 1 2 3 4 5 6 7 8; do sleep 0.4; echo $n; done; else sleep 3; fi"
     assert launch("--nproc-per-node", "2", "--stall-timeout", "2", *sh(speaks)).finish()[0] == 0
+
+
+@pytest.fixture
+def small_memory():
+    """A control group with 30 MB of memory: the file that takes its processes."""
+    old = Path("/sys/fs/cgroup/memory")
+    group = (old if old.is_dir() else Path("/sys/fs/cgroup")) / f"launch-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / ("memory.limit_in_bytes" if old.is_dir() else "memory.max")).write_text("30000000")
+    except OSError as error:
+        pytest.skip(f"a control group with little memory cannot be made: {error}")
+    yield group / "cgroup.procs"
+    wait_for(lambda: not (group / "cgroup.procs").read_text(), "the end of its processes")
+    group.rmdir()
+
+
+def test_a_rank_that_the_kernel_killed_for_want_of_memory_is_told_from_others(launch, small_memory):
+    fills = f"echo $$ > {small_memory}; exec {sys.executable} -S -c 'x = [bytes([n]) * 10_000_000 for n in range(1, 100)]'"
+    run = launch("--nproc-per-node", "2", *sh(f"[ $RANK = 0 ] && exec sleep 100; {fills}"))
+    code, _, err = run.finish()
+    assert code == 137
+    assert err.splitlines()[0] == f"rank 1 on {os.uname().nodename}: killed by SIGKILL; out of memory?"
