@@ -1,6 +1,7 @@
 """What the launcher's tests share: a launcher in a process of its own, and a look at every process that a run started."""
 
 import contextlib
+import importlib.util
 import os
 import signal
 import subprocess
@@ -22,6 +23,19 @@ def wait_for(condition, what, timeout=PATIENCE):
         assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
         time.sleep(0.01)
     return found
+
+
+def skip(what, reason):
+    """Skips a test, or fails it where CI says that what it needs is there."""
+    if os.environ.get(f"REQUIRE_{what}"):
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+def need_horovod():
+    """Skips a test where Horovod is not installed."""
+    if importlib.util.find_spec("horovod") is None:
+        skip("HOROVOD", "Horovod is not installed")
 
 
 class Launch:

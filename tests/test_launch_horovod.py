@@ -5,8 +5,7 @@ import signal
 import sys
 
 import pytest
-
-pytest.importorskip("horovod", reason="Horovod is not installed")
+from launching import need_horovod
 
 TRAINS = """
 import os, time
@@ -31,6 +30,7 @@ for batch in range(1, 100_000):
 
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_others_and_all_start_again(launch):
+    need_horovod()
     command = ["--no-python", sys.executable, "-u", "-c", TRAINS]
     run = launch("--nproc-per-node", "2", "--max-restarts", "1", *command, env={"TF_CPP_MIN_LOG_LEVEL": "3"})
     victims = [run.pid(f"trained-0-{rank}") for rank in range(2)]

@@ -12,7 +12,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from launching import python, sh, wait_for
+from launching import need_horovod, python, sh, skip, wait_for
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def namespaces():
     """The names of two network namespaces that reach each other."""
     names = [f"n{uuid.uuid4().hex[:6]}-{end}" for end in "ab"]
     if shutil.which("ip") is None:
-        pytest.skip("network namespaces need iproute2")
+        skip("NAMESPACES", "network namespaces need iproute2")
     try:
         for name in names:
             _ip("netns", "add", name)
@@ -176,7 +176,7 @@ def namespaces():
             _ip("-n", name, "link", "set", "lo", "up")
         yield names
     except (subprocess.CalledProcessError, OSError) as error:
-        pytest.skip(f"network namespaces cannot be made: {getattr(error, 'stderr', error)}")
+        skip("NAMESPACES", f"network namespaces cannot be made: {getattr(error, 'stderr', error)}")
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
@@ -227,7 +227,7 @@ for batch in range(1, 100_000):
 @pytest.mark.slow
 @pytest.mark.parametrize("killed", [0, 1])
 def test_horovod_trains_across_two_hosts_and_outlives_no_launcher(launch, namespaces, killed):
-    pytest.importorskip("horovod", reason="Horovod is not installed")
+    need_horovod()
     nodes = across(launch, namespaces, "--no-python", sys.executable, "-u", "-c", TRAINS)
     assert [nodes[0].file(f"trained-{rank}") for rank in range(2)] == ["20", "20"]
     os.kill(nodes[killed].process.pid, signal.SIGKILL)
@@ -237,8 +237,24 @@ def test_horovod_trains_across_two_hosts_and_outlives_no_launcher(launch, namesp
     assert all(node.none_left() for node in nodes)
 
 
+@pytest.mark.slow
+def test_when_a_host_falls_silent_the_others_end_and_name_it(launch, namespaces):
+    """Its cable is pulled: nothing tells the others."""
+    nodes = across(launch, namespaces, *sh("touch ready-$RANK; sleep 100"))
+    wait_for(lambda: len(list(nodes[0].cwd.glob("ready-*"))) == 2, "the ranks")
+    cable = f"v{namespaces[1]}"[:12] + namespaces[1][-1]
+    _ip("-n", namespaces[1], "link", "set", cable, "down")
+    try:
+        for number, node in enumerate(nodes):
+            code, _, err = node.finish()
+            assert code == 1 and err.startswith(f"node {1 - number}") and "its launcher is gone" in err
+            assert node.none_left()
+    finally:
+        _ip("-n", namespaces[1], "link", "set", cable, "up")
+
+
 def test_horovods_server_answers_no_address_that_did_not_pass_the_handshake(launch, namespaces):
-    pytest.importorskip("horovod", reason="Horovod is not installed")
+    need_horovod()
     _ip("-n", namespaces[1], "addr", "add", "10.97.31.3/24", "dev", f"v{namespaces[1]}"[:12] + namespaces[1][-1])
     nodes = across(launch, namespaces, *sh("echo $HOROVOD_GLOO_RENDEZVOUS_PORT > port-$RANK; sleep 100"))
     port = nodes[0].file("port-1")

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from launching import python, sh, wait_for
+from launching import need_horovod, python, sh, wait_for
 
 from launch.world import World, read_world
 
@@ -106,7 +106,7 @@ def listening(pids):
 
 
 def test_on_one_node_horovods_server_listens_on_the_loopback_interface_alone(launch):
-    pytest.importorskip("horovod", reason="Horovod is not installed")
+    need_horovod()
     run = launch("--standalone", *sh("echo $HOROVOD_GLOO_RENDEZVOUS_ADDR > address; sleep 60"))
     assert run.file("address") == "127.0.0.1"
     assert listening([run.process.pid]) == ["0100007F"]
