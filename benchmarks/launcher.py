@@ -21,6 +21,7 @@ from pathlib import Path
 ROUNDS = 3
 ROOT = Path(__file__).parent.parent
 NOTHING = "exit 0"
+RUN_SCRIPT = 'eval "$SCRIPT"'  # torchrun replaces `$$` in a command line
 FAILS = """
 case $RANK$HOROVOD_RANK in
 0*) while [ $(ls pid-* 2>/dev/null | wc -l) -lt 3 ]; do sleep 0.05; done; sleep 0.3; date +%s.%N > failed; exit 1;;
@@ -69,7 +70,7 @@ def peers() -> dict[str, Callable[..., list[str]]]:
 def start(command: list[str], folder: str) -> subprocess.Popen:
     """Starts a command in a folder, with its output in a file there."""
     with open(os.path.join(folder, "output"), "wb") as output:
-        environment = {**os.environ, "PATH": _path(), "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PATH": _path(), "PYTHONPATH": str(ROOT), "SCRIPT": FAILS}
         return subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)
 
 
@@ -129,8 +130,8 @@ def main() -> None:
     for ranks, rounds in ((4, ROUNDS), (16, ROUNDS), (64, 1)):
         trivial = functools.partial(lambda count, line: start_to_finish(line(count, "sh", "-c", NOTHING)), ranks)
         _row(f"{ranks} trivial ranks, start to finish, s", launchers, trivial, rounds)
-    _row("a failure to the last rank's end, s", launchers, lambda line: failure(line(4, "sh", "-c", FAILS))[0])
-    _row("a failure to the command's end, s", launchers, lambda line: failure(line(4, "sh", "-c", FAILS))[1])
+    _row("a failure to the last rank's end, s", launchers, lambda line: failure(line(4, "sh", "-c", RUN_SCRIPT))[0])
+    _row("a failure to the command's end, s", launchers, lambda line: failure(line(4, "sh", "-c", RUN_SCRIPT))[1])
     _row("10 MB/s from each of 8 ranks, latest by, s", launchers, lambda line: flood(line(8, *python, FLOODS)), rounds=1)
     _row("memory beside 4 ranks, MB", launchers, lambda line: memory(line(4, "sleep", "12")), rounds=1)
 

@@ -38,12 +38,15 @@ class Link:
         """Waits for the next piece of data and returns the messages that it completes.
 
         At the end of the connection, also after a message that is broken or not sealed as it should be, `closed` is set.
+
+        Raises:
+            TimeoutError: if the socket has a timeout, and it passed.
         """
         try:
             data = self._socket.recv(1 << 16)
-        except TimeoutError:
-            raise
-        except OSError:
+        except OSError as error:
+            if isinstance(error, TimeoutError) and error.errno is None:  # the socket's own; the kernel's is the end
+                raise
             data = b""
         *lines, self._received = (self._received + data).split(b"\n")
         if not data or len(self._received) > LONGEST:

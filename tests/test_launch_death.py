@@ -196,3 +196,12 @@ def test_a_rank_that_the_kernel_killed_for_want_of_memory_is_told_from_others(la
     code, _, err = run.finish()
     assert code == 137
     assert err.splitlines()[0] == f"rank 1 on {os.uname().nodename}: killed by SIGKILL; out of memory?"
+
+
+def test_ranks_end_with_both_the_launcher_and_its_guardian(launch):
+    """Nobody is left to end them but the kernel."""
+    run = launch("--nproc-per-node", "2", *sh(SLEEP))
+    started(run, 2)
+    os.kill(run.process.pid, signal.SIGSTOP)
+    os.kill(next(pid for pid, command in run.processes().items() if "-m launch" in command), signal.SIGKILL)
+    assert run.none_left()
