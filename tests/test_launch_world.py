@@ -58,13 +58,12 @@ def test_threads_are_divided_among_the_ranks_unless_the_user_did(launch):
 def test_rank_0_can_listen_on_master_port_and_two_launchers_get_two(launch):
     listen = "import os, socket, time; s = socket.socket(); s.bind(('', int(os.environ['MASTER_PORT']))); s.listen()\n"
     listen += "open('port', 'w').write(os.environ['MASTER_PORT']); time.sleep(60)"
-    one = launch(*python(listen))
-    first = one.file("port")
-    (one.cwd / "port").unlink()
-    other = launch(*python(listen))
-    assert other.file("port") != first
-    waits = "import os, time; open('later', 'w').write(os.environ['MASTER_PORT']); time.sleep(60)"
-    assert launch(*python(waits)).file("later") not in (first, other.file("port"))
+    first = launch(*python(listen)).file("port")
+    waits = "import os, time; open('promised-' + os.environ['MASTER_PORT'], 'w').close(); time.sleep(60)"
+    for count in (1, 2):  # these do not listen: the launchers know of each other all the same
+        run = launch(*python(waits))
+        wait_for(lambda run=run, count=count: len(list(run.cwd.glob("promised-*"))) == count, "another port")
+    assert not (run.cwd / f"promised-{first}").exists()
 
 
 def test_a_port_that_was_asked_for_and_is_in_use_is_refused(launch):
