@@ -7,9 +7,9 @@ from launch.restarts import Restarts
 
 
 def test_all_ranks_start_again_until_they_succeed_and_the_logs_go_on(launch):
-    run = launch(
-        "--nproc-per-node", "2", "--max-restarts", "2", *sh("echo life $LAUNCH_RESTARTS; sleep 0.2; [ $LAUNCH_RESTARTS = 2 ]")
-    )
+    both_spoke = "touch here-$LAUNCH_RESTARTS-$RANK; while [ $(ls | grep -c here-$LAUNCH_RESTARTS-) -lt 2 ]; do sleep 0.01; done"
+    script = f"echo life $LAUNCH_RESTARTS; {both_spoke}; [ $LAUNCH_RESTARTS = 2 ]"
+    run = launch("--nproc-per-node", "2", "--max-restarts", "2", *sh(script))
     code, _, err = run.finish()
     assert code == 0
     assert "restart 1 of 2" in err and "restart 2 of 2" in err
