@@ -1,0 +1,205 @@
+"""Builds Horovod for the TensorFlow that is installed, once, and installs it.
+
+    python -m launch.build_horovod          # Gloo: collectives on the CPU, also for tensors on GPUs
+    python -m launch.build_horovod --gpu    # NCCL and Gloo; never run on a GPU, see GPU_UNPROVEN
+
+The source is Horovod's sdist on PyPI, checked by its SHA-256, with horovod.patch. The wheel is kept in
+`~/.cache/keras-distributed-recipes/`, in a folder for each (Python, TensorFlow, flags, patch), with the log of its build.
+"""
+
+import argparse
+import contextlib
+import glob
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+VERSION = "0.28.1"
+SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
+TOOLS = ("g++", "make", "patch")
+NEEDS_TOOLS = 2  # exit code: the machine lacks a compiler
+
+ROOT = Path(__file__).parent.parent
+REQUIREMENTS = ROOT / "requirements-horovod.txt"
+PATCH = Path(__file__).parent / "horovod.patch"
+
+FLAGS = {
+    "HOROVOD_WITH_TENSORFLOW": "1",
+    "HOROVOD_WITHOUT_PYTORCH": "1",
+    "HOROVOD_WITHOUT_MXNET": "1",
+    "HOROVOD_WITH_GLOO": "1",
+    "HOROVOD_WITHOUT_MPI": "1",
+    "HOROVOD_CPU_OPERATIONS": "GLOO",
+    "LDFLAGS": "-Wl,-s",  # without symbols the library has 3 MB in place of 51
+}
+GPU_FLAGS = {
+    "HOROVOD_GPU_OPERATIONS": "NCCL",
+    "HOROVOD_NCCL_LINK": "SHARED",
+    "HOROVOD_BUILD_CUDA_CC_LIST": "75,80,90,100,120",  # compute capabilities that nvcc 12 and 13 both know
+    "NVCC_APPEND_FLAGS": "--no-compress",
+    "LDFLAGS": r"-Wl,-s -Wl,-rpath,\$ORIGIN/../../nvidia/nccl/lib",
+}
+GPU_UNPROVEN = (
+    "This build with NCCL compiled, linked, and trained on CPUs. Nothing of it was ever run on a GPU: "
+    "no NCCL collective, no order of streams, no kernel, no measure of its speed."
+)
+# PyPI has no nvcc 12 (nvidia-cuda-nvcc-cu12 is ptxas and headers)
+NVCC = ("nvidia-cuda-nvcc==13.0.88", "nvidia-cuda-crt==13.0.88", "nvidia-nvvm==13.0.88")
+
+
+def main() -> int:
+    """Installs Horovod, from the cache if it was built before. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m launch.build_horovod", description="Builds and installs Horovod.")
+    parser.add_argument("--gpu", action="store_true", help="with NCCL, for TensorFlow with its CUDA libraries (unproven)")
+    gpu = parser.parse_args().gpu
+    folder = cache_folder(gpu)
+    if not glob.glob(f"{folder}/*.whl"):
+        missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+        if missing:
+            print(f"Horovod is not built: it needs {' and '.join(missing)}. {how_to_install(missing)}", file=sys.stderr)
+            return NEEDS_TOOLS
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryDirectory(prefix="horovod-") as work, open(folder / "build.log", "wb") as log:
+                build(Path(work), folder, log, gpu)
+        except subprocess.CalledProcessError as error:
+            print(f"error: Horovod was not built: {error}. The last lines of {folder}/build.log:", file=sys.stderr)
+            print(*(folder / "build.log").read_text(errors="replace").splitlines()[-15:], sep="\n", file=sys.stderr)
+            return 1
+    pip("install", "--find-links", folder, "--requirement", REQUIREMENTS)
+    # Another build of the same version, with or without NCCL, counts as installed in the eyes of pip.
+    pip("install", "--force-reinstall", "--no-deps", *glob.glob(f"{folder}/*.whl"))
+    if gpu:
+        print(GPU_UNPROVEN)
+    return 0
+
+
+def cache_folder(gpu: bool) -> Path:
+    """Where the wheel for this Python, this TensorFlow, these flags and this patch is kept."""
+    content = json.dumps([SDIST_SHA256, flags(gpu)]).encode() + PATCH.read_bytes()
+    python, tensorflow = sysconfig.get_python_version(), importlib.metadata.version("tensorflow")
+    name = f"horovod-{VERSION}-py{python}-tf{tensorflow}-{'nccl' if gpu else 'gloo'}-{hashlib.sha256(content).hexdigest()[:8]}"
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache) / "keras-distributed-recipes" / name
+
+
+def flags(gpu: bool) -> dict[str, str]:
+    """The settings that Horovod's set-up reads from the environment."""
+    local = f"tf{importlib.metadata.version('tensorflow')}" + (".nccl" if gpu else "")
+    return {**FLAGS, **(GPU_FLAGS if gpu else {}), "HOROVOD_LOCAL_VERSION": local}
+
+
+def how_to_install(tools: list[str]) -> str:
+    """The line for Debian and Ubuntu."""
+    return f"On Debian and Ubuntu: apt-get install {' '.join(tools)}"
+
+
+def build(work: Path, folder: Path, log, gpu: bool) -> None:
+    """Makes the wheel in a working folder and moves it, whole, into the cache.
+
+    Raises:
+        subprocess.CalledProcessError: if a step fails; the log says why.
+    """
+    pip("install", "--constraint", REQUIREMENTS, "setuptools", "wheel", "packaging", "cmake", log=log)
+    checked = work / "requirements.txt"
+    checked.write_text(f"horovod=={VERSION} --hash=sha256:{SDIST_SHA256}\n")
+    alone = ("--no-deps", "--no-build-isolation")
+    pip("download", *alone, "--no-binary", "horovod", "--require-hashes", "-r", checked, "--dest", work, log=log)
+    with tarfile.open(work / f"horovod-{VERSION}.tar.gz") as sdist:
+        sdist.extractall(work, filter="data")
+    source = work / f"horovod-{VERSION}"
+    with open(PATCH, "rb") as patch:
+        subprocess.run(["patch", "-p1"], cwd=source, stdin=patch, stdout=log, stderr=log, check=True)
+
+    environment = {
+        **os.environ,
+        **flags(gpu),
+        **(cuda(work) if gpu else {}),
+        "HOROVOD_CMAKE": os.path.join(sysconfig.get_path("scripts"), "cmake"),
+        "MAKEFLAGS": f"-j{len(os.sched_getaffinity(0))}",
+    }
+    step = [sys.executable, "-m", "pip", "wheel", "-v", *alone, "--no-cache-dir", "--wheel-dir", str(work), str(source)]
+    with subprocess.Popen(step, env=environment, stdout=log, stderr=log) as process:
+        show_progress(process, folder / "build.log")
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, "pip wheel")
+    (wheel,) = work.glob("*.whl")
+    arriving = folder / f".{wheel.name}.{os.getpid()}"
+    shutil.copy(wheel, arriving)
+    os.replace(arriving, folder / wheel.name)
+
+
+def show_progress(process: subprocess.Popen, log: Path) -> None:
+    """One line that says how far the compiler is, until the process ends; on a terminal it counts."""
+    began, what = time.monotonic(), f"Building Horovod {VERSION}, once, 2 to 10 minutes (log: {log})"
+    terminal = sys.stdout.isatty()
+    if not terminal:
+        print(f"{what}: ", end="", flush=True)
+    while process.poll() is None:
+        if terminal:
+            percent = re.findall(rb"\[ *(\d+%)\]", log.read_bytes())
+            print(f"\r{what}: {percent[-1].decode() if percent else '0%'}", end="", flush=True)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+    end = "failed" if process.returncode else "done"
+    print(("\r" + what + ": " if terminal else "") + f"{end} after {time.monotonic() - began:.0f} s", flush=True)
+
+
+def cuda(work: Path) -> dict[str, str]:
+    """Where Horovod finds CUDA and NCCL: a toolkit named by CUDA_HOME, or else one put together from NVIDIA's wheels.
+
+    The libraries, headers and ptxas are the ones of CUDA 12 that TensorFlow brings, behind the compiler of CUDA 13.
+    """
+    site = Path(sysconfig.get_path("purelib"))
+    nvidia = site / "nvidia"
+    nccl = work / "nccl"
+    (nccl / "lib").mkdir(parents=True)
+    (nccl / "include").symlink_to(nvidia / "nccl" / "include")
+    (nccl / "lib" / "libnccl.so").symlink_to(nvidia / "nccl" / "lib" / "libnccl.so.2")
+    found = {"HOROVOD_NCCL_HOME": str(nccl)}
+    if "CUDA_HOME" in os.environ:
+        return {**found, "HOROVOD_CUDA_HOME": os.environ["CUDA_HOME"]}
+
+    pip("install", "--no-deps", "--target", work / "nvcc", *NVCC)
+    compiler, runtime = work / "nvcc" / "nvidia" / "cu13", nvidia / "cuda_runtime"
+    headers = site / "tensorflow" / "include" / "third_party" / "gpus" / "cuda"
+    home = work / "cuda"
+    include = [*(runtime / "include").iterdir(), compiler / "include" / "crt", compiler / "include" / "fatbinary_section.h"]
+    include += [headers / "libcudacxx" / "include" / "nv", headers / "include" / "nvtx3"]
+    links = {"bin": [*(compiler / "bin").iterdir()], "include": include, "lib64": [*(runtime / "lib").iterdir()]}
+    for name, targets in links.items():
+        (home / name).mkdir(parents=True)
+        for target in targets:
+            (home / name / target.name).symlink_to(target)
+    (home / "nvvm").symlink_to(compiler / "nvvm")
+    (home / "lib64" / "libcudart.so").symlink_to("libcudart.so.12")
+    # nvcc 13 writes PTX of version 9.0, which ptxas 12 refuses; Horovod's kernels need nothing of it.
+    ptxas = home / "bin" / "ptxas"
+    ptxas.unlink()
+    ptxas.write_text(
+        "#!/bin/bash\n"
+        'for file; do case $file in *.ptx) sed -i "s/^[.]version 9.*/.version 8.8/" "$file";; esac; done\n'
+        f'exec "{nvidia}/cuda_nvcc/bin/ptxas" "$@"\n'
+    )
+    ptxas.chmod(0o755)
+    return {**found, "HOROVOD_CUDA_HOME": str(home)}
+
+
+def pip(command: str, *arguments, log=None) -> None:
+    """Runs pip for the Python that runs this."""
+    quiet = ("--quiet", "--no-input", "--disable-pip-version-check")
+    subprocess.run([sys.executable, "-m", "pip", command, *quiet, *map(str, arguments)], stdout=log, stderr=log, check=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
