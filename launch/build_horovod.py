@@ -23,6 +23,7 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 VERSION = "0.28.1"
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
@@ -104,7 +105,7 @@ def how_to_install(tools: list[str]) -> str:
     return f"On Debian and Ubuntu: apt-get install {' '.join(tools)}"
 
 
-def build(work: Path, folder: Path, log, gpu: bool) -> None:
+def build(work: Path, folder: Path, log: BinaryIO, gpu: bool) -> None:
     """Makes the wheel in a working folder and moves it, whole, into the cache.
 
     Raises:
@@ -195,7 +196,7 @@ def cuda(work: Path) -> dict[str, str]:
     return {**found, "HOROVOD_CUDA_HOME": str(home)}
 
 
-def pip(command: str, *arguments, log=None) -> None:
+def pip(command: str, *arguments: object, log: BinaryIO | None = None) -> None:
     """Runs pip for the Python that runs this."""
     quiet = ("--quiet", "--no-input", "--disable-pip-version-check")
     subprocess.run([sys.executable, "-m", "pip", command, *quiet, *map(str, arguments)], stdout=log, stderr=log, check=True)

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 RANKS = 2
 TIMEOUT = 120  # seconds
@@ -39,7 +40,9 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def ranks(size: int, command: Sequence[str], *, env: dict[str, str] | None = None, **options) -> Iterator[list[subprocess.Popen]]:
+def ranks(
+    size: int, command: Sequence[str], *, env: dict[str, str] | None = None, **options: Any
+) -> Iterator[list[subprocess.Popen]]:
     """Starts the ranks of one run on this machine; those that are left at the end are killed.
 
     Args:
