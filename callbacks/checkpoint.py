@@ -12,6 +12,7 @@ from callbacks import files, retention, state, steering
 from callbacks.counters import Counts, counters_of
 from callbacks.errors import InputError
 from callbacks.lock import Lock
+from callbacks.ranks import ranks
 from callbacks.restoring import Checkpoint, latest_checkpoint, metrics_of, named_checkpoint, newest_first
 from callbacks.running_fit import running_fit
 from callbacks.template import FIELDS, Template
@@ -111,10 +112,7 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         fit = running_fit(self)
         self._callbacks = fit.callbacks
         self._check_alone()
-        _prepare_directory(self.template.directory)
-        self._lock = Lock(self.template.text, self.template.directory)
-        self._lock.acquire()
-        files.sweep(self.template)
+        ranks().on_chief(self._claim)
         self._kept = None
         self._validated = {}
         self._epoch_save_is_due = self._waits_for_metrics = False
@@ -140,7 +138,7 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         if self._next_save and self._counters.reached(self._next_save):
             self._save()
             self._plan_next_save()
-        elif self.save_secs is not None and self._clock() - self._last_time >= self.save_secs:
+        elif self.save_secs is not None and ranks().any(ranks().is_chief and self._clock() - self._last_time >= self.save_secs):
             self._save()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -157,7 +155,8 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         if self.model.optimizer is None:  # then Keras finalizes nothing, and nobody has called this
             self._finish()
         self._writer.finish()
-        self._lock.release()
+        if ranks().is_chief:
+            self._lock.release()
 
     @property
     def newest(self) -> str | None:
@@ -166,14 +165,20 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
             return self._last_path
         return self.resumed_from.path if self.resumed_from else None
 
+    def _claim(self):
+        _prepare_directory(self.template.directory)
+        self._lock = Lock(self.template.text, self.template.directory)
+        self._lock.acquire()
+        files.sweep(self.template)
+
     def _resume(self):
         self.resumed_from = self._restored = None
         if not self.resume:
             return
         if self.resume is True:
-            self.resumed_from = latest_checkpoint(self.template.text)
+            self.resumed_from = ranks().on_chief(lambda: latest_checkpoint(self.template.text))
         else:
-            self.resumed_from = named_checkpoint(os.fspath(self.resume))
+            self.resumed_from = ranks().on_chief(lambda: named_checkpoint(os.fspath(self.resume)))
         if self.resumed_from:
             self._restored = state.restore(self.model, self.resumed_from.path)
             self._validated = {name: value for name, value in self.resumed_from.metrics.items() if name.startswith("val_")}
@@ -225,7 +230,8 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         snapshot.header["template"] = os.path.basename(self.template.text)
         path = self.template.format(snapshot.counts, metrics)
         self._last_saved, self._last_path, self._last_time = snapshot.counts, path, self._clock()
-        self._writer.submit(path, lambda: self._write(snapshot, path))
+        if ranks().is_chief:
+            self._writer.submit(path, lambda: self._write(snapshot, path))
 
     def _write(self, snapshot, path):
         began = time.monotonic()

@@ -14,6 +14,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from callbacks.ranks import ranks
+
 _ATTRIBUTE = "_global_step_counters"
 
 
@@ -102,7 +104,7 @@ class Counters:
             step=step,
             epoch=self._epoch + 1,
             samples=samples,
-            replicas=self._strategy.num_replicas_in_sync,
+            replicas=self._strategy.num_replicas_in_sync * ranks().size,
             batches_in_epoch=batch - self._epoch_began_at.batch,
             samples_in_epoch=samples - self._epoch_began_at.samples,
             epoch_ended=self._epoch_ended,
@@ -216,7 +218,8 @@ class Counters:
 
     def _read_device(self) -> np.ndarray:
         parts = self._strategy.experimental_local_results(self._device)
-        return self._offset + sum(part.numpy() for part in parts)
+        every_rank_has_its_own_samples = np.array([1, 1, ranks().size])
+        return self._offset + sum(part.numpy() for part in parts) * every_rank_has_its_own_samples
 
     def _wrap(self) -> None:
         model, train_step, make_train_function = self._model, self._model.train_step, self._model.make_train_function
@@ -332,18 +335,18 @@ def assign_components(strategy: tf.distribute.Strategy, variable: keras.Variable
     Args:
         strategy: the strategy that the variable was made under.
         variable: of shape `[...]`.
-        value: of shape `[replicas then, ...]`. Where the number of replicas has changed, what is summed over them goes to
-            the first one, and of anything else each gets the first one's.
+        value: of shape `[replicas then, ...]`, over all ranks. Where the number of replicas has changed, what is summed over
+            them goes to the first one, and of anything else each gets the first one's.
     """
     parts = strategy.experimental_local_results(variable._value)
-    if len(parts) != len(value):
+    replicas = len(parts) * ranks().size
+    if replicas != len(value):
         if variable.aggregation == "sum":
-            value = np.concatenate(
-                [value.sum(axis=0, keepdims=True), np.zeros_like(value, shape=(len(parts) - 1, *value.shape[1:]))]
-            )
+            value = np.concatenate([value.sum(axis=0, keepdims=True), np.zeros_like(value, shape=(replicas - 1, *value.shape[1:]))])
         else:
-            value = np.repeat(value[:1], len(parts), axis=0)
-    for part, component in zip(parts, value, strict=True):
+            value = np.repeat(value[:1], replicas, axis=0)
+    mine = value[ranks().rank * len(parts) :][: len(parts)]
+    for part, component in zip(parts, mine, strict=True):
         part.assign(component)
 
 

@@ -9,6 +9,7 @@ import keras
 from callbacks import files, state
 from callbacks.counters import Counts
 from callbacks.errors import InputError
+from callbacks.ranks import ranks
 from callbacks.template import SUFFIXES, Template
 
 
@@ -105,7 +106,7 @@ def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Che
     >>> checkpoint = restore(model, "runs/mnist/checkpoints/model_batch_at_{batch:05d}.weights.h5")
     >>> print(checkpoint.batch, checkpoint.metrics["loss"])
     """
-    checkpoint = latest_checkpoint(template_or_directory)
+    checkpoint = ranks().on_chief(lambda: latest_checkpoint(template_or_directory))
     if checkpoint is not None:
         state.restore(model, checkpoint.path)
     return checkpoint

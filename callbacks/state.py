@@ -17,6 +17,7 @@ import contextlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ from keras.src.saving import saving_lib
 from callbacks import steering
 from callbacks.counters import Counts, assign_components, components, counters_of
 from callbacks.errors import InputError
+from callbacks.ranks import ranks
 
 FORMAT = 1
 _GROUP = "global_step"
@@ -78,7 +80,7 @@ class Restored:
 
 
 def take(model: keras.Model, callbacks: Iterable[keras.callbacks.Callback], metrics: dict[str, float]) -> Snapshot:
-    """Holds the state as it is between two batches.
+    """Holds the state as it is between two batches. All ranks have to, at the same batch; what is theirs alone is gathered.
 
     Args:
         model: the model in training.
@@ -105,7 +107,9 @@ def take(model: keras.Model, callbacks: Iterable[keras.callbacks.Callback], metr
             "stopped": steering.has_stopped(callbacks),
         },
         values=[(v, components(strategy, v)[0]) for v in saved],
-        extras={"unsaved": held(_unsaved(model)), "replicated": held(_replicated(model)), "metrics": held(model.metrics_variables)},
+        extras=_of_all_ranks(
+            {"unsaved": held(_unsaved(model)), "replicated": held(_replicated(model)), "metrics": held(model.metrics_variables)}
+        ),
         callbacks=arrays,
     )
 
@@ -164,19 +168,40 @@ def restore(model: keras.Model, path: str) -> Restored:
     if model.optimizer is not None and not model.optimizer.built:
         with strategy.scope():
             model.optimizer.build(model.trainable_variables)
+    header, lists, metrics, arrays = ranks().on_chief(lambda: _load(model, path))
+    ranks().give_chiefs_values(_saved(model))
+    for name, variables in (("unsaved", _unsaved(model)), ("replicated", _replicated(model))):
+        for i, value in lists[name].items():
+            if i < len(variables):  # a single replica has no list of what differs between replicas
+                assign_components(strategy, variables[i], value)
+    counts = Counts(**header["counts"])
+    counters_of(model).go_on_from(counts, metrics, header["logs"])
+    return Restored(counts, header["callbacks"], arrays, header["stopped"])
+
+
+def _load(model, path):
+    """Keras's part of the file goes into the model; what there is beside it is returned."""
     with _open_group(path) as group:
         header = _header(group, path)
         _check_fit(header["variables"], _saved(model), path)
         model.load_weights(path)
-        for name, variables in (("unsaved", _unsaved(model)), ("replicated", _replicated(model))):
-            for i, dataset in group[name].items():
-                if int(i) < len(variables):  # a single replica has no list of what differs between replicas
-                    assign_components(strategy, variables[int(i)], _read(dataset))
-        metrics = _read_list(group["metrics"])
+        lists = {name: {int(i): _read(each) for i, each in group[name].items()} for name in ("unsaved", "replicated")}
         arrays = {name: _read_list(entries) for name, entries in group["callbacks"].items()}
-    counts = Counts(**header["counts"])
-    counters_of(model).go_on_from(counts, metrics, header["logs"])
-    return Restored(counts, header["callbacks"], arrays, header["stopped"])
+        return header, lists, _read_list(group["metrics"]), arrays
+
+
+def _of_all_ranks(extras):
+    """The components that all ranks hold of each variable; only the chief's where all ranks hold equal ones."""
+    world = ranks()
+    if world.size == 1:
+        return extras
+    own = {(name, i): [part.numpy() for part in parts] for name, held in extras.items() for i, parts in held.items()}
+    sums = world.gather({key: [zlib.crc32(part.tobytes()) for part in parts] for key, parts in own.items()})
+    differ = [key for key in own if key[0] == "metrics" or any(each[key] != sums[0][key] for each in sums)]
+    gathered = world.gather({key: own[key] for key in differ})
+    for name, i in differ:
+        extras[name][i] = [tf.constant(part) for each in gathered for part in each[name, i]]
+    return extras
 
 
 def _saved(model):
@@ -189,7 +214,7 @@ def _unsaved(model):
 
 
 def _replicated(model):
-    if model.distribute_strategy.num_replicas_in_sync == 1:
+    if model.distribute_strategy.num_replicas_in_sync * ranks().size == 1:
         return []
     return model.non_trainable_weights
 

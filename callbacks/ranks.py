@@ -1,0 +1,77 @@
+"""The ranks of a run: what the callbacks need of the processes that train one model together.
+
+One process is the default. What makes many processes out of one run (`recipes.common.horovod_ranks`, say) installs its own.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import keras
+
+Value = TypeVar("Value")
+
+
+class Ranks:
+    """A world of one rank, and what a larger one has to offer.
+
+    Every method is a collective: all ranks have to call it, in the same order, or none. What is not plain data of Python and
+    numpy need not pass.
+
+    Attributes:
+        rank: this process, from 0. Rank 0 is the chief, the only one that writes.
+        size: how many there are.
+    """
+
+    rank = 0
+    size = 1
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> Sequence[Any]:
+        """What each rank gave, in the order of ranks, for every rank."""
+        return [value]
+
+    def broadcast(self, value: Any) -> Any:
+        """What the chief gave, for every rank."""
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank has raised its flag."""
+        return flag
+
+    def give_chiefs_values(self, variables: Sequence[keras.Variable]) -> None:
+        """Assigns the chief's value to each variable, on every rank.
+
+        Args:
+            variables: of the same shapes and types, in the same order, on every rank.
+        """
+
+    def on_chief(self, act: Callable[[], Value]) -> Value:
+        """Has the chief do something: every rank gets what it returned, or raises what it raised."""
+        value, error = None, None
+        if self.is_chief:
+            try:
+                value = act()
+            except Exception as raised:
+                error = raised
+        value, error = self.broadcast((value, error))
+        if error is not None:
+            raise error
+        return value
+
+
+_current = Ranks()
+
+
+def ranks() -> Ranks:
+    """The ranks of the run that this process belongs to."""
+    return _current
+
+
+def install(installed: Ranks) -> None:
+    """Makes these the ranks of this process's run; to be called before a model is made."""
+    global _current
+    _current = installed
