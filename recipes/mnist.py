@@ -135,11 +135,11 @@ def main(argv: Sequence[str] | None = None) -> keras.Model:
         batches,
         validation_data=validation_data(validation, distribution, global_batch_size=args.global_batch_size),
         epochs=args.epochs,
-        verbose=1 if sys.stdout.isatty() else 2,
+        verbose=(1 if sys.stdout.isatty() else 2) if distribution.is_chief else 0,
         callbacks=[
             *distribution.callbacks(),
             checkpoint,
-            keras.callbacks.TensorBoard(f"{args.workdir}/tensorboard", write_graph=False),
+            *([keras.callbacks.TensorBoard(f"{args.workdir}/tensorboard", write_graph=False)] if distribution.is_chief else []),
             Report(args, distribution, batches, checkpoint),
         ],
     )

@@ -37,9 +37,10 @@ def recipe_parser(
     )
     parser.add_argument(
         "--strategy",
-        choices=("auto", "single", "mirrored"),
+        choices=("auto", "single", "mirrored", "horovod"),
         default="auto",
-        help="auto: mirrored where there are several GPUs or virtual devices, else single",
+        help="auto: horovod where this is one of several ranks, mirrored where there are several GPUs or virtual devices, else "
+        "single",
     )
     parser.add_argument(
         "--virtual-devices",

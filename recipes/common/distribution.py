@@ -2,13 +2,20 @@
 
 import argparse
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
 
 from callbacks import InputError
+from callbacks.ranks import install
+from recipes.common.synchronous import Synchronous, averaging
+
+if TYPE_CHECKING:
+    from recipes.common.horovod_ranks import HorovodRanks
 
 
 @dataclass(frozen=True)
@@ -16,24 +23,26 @@ class Distribution:
     """The replicas of one run.
 
     Args:
-        name: `single` or `mirrored`.
-        devices: one name for each replica, as TensorFlow calls them.
-        strategy: what TensorFlow distributes with; None for one replica.
+        name: `single`, `mirrored` or `horovod`.
+        devices: one name for each replica of this process, as TensorFlow calls them.
+        strategy: what TensorFlow distributes with; None for one replica in a process.
+        ranks: the processes under Horovod, of one replica each; None elsewhere.
     """
 
     name: str
     devices: tuple[str, ...]
     strategy: tf.distribute.Strategy | None = None
+    ranks: "HorovodRanks | None" = None
 
     @property
     def replicas(self) -> int:
         """How many devices share a global batch."""
-        return len(self.devices)
+        return self.ranks.size if self.ranks else len(self.devices)
 
     @property
     def is_chief(self) -> bool:
         """Whether this process is the one that writes and speaks."""
-        return True
+        return self.ranks is None or self.ranks.is_chief
 
     def scope(self) -> contextlib.AbstractContextManager:
         """The scope under which model and optimizer are made."""
@@ -41,11 +50,11 @@ class Distribution:
 
     def optimizer(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
         """The optimizer as this engine needs it: strategies of TensorFlow average gradients by themselves."""
-        return optimizer
+        return averaging(optimizer, self.ranks) if self.ranks else optimizer
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
-        """What the engine itself needs in `fit`."""
-        return []
+        """What the engine itself needs in `fit`, on every rank, before all other callbacks."""
+        return [Synchronous(self.ranks)] if self.ranks else []
 
     def dataset(self, shares: Callable[[int, int], tf.data.Dataset]) -> tf.data.Dataset | tf.distribute.DistributedDataset:
         """Spreads a dataset over the replicas.
@@ -55,7 +64,7 @@ class Distribution:
                 each global batch, one after the other.
         """
         if self.strategy is None:
-            return shares(0, 1)
+            return shares(self.ranks.rank if self.ranks else 0, 1)
         return self.strategy.distribute_datasets_from_function(lambda _: shares(0, self.replicas))
 
 
@@ -68,8 +77,15 @@ def get_distribution(args: argparse.Namespace) -> Distribution:
     Raises:
         InputError: if the flags do not fit each other or this machine.
     """
-    devices = _devices(args.virtual_devices)
-    name = args.strategy
+    name, ranks = args.strategy, None
+    if name == "horovod" or (name == "auto" and _world_size() > 1):
+        name, ranks = "horovod", _join(args)
+    elif _world_size() > 1:
+        raise InputError(
+            f"--strategy {name} trains in one process, and this is one of {_world_size()} ranks. Use --strategy horovod, or "
+            "start it without a launcher."
+        )
+    devices = _devices(args.virtual_devices, ranks)
     if name == "auto":
         name = "mirrored" if len(devices) > 1 else "single"
     if name == "single":
@@ -79,14 +95,14 @@ def get_distribution(args: argparse.Namespace) -> Distribution:
                 "Use --strategy mirrored for several."
             )
         devices = devices[:1]
-    check_global_batch(args.global_batch_size, len(devices))
+    check_global_batch(args.global_batch_size, ranks.size if ranks else len(devices))
 
     keras.utils.set_random_seed(args.seed)
     if not args.no_deterministic:
         tf.config.experimental.enable_op_determinism()
     if args.mixed_precision:
         keras.mixed_precision.set_global_policy(f"mixed_{args.mixed_precision}")
-    return Distribution(name, devices, _mirrored(devices) if name == "mirrored" else None)
+    return Distribution(name, devices, _mirrored(devices) if name == "mirrored" else None, ranks)
 
 
 def check_global_batch(global_batch_size: int, replicas: int) -> None:
@@ -100,13 +116,35 @@ def check_global_batch(global_batch_size: int, replicas: int) -> None:
         )
 
 
-def _devices(virtual_devices: int | None) -> tuple[str, ...]:
+def _world_size():
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _join(args):
+    if args.virtual_devices:
+        raise InputError(
+            "--virtual-devices makes replicas in one process; with Horovod each process is one. Leave the flag out, and start "
+            f"{args.virtual_devices} ranks."
+        )
+    try:
+        from recipes.common.horovod_ranks import HorovodRanks
+    except ImportError as error:
+        raise InputError(f"--strategy horovod needs Horovod, which could not be imported: {error}. Run: make horovod") from None
+    ranks = HorovodRanks()
+    install(ranks)
+    return ranks
+
+
+def _devices(virtual_devices: int | None, ranks: "HorovodRanks | None") -> tuple[str, ...]:
     gpus = tf.config.list_physical_devices("GPU")
     if virtual_devices and gpus:
         raise InputError(
             f"--virtual-devices splits the CPU, and this machine has GPUs ({len(gpus)}). "
             "Leave the flag out, or hide the GPUs with CUDA_VISIBLE_DEVICES=-1."
         )
+    if ranks and gpus:
+        gpus = [gpus[ranks.local_rank % len(gpus)]]  # where each rank sees a GPU of its own alone, that one
+        tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)  # other processes may want some of the memory
     if gpus:

@@ -28,6 +28,8 @@ class Report(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         args, distribution = self._args, self._distribution
+        if not distribution.is_chief:
+            return
         share = args.global_batch_size // distribution.replicas
         print(f"strategy     {distribution.name}, {_plural(distribution.replicas, 'replica')}: {' '.join(distribution.devices)}")
         print(f"batch        {args.global_batch_size} samples, {share} on each replica")
@@ -37,6 +39,8 @@ class Report(keras.callbacks.Callback):
         print(f"begins       {self._begins()}", flush=True)
 
     def on_train_end(self, logs=None):
+        if not self._distribution.is_chief:
+            return
         counts = counters_of(self.model).read()
         resumed = self._checkpoint.resumed_from
         if not logs and resumed:

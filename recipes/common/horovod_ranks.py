@@ -1,0 +1,77 @@
+"""The ranks of a run under Horovod, and what they compute together: the only file of the recipes that imports Horovod."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import horovod.tensorflow as hvd
+import keras
+import tensorflow as tf
+
+from callbacks.ranks import Ranks
+
+# Horovod has no reduction of these; the wider type holds all their values.
+_WIRE_TYPES = {tf.bfloat16: tf.float32, tf.uint32: tf.int64}
+
+
+class HorovodRanks(Ranks):
+    """Joins the run that the environment describes; blocks until all ranks have joined.
+
+    Names of reductions begin with `HorovodAllreduce`, because `hvd.elastic.run` takes the failure of any other for its own end.
+    """
+
+    def __init__(self):
+        os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")  # ms; the default of 1 ms is what a small model would wait for
+        hvd.init()
+        self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
+
+    def gather(self, value: Any) -> list[Any]:
+        return hvd.allgather_object(value, name="gather")
+
+    def broadcast(self, value: Any) -> Any:
+        return hvd.broadcast_object(value, name="broadcast")
+
+    def any(self, flag: bool) -> bool:
+        return bool(hvd.allreduce(tf.constant(flag, tf.int32), op=hvd.Max, name="HorovodAllreduce_any"))
+
+    def average(self, tensors: Sequence[tf.Tensor | tf.IndexedSlices | None], name: str) -> list[tf.Tensor | None]:
+        """The mean of each tensor over all ranks, with equal weights. In a `tf.function` or outside.
+
+        Args:
+            tensors: of the same shapes and types on every rank; sparse ones become dense, None stays.
+            name: of the reduction, the same on every rank.
+        """
+        return _reduce(tensors, hvd.Average, name)
+
+    def total(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
+        """The sum of each tensor over all ranks."""
+        return _reduce(tensors, hvd.Sum, name)
+
+    def give_chiefs_values(self, variables: Sequence[keras.Variable]) -> None:
+        @tf.function(autograph=False)  # in a graph, independent collectives run side by side
+        def assign():
+            for i, variable in enumerate(variables):
+                sent = tf.cast(variable.value, _wire_type(variable.value))
+                variable.assign(tf.cast(hvd.broadcast(sent, root_rank=0, name=f"chief_{i}"), variable.value.dtype))
+
+        if variables:
+            assign()
+
+
+def _reduce(tensors: Sequence[Any], op: Any, name: str) -> list[Any]:
+    """One grouped reduction for each type, since a group has to be of one type."""
+    reduced = list(tensors)
+    places: dict[tf.DType, list[int]] = {}
+    for i, tensor in enumerate(tensors):
+        if tensor is not None:
+            places.setdefault(_wire_type(tensor), []).append(i)
+    for wire_type, indices in places.items():
+        sent = [tf.cast(tf.convert_to_tensor(tensors[i]), wire_type) for i in indices]
+        received = hvd.grouped_allreduce(sent, op=op, name=f"HorovodAllreduce_{name}_{wire_type.name}")
+        for i, tensor in zip(indices, received, strict=True):
+            reduced[i] = tf.cast(tensor, tensors[i].dtype)
+    return reduced
+
+
+def _wire_type(tensor: Any) -> tf.DType:
+    return _WIRE_TYPES.get(tensor.dtype, tensor.dtype)

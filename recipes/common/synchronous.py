@@ -1,0 +1,260 @@
+"""One training in many processes: what keeps the ranks of a `fit` equal, and proves that they are.
+
+Keras 3 knows nothing of ranks, and Horovod's own part for Keras trains under Keras 3 without averaging and without an error. So:
+
+- `averaging` makes an optimizer average the gradients before it does anything else with them;
+- `Synchronous`, a callback, gives every rank the chief's state, proves after the first batch that the ranks are equal, and makes
+  the logs those of all ranks, so that callbacks decide alike everywhere.
+"""
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+
+from callbacks import InputError, counters_of
+
+if TYPE_CHECKING:
+    from recipes.common.horovod_ranks import HorovodRanks
+
+_AVERAGED = "batches_averaged"  # attribute of an optimizer that averages: how often it has
+_ATTRIBUTE = "_synchronous_training"
+
+
+class RanksDiffer(RuntimeError):
+    """The ranks of a run do not train one model: says which rank, what, and what to do."""
+
+
+def averaging(optimizer: keras.optimizers.Optimizer, ranks: "HorovodRanks") -> keras.optimizers.Optimizer:
+    """Has an optimizer average its gradients over all ranks, before scaling, accumulation and clipping see them.
+
+    Each batch is averaged, also under gradient accumulation: what is accumulated is part of the state, and state is equal on all
+    ranks. The optimizer keeps its class, so that a saved model names that, and loads where there is no Horovod.
+
+    Args:
+        optimizer: any of Keras 3. Under the policy `mixed_float16` it is put into a LossScaleOptimizer, as `compile` would do:
+            inside of that, one rank's overflow would leave the others waiting for its gradients.
+        ranks: who averages.
+
+    Returns:
+        The optimizer to compile with.
+    """
+    if keras.mixed_precision.dtype_policy().name == "mixed_float16" and not _scales_loss(optimizer):
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
+    apply = optimizer.apply
+    with tf.device("/cpu:0"):
+        averaged = tf.Variable(tf.zeros([], tf.int64), trainable=False, name=_AVERAGED)
+
+    def apply_average(grads, trainable_variables=None):
+        grads = ranks.average(grads, "grads")
+        averaged.assign_add(1)
+        apply(grads, trainable_variables)
+
+    optimizer.apply = apply_average
+    setattr(optimizer, _AVERAGED, lambda: int(averaged.numpy()))
+    return optimizer
+
+
+class Synchronous(keras.callbacks.Callback):
+    """Keeps the ranks of a `fit` equal. It has to be the first in the list of callbacks, on every rank.
+
+    Args:
+        ranks: the ranks.
+
+    Raises:
+        InputError: when training begins, for a model, an optimizer or data that would let the ranks differ.
+        RanksDiffer: after the first batch, if they do.
+    """
+
+    def __init__(self, ranks: "HorovodRanks"):
+        super().__init__()
+        self._ranks = ranks
+
+    def on_train_begin(self, logs=None):
+        model = self.model
+        _refuse_what_differs(model, self.params, self._ranks)
+        if not hasattr(model, _ATTRIBUTE):
+            setattr(model, _ATTRIBUTE, _Training(model, self._ranks))
+        getattr(model, _ATTRIBUTE).begin()
+
+    def on_train_end(self, logs=None):
+        getattr(self.model, _ATTRIBUTE).end()
+
+
+class _Training:
+    """What is done for one model, on every rank: a start from the chief's state, a proof, and logs of all ranks."""
+
+    def __init__(self, model: keras.Model, ranks: "HorovodRanks"):
+        self._model, self._ranks = model, ranks
+        self._runs = self._has_started = self._is_proven = False
+        self._local_is_equal = False  # what each rank keeps for itself, such as BatchNorm's statistics, began equal
+        self._average_logs = tf.function(lambda values: ranks.average(values, "logs"), autograph=False)
+        self._wrap()
+
+    def begin(self) -> None:
+        """To be called before other callbacks restore anything."""
+        self._runs, self._has_started, self._is_proven = True, False, False
+        self._switch_off_jit()
+        if self._model.built:
+            self._equalize_local()
+
+    def end(self) -> None:
+        self._runs = False
+
+    def _switch_off_jit(self):
+        if self._model.jit_compile:
+            self._model.jit_compile = False
+            self._model.make_train_function(force=True)  # `fit` has made one already
+            if self._ranks.is_chief:
+                print("jit_compile  off: XLA cannot compile Horovod's collectives", flush=True)
+
+    def _equalize_local(self):
+        if not self._local_is_equal:
+            self._ranks.give_chiefs_values(_local(self._model))
+            self._local_is_equal = True
+
+    def _wrap(self):
+        model, make_train_function, merge = self._model, self._model.make_train_function, self._model._get_metrics_result_or_logs
+
+        def make_synchronous_train_function(force=False):
+            if model.train_function is None or force:
+                make_train_function(force=True)
+                model.train_function = self._synchronous(model.train_function)
+            return model.train_function
+
+        model.make_train_function = make_synchronous_train_function
+        make_synchronous_train_function(force=True)  # `fit` has made one already
+        model._get_metrics_result_or_logs = lambda logs: self._of_all_ranks(merge, logs)
+
+    def _synchronous(self, train_function: Callable) -> Callable:
+        def synchronous_train_function(iterator):
+            if not self._runs:
+                return train_function(iterator)
+            if not self._has_started:
+                self._start(iterator)
+            logs = train_function(iterator)
+            if not self._is_proven:
+                self._prove()
+            return self._average(logs)
+
+        return synchronous_train_function
+
+    def _start(self, iterator: Any) -> None:
+        """Before the first batch: every rank gets what the chief has, from its checkpoint perhaps."""
+        model = self._model
+        if not model.built or not model.optimizer.built:
+            model._symbolic_build(data_batch=tf.nest.map_structure(_symbolic, iterator.element_spec))
+        self._equalize_local()
+        self._ranks.give_chiefs_values(_shared(model))
+        self._averaged_before, self._trained_before = self._averaged(), self._trained()
+        self._has_started = True
+
+    def _averaged(self) -> int:
+        return getattr(self._model.optimizer, _AVERAGED)()
+
+    def _trained(self) -> int:
+        return counters_of(self._model).read().batch
+
+    def _prove(self) -> None:
+        """After the first batch: this rank took part in averaging, and all ranks hold the same bits."""
+        if self._trained() == self._trained_before:
+            return  # a batch that was trained on before a restart, and is left out
+        self._is_proven = True
+        if self._averaged() == self._averaged_before:
+            raise RanksDiffer(
+                f"Rank {self._ranks.rank} trained its first batch without averaging the gradients: its train step does not "
+                "call `optimizer.apply`. Every rank has to, in every batch."
+            )
+        shared = _shared(self._model)
+        sums = self._ranks.gather([zlib.crc32(v.numpy().tobytes()) for v in shared])
+        difference = first_difference(sums)
+        if difference:
+            rank, i = difference
+            raise RanksDiffer(
+                f"After the first batch rank {rank} holds other values than the rest, first in {shared[i].path}: the gradients "
+                "were not averaged, or the ranks run different code."
+            )
+
+    def _of_all_ranks(self, merge: Callable, logs: dict) -> dict:
+        """The epoch's logs from the metrics' sums over all ranks; each rank then has its own sums again."""
+        if not self._runs:
+            return merge(logs)
+        variables = [v.value for v in self._model.metrics_variables]
+        own = [v.read_value() for v in variables]
+        for variable, total in zip(variables, self._ranks.total(own, "metrics"), strict=True):
+            variable.assign(total)
+        merged = merge(logs)
+        for variable, value in zip(variables, own, strict=True):
+            variable.assign(value)
+        return self._average(merged)  # a train step of the user's may log what is no metric
+
+    def _average(self, logs: dict) -> dict:
+        flat = [tf.cast(value, tf.float64) for value in tf.nest.flatten(logs)]
+        return tf.nest.pack_sequence_as(logs, [value.numpy() for value in self._average_logs(flat)])
+
+
+def first_difference(sums: Sequence[Sequence[int]]) -> tuple[int, int] | None:
+    """Where ranks disagree.
+
+    Args:
+        sums: a checksum of each variable, for each rank.
+
+    Returns:
+        A rank that differs from most of the others (from the chief if there are two sides of equal size), and the first
+        variable in which it does; None if all are equal.
+    """
+    for i, of_variable in enumerate(zip(*sums, strict=True)):
+        (most_common, _), *_ = Counter(of_variable).most_common()  # of equal counts the first that was met
+        for rank, each in enumerate(of_variable):
+            if each != most_common:
+                return rank, i
+    return None
+
+
+def _refuse_what_differs(model: keras.Model, params: dict[str, Any], ranks: "HorovodRanks") -> None:
+    """Raises, on every rank, before anything is trained."""
+    if not hasattr(model.optimizer, _AVERAGED):
+        raise InputError(
+            f"The optimizer {model.optimizer.name!r} does not average over the ranks. "
+            "Compile the model with distribution.optimizer(optimizer)."
+        )
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
+            raise InputError(f"{layer.path}: BatchNormalization(synchronized=True) does not reach over processes. Leave it out.")
+    if params["steps"] is None:
+        raise InputError("Ranks have to know how many batches an epoch has, or one would wait for another. Give steps_per_epoch.")
+    variables = [[list(v.shape), str(v.dtype)] for v in model.variables]
+    facts = {"batches in an epoch": params["steps"], "epochs": params["epochs"], "variables": variables}
+    gathered = ranks.gather(facts)
+    for name, of_chief in gathered[0].items():
+        for rank, each in enumerate(gathered):
+            if each[name] != of_chief:
+                raise InputError(
+                    f"All ranks have to train the same. The chief has {_brief(of_chief)} {name}, rank {rank} {_brief(each[name])}."
+                )
+
+
+def _brief(value: Any) -> Any:
+    return len(value) if isinstance(value, list) else value
+
+
+def _shared(model: keras.Model) -> list[keras.Variable]:
+    """The variables that are equal on all ranks while training."""
+    return [*model.trainable_variables, *model.optimizer.variables]
+
+
+def _local(model: keras.Model) -> list[keras.Variable]:
+    """The variables of which each rank has its own: seeds, and statistics of the samples that it sees."""
+    shared = {id(v) for v in model.trainable_variables}
+    return [v for v in model.variables if id(v) not in shared]
+
+
+def _scales_loss(optimizer: keras.optimizers.Optimizer) -> bool:
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def _symbolic(spec: Any) -> keras.KerasTensor:
+    return keras.KerasTensor(tuple(spec.shape), spec.dtype.name)
