@@ -34,7 +34,7 @@ class HorovodRanks(Ranks):
     def any(self, flag: bool) -> bool:
         return bool(hvd.allreduce(tf.constant(flag, tf.int32), op=hvd.Max, name="HorovodAllreduce_any"))
 
-    def average(self, tensors: Sequence[tf.Tensor | tf.IndexedSlices | None], name: str) -> list[tf.Tensor | None]:
+    def average(self, tensors: Sequence[tf.Tensor | tf.IndexedSlices | None], name: str) -> list[Any]:
         """The mean of each tensor over all ranks, with equal weights. In a `tf.function` or outside.
 
         Args:
@@ -43,19 +43,14 @@ class HorovodRanks(Ranks):
         """
         return _reduce(tensors, hvd.Average, name)
 
-    def total(self, tensors: Sequence[tf.Tensor], name: str) -> list[tf.Tensor]:
+    def total(self, tensors: Sequence[tf.Tensor], name: str) -> list[Any]:
         """The sum of each tensor over all ranks."""
         return _reduce(tensors, hvd.Sum, name)
 
     def give_chiefs_values(self, variables: Sequence[keras.Variable]) -> None:
-        @tf.function(autograph=False)  # in a graph, independent collectives run side by side
-        def assign():
-            for i, variable in enumerate(variables):
-                sent = tf.cast(variable.value, _wire_type(variable.value))
-                variable.assign(tf.cast(hvd.broadcast(sent, root_rank=0, name=f"chief_{i}"), variable.value.dtype))
-
-        if variables:
-            assign()
+        for i, variable in enumerate(variables):
+            sent = tf.cast(variable.value, _wire_type(variable.value))
+            variable.assign(tf.cast(hvd.broadcast(sent, root_rank=0, name=f"chief_{i}"), variable.value.dtype))
 
 
 def _reduce(tensors: Sequence[Any], op: Any, name: str) -> list[Any]:

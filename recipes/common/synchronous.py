@@ -91,7 +91,7 @@ class _Training:
         self._model, self._ranks = model, ranks
         self._runs = self._has_started = self._is_proven = False
         self._local_is_equal = False  # what each rank keeps for itself, such as BatchNorm's statistics, began equal
-        self._average_logs = tf.function(lambda values: ranks.average(values, "logs"), autograph=False)
+        self._counters = counters_of(model)
         self._wrap()
 
     def begin(self) -> None:
@@ -145,22 +145,21 @@ class _Training:
     def _start(self, iterator: Any) -> None:
         """Before the first batch: every rank gets what the chief has, from its checkpoint perhaps."""
         model = self._model
-        if not model.built or not model.optimizer.built:
+        if not model.built:
             model._symbolic_build(data_batch=tf.nest.map_structure(_symbolic, iterator.element_spec))
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
         self._equalize_local()
         self._ranks.give_chiefs_values(_shared(model))
-        self._averaged_before, self._trained_before = self._averaged(), self._trained()
+        self._averaged_before, self._trained_before = self._averaged(), self._counters.read().batch
         self._has_started = True
 
     def _averaged(self) -> int:
         return getattr(self._model.optimizer, _AVERAGED)()
 
-    def _trained(self) -> int:
-        return counters_of(self._model).read().batch
-
     def _prove(self) -> None:
         """After the first batch: this rank took part in averaging, and all ranks hold the same bits."""
-        if self._trained() == self._trained_before:
+        if self._counters.read().batch == self._trained_before:
             return  # a batch that was trained on before a restart, and is left out
         self._is_proven = True
         if self._averaged() == self._averaged_before:
@@ -193,7 +192,7 @@ class _Training:
 
     def _average(self, logs: dict) -> dict:
         flat = [tf.cast(value, tf.float64) for value in tf.nest.flatten(logs)]
-        return tf.nest.pack_sequence_as(logs, [value.numpy() for value in self._average_logs(flat)])
+        return tf.nest.pack_sequence_as(logs, [value.numpy() for value in self._ranks.average(flat, "logs")])
 
 
 def first_difference(sums: Sequence[Sequence[int]]) -> tuple[int, int] | None:

@@ -1,0 +1,112 @@
+"""Two ranks with Horovod train as one replica would, and stop with a clear word where they cannot."""
+
+import json
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from conftest import run_ranks
+
+EXACT = 1e-12
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("two_ranks")
+
+
+@pytest.fixture(scope="module")
+def found(directory):
+    """What each of two ranks found in all checks of two_ranks.py: a list of two."""
+    for code, _, errors in run_ranks(2, "tests/two_ranks.py", directory):
+        assert code == 0, errors
+    return [json.loads((directory / f"found-{rank}.json").read_text()) for rank in range(2)]
+
+
+def of_both(found, check):
+    one, other = (each[check] for each in found)
+    assert one == other
+    return one
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        "sgd", "clipped", "scheduled", "accumulated", "averaged weights", "several steps per execution", "eager",
+        "sparse gradients",
+    ],
+)  # fmt: skip
+def test_two_ranks_train_as_one_replica(found, training):
+    weights, losses = of_both(found, "training_equals_one_replica")[training]
+    assert weights < EXACT
+    assert losses < EXACT
+
+
+def test_gradients_of_any_type_are_averaged_and_sparse_ones_too(found):
+    *of_types, none, sparse = of_both(found, "any_type_is_averaged")
+    assert of_types == [[dtype, [2.0]] for dtype in ("float16", "bfloat16", "float32", "float64")]
+    assert none is None
+    assert sparse == ["float32", [2.0, 2.0]]
+
+
+def test_jit_compile_is_switched_off_though_asked_for(found):
+    jit = of_both(found, "jit_compile_is_switched_off")
+    assert not jit["is on"]
+    assert jit["difference"] < EXACT
+
+
+def test_overflow_on_one_rank_skips_the_step_on_all(found):
+    overflow = of_both(found, "overflow_on_one_rank_skips_the_step_on_all")
+    assert overflow["optimizer"] == "LossScaleOptimizer"
+    assert (overflow["batches"], overflow["steps"]) == (8, 7)
+    assert overflow["finite"]
+
+
+def test_nan_on_one_rank_stops_all_at_the_same_batch(found):
+    assert of_both(found, "nan_on_one_rank_stops_all") == 3
+
+
+def test_validation_is_that_of_all_ranks_and_early_stopping_decides_alike(found):
+    logs = of_both(found, "validation_is_exact_and_steers_alike")
+    two, one = logs["horovod"], logs["single"]
+    assert 2 < len(one["val_loss"]) < 30
+    assert two.keys() == one.keys()
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=1e-12, err_msg=name)
+
+
+def test_a_saved_model_names_the_plain_optimizer_and_loads_without_horovod(found, directory):
+    saved, plain = of_both(found, "a_saved_model_names_the_plain_optimizer")
+    assert saved == plain
+    with zipfile.ZipFile(directory / "saved.keras") as archive:
+        assert b"orovod" not in archive.read("config.json")
+    model = keras.models.load_model(directory / "saved.keras")
+    assert type(model.optimizer) is keras.optimizers.Adam
+    assert "horovod.tensorflow" not in sys.modules
+
+
+def test_every_rank_starts_from_the_chiefs_state(found):
+    assert len(of_both(found, "every_rank_starts_from_the_chiefs_state")) > 5
+
+
+def test_a_rank_that_applies_its_own_gradients_stops_the_run_at_the_first_batch(found):
+    error = of_both(found, "a_rank_that_uses_its_own_gradients_is_found")
+    assert error.startswith("RanksDiffer: After the first batch rank 1 holds other values than the rest, first in ")
+    assert "kernel" in error
+
+
+@pytest.mark.parametrize(
+    "what, error",
+    [
+        ("another number of batches", "The chief has 8 batches in an epoch, rank 1 7."),
+        ("plain optimizer", "does not average over the ranks. Compile the model with distribution.optimizer"),
+        ("synchronized BatchNormalization", "does not reach over processes"),
+        ("unknown length", "Give steps_per_epoch."),
+    ],
+)
+def test_what_would_let_ranks_differ_is_refused_before_training(found, what, error):
+    received = of_both(found, "what_would_let_ranks_differ_is_refused")[what]
+    assert received.startswith("InputError: ")
+    assert error in received
