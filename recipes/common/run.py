@@ -4,25 +4,34 @@ import sys
 import warnings
 from collections.abc import Callable
 
+import tensorflow as tf
+
 from callbacks import CheckpointWriteError, InputError
+from recipes.common.synchronous import RanksDiffer
 
 BAD_INPUT = 2
 FAILED = 1
+_LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer")
 INTERRUPTED = 130
 
 
 def run(main: Callable[[], None]) -> None:
     """Runs a recipe's `main` and leaves the process with its exit code.
 
-    0 done; 2 bad input; 130 Ctrl-C; 1 a checkpoint could not be written. Anything else fails with a traceback.
+    0 done; 2 bad input; 130 Ctrl-C; 1 a checkpoint could not be written, the ranks differ, or another rank has ended. Anything
+    else fails with a traceback.
     """
     warnings.showwarning = _show_warning
     try:
         main()
     except InputError as error:
         sys.exit(_say(error, BAD_INPUT))
-    except CheckpointWriteError as error:
+    except (CheckpointWriteError, RanksDiffer) as error:
         sys.exit(_say(error, FAILED))
+    except tf.errors.OpError as error:
+        if not any(sign in error.message for sign in _LOST):
+            raise
+        sys.exit(_say("another rank has ended; what it said last tells why", FAILED))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted; the same command goes on from the newest checkpoint", INTERRUPTED))
 
