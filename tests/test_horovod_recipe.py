@@ -1,0 +1,218 @@
+"""The recipe on several ranks: the same training, the same files, whatever happens in between."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights, datasets, require_horovod, run_ranks
+
+from callbacks import InputError, latest_checkpoint
+from launch.prove_horovod import ranks
+from recipes.common.distribution import get_distribution
+from recipes.mnist import parse_args
+
+IN_FLOAT64 = """
+import keras, sys
+keras.config.set_floatx("float64")
+from recipes.mnist import main
+main(sys.argv[1:])
+"""
+
+
+def succeed(size, *command):
+    """The chief's standard output."""
+    results = run_ranks(size, *command)
+    for code, _, errors in results:
+        assert code == 0, errors
+    return results[0][1]
+
+
+def name(batch):
+    return f"model_batch_at_{batch:05d}.weights.h5"
+
+
+def assert_equal_trainings(one, other, tolerance):
+    """Same files, same counters, same logs, and weights equal to a part of each variable's largest."""
+    first, second = (sorted(path.name for path in (each / "checkpoints").iterdir()) for each in (one, other))
+    assert first == second
+    a, b = latest_checkpoint(one / "checkpoints"), latest_checkpoint(other / "checkpoints")
+    assert (a.batch, a.step, a.epoch, a.samples) == (b.batch, b.step, b.epoch, b.samples)
+    assert a.metrics.keys() == b.metrics.keys()
+    for key, value in a.metrics.items():
+        assert b.metrics[key] == pytest.approx(value, rel=1e-6), key
+    expected, found = datasets(a.path), datasets(b.path)
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        if value.dtype.kind == "f":
+            assert np.abs(found[key] - value).max() <= tolerance * max(np.abs(value).max(), 1e-30), key
+
+
+MLP = ["--model", "mlp", "--global-batch-size", 128, "--seed", 3]
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """Four epochs on one replica in float64."""
+    workdir = tmp_path_factory.mktemp("single")
+    command = [sys.executable, "-c", IN_FLOAT64, *map(str, [*MLP, "--epochs", 4, "--save-freq", 10, "--workdir", workdir])]
+    subprocess.run(command, cwd=ROOT, env=USER_ENVIRONMENT, check=True, capture_output=True)
+    return workdir
+
+
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_ranks_train_as_one_replica_and_name_the_same_files(single, tmp_path, size):
+    out = succeed(size, "-c", IN_FLOAT64, *MLP, "--epochs", 4, "--save-freq", 10, "--workdir", tmp_path)
+    assert f"strategy     horovod, {size} replicas" in out
+    assert_equal_trainings(single, tmp_path, 1e-12)
+
+
+@pytest.mark.slow
+def test_a_restart_with_another_number_of_ranks_sees_the_same_samples(single, tmp_path):
+    command = ["-c", IN_FLOAT64, *MLP, "--epochs", 4, "--save-freq", 10, "--workdir", tmp_path]
+    for size, until in ((4, 10), (2, 20), (1, 30)):
+        kill_when((tmp_path / "checkpoints" / name(until)).exists, size, *command)
+        for late in (tmp_path / "checkpoints").iterdir():  # those that came before the kill did
+            if late.name > name(until):
+                late.unlink()
+    succeed(4, *command)
+    assert_equal_trainings(single, tmp_path, 1e-12)
+
+
+def kill_when(condition, size, *command):
+    """Starts ranks, and kills all of them at the moment that the condition holds."""
+    require_horovod()
+    environment = {**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    with ranks(
+        size, list(map(str, command)), env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as processes:
+        deadline = time.monotonic() + 200
+        while not condition():
+            for process in processes:
+                assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline, "the moment did not come"
+            time.sleep(0.0005)
+
+
+@pytest.mark.slow
+def test_five_kills_of_all_ranks_end_with_the_same_weights(tmp_path):
+    """With BatchNorm and Dropout: what each rank has for itself comes back too."""
+    epochs, last = 3, 66
+    succeed(2, "-m", "recipes.mnist", "--epochs", epochs, "--save-freq", 1000, "--workdir", tmp_path / "whole")
+
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    command = ["-m", "recipes.mnist", "--epochs", epochs, "--save-freq", 1, "--workdir", tmp_path / "killed"]
+
+    def writes(batch):
+        return any(checkpoints.glob(f".tmp-*@{name(batch)}"))
+
+    moments = [
+        checkpoints.exists,
+        lambda: writes(7),
+        (checkpoints / name(15)).exists,
+        (checkpoints / name(22)).exists,
+        lambda: writes(50),
+    ]
+    for moment in moments:
+        kill_when(moment, 2, *command)
+    out = succeed(2, *command)
+    assert f"trained on   {last} batches, {last * 64} samples, {last} steps" in out
+    assert_same_weights(tmp_path / "whole" / "checkpoints" / name(last), checkpoints / name(last))
+    assert {path.name for path in checkpoints.iterdir()} == {name(batch) for batch in range(1, last + 1)}
+
+
+def test_the_others_end_soon_after_a_rank_has_died(tmp_path):
+    require_horovod()
+    command = ["-m", "recipes.mnist", "--epochs", "1000", "--save-freq", "10", "--workdir", str(tmp_path)]
+    options = {"cwd": ROOT, "env": USER_ENVIRONMENT, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with ranks(2, command, **options) as (chief, other):
+        deadline = time.monotonic() + 200
+        while not (tmp_path / "checkpoints" / name(20)).exists():
+            assert chief.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        other.kill()
+        _, errors = chief.communicate(timeout=60)
+    assert chief.returncode == 1
+    assert "error: another rank has ended" in errors
+    assert "Traceback" not in errors
+
+
+SKIPS_AVERAGING = """
+import os, sys
+from recipes import mnist
+from recipes.common import distribution
+from recipes.common.run import run
+
+averaging = distribution.averaging
+
+def broken(optimizer, ranks):
+    plain = optimizer.apply
+    averaging(optimizer, ranks)
+    optimizer.apply = plain
+    return optimizer
+
+if os.environ["RANK"] == "1":
+    distribution.averaging = broken
+run(lambda: mnist.main(sys.argv[1:]))
+"""
+
+
+def test_a_rank_that_skips_averaging_stops_the_run_at_the_first_batch(tmp_path):
+    (_, _, of_chief), (code, _, of_other) = run_ranks(2, "-c", SKIPS_AVERAGING, "--save-freq", "1", "--workdir", tmp_path)
+    assert code == 1
+    assert "error: Rank 1 trained its first batch without averaging the gradients" in of_other
+    assert "error: another rank has ended" in of_chief
+    assert not list((tmp_path / "checkpoints").glob("model*"))
+
+
+def test_what_the_chief_cannot_do_ends_every_rank_with_the_same_line(tmp_path):
+    flags = ["--workdir", tmp_path, "--checkpoint", "/proc/none/{batch}.weights.h5"]
+    for code, _, errors in run_ranks(2, "-m", "recipes.mnist", *flags):
+        assert code == 2
+        assert "error: Checkpoints cannot be written to /proc/none" in errors
+        assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    "flags, error",
+    [
+        (["--strategy", "single"], "one of 2 ranks. Use --strategy horovod"),
+        (["--strategy", "mirrored", "--virtual-devices", "2"], "one of 2 ranks. Use --strategy horovod"),
+        (["--strategy", "horovod", "--virtual-devices", "2"], "with Horovod each process is one"),
+    ],
+)
+def test_flags_that_do_not_fit_ranks_are_refused(tmp_path, monkeypatch, flags, error):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=error):
+        get_distribution(parse_args(["--workdir", str(tmp_path), *flags]))
+
+
+# Rank 1 sees the run's directory read-only, and its calls to the file system are traced.
+WATCHED = """
+import os, sys
+workdir, *command = sys.argv[1:]
+command = [sys.executable, "-m", "recipes.mnist", "--workdir", workdir, *command]
+if os.environ["RANK"] == "1":
+    trace = ["strace", "-f", "-qq", "-e", "trace=%file", "-o", workdir + ".trace"]
+    read_only = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", read_only, workdir, *trace, *command]
+os.execvp(command[0], command)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("strace"), reason="needs root, and apt-get install strace")
+def test_only_the_chief_touches_the_runs_directory(tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    succeed(2, "-c", WATCHED, workdir, "--epochs", 2, "--save-freq", 10)
+    command = ["-c", WATCHED, workdir, "--epochs", 3, "--save-freq", 10, "--keep-last", 2]
+    succeed(2, *command)  # resumes, and deletes
+    assert latest_checkpoint(workdir / "checkpoints").batch == 66
+    touched = [line for line in Path(f"{workdir}.trace").read_text().splitlines() if str(workdir) in line]
+    changes = ("O_CREAT", "O_WRONLY", "O_RDWR", "O_TRUNC", "rename", "unlink", "mkdir", "rmdir", "link(", "truncate", "utime")
+    assert [line for line in touched if any(change in line for change in changes) and "execve" not in line] == []
