@@ -3,12 +3,17 @@
 One process is the default. What makes many processes out of one run (`recipes.common.horovod_ranks`, say) installs its own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import keras
+import tensorflow as tf
 
 Value = TypeVar("Value")
+
+
+class RanksDiffer(RuntimeError):
+    """The ranks of a run do not train one model: says which rank, in what, and since when."""
 
 
 class Ranks:
@@ -47,6 +52,17 @@ class Ranks:
 
         Args:
             variables: of the same shapes and types, in the same order, on every rank.
+        """
+
+    def expect_equal(self, values: Mapping[str, tf.Tensor], when: str) -> None:
+        """Has it checked that every rank holds these values; training does not wait for that.
+
+        Args:
+            values: by the names that a message calls them.
+            when: for the message, "At batch 50" say.
+
+        Raises:
+            RanksDiffer: if the values of the call before differed.
         """
 
     def on_chief(self, act: Callable[[], Value]) -> Value:

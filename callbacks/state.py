@@ -86,12 +86,17 @@ def take(model: keras.Model, callbacks: Iterable[keras.callbacks.Callback], metr
         model: the model in training.
         callbacks: all callbacks of the running `fit`.
         metrics: the newest value of each logged metric, to be told by the file.
+
+    Raises:
+        RanksDiffer: if the ranks held different values at the snapshot before.
     """
     callbacks = list(callbacks)
     counters, strategy = counters_of(model), model.distribute_strategy
     counts = counters.read()
     plain, arrays = steering.gather(callbacks)
     saved = _saved(model)
+    shared = [*model.trainable_variables, *(model.optimizer.variables if model.optimizer is not None else ())]
+    ranks().expect_equal({v.path: components(strategy, v)[0] for v in shared}, f"At batch {counts.batch}")
 
     def held(variables):
         return {i: components(strategy, variable) for i, variable in enumerate(variables)}

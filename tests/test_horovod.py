@@ -97,6 +97,12 @@ def test_a_rank_that_applies_its_own_gradients_stops_the_run_at_the_first_batch(
     assert "kernel" in error
 
 
+def test_a_rank_that_drifts_later_stops_the_run_at_the_save_after(found):
+    error = of_both(found, "a_rank_that_drifts_later_is_found_at_a_save")
+    assert error.startswith("RanksDiffer: At batch 6 rank 1 holds other values than the rest, first in ")
+    assert "bias" in error
+
+
 @pytest.mark.parametrize(
     "what, error",
     [

@@ -13,12 +13,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks import counters_of
-from callbacks.ranks import install
+from callbacks import GlobalStepCheckpoint, counters_of
+from callbacks.ranks import RanksDiffer, install
 from recipes.common.data import Arrays, validation_data
 from recipes.common.distribution import Distribution
 from recipes.common.horovod_ranks import HorovodRanks
-from recipes.common.synchronous import RanksDiffer
 
 BATCHES, BATCH = 8, 8
 optimizers = keras.optimizers
@@ -199,6 +198,20 @@ def a_rank_that_uses_its_own_gradients_is_found(two, one):
         return optimizer
 
     return error_of(lambda: train(World(two), make_optimizer))
+
+
+@check
+def a_rank_that_drifts_later_is_found_at_a_save(two, one):
+    class Drift(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 4 and two.ranks.rank == 1:
+                bias = self.model.layers[-1].bias
+                bias.assign_add(tf.fill(bias.shape, tf.constant(1e-9, bias.dtype)))
+
+    callbacks = [Drift(), GlobalStepCheckpoint("drift/{batch}.weights.h5", save_freq=2)]
+    error = error_of(lambda: train(two, lambda: optimizers.SGD(0.1), callbacks=callbacks))
+    two.ranks.settle()
+    return error
 
 
 class World(Distribution):

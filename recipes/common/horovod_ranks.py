@@ -1,14 +1,18 @@
 """The ranks of a run under Horovod, and what they compute together: the only file of the recipes that imports Horovod."""
 
 import os
-from collections.abc import Sequence
+import zlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import horovod.tensorflow as hvd
 import keras
+import numpy as np
 import tensorflow as tf
 
-from callbacks.ranks import Ranks
+from callbacks.ranks import Ranks, RanksDiffer
 
 # Horovod has no reduction of these; the wider type holds all their values.
 _WIRE_TYPES = {tf.bfloat16: tf.float32, tf.uint32: tf.int64}
@@ -24,6 +28,8 @@ class HorovodRanks(Ranks):
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")  # ms; the default of 1 ms is what a small model would wait for
         hvd.init()
         self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
+        self._checksums = ThreadPoolExecutor(1, "checksums")
+        self._expected: tuple[str, list[str], Future] | None = None
 
     def gather(self, value: Any) -> list[Any]:
         return hvd.allgather_object(value, name="gather")
@@ -51,6 +57,49 @@ class HorovodRanks(Ranks):
         for i, variable in enumerate(variables):
             sent = tf.cast(variable.value, _wire_type(variable.value))
             variable.assign(tf.cast(hvd.broadcast(sent, root_rank=0, name=f"chief_{i}"), variable.value.dtype))
+
+    def expect_equal(self, values: Mapping[str, tf.Tensor], when: str) -> None:
+        self.settle()
+        self._expected = when, list(values), self._checksums.submit(lambda: [_checksum(value) for value in values.values()])
+
+    def settle(self) -> None:
+        """Waits for the checksums that `expect_equal` has begun, and compares them.
+
+        Raises:
+            RanksDiffer: on every rank, if one holds other values.
+        """
+        if self._expected is None:
+            return
+        (when, names, sums), self._expected = self._expected, None
+        difference = first_difference(self.gather(sums.result()))
+        if difference:
+            rank, i = difference
+            raise RanksDiffer(
+                f"{when} rank {rank} holds other values than the rest, first in {names[i]}: gradients were not averaged, or not "
+                "all ranks run the same code. The checkpoints before that are sound."
+            )
+
+
+def first_difference(sums: Sequence[Sequence[int]]) -> tuple[int, int] | None:
+    """Where ranks disagree.
+
+    Args:
+        sums: a checksum of each variable, for each rank.
+
+    Returns:
+        A rank that differs from most of the others (from the chief if there are two sides of equal size), and the first
+        variable in which it does; None if all are equal.
+    """
+    for i, of_variable in enumerate(zip(*sums, strict=True)):
+        (most_common, _), *_ = Counter(of_variable).most_common()  # of equal counts the first that was met
+        for rank, each in enumerate(of_variable):
+            if each != most_common:
+                return rank, i
+    return None
+
+
+def _checksum(value: tf.Tensor) -> int:
+    return zlib.crc32(np.ascontiguousarray(value.numpy()).reshape(-1).view("uint8").data)
 
 
 def _reduce(tensors: Sequence[Any], op: Any, name: str) -> list[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from callbacks import CheckpointWriteError, InputError
-from recipes.common.synchronous import RanksDiffer
+from callbacks.ranks import RanksDiffer
 
 BAD_INPUT = 2
 FAILED = 1

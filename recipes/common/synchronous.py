@@ -7,25 +7,20 @@ Keras 3 knows nothing of ranks, and Horovod's own part for Keras trains under Ke
   the logs those of all ranks, so that callbacks decide alike everywhere.
 """
 
-import zlib
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
 from callbacks import InputError, counters_of
+from callbacks.ranks import RanksDiffer
 
 if TYPE_CHECKING:
     from recipes.common.horovod_ranks import HorovodRanks
 
 _AVERAGED = "batches_averaged"  # attribute of an optimizer that averages: how often it has
 _ATTRIBUTE = "_synchronous_training"
-
-
-class RanksDiffer(RuntimeError):
-    """The ranks of a run do not train one model: says which rank, what, and what to do."""
 
 
 def averaging(optimizer: keras.optimizers.Optimizer, ranks: "HorovodRanks") -> keras.optimizers.Optimizer:
@@ -82,6 +77,7 @@ class Synchronous(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         getattr(self.model, _ATTRIBUTE).end()
+        self._ranks.settle()
 
 
 class _Training:
@@ -167,15 +163,11 @@ class _Training:
                 f"Rank {self._ranks.rank} trained its first batch without averaging the gradients: its train step does not "
                 "call `optimizer.apply`. Every rank has to, in every batch."
             )
-        shared = _shared(self._model)
-        sums = self._ranks.gather([zlib.crc32(v.numpy().tobytes()) for v in shared])
-        difference = first_difference(sums)
-        if difference:
-            rank, i = difference
-            raise RanksDiffer(
-                f"After the first batch rank {rank} holds other values than the rest, first in {shared[i].path}: the gradients "
-                "were not averaged, or the ranks run different code."
-            )
+        self._ranks.expect_equal({v.path: v.value.read_value() for v in _shared(self._model)}, "After the first batch")
+        self._ranks.settle()
+        for metric in self._model.metrics_variables:
+            if metric.aggregation != "sum":
+                raise InputError(f"The metric variable {metric.path} cannot be summed over ranks. Leave the metric out.")
 
     def _of_all_ranks(self, merge: Callable, logs: dict) -> dict:
         """The epoch's logs from the metrics' sums over all ranks; each rank then has its own sums again."""
@@ -193,24 +185,6 @@ class _Training:
     def _average(self, logs: dict) -> dict:
         flat = [tf.cast(value, tf.float64) for value in tf.nest.flatten(logs)]
         return tf.nest.pack_sequence_as(logs, [value.numpy() for value in self._ranks.average(flat, "logs")])
-
-
-def first_difference(sums: Sequence[Sequence[int]]) -> tuple[int, int] | None:
-    """Where ranks disagree.
-
-    Args:
-        sums: a checksum of each variable, for each rank.
-
-    Returns:
-        A rank that differs from most of the others (from the chief if there are two sides of equal size), and the first
-        variable in which it does; None if all are equal.
-    """
-    for i, of_variable in enumerate(zip(*sums, strict=True)):
-        (most_common, _), *_ = Counter(of_variable).most_common()  # of equal counts the first that was met
-        for rank, each in enumerate(of_variable):
-            if each != most_common:
-                return rank, i
-    return None
 
 
 def _refuse_what_differs(model: keras.Model, params: dict[str, Any], ranks: "HorovodRanks") -> None:
