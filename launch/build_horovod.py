@@ -67,7 +67,7 @@ def main() -> int:
     if not glob.glob(f"{folder}/*.whl"):
         missing = [tool for tool in TOOLS if shutil.which(tool) is None]
         if missing:
-            print(f"Horovod is not built: it needs {' and '.join(missing)}. {how_to_install(missing)}", file=sys.stderr)
+            print(f"Horovod is not built: it needs {', '.join(missing)}. {how_to_install(missing)}", file=sys.stderr)
             return NEEDS_TOOLS
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -98,6 +98,10 @@ def recipe():
         each.process.kill()
 
 
+# One thread, because the ranks share the cores, and a sum's rounding depends on the number of threads.
+RANK_ENVIRONMENT = {**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT), "TF_NUM_INTRAOP_THREADS": "1"}
+
+
 def require_horovod():
     """Skips the test where there is no Horovod, or fails it where REQUIRE_HOROVOD says that there has to be."""
     if importlib.util.find_spec("horovod") is None:
@@ -108,7 +112,7 @@ def require_horovod():
 def run_ranks(size, *command, env=None, timeout=400):
     """Runs a command of Python in each of so many ranks: (exit code, standard output, standard error) of each."""
     require_horovod()
-    environment = {**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT), "TF_NUM_INTRAOP_THREADS": "1", **(env or {})}
+    environment = {**RANK_ENVIRONMENT, **(env or {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with (
         ranks(size, list(map(str, command)), env=environment, cwd=ROOT, **pipes) as processes,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights, datasets, require_horovod, run_ranks
+from conftest import RANK_ENVIRONMENT, ROOT, USER_ENVIRONMENT, assert_same_weights, datasets, require_horovod, run_ranks
 
 from callbacks import InputError, latest_checkpoint
 from launch.prove_horovod import ranks
@@ -86,9 +86,8 @@ def test_a_restart_with_another_number_of_ranks_sees_the_same_samples(single, tm
 def kill_when(condition, size, *command):
     """Starts ranks, and kills all of them at the moment that the condition holds."""
     require_horovod()
-    environment = {**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT)}
     with ranks(
-        size, list(map(str, command)), env=environment, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        size, list(map(str, command)), env=RANK_ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
     ) as processes:
         deadline = time.monotonic() + 200
         while not condition():
@@ -128,7 +127,7 @@ def test_five_kills_of_all_ranks_end_with_the_same_weights(tmp_path):
 def test_the_others_end_soon_after_a_rank_has_died(tmp_path):
     require_horovod()
     command = ["-m", "recipes.mnist", "--epochs", "1000", "--save-freq", "10", "--workdir", str(tmp_path)]
-    options = {"cwd": ROOT, "env": USER_ENVIRONMENT, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    options = {"cwd": ROOT, "env": RANK_ENVIRONMENT, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     with ranks(2, command, **options) as (chief, other):
         deadline = time.monotonic() + 200
         while not (tmp_path / "checkpoints" / name(20)).exists():

@@ -1,0 +1,54 @@
+"""The averaging of gradients against a raw `hvd.grouped_allreduce` of the same tensors, between two processes over Gloo.
+
+Both are called in turn, each first in every other round, so that what else the machine does falls on both alike.
+"""
+
+import importlib.util
+import statistics
+import sys
+import time
+
+import tensorflow as tf
+
+from launch.prove_horovod import ranks
+
+ROUNDS = 200
+CASES = {"MLP, 4 tensors, 3 kB": [(64, 10), (10,), (10, 10), (10,)], "160 tensors, 42 MB": [(128, 1024), (128,)] * 80}
+
+
+def main() -> None:
+    """Prints the medians and their ratio."""
+    if importlib.util.find_spec("horovod") is None:
+        print("averaging of gradients: left out, needs `make horovod`")
+        return
+    with ranks(2, ["-m", "benchmarks.averaging"]) as processes:
+        for process in processes:
+            process.wait()
+
+
+def measure() -> None:
+    """What each rank runs."""
+    import horovod.tensorflow as hvd
+
+    from recipes.common.horovod_ranks import HorovodRanks
+
+    world = HorovodRanks()
+    if world.is_chief:
+        print("averaging of gradients, 2 ranks      raw, ms   ours, ms   ratio")
+    for name, shapes in CASES.items():
+        tensors = [tf.random.normal(shape) for shape in shapes]
+        raw = tf.function(lambda tensors=tensors: hvd.grouped_allreduce(tensors, op=hvd.Average, name="HorovodAllreduce_raw"))
+        ours = tf.function(lambda tensors=tensors: world.average(tensors, "grads"))
+        times: dict = {raw: [], ours: []}
+        for i in range(ROUNDS):
+            for average, taken in list(times.items())[:: 1 if i % 2 else -1]:
+                began = time.perf_counter()
+                average()[0].numpy()
+                taken.append(time.perf_counter() - began)
+        of_raw, of_ours = (statistics.median(taken[5:]) * 1e3 for taken in times.values())
+        if world.is_chief:
+            print(f"{name:<34}{of_raw:>10.2f}{of_ours:>11.2f}{of_ours / of_raw:>8.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(measure())
