@@ -176,6 +176,21 @@ def test_what_the_chief_cannot_do_ends_every_rank_with_the_same_line(tmp_path):
         assert "Traceback" not in errors
 
 
+OWN_SEED = """
+import os
+from recipes import mnist
+from recipes.common.run import run
+
+run(lambda: mnist.main(["--seed", os.environ["RANK"]]))
+"""
+
+
+def test_ranks_with_different_flags_are_refused():
+    for code, _, errors in run_ranks(2, "-c", OWN_SEED):
+        assert code == 2
+        assert "same flags. Received: --seed 1 on rank 1, 0 on the chief." in errors
+
+
 @pytest.mark.parametrize(
     "flags, error",
     [

@@ -131,8 +131,20 @@ def _join(args):
     except ImportError as error:
         raise InputError(f"--strategy horovod needs Horovod, which could not be imported: {error}. Run: make horovod") from None
     ranks = HorovodRanks()
+    _refuse_different_flags(ranks.gather(vars(args)))
     install(ranks)
     return ranks
+
+
+def _refuse_different_flags(gathered):
+    """Another seed on one rank, say, would be another order of its data, and nobody would notice."""
+    for rank, flags in enumerate(gathered):
+        for name, value in flags.items():
+            if value != gathered[0][name]:
+                raise InputError(
+                    "All ranks have to be started with the same flags. "
+                    f"Received: --{name.replace('_', '-')} {value} on rank {rank}, {gathered[0][name]} on the chief."
+                )
 
 
 def _devices(virtual_devices: int | None, ranks: "HorovodRanks | None") -> tuple[str, ...]:
