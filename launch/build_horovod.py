@@ -141,19 +141,17 @@ def build(work: Path, folder: Path, log: BinaryIO, gpu: bool) -> None:
 
 
 def show_progress(process: subprocess.Popen, log: Path) -> None:
-    """One line that says how far the compiler is, until the process ends; on a terminal it counts."""
-    began, what = time.monotonic(), f"Building Horovod {VERSION}, once, 2 to 10 minutes (log: {log})"
-    terminal = sys.stdout.isatty()
-    if not terminal:
-        print(f"{what}: ", end="", flush=True)
+    """Says how far the compiler is, until the process ends; on a terminal one line counts."""
+    began = time.monotonic()
+    print(f"Building Horovod {VERSION}, once: 2 to 10 minutes. Log: {log}", flush=True)
     while process.poll() is None:
-        if terminal:
+        if sys.stdout.isatty():
             percent = re.findall(rb"\[ *(\d+%)\]", log.read_bytes())
-            print(f"\r{what}: {percent[-1].decode() if percent else '0%'}", end="", flush=True)
+            print(f"\rcompiled {percent[-1].decode() if percent else '0%'} ", end="", flush=True)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(1)
-    end = "failed" if process.returncode else "done"
-    print(("\r" + what + ": " if terminal else "") + f"{end} after {time.monotonic() - began:.0f} s", flush=True)
+    start = "\r" if sys.stdout.isatty() else ""
+    print(f"{start}{'failed' if process.returncode else 'built'} after {time.monotonic() - began:.0f} s", flush=True)
 
 
 def cuda(work: Path) -> dict[str, str]:
