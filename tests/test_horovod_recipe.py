@@ -7,11 +7,13 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from conftest import RANK_ENVIRONMENT, ROOT, USER_ENVIRONMENT, assert_same_weights, datasets, require_horovod, run_ranks
 
 from callbacks import InputError, latest_checkpoint
+from callbacks.state import read_header
 from launch.prove_horovod import ranks
 from recipes.common.distribution import get_distribution
 from recipes.mnist import parse_args
@@ -69,6 +71,7 @@ def test_ranks_train_as_one_replica_and_name_the_same_files(single, tmp_path, si
     out = succeed(size, "-c", IN_FLOAT64, *MLP, "--epochs", 4, "--save-freq", 10, "--workdir", tmp_path)
     assert f"strategy     horovod, {size} replicas" in out
     assert_equal_trainings(single, tmp_path, 1e-12)
+    assert read_header(latest_checkpoint(tmp_path / "checkpoints").path)["counts"]["replicas"] == size
 
 
 @pytest.mark.slow
@@ -120,8 +123,25 @@ def test_five_kills_of_all_ranks_end_with_the_same_weights(tmp_path):
         kill_when(moment, 2, *command)
     out = succeed(2, *command)
     assert f"trained on   {last} batches, {last * 64} samples, {last} steps" in out
-    assert_same_weights(tmp_path / "whole" / "checkpoints" / name(last), checkpoints / name(last))
-    assert {path.name for path in checkpoints.iterdir()} == {name(batch) for batch in range(1, last + 1)}
+    whole, killed = (tmp_path / run / "checkpoints" / name(last) for run in ("whole", "killed"))
+    assert_same_weights(whole, killed)
+    assert_same_rest(whole, killed)
+    visible = {path.name for path in checkpoints.iterdir() if not path.name.startswith(".")}
+    assert visible == {name(batch) for batch in range(1, last + 1)}
+
+
+def assert_same_rest(one, other):
+    """What ranks hold each for itself (statistics, metrics of the epoch), and all that was logged."""
+    for path in (one, other):
+        with h5py.File(path, "r") as file:
+            assert len(file["global_step/replicated/0"]) == 2  # of each rank
+    assert read_header(one) == read_header(other)
+    for group in ("unsaved", "replicated", "metrics"):
+        with h5py.File(one, "r") as a, h5py.File(other, "r") as b:
+            a, b = a[f"global_step/{group}"], b[f"global_step/{group}"]
+            assert a.keys() == b.keys()
+            for i in a:
+                np.testing.assert_array_equal(a[i], b[i], err_msg=f"{group}/{i}")
 
 
 def test_the_others_end_soon_after_a_rank_has_died(tmp_path):
