@@ -135,7 +135,7 @@ def assert_same_rest(one, other):
     for path in (one, other):
         with h5py.File(path, "r") as file:
             assert len(file["global_step/replicated/0"]) == 2  # of each rank
-    assert read_header(one) == read_header(other)
+    assert read_header(str(one)) == read_header(str(other))
     for group in ("unsaved", "replicated", "metrics"):
         with h5py.File(one, "r") as a, h5py.File(other, "r") as b:
             a, b = a[f"global_step/{group}"], b[f"global_step/{group}"]
