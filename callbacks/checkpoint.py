@@ -175,10 +175,9 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         self.resumed_from = self._restored = None
         if not self.resume:
             return
-        if self.resume is True:
-            self.resumed_from = ranks().on_chief(lambda: latest_checkpoint(self.template.text))
-        else:
-            self.resumed_from = ranks().on_chief(lambda: named_checkpoint(os.fspath(self.resume)))
+        find = latest_checkpoint if self.resume is True else named_checkpoint
+        what = self.template.text if isinstance(self.resume, bool) else os.fspath(self.resume)
+        self.resumed_from = ranks().on_chief(lambda: find(what))
         if self.resumed_from:
             self._restored = state.restore(self.model, self.resumed_from.path)
             self._validated = {name: value for name, value in self.resumed_from.metrics.items() if name.startswith("val_")}
@@ -277,7 +276,7 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         return retention.Kept(path, trailer.batch, value)
 
     def _warn_of_later_checkpoints(self):
-        if self.resume is True or not self.template.counters:
+        if self.resume is True or not self.template.counters or not ranks().is_chief:
             return
         newest = next(iter(newest_first(self.template.text)), None)
         if newest and newest[1].batch > self._begins_at:
