@@ -104,7 +104,7 @@ def kill_when(condition, size, *command):
 def test_five_kills_of_all_ranks_end_with_the_same_weights(tmp_path):
     """With BatchNorm and Dropout: what each rank has for itself comes back too."""
     epochs, last = 3, 66
-    succeed(2, "-m", "recipes.mnist", "--epochs", epochs, "--save-freq", 1000, "--workdir", tmp_path / "whole")
+    succeed(2, "-m", "recipes.mnist", "--epochs", epochs, "--save-freq", last, "--workdir", tmp_path / "whole")
 
     checkpoints = tmp_path / "killed" / "checkpoints"
     command = ["-m", "recipes.mnist", "--epochs", epochs, "--save-freq", 1, "--workdir", tmp_path / "killed"]
