@@ -20,7 +20,7 @@ HOROVOD_INSTALLED := $(or $(wildcard .venv/installed-horovod-nccl),.venv/install
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all horovod lint bench watch clean FORCE
+.PHONY: help train test test-all faults horovod lint bench watch clean FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -34,6 +34,9 @@ test: $(HOROVOD_INSTALLED) ## the fast tests
 
 test-all: $(HOROVOD_INSTALLED) ## all tests
 	$(BIN)/python -m pytest $(ARGS)
+
+faults: $(INSTALLED) ## kill a training a hundred times at random instants, and look at what is left (15 minutes)
+	FAULTS=100 $(BIN)/python -m pytest -s tests/test_faults.py $(ARGS)
 
 # Without a compiler the tests go on, and those of Horovod are skipped; exit code 2 tells.
 test test-all: GO_ON := || [ $$? -eq 2 ]
