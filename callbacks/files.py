@@ -7,7 +7,7 @@ very end of the file:
     8 bytes   magic and version     b"GSTEP" 0 0 1
     4 x 8     batch, step, epoch, samples (unsigned, big-endian)
     8         size of everything before the trailer
-    32        SHA-256 of the SHA-256 of each 16 MiB before the trailer, and of the three fields above
+    32        SHA-256 of the SHA-256 of each 4 MiB before the trailer, and of the three fields above
 
 HDF5 ignores what follows its data; in a `.keras` archive the trailer is the archive's comment. The counters in the trailer
 let a directory with thousands of checkpoints be ordered without opening one.
@@ -34,7 +34,7 @@ from callbacks.template import Template
 _MAGIC = b"GSTEP\x00\x00\x01"
 _HEAD = struct.Struct(">8s5Q")
 _TRAILER_SIZE = _HEAD.size + hashlib.sha256().digest_size
-_CHUNK = 1 << 24
+_CHUNK = 1 << 22
 _in_flight: set[str] = set()  # temporaries that this process is writing
 _TEMPORARY = re.compile(r"\.tmp-(?P<pid>\d+)@(?P<host>[^@]+)@(?P<name>.+)")
 
