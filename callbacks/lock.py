@@ -2,6 +2,7 @@
 
 import atexit
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -80,10 +81,10 @@ class Lock:
                 f"{self._template} is in use by another run: process {holder.pid} on {holder.host}, since {holder.since}. "
                 f"Stop it, or use another template or directory. (It counts as dead after {SILENCE} s without a sign of life.)"
             )
-        self._write(mine)
-        if self._read() != mine:  # somebody else took it from the dead at the same moment
+        if not self._write(mine) or self._read() != mine:  # somebody else took it from the dead at the same moment
             raise InputError(f"{self._template} was taken by another run at this very moment. Use another template or directory.")
         self._owner = mine
+        self._sweep()
         self._released.clear()
         threading.Thread(target=self._show_life, name="checkpoint-lock", daemon=True).start()
         atexit.register(self.release)
@@ -114,14 +115,26 @@ class Lock:
             return None  # written by a version that nobody knows, or cut off by a crash of the machine
 
     def _write(self, owner):
-        descriptor, temporary = tempfile.mkstemp(prefix=".lock-", dir=os.path.dirname(self.path) or ".")
+        directory, name = os.path.split(self.path)
+        descriptor, temporary = tempfile.mkstemp(prefix=f"{name}.", dir=directory or ".")
         with open(descriptor, "w") as file:
             json.dump(asdict(owner), file)
-        os.replace(temporary, self.path)
+        try:
+            os.replace(temporary, self.path)
+        except FileNotFoundError:  # swept away by whoever has the lock now
+            return False
+        return True
+
+    def _sweep(self):
+        """Removes what a process left that was killed while it took this lock."""
+        for path in glob.glob(f"{glob.escape(self.path)}.*"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
     def _silent_for(self):
         """Seconds since the holder's last sign of life, by the file system's clock: hosts disagree about the time."""
-        with tempfile.NamedTemporaryFile(prefix=".lock-", dir=os.path.dirname(self.path) or ".") as now:
+        directory, name = os.path.split(self.path)
+        with tempfile.NamedTemporaryFile(prefix=f"{name}.", dir=directory or ".") as now:
             return os.fstat(now.fileno()).st_mtime - os.stat(self.path).st_mtime
 
 

@@ -51,7 +51,7 @@ GPU_FLAGS = {
     "LDFLAGS": r"-Wl,-s -Wl,-rpath,\$ORIGIN/../../nvidia/nccl/lib",
 }
 GPU_UNPROVEN = (
-    "This build with NCCL compiled, linked, and trained on CPUs. Nothing of it was ever run on a GPU: "
+    "The recipe that this build with NCCL follows compiled, linked and ran on CPUs. Nothing of it was ever run on a GPU: "
     "no NCCL collective, no order of streams, no kernel, no measure of its speed."
 )
 # PyPI has no nvcc 12 (nvidia-cuda-nvcc-cu12 is ptxas and headers)

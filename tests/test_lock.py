@@ -110,6 +110,17 @@ def test_when_a_holder_counts_as_dead(holder, silent_for, dead):
     assert is_dead(dataclasses.replace(ME, **holder), dataclasses.replace(ME, host="here"), silent_for) is dead
 
 
+def test_what_a_process_left_that_was_killed_while_it_took_the_lock_is_swept(tmp_path):
+    lock = Lock("b{batch}.keras", str(tmp_path))
+    for suffix in ("", ".abc"):
+        with open(lock.path + suffix, "w") as file:
+            file.write('{"ho')
+    lock.acquire()
+    assert [str(path) for path in tmp_path.iterdir()] == [lock.path]
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_lock_that_nobody_can_read_is_no_obstacle(tmp_path):
     lock = Lock("b{batch}.keras", str(tmp_path))
     for content in ("", "no json", '{"owner": "of another version"}'):
