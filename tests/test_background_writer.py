@@ -189,17 +189,31 @@ fit(small_model(), GlobalStepCheckpoint("{{directory}}/b{{{{batch}}}}.weights.h5
         files.verify(directory / "b4.weights.h5")
 
 
-def test_a_fit_after_one_that_failed_does_not_sweep_away_what_is_still_being_written(tmp_path, gate):
+def test_a_fit_after_one_that_failed_does_not_sweep_away_what_is_still_being_written(tmp_path, monkeypatch):
     template = str(tmp_path / "b{batch}.weights.h5")
+    begun, may_end, seal = threading.Event(), threading.Event(), files.seal
+
+    def held(path, trailer):
+        begun.set()
+        assert may_end.wait(60)
+        return seal(path, trailer)
 
     def fail():
+        assert begun.wait(60)
         raise InterruptedError
 
+    monkeypatch.setattr(files, "seal", held)
     with pytest.raises(InterruptedError):
         fit(small_model(), GlobalStepCheckpoint(template, save_freq=4), Do(5, fail))
-    threading.Timer(0.5, gate.open.set).start()
-    fit(small_model(), GlobalStepCheckpoint(template, save_freq="epoch"))
-    assert names(tmp_path) == ["b10.weights.h5", "b4.weights.h5"]
+    fit(small_model(), Do(1, may_end.set), GlobalStepCheckpoint(template, save_freq="epoch"))
+    wait_until(lambda: names(tmp_path) == ["b10.weights.h5", "b4.weights.h5"])
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_a_last_save_is_made_unless_that_state_was_just_saved(tmp_path):
