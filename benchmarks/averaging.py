@@ -5,12 +5,12 @@ Both are called in turn, each first in every other round, so that what else the 
 
 import importlib.util
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 
 import tensorflow as tf
-
-from launch.prove_horovod import ranks
 
 ROUNDS = 200
 CASES = {"MLP, 4 tensors, 3 kB": [(64, 10), (10,), (10, 10), (10,)], "160 tensors, 42 MB": [(128, 1024), (128,)] * 80}
@@ -21,9 +21,9 @@ def main() -> None:
     if importlib.util.find_spec("horovod") is None:
         print("averaging of gradients: left out, needs `make horovod`")
         return
-    with ranks(2, ["-m", "benchmarks.averaging"]) as processes:
-        for process in processes:
-            process.wait()
+    with tempfile.TemporaryDirectory() as logs:
+        launcher = [sys.executable, "-m", "launch", "--standalone", "--nproc-per-node", "2", "--log-dir", logs]
+        subprocess.run([*launcher, "-m", "benchmarks.averaging"], check=True)
 
 
 def measure() -> None:

@@ -1,11 +1,9 @@
 """What tests share: real processes that run recipes, and four CPU devices in the test process itself."""
 
-import importlib.util
 import os
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 USER_ENVIRONMENT = dict(os.environ)  # what a user's process has, before this one silences TensorFlow
@@ -17,9 +15,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from launching import launch  # noqa: F401, a fixture
-
-from launch.build_horovod import TOOLS, how_to_install
-from launch.prove_horovod import ranks
 
 ROOT = Path(__file__).parent.parent
 DEVICES = 4
@@ -96,30 +91,6 @@ def recipe():
     yield start
     for each in started:
         each.process.kill()
-
-
-# One thread, because the ranks share the cores, and a sum's rounding depends on the number of threads.
-RANK_ENVIRONMENT = {**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT), "TF_NUM_INTRAOP_THREADS": "1"}
-
-
-def require_horovod():
-    """Skips the test where there is no Horovod, or fails it where REQUIRE_HOROVOD says that there has to be."""
-    if importlib.util.find_spec("horovod") is None:
-        message = f"Horovod is not installed: make horovod. It needs a compiler. {how_to_install(TOOLS)}"
-        pytest.fail(message) if os.environ.get("REQUIRE_HOROVOD") == "1" else pytest.skip(message)
-
-
-def run_ranks(size, *command, env=None, timeout=400):
-    """Runs a command of Python in each of so many ranks: (exit code, standard output, standard error) of each."""
-    require_horovod()
-    environment = {**RANK_ENVIRONMENT, **(env or {})}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with (
-        ranks(size, list(map(str, command)), env=environment, cwd=ROOT, **pipes) as processes,
-        ThreadPoolExecutor(size) as readers,
-    ):
-        texts = list(readers.map(lambda process: process.communicate(timeout=timeout), processes))
-    return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]
 
 
 def datasets(path):

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.build_horovod import TOOLS, how_to_install
+
 ROOT = Path(__file__).parent.parent
 PATIENCE = 60  # seconds for what takes less than one on an idle machine
 
@@ -26,16 +28,16 @@ def wait_for(condition, what, timeout=PATIENCE):
 
 
 def skip(what, reason):
-    """Skips a test, or fails it where CI says that what it needs is there."""
-    if os.environ.get(f"REQUIRE_{what}"):
-        pytest.fail(reason)
+    """Skips a test, or fails it where REQUIRE_`what` says that what it needs is there."""
+    if os.environ.get(f"REQUIRE_{what}") == "1":
+        pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 
 
 def need_horovod():
     """Skips a test where Horovod is not installed."""
     if importlib.util.find_spec("horovod") is None:
-        skip("HOROVOD", "Horovod is not installed")
+        skip("HOROVOD", f"Horovod is not installed: make horovod. It needs a compiler. {how_to_install(TOOLS)}")
 
 
 class Launch:

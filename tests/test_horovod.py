@@ -7,7 +7,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from conftest import run_ranks
+from bare_ranks import run_ranks
 
 EXACT = 1e-12
 

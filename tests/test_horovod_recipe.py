@@ -10,11 +10,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import RANK_ENVIRONMENT, ROOT, USER_ENVIRONMENT, assert_same_weights, datasets, require_horovod, run_ranks
+from bare_ranks import bare_ranks, run_ranks
+from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights, datasets
 
 from callbacks import InputError, latest_checkpoint
 from callbacks.state import read_header
-from launch.prove_horovod import ranks
 from recipes.common.distribution import get_distribution
 from recipes.mnist import parse_args
 
@@ -88,10 +88,7 @@ def test_a_restart_with_another_number_of_ranks_sees_the_same_samples(single, tm
 
 def kill_when(condition, size, *command):
     """Starts ranks, and kills all of them at the moment that the condition holds."""
-    require_horovod()
-    with ranks(
-        size, list(map(str, command)), env=RANK_ENVIRONMENT, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    ) as processes:
+    with bare_ranks(size, *command, stdout=subprocess.DEVNULL) as processes:
         deadline = time.monotonic() + 200
         while not condition():
             for process in processes:
@@ -145,10 +142,8 @@ def assert_same_rest(one, other):
 
 
 def test_the_others_end_soon_after_a_rank_has_died(tmp_path):
-    require_horovod()
-    command = ["-m", "recipes.mnist", "--epochs", "1000", "--save-freq", "10", "--workdir", str(tmp_path)]
-    options = {"cwd": ROOT, "env": RANK_ENVIRONMENT, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    with ranks(2, command, **options) as (chief, other):
+    command = ["-m", "recipes.mnist", "--epochs", 1000, "--save-freq", 10, "--workdir", tmp_path]
+    with bare_ranks(2, *command, stdout=subprocess.DEVNULL) as (chief, other):
         deadline = time.monotonic() + 200
         while not (tmp_path / "checkpoints" / name(20)).exists():
             assert chief.poll() is None and time.monotonic() < deadline

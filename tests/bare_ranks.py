@@ -1,0 +1,56 @@
+"""Ranks without a launcher, for tests that give each of them an environment, or look at how each ends by itself."""
+
+import contextlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+from conftest import ROOT, USER_ENVIRONMENT
+from launching import need_horovod
+
+from launch import horovod_rendezvous
+from launch.arguments import LOOPBACK
+from launch.world import Layout, environment_of
+
+# One thread for each rank, because they share the cores, and a sum's rounding depends on the number of threads.
+CPUS = 1
+
+
+@contextlib.contextmanager
+def bare_ranks(size, *command, **options):
+    """Starts a command of Python in each of so many ranks on this machine; those that are left at the end are killed."""
+    need_horovod()
+    server = horovod_rendezvous.serve(LOOPBACK, {LOOPBACK})
+    layout = Layout(
+        nodes=1,
+        per_node=size,
+        run_id="bare",
+        master_addr=LOOPBACK,
+        master_port=0,
+        addresses=[LOOPBACK],
+        worker_ports=[[0] * size],
+        interfaces=["lo"],
+        horovod=(LOOPBACK, server.server_address[1]),
+    )
+    horovod_rendezvous.begin_life(server, layout)
+    base = {**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
+    processes = []
+    try:
+        for rank in range(size):
+            environment = base | environment_of(layout, rank, cpus=CPUS, already=base)
+            processes.append(subprocess.Popen([sys.executable, *map(str, command)], env=environment, **options))
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        server.shutdown()
+        server.server_close()
+
+
+def run_ranks(size, *command, timeout=400):
+    """Runs a command of Python in each of so many ranks: (exit code, standard output, standard error) of each."""
+    with bare_ranks(size, *command) as processes, ThreadPoolExecutor(size) as readers:
+        texts = list(readers.map(lambda process: process.communicate(timeout=timeout), processes))
+    return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]
