@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import uuid
-from pathlib import Path
 
 import pytest
 from launching import need_horovod, python, sh, skip, wait_for
@@ -148,7 +147,6 @@ def test_a_signal_while_the_nodes_meet_ends_the_launcher(launch, port):
 
 # Two network namespaces, joined by a cable, are as good as two machines.
 
-NETNS = Path("/etc/netns")
 ADDRESSES = ("10.97.31.1", "10.97.31.2")
 
 
@@ -168,9 +166,6 @@ def namespaces():
         cables = [f"v{name}"[:12] + name[-1] for name in names]
         _ip("link", "add", cables[0], "netns", names[0], "type", "veth", "peer", "name", cables[1], "netns", names[1])
         for name, cable, address in zip(names, cables, ADDRESSES, strict=True):
-            # `ip netns exec` mounts this over /etc/hosts: Horovod's process sets listen where the host's name leads.
-            (NETNS / name).mkdir(parents=True)
-            (NETNS / name / "hosts").write_text(f"127.0.0.1 localhost\n{address} {os.uname().nodename}\n")
             _ip("-n", name, "addr", "add", f"{address}/24", "dev", cable)
             _ip("-n", name, "link", "set", cable, "up")
             _ip("-n", name, "link", "set", "lo", "up")
@@ -180,7 +175,6 @@ def namespaces():
     finally:
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
-            shutil.rmtree(NETNS / name, ignore_errors=True)
 
 
 def across(launch, namespaces, *command, secrets=("hush", "hush")):
