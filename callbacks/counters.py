@@ -110,6 +110,11 @@ class Counters:
             epoch_ended=self._epoch_ended,
         )
 
+    @property
+    def batch_bound(self) -> int:
+        """The batch counter as the host knows it, without a look at the device: it is at most this, and mostly exactly this."""
+        return self._batch_bound
+
     def reached(self, batch: int) -> bool:
         """Whether that many batches were trained on. Reads the device only where the answer may be yes."""
         if self._batch_bound < batch:

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +11,8 @@ import tensorflow as tf
 
 from callbacks import InputError
 from callbacks.ranks import install
+from launch.world import World, read_world
+from recipes.common.progress import Progress
 from recipes.common.synchronous import Synchronous, averaging
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Distribution:
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """What the engine itself needs in `fit`, on every rank, before all other callbacks."""
-        return [Synchronous(self.ranks)] if self.ranks else []
+        return [*([Synchronous(self.ranks)] if self.ranks else []), Progress()]
 
     def dataset(self, shares: Callable[[int, int], tf.data.Dataset]) -> tf.data.Dataset | tf.distribute.DistributedDataset:
         """Spreads a dataset over the replicas.
@@ -75,17 +76,18 @@ def get_distribution(args: argparse.Namespace) -> Distribution:
         args: the flags of `recipes.common.arguments`.
 
     Raises:
-        InputError: if the flags do not fit each other or this machine.
+        InputError: if the flags do not fit each other, this machine, or the launcher's environment.
     """
+    world = _world()
     name, ranks = args.strategy, None
-    if name == "horovod" or (name == "auto" and _world_size() > 1):
-        name, ranks = "horovod", _join(args)
-    elif _world_size() > 1:
+    if name == "horovod" or (name == "auto" and world.world_size > 1):
+        name, ranks = "horovod", _join(args, world)
+    elif world.world_size > 1:
         raise InputError(
-            f"--strategy {name} trains in one process, and this is one of {_world_size()} ranks. Use --strategy horovod, or "
+            f"--strategy {name} trains in one process, and this is one of {world.world_size} ranks. Use --strategy horovod, or "
             "start it without a launcher."
         )
-    devices = _devices(args.virtual_devices, ranks)
+    devices = _devices(args.virtual_devices, world if ranks else None)
     if name == "auto":
         name = "mirrored" if len(devices) > 1 else "single"
     if name == "single":
@@ -116,11 +118,14 @@ def check_global_batch(global_batch_size: int, replicas: int) -> None:
         )
 
 
-def _world_size():
-    return int(os.environ.get("WORLD_SIZE", 1))
+def _world():
+    try:
+        return read_world()
+    except ValueError as error:
+        raise InputError(f"The environment does not say which rank this is. {error}") from None
 
 
-def _join(args):
+def _join(args, world):
     if args.virtual_devices:
         raise InputError(
             "--virtual-devices makes replicas in one process; with Horovod each process is one. Leave the flag out, and start "
@@ -131,6 +136,11 @@ def _join(args):
     except ImportError as error:
         raise InputError(f"--strategy horovod needs Horovod, which could not be imported: {error}. Run: make horovod") from None
     ranks = HorovodRanks()
+    if (ranks.rank, ranks.size) != (world.rank, world.world_size):  # torchrun, say, tells Horovod nothing
+        raise InputError(
+            f"This is rank {world.rank} of {world.world_size}, and Horovod was told rank {ranks.rank} of {ranks.size}. "
+            "Start the ranks with python -m launch, or horovodrun."
+        )
     _refuse_different_flags(ranks.gather(vars(args)))
     install(ranks)
     return ranks
@@ -147,15 +157,16 @@ def _refuse_different_flags(gathered):
                 )
 
 
-def _devices(virtual_devices: int | None, ranks: "HorovodRanks | None") -> tuple[str, ...]:
+def _devices(virtual_devices: int | None, world: World | None) -> tuple[str, ...]:
+    """The devices of this process: one where it is a rank of a world, else all."""
     gpus = tf.config.list_physical_devices("GPU")
     if virtual_devices and gpus:
         raise InputError(
             f"--virtual-devices splits the CPU, and this machine has GPUs ({len(gpus)}). "
             "Leave the flag out, or hide the GPUs with CUDA_VISIBLE_DEVICES=-1."
         )
-    if ranks and gpus:
-        gpus = [gpus[ranks.local_rank % len(gpus)]]  # where each rank sees a GPU of its own alone, that one
+    if world and gpus:
+        gpus = [gpus[world.device(len(gpus))]]
         tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)  # other processes may want some of the memory

@@ -27,7 +27,7 @@ class HorovodRanks(Ranks):
     def __init__(self):
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")  # ms; the default of 1 ms is what a small model would wait for
         hvd.init()
-        self.rank, self.size, self.local_rank = hvd.rank(), hvd.size(), hvd.local_rank()
+        self.rank, self.size = hvd.rank(), hvd.size()
         self._checksums = ThreadPoolExecutor(1, "checksums")
         self._expected: tuple[str, list[str], Future] | None = None
 
