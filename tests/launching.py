@@ -15,6 +15,7 @@ import pytest
 from launch.build_horovod import TOOLS, how_to_install
 
 ROOT = Path(__file__).parent.parent
+FOREIGN = ("SLURM_", "LAUNCH_", "TF_CPP_MIN_LOG_LEVEL")  # what this process has and a user's does not
 PATIENCE = 60  # seconds for what takes less than one on an idle machine
 
 
@@ -46,7 +47,7 @@ class Launch:
     def __init__(self, *args, cwd, env=None, prefix=(), **options):
         self.mark = uuid.uuid4().hex
         self.cwd = Path(cwd)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "LAUNCH_"))}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(FOREIGN)}
         environment |= {"PYTHONPATH": str(ROOT), "LAUNCH_TEST_MARK": self.mark, **(env or {})}
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
         command = [*prefix, sys.executable, "-m", "launch", *map(str, args)]
@@ -80,6 +81,17 @@ class Launch:
     def pid(self, name):
         """A process id that a rank wrote into a file."""
         return int(self.file(name))
+
+    def rank(self, number):
+        """The process id of a rank; those that it started have its environment, but not a process group of their own."""
+        mine = f"\0RANK={number}\0".encode()
+
+        def leaders():
+            with contextlib.suppress(OSError):  # one has just ended
+                pids = [pid for pid in self.processes() if mine in Path(f"/proc/{pid}/environ").read_bytes()]
+                return [pid for pid in pids if os.getpgid(pid) == pid]
+
+        return wait_for(leaders, f"rank {number}")[0]
 
     def log(self, rank):
         """All that a rank wrote."""

@@ -183,14 +183,6 @@ def test_a_rank_that_skips_averaging_stops_the_run_at_the_first_batch(tmp_path):
     assert not list((tmp_path / "checkpoints").glob("model*"))
 
 
-def test_what_the_chief_cannot_do_ends_every_rank_with_the_same_line(tmp_path):
-    flags = ["--workdir", tmp_path, "--checkpoint", "/proc/none/{batch}.weights.h5"]
-    for code, _, errors in run_ranks(2, "-m", "recipes.mnist", *flags):
-        assert code == 2
-        assert "error: Checkpoints cannot be written to /proc/none" in errors
-        assert "Traceback" not in errors
-
-
 OWN_SEED = """
 import os
 from recipes import mnist

@@ -177,9 +177,9 @@ def namespaces():
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-def across(launch, namespaces, *command, secrets=("hush", "hush")):
+def across(launch, namespaces, *command, per_node=1, secrets=("hush", "hush")):
     """Two launchers, each in a namespace of its own."""
-    common = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", ADDRESSES[0], "--rdzv-timeout", "30"]
+    common = ["--nnodes", "2", "--nproc-per-node", per_node, "--master-addr", ADDRESSES[0], "--rdzv-timeout", "30"]
     return [
         launch(
             *common,
@@ -187,7 +187,7 @@ def across(launch, namespaces, *command, secrets=("hush", "hush")):
             node,
             *command,
             prefix=["ip", "netns", "exec", name],
-            env={"LAUNCH_SECRET": secret, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            env={"LAUNCH_SECRET": secret},
         )
         for node, (name, secret) in enumerate(zip(namespaces, secrets, strict=True))
     ]
@@ -201,29 +201,16 @@ def test_the_secret_is_needed_across_hosts(launch, namespaces):
     assert zero.finish()[0] == 143
 
 
-TRAINS = """
-import os, time
-import horovod.tensorflow as hvd
-import tensorflow as tf
-hvd.init()
-assert (hvd.rank(), hvd.size()) == (int(os.environ["RANK"]), 2)
-from launch.world import report_progress
-for batch in range(1, 100_000):
-    total = hvd.allreduce(tf.constant([float(hvd.rank() + 1)]), op=hvd.Sum, name="total")
-    assert total.numpy() == [3.0]
-    report_progress(batch)
-    if batch == 20:
-        open(f"trained-{hvd.rank()}", "w").write("20")
-    time.sleep(0.01)
-"""
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
-def test_horovod_trains_across_two_hosts_and_outlives_no_launcher(launch, namespaces, killed):
+@pytest.mark.parametrize("killed, per_node", [(0, 1), (1, 2)])
+def test_a_recipe_trains_across_two_hosts_and_outlives_no_launcher(launch, namespaces, killed, per_node):
     need_horovod()
-    nodes = across(launch, namespaces, "--no-python", sys.executable, "-u", "-c", TRAINS)
-    assert [nodes[0].file(f"trained-{rank}") for rank in range(2)] == ["20", "20"]
+    recipe = ["-m", "recipes.mnist", "--strategy", "horovod", "--model", "mlp", "--epochs", 1000, "--save-freq", 10]
+    nodes = across(launch, namespaces, *recipe, "--workdir", "run", per_node=per_node)
+    saved = nodes[0].cwd / "run" / "checkpoints" / "model_batch_at_00020.weights.h5"
+    wait_for(lambda: saved.exists() or any(node.process.poll() is not None for node in nodes), "batch 20", 300)
+    assert saved.exists(), [node.finish() for node in nodes]
+    assert f"horovod, {2 * per_node} replicas" in nodes[0].log(0)
     os.kill(nodes[killed].process.pid, signal.SIGKILL)
     code, _, err = nodes[1 - killed].finish(10)
     assert code == 1

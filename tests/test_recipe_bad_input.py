@@ -12,7 +12,7 @@ from recipes.mnist import load, parse_args
 
 def refused(argv):
     """What the recipe says to flags that it does not take."""
-    with pytest.raises((InputError, SystemExit)) as raised:
+    with pytest.raises(InputError) as raised:
         parse_args([str(word) for word in argv])
     return str(raised.value)
 
@@ -47,13 +47,10 @@ def test_a_template_that_is_not_a_plain_name_is_refused(template):
         (["--no-such-flag"], "--no-such-flag"),
     ],
 )
-def test_a_flag_out_of_range_is_one_line(capsys, flags, words):
-    with pytest.raises(SystemExit) as raised:
-        parse_args(flags)
-    said = capsys.readouterr().err
-    assert raised.value.code == 2
+def test_a_flag_out_of_range_is_one_line(flags, words):
+    said = refused(flags)
     assert words in said
-    assert said.count("\n") == 1
+    assert "\n" not in said
 
 
 def test_a_global_batch_that_the_replicas_cannot_share_is_refused_with_the_nearest_sizes():

@@ -10,10 +10,10 @@ from callbacks.template import Template
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that answers a wrong flag with one line and exit code 2."""
+    """An argument parser that raises for a wrong flag, as for any other bad input."""
 
     def error(self, message):
-        self.exit(2, f"error: {message} (--help lists the flags)\n")
+        raise InputError(f"{message} (--help lists the flags)")
 
 
 def recipe_parser(
@@ -86,7 +86,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     """Reads the flags and checks what needs no TensorFlow.
 
     Raises:
-        InputError: if they contradict each other, or what is on the disk.
+        InputError: if one is wrong, or they contradict each other, or what is on the disk.
     """
     args = parser.parse_args(argv)
     if args.checkpoint is None:

@@ -1,6 +1,7 @@
 """How a recipe starts and ends: mistakes of the user in one line, and the exit codes that launchers and Slurm rely on."""
 
 import sys
+import time
 import warnings
 from collections.abc import Callable
 
@@ -8,11 +9,14 @@ import tensorflow as tf
 
 from callbacks import CheckpointWriteError, InputError
 from callbacks.ranks import RanksDiffer
+from launch.world import read_world
 
 BAD_INPUT = 2
 FAILED = 1
-_LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer")
 INTERRUPTED = 130
+
+_CHIEF_FIRST = 10.0  # seconds
+_LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer")
 
 
 def run(main: Callable[[], None]) -> None:
@@ -25,6 +29,7 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
+        _let_the_chief_speak()
         sys.exit(_say(error, BAD_INPUT))
     except (CheckpointWriteError, RanksDiffer) as error:
         sys.exit(_say(error, FAILED))
@@ -34,6 +39,16 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(_say("another rank has ended; what it said last tells why", FAILED))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted; the same command goes on from the newest checkpoint", INTERRUPTED))
+
+
+def _let_the_chief_speak():
+    """What is wrong with the input mostly is so on all ranks: one line is enough, and after it the launcher ends the others."""
+    try:
+        others = read_world().rank > 0
+    except ValueError:  # it may be what is wrong
+        return
+    if others:
+        time.sleep(_CHIEF_FIRST)
 
 
 def _say(message, code):

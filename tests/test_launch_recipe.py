@@ -1,0 +1,132 @@
+"""A recipe under the launcher: started by its name, ended, killed and started again."""
+
+import os
+import re
+import signal
+import sys
+import time
+import warnings
+
+import pytest
+from conftest import assert_same_weights
+from launching import need_horovod, wait_for
+
+from callbacks import InputError
+from recipes.common.run import run as run_recipe
+
+PATIENCE = 300  # seconds for what takes ten on an idle machine
+HOST = os.uname().nodename
+
+
+def checkpoint(run, workdir, batch):
+    return run.cwd / workdir / "checkpoints" / f"model_batch_at_{batch:05d}.weights.h5"
+
+
+def mnist(*flags):
+    return "--nproc-per-node", 2, "-m", "recipes.mnist", *flags
+
+
+def test_a_recipe_starts_by_path_and_by_module_from_any_directory(launch):
+    flags = ["--model", "mlp", "--epochs", 1, "--workdir"]
+    runs = {
+        "by-path": launch("recipes/mnist.py", *flags, "by-path"),
+        "by-module": launch("-m", "recipes.mnist", *flags, "by-module"),
+    }
+    for workdir, run in runs.items():
+        code, out, err = run.finish(PATIENCE)
+        assert code == 0, out + err
+        assert "[0] result       accuracy" in out
+        assert checkpoint(run, workdir, 22).exists()
+
+
+@pytest.mark.parametrize(
+    "flag, value, words",
+    [
+        ("--save-freq", "0", "must be above 0. Received: 0"),
+        ("--global-batch-size", "63", "63 for 2 replicas. Use 62 or 64."),
+        ("--checkpoint", "/proc/none/{batch}.weights.h5", "Checkpoints cannot be written to /proc/none"),
+    ],
+)
+def test_bad_input_is_answered_in_one_line_and_not_tried_again(launch, flag, value, words):
+    need_horovod()
+    code, out, err = launch("--max-restarts", 3, *mnist(flag, value)).finish(PATIENCE)
+    assert code == 2, out + err
+    assert "Traceback" not in out + err and "restart" not in err
+    (line,) = {line[len("[0] ") :] for line in out.splitlines() if "error: " in line}
+    assert words in line
+    assert re.match(rf"rank \d on {HOST}: exit code 2\n    {re.escape(line)}\n", err)
+
+
+@pytest.mark.parametrize("rank, waits", [("0", []), ("1", [10.0])])
+def test_the_other_ranks_let_the_chief_speak_first(monkeypatch, capsys, rank, waits):
+    def main():
+        raise InputError("no such flag")
+
+    waited = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: waited.append((seconds, capsys.readouterr().err)))
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with pytest.raises(SystemExit) as exit:
+        run_recipe(main)
+    assert exit.value.code == 2
+    assert waited == [(seconds, "") for seconds in waits]
+    assert capsys.readouterr().err == "error: no such flag\n"
+
+
+def test_ctrl_c_ends_all_ranks_with_130(launch):
+    need_horovod()
+    run = launch(*mnist("--epochs", 1000, "--save-freq", 10, "--workdir", "run"))
+    wait_for(checkpoint(run, "run", 20).exists, "batch 20", PATIENCE)
+    os.kill(run.process.pid, signal.SIGINT)
+    code, out, err = run.finish(PATIENCE)
+    assert (code, err) == (130, ""), out
+    assert "[0] error: interrupted" in out and "Traceback" not in out
+    assert run.none_left()
+
+
+@pytest.mark.slow
+def test_a_killed_rank_changes_nothing_of_the_result(launch):
+    """With BatchNorm and Dropout, of which each rank has its own state."""
+    need_horovod()
+    flags = ["--epochs", 6, "--save-freq", 10, "--workdir"]
+    code, out, err = launch(*mnist(*flags, "whole")).finish(PATIENCE)
+    assert code == 0, out + err
+
+    run = launch("--max-restarts", 1, *mnist(*flags, "killed"))
+    wait_for(checkpoint(run, "killed", 30).exists, "batch 30, in the middle of an epoch", PATIENCE)
+    os.kill(run.rank(1), signal.SIGKILL)
+    code, out, err = run.finish(PATIENCE)
+    assert code == 0, out + err
+    assert err.splitlines()[0] == f"rank 1 on {HOST}: killed by SIGKILL"
+    own = int(re.search(r"^  last batch  (\d+)$", err, re.MULTILINE)[1])
+    others = int(re.search(rf"^    rank 0 on {HOST}: .*, last batch (\d+)$", err, re.MULTILINE)[1])
+    assert own >= 30 and abs(own - others) <= 1
+    assert "all ranks start again in 0.5 s (restart 1 of 1)" in err
+    resumed = re.search(r"\[0\] begins       from .*: batch (\d+), ", out)
+    assert 30 <= int(resumed[1]) <= own
+    assert_same_weights(checkpoint(run, "whole", 132), checkpoint(run, "killed", 132))
+
+
+FAILS_AT_30 = """
+import sys
+import keras
+from callbacks import counters_of
+from recipes import mnist
+
+class Fails(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        assert counters_of(self.model).read().batch < 30
+
+mnist.Report = lambda *args: Fails()
+mnist.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_recipe_that_fails_at_the_same_batch_twice_is_not_tried_again(launch):
+    command = ["--no-python", sys.executable, "-c", FAILS_AT_30, "--model", "mlp", "--save-freq", 20, "--workdir", "run"]
+    code, out, err = launch("--max-restarts", 5, *command).finish(PATIENCE)
+    assert code == 1, out + err
+    assert "    AssertionError" in err and "last batch  30" in err
+    assert "it failed at batch 30 twice in a row" in err
