@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from bare_ranks import bare_ranks, run_ranks
 from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights, datasets
+from launching import need_horovod
 
 from callbacks import InputError, latest_checkpoint
 from callbacks.state import read_header
@@ -210,6 +211,22 @@ def test_flags_that_do_not_fit_ranks_are_refused(tmp_path, monkeypatch, flags, e
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match=error):
         get_distribution(parse_args(["--workdir", str(tmp_path), *flags]))
+
+
+def test_a_place_that_cannot_be_true_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="which rank this is. A rank is below the world size"):
+        get_distribution(parse_args(["--workdir", str(tmp_path)]))
+
+
+def test_ranks_of_a_launcher_that_tells_horovod_nothing_are_refused(recipe, tmp_path):
+    """Each would train for itself alone, without a word."""
+    need_horovod()
+    of_torchrun = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    code, _, errors = recipe("--workdir", tmp_path, env=of_torchrun).finish()
+    assert code == 2
+    assert "This is rank 0 of 2, and Horovod was told rank 0 of 1. Start the ranks with python -m launch" in errors
 
 
 # Rank 1 sees the run's directory read-only, and its calls to the file system are traced.

@@ -1,0 +1,68 @@
+"""The launcher hears how far a rank is, in training and in validation, and the device is not asked for it."""
+
+import os
+
+import keras
+import numpy as np
+import pytest
+
+from callbacks import counters_of
+from launch import world
+from recipes.common.distribution import Distribution
+
+
+class Listens(keras.callbacks.Callback):
+    """What the launcher reads after each batch, and how often the counters were read from the device by then."""
+
+    def __init__(self, channel):
+        super().__init__()
+        self.heard, self.reads, self._channel, self._last = [], [], channel, None
+
+    def on_train_begin(self, logs=None):
+        counters, read = counters_of(self.model), counters_of(self.model)._read_device
+        self._count = 0
+
+        def counted_read():
+            self._count += 1
+            return read()
+
+        counters._read_device = counted_read
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._listen("train")
+
+    def on_test_batch_end(self, batch, logs=None):
+        self._listen("test")
+
+    def _listen(self, during):
+        batch, raw = world.read_progress(self._channel)
+        assert raw != self._last, "nothing was reported"
+        self._last = raw
+        self.heard.append((during, batch))
+        self.reads.append(self._count)
+
+
+@pytest.fixture
+def channel(tmp_path, monkeypatch):
+    """A file in place of the launcher's memory."""
+    path = tmp_path / "progress"
+    path.touch()
+    monkeypatch.setenv(world.PROGRESS, str(path))
+    descriptor = os.open(path, os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+def test_every_batch_is_reported_and_validation_too_without_asking_the_device(channel):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x, y = np.zeros((12, 2)), np.zeros((12, 1))
+    listens = Listens(channel)
+    callbacks = [*Distribution("single", ("/cpu:0",)).callbacks(), listens]
+    model.fit(x, y, validation_data=(x[:8], y[:8]), batch_size=4, epochs=2, verbose=0, callbacks=callbacks)
+    first, second = ([*(("train", batch) for batch in batches), *[("test", batches[-1])] * 2] for batches in ((1, 2, 3), (4, 5, 6)))
+    assert listens.heard == first + second
+    assert listens.reads == [0] * 10
+
+    model.fit(x, y, batch_size=4, epochs=1, verbose=0, callbacks=callbacks)
+    assert listens.heard[-1] == ("train", 9)  # counted over all fits of the model
