@@ -5,34 +5,56 @@ import shlex
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT, USER_ENVIRONMENT
+from launching import need_horovod
+
+README = (ROOT / "README.md").read_text()
 
 
 def commands():
     """Every line of a bash block that starts a recipe, without its comment."""
-    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if "-m recipes." in line]
 
 
-def test_the_recipe_commands_train(tmp_path):
-    found = commands()
-    assert len(found) >= 2
-    for i, line in enumerate(found):
-        words = [sys.executable if word.endswith("python") else word for word in shlex.split(line)]
-        run = subprocess.run(
-            [*words, "--epochs", "3", "--workdir", str(tmp_path / str(i))],
-            cwd=ROOT, env=USER_ENVIRONMENT, capture_output=True, text=True,
-        )  # fmt: skip
-        assert run.returncode == 0, run.stderr
-        assert "result       accuracy" in run.stdout
-        assert sorted(path.name for path in (tmp_path / str(i) / "checkpoints").iterdir()) == [
-            "model_batch_at_00050.weights.h5",
-            "model_batch_at_00066.weights.h5",
-        ]
+def run(line, directory, *more):
+    words = [sys.executable if word == ".venv/bin/python" else word for word in shlex.split(line)]
+    environment = {**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT), "LAUNCH_SECRET": "hush"}
+    done = subprocess.run([*words, *more], cwd=directory, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+TRAIN = [line for line in commands() if "--dry-run" not in line and "--nnodes" not in line]
+LAUNCHED = [line for line in TRAIN if "-m launch" in line]
+PLAIN = [line for line in TRAIN if line not in LAUNCHED]
+
+
+def test_it_has_commands_of_every_kind():
+    assert len(PLAIN) >= 2 and len(LAUNCHED) >= 2 and len(commands()) >= len(TRAIN) + 3
+
+
+@pytest.mark.parametrize("line", [*PLAIN, *(pytest.param(line, marks=pytest.mark.slow) for line in LAUNCHED)])
+def test_a_command_trains(line, tmp_path):
+    if line in LAUNCHED:
+        need_horovod()
+    out = run(line, tmp_path, "--epochs", "3")
+    assert "result       accuracy" in out
+    assert sorted(path.name for path in (tmp_path / "runs" / "mnist" / "checkpoints").iterdir()) == [
+        "model_batch_at_00050.weights.h5",
+        "model_batch_at_00066.weights.h5",
+    ]
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if line not in TRAIN])
+def test_a_command_for_several_nodes_or_a_dry_run_prints_its_table(line, tmp_path):
+    """What it would do is printed; tests/test_launch_nodes.py does it."""
+    assert "recipes.mnist" in run(line.replace("-m launch", "-m launch --dry-run"), tmp_path)
 
 
 def test_the_make_targets_it_names_exist():
     makefile = (ROOT / "Makefile").read_text()
-    for target in set(re.findall(r"`?make ([a-z-]+)`?", (ROOT / "README.md").read_text())) - {"and"}:
+    for target in set(re.findall(r"`?make ([a-z-]+)`?", README)) - {"and"}:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

@@ -62,7 +62,9 @@ class Report(keras.callbacks.Callback):
         return f"from {resumed.path}: batch {resumed.batch}, epoch {resumed.epoch}"
 
     def _longer(self):
-        given = [word for word in sys.argv[1:]]
+        if self._distribution.ranks:
+            return f"the same command with --epochs {2 * self._args.epochs}"
+        given = sys.argv[1:]
         if "--epochs" in given:
             del given[given.index("--epochs") : given.index("--epochs") + 2]
         module = sys.modules["__main__"].__spec__
