@@ -65,6 +65,14 @@ def test_virtual_devices_are_refused_where_there_are_gpus(monkeypatch):
         distribution.get_distribution(parse_args(["--virtual-devices", "2"]))
 
 
+def test_the_report_names_the_gpus_that_are_used(monkeypatch):
+    config = distribution.tf.config
+    monkeypatch.setattr(config, "get_visible_devices", lambda kind: ["first", "second"] if kind == "GPU" else [])
+    monkeypatch.setattr(config.experimental, "get_device_details", lambda gpu: {"device_name": f"NVIDIA {gpu}"})
+    used = distribution.Distribution("mirrored", ("/gpu:0", "/gpu:1"))
+    assert used.hardware == "/gpu:0 (NVIDIA first), /gpu:1 (NVIDIA second)"
+
+
 def test_data_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(InputError, match=r"There is no file.*nowhere"):
         load(str(tmp_path / "nowhere.npz"))

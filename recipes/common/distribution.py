@@ -41,6 +41,13 @@ class Distribution:
         return self.ranks.size if self.ranks else len(self.devices)
 
     @property
+    def hardware(self) -> str:
+        """The devices of this process for a reader, GPUs with their make."""
+        gpus = enumerate(tf.config.get_visible_devices("GPU"))
+        makes = {f"/gpu:{i}": tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for i, gpu in gpus}
+        return ", ".join(f"{device} ({makes[device]})" if device in makes else device for device in self.devices)
+
+    @property
     def is_chief(self) -> bool:
         """Whether this process is the one that writes and speaks."""
         return self.ranks is None or self.ranks.is_chief

@@ -31,7 +31,7 @@ class Report(keras.callbacks.Callback):
         if not distribution.is_chief:
             return
         share = args.global_batch_size // distribution.replicas
-        print(f"strategy     {distribution.name}, {_plural(distribution.replicas, 'replica')}: {' '.join(distribution.devices)}")
+        print(f"strategy     {distribution.name}, {_plural(distribution.replicas, 'replica')}: {distribution.hardware}")
         print(f"batch        {args.global_batch_size} samples, {share} on each replica")
         print(f"epochs       {args.epochs} of {self._data.num_batches} batches")
         print(f"checkpoints  {self._checkpoint.template.text}, every {_every(args.save_freq)}")
