@@ -273,15 +273,15 @@ fit(small_model(), GlobalStepCheckpoint({str(directory)!r} + "/b{{batch}}.weight
 @pytest.fixture
 def mounted(tmp_path):
     """Mounts a file system in memory, with the options that the test gives."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting a file system needs root")
 
     def mount(options):
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", tmp_path], check=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", tmp_path], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
         return tmp_path
 
     yield mount
-    subprocess.run(["umount", tmp_path], check=True)
+    subprocess.run(["umount", tmp_path], capture_output=True)
 
 
 def test_a_full_disk_ends_training_with_its_name_and_leaves_what_was_saved(mounted):
