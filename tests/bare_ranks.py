@@ -24,7 +24,7 @@ def bare_ranks(size, *command, **options):
     layout = Layout(
         nodes=1,
         per_node=size,
-        run_id="bare",
+        run_id="",  # no launcher
         master_addr=LOOPBACK,
         master_port=0,
         addresses=[LOOPBACK],

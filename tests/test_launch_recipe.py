@@ -66,6 +66,7 @@ def test_the_other_ranks_let_the_chief_speak_first(monkeypatch, capsys, rank, wa
     monkeypatch.setattr(time, "sleep", lambda seconds: waited.append((seconds, capsys.readouterr().err)))
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LAUNCH_RUN_ID", "night")
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     with pytest.raises(SystemExit) as exit:
         run_recipe(main)

@@ -15,7 +15,7 @@ BAD_INPUT = 2
 FAILED = 1
 INTERRUPTED = 130
 
-_CHIEF_FIRST = 10.0  # seconds
+_GIVE_WAY = 10.0  # seconds, in which the launcher ends this rank
 _LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer")
 
 
@@ -29,26 +29,27 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except InputError as error:
-        _let_the_chief_speak()
+        _give_way(chief_too=False)  # what is wrong mostly is so on all ranks, and one line is enough
         sys.exit(_say(error, BAD_INPUT))
     except (CheckpointWriteError, RanksDiffer) as error:
         sys.exit(_say(error, FAILED))
     except tf.errors.OpError as error:
         if not any(sign in error.message for sign in _LOST):
             raise
+        _give_way(chief_too=True)  # a rank that raised takes its time to end, and is the one to be named
         sys.exit(_say("another rank has ended; what it said last tells why", FAILED))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted; the same command goes on from the newest checkpoint", INTERRUPTED))
 
 
-def _let_the_chief_speak():
-    """What is wrong with the input mostly is so on all ranks: one line is enough, and after it the launcher ends the others."""
+def _give_way(*, chief_too):
+    """Waits for another rank, which has more to say, to end first: the launcher then names that one, and ends this one."""
     try:
-        others = read_world().rank > 0
+        world = read_world()
     except ValueError:  # it may be what is wrong
         return
-    if others:
-        time.sleep(_CHIEF_FIRST)
+    if world.run_id and (chief_too or world.rank > 0):
+        time.sleep(_GIVE_WAY)
 
 
 def _say(message, code):
