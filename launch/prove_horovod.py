@@ -25,21 +25,19 @@ print("with NCCL" if hvd.nccl_built() else "without NCCL")
 def main() -> int:
     """Prints one line. Returns the exit code."""
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as logs:
-        launcher = [sys.executable, "-m", "launch", "--standalone", "--nproc-per-node", str(RANKS), "--log-dir", logs]
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder, "screen"), "w+") as screen:
+        launcher = [sys.executable, "-m", "launch", "--standalone", "--nproc-per-node", str(RANKS), "--log-dir", folder]
+        command = [*launcher, "--no-python", sys.executable, "-c", _RANK]
         try:
-            run = subprocess.run(
-                [*launcher, "--no-python", sys.executable, "-c", _RANK],
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=TIMEOUT,
-            )  # fmt: skip
-        except subprocess.TimeoutExpired as expired:
-            said = (expired.stdout or b"").decode(errors="replace")
-            print(f"{said}error: Horovod does not work: {RANKS} processes did not meet within {TIMEOUT} s.", file=sys.stderr)
+            failed = subprocess.run(command, stdout=screen, stderr=screen, timeout=TIMEOUT).returncode
+            why = "a rank failed as above"
+        except subprocess.TimeoutExpired:  # the launcher was killed, and its ranks end with it
+            failed, why = 1, f"after {TIMEOUT} s the processes have not met"
+        if failed:
+            screen.seek(0)
+            print(f"{screen.read()}error: Horovod does not work: {why}.", file=sys.stderr)
             return 1
-        if run.returncode:
-            print(f"{run.stdout}error: Horovod does not work: a rank failed as above.", file=sys.stderr)
-            return 1
-        nccl = ", NCCL not proven" if "with NCCL" in Path(logs, "rank-0.log").read_text() else ""
+        nccl = ", NCCL not proven" if "with NCCL" in Path(folder, "rank-0.log").read_text() else ""
     print(f"Horovod works: {RANKS} processes reduced a tensor over Gloo{nccl} ({time.monotonic() - began:.0f} s).")
     return 0
 

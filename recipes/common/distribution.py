@@ -61,7 +61,7 @@ class Distribution:
         return averaging(optimizer, self.ranks) if self.ranks else optimizer
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
-        """What the engine itself needs in `fit`, on every rank, before all other callbacks."""
+        """What `fit` needs on every rank, before all other callbacks: to keep ranks equal, and to tell the launcher of progress."""
         return [*([Synchronous(self.ranks)] if self.ranks else []), Progress()]
 
     def dataset(self, shares: Callable[[int, int], tf.data.Dataset]) -> tf.data.Dataset | tf.distribute.DistributedDataset:
