@@ -142,6 +142,7 @@ def assert_same_rest(one, other):
                 np.testing.assert_array_equal(a[i], b[i], err_msg=f"{group}/{i}")
 
 
+@pytest.mark.slow
 def test_the_others_end_soon_after_a_rank_has_died(tmp_path):
     command = ["-m", "recipes.mnist", "--epochs", 1000, "--save-freq", 10, "--workdir", tmp_path]
     with bare_ranks(2, *command, stdout=subprocess.DEVNULL) as (chief, other):

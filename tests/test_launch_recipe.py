@@ -26,6 +26,7 @@ def mnist(*flags):
     return "--nproc-per-node", 2, "-m", "recipes.mnist", *flags
 
 
+@pytest.mark.slow
 def test_a_recipe_starts_by_path_and_by_module_from_any_directory(launch):
     flags = ["--model", "mlp", "--epochs", 1, "--workdir"]
     runs = {
@@ -44,7 +45,7 @@ def test_a_recipe_starts_by_path_and_by_module_from_any_directory(launch):
     [
         ("--save-freq", "0", "must be above 0. Received: 0"),
         ("--global-batch-size", "63", "63 for 2 replicas. Use 62 or 64."),
-        ("--checkpoint", "/proc/none/{batch}.weights.h5", "Checkpoints cannot be written to /proc/none"),
+        pytest.param("--checkpoint", "/proc/none/{batch}.weights.h5", "cannot be written to /proc/none", marks=pytest.mark.slow),
     ],
 )
 def test_bad_input_is_answered_in_one_line_and_not_tried_again(launch, flag, value, words):
@@ -75,6 +76,7 @@ def test_the_other_ranks_let_the_chief_speak_first(monkeypatch, capsys, rank, wa
     assert capsys.readouterr().err == "error: no such flag\n"
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_all_ranks_with_130(launch):
     need_horovod()
     run = launch(*mnist("--epochs", 1000, "--save-freq", 10, "--workdir", "run"))
