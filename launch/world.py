@@ -157,6 +157,7 @@ def environment_of(layout: Layout, rank: int, *, cpus: int, already: Mapping[str
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
         "HOROVOD_GLOO_IFACE": layout.interfaces[node],
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": "300",  # ranks meet after imports, which may take some longer than others by far
         "PYTHONFAULTHANDLER": "1",  # a rank that stalls or crashes shows its Python stacks
         **(dict.fromkeys(THREADS, share) if layout.per_node > 1 else {}),
     }

@@ -201,7 +201,7 @@ run(lambda: mnist.main(["--seed", os.environ["RANK"]]))
 
 def test_ranks_with_different_flags_are_refused():
     for code, _, errors in run_ranks(2, "-c", OWN_SEED):
-        assert code == 2
+        assert code == 2, errors
         assert "same flags. Received: --seed 1 on rank 1, 0 on the chief." in errors
 
 
@@ -231,7 +231,7 @@ def test_ranks_of_a_launcher_that_tells_horovod_nothing_are_refused(recipe, tmp_
     need_horovod()
     of_torchrun = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     code, _, errors = recipe("--workdir", tmp_path, env=of_torchrun).finish()
-    assert code == 2
+    assert code == 2, errors
     assert "This is rank 0 of 2, and Horovod was told rank 0 of 1. Start the ranks with python -m launch" in errors
 
 

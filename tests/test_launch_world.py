@@ -36,6 +36,7 @@ def test_code_for_torchrun_horovod_and_tensorflow_finds_its_place(launch):
             "HOROVOD_CROSS_RANK": 0,
             "HOROVOD_CROSS_SIZE": 1,
             "HOROVOD_GLOO_IFACE": "lo",
+            "HOROVOD_GLOO_TIMEOUT_SECONDS": 300,
             "LAUNCH_RUN_ID": "night",
         }.items():
             assert environment[name] == str(value), name
