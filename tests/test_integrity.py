@@ -150,6 +150,7 @@ def run_cli(*args):
     return done.returncode, done.stdout, done.stderr
 
 
+@pytest.mark.slow
 def test_the_command_line_lists_and_verifies(copies):
     directory, older, newer = copies
     code, out, _ = run_cli("verify", directory)

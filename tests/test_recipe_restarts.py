@@ -19,7 +19,7 @@ def moments(checkpoints, log):
     return [checkpoints.exists, inside_a_write_of(10), written(25), written(44), inside_a_write_of(70)]
 
 
-@pytest.mark.parametrize("strategy", ["single", "mirrored"])
+@pytest.mark.parametrize("strategy", [pytest.param("single", marks=pytest.mark.slow), "mirrored"])
 def test_five_kills_and_restarts_end_with_the_same_weights(recipe, tmp_path, strategy):
     flags = ["--epochs", EPOCHS, "--strategy", strategy]
     flags += ["--virtual-devices", 2] if strategy == "mirrored" else []
