@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -13,12 +14,13 @@ import uuid
 import pytest
 from launching import need_horovod, python, sh, skip, wait_for
 
+from launch.ports import Ports
+
 
 @pytest.fixture
 def port():
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return found.getsockname()[1]
+    """A port that was free a moment ago, and that the kernel gives to nobody who does not name it."""
+    return Ports().take_next(random.randrange(10_000, 30_000))
 
 
 def pair(launch, port, *command, zero=(), one=(), both=(), **options):
