@@ -20,7 +20,7 @@ HOROVOD_INSTALLED := $(or $(wildcard .venv/installed-horovod-nccl),.venv/install
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all faults horovod lint bench watch clean FORCE
+.PHONY: help train test test-all faults horovod lint bench watch picture clean FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -54,6 +54,9 @@ bench: $(BENCH_INSTALLED) ## run the benchmarks, or those that ARGS name; up to 
 
 watch: $(INSTALLED) ## TensorBoard on runs/, for this machine only
 	$(BIN)/python -m tensorboard.main --logdir runs --host 127.0.0.1
+
+picture: $(INSTALLED) ## make tensorboard.png again: a real run, and chromium-headless-shell from Debian
+	$(BIN)/python -m benchmarks.picture
 
 clean: ## remove .venv and caches; runs/ stays
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache

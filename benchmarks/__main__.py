@@ -12,6 +12,7 @@ BENCHMARKS = (
     "checkpoint_write",
     "checkpoint_blocked_time",
     "checkpoint_training_loop",
+    "tensorboard",
     "averaging",
     "launcher",
 )

@@ -1,4 +1,4 @@
-"""Callbacks for anybody's `model.fit`: checkpoints named by the global step, and exact resume.
+"""Callbacks for anybody's `model.fit`: checkpoints named by the global step, exact resume, and curves over it.
 
 They need Keras and TensorFlow and nothing else of this repository.
 """
@@ -8,6 +8,7 @@ from callbacks.checkpoint import GlobalStepCheckpoint
 from callbacks.counters import Counters, Counts, counters_of
 from callbacks.errors import CheckpointWriteError, InputError
 from callbacks.restoring import Checkpoint, latest_checkpoint, restore
+from callbacks.tensorboard import GlobalStepTensorBoard
 
 __all__ = [
     "BatchAwareCheckpoint",
@@ -16,6 +17,7 @@ __all__ = [
     "Counters",
     "Counts",
     "GlobalStepCheckpoint",
+    "GlobalStepTensorBoard",
     "InputError",
     "counters_of",
     "latest_checkpoint",

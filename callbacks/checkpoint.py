@@ -224,6 +224,8 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
             return
         if self.save_best_only and not self._is_best(metrics):
             return
+        self._counters.about_to_save()
+        began = time.monotonic()
         self._writer.make_room(f"The save of batch {self._counters.read().batch}")
         snapshot = state.take(self.model, self._callbacks, metrics)
         snapshot.header["template"] = os.path.basename(self.template.text)
@@ -231,6 +233,7 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         self._last_saved, self._last_path, self._last_time = snapshot.counts, path, self._clock()
         if ranks().is_chief:
             self._writer.submit(path, lambda: self._write(snapshot, path))
+        self._counters.saving.blocked += time.monotonic() - began
 
     def _write(self, snapshot, path):
         began = time.monotonic()
@@ -238,6 +241,8 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         trailer = files.Trailer(counts.batch, counts.step, counts.epoch, counts.samples)
         size = files.commit(path, trailer, lambda temporary: state.write(self.model, snapshot, temporary))
+        self._counters.saving.seconds += time.monotonic() - began
+        self._counters.saving.size += size
         if self.verbose:
             print(f"\nBatch {counts.batch}: saved {path} ({size / 1e6:.1f} MB in {time.monotonic() - began:.2f} s)", flush=True)
         self._delete_old(path, counts.batch, snapshot.header["metrics"])

@@ -49,6 +49,21 @@ class Counts:
 
 
 @dataclass
+class Saving:
+    """What checkpoints have cost so far, in this process.
+
+    Args:
+        blocked: seconds that training stood still.
+        seconds: seconds that the files took to be written, beside training mostly.
+        size: bytes of them.
+    """
+
+    blocked: float = 0.0
+    seconds: float = 0.0
+    size: int = 0
+
+
+@dataclass
 class _Rest:
     """The rest of an epoch that an earlier process began: what is already done in it, and what its metrics stood at."""
 
@@ -91,6 +106,8 @@ class Counters:
         self._when_trained: list[Callable[[], None]] = []
         self._finalizers: list[Callable] = []
         self._before_first_batch: list[Callable[[list[str]], None]] = []
+        self._before_save: list[Callable[[], None]] = []
+        self.saving = Saving()
         self.batches_per_epoch: int | None = None
         self.logs: dict[str, float] = {}
         self._wrap()
@@ -216,10 +233,24 @@ class Counters:
         self._forget_other_fits()
         self._before_first_batch.append(act)
 
+    def before_save(self, act: Callable[[], None]) -> None:
+        """Has something done in the `fit` under way just before each checkpoint, by whoever stands later in the list too.
+
+        Args:
+            act: called without arguments, on every rank. To be registered in `on_train_begin`.
+        """
+        self._forget_other_fits()
+        self._before_save.append(act)
+
+    def about_to_save(self) -> None:
+        """To be called before a checkpoint is taken."""
+        for act in self._before_save:
+            act()
+
     def _forget_other_fits(self) -> None:
         if self._fit is not self._model.history:  # Keras makes a new one for each fit
             self._fit = self._model.history
-            self._when_trained, self._before_first_batch = [], []
+            self._when_trained, self._before_first_batch, self._before_save = [], [], []
 
     def _read_device(self) -> np.ndarray:
         parts = self._strategy.experimental_local_results(self._device)

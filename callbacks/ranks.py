@@ -25,10 +25,13 @@ class Ranks:
     Attributes:
         rank: this process, from 0. Rank 0 is the chief, the only one that writes.
         size: how many there are.
+        gradients_ready_at: when this rank had the gradients of its last batch, and began to wait for the others, on
+            `time.perf_counter`; None where nobody waits.
     """
 
     rank = 0
     size = 1
+    gradients_ready_at: float | None = None
 
     @property
     def is_chief(self) -> bool:

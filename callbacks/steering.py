@@ -1,4 +1,4 @@
-"""The state of the callbacks that steer training, which Keras forgets when a process ends."""
+"""The state of the callbacks that steer training or sum up over it, which Keras forgets when a process ends."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -6,12 +6,15 @@ from typing import Any
 import keras
 import numpy as np
 
+from callbacks.tensorboard import GlobalStepTensorBoard
+
 # attributes of plain numbers and lists of them
 _PLAIN: dict[type, tuple[str, ...]] = {
     keras.callbacks.EarlyStopping: ("wait", "stopped_epoch", "best", "best_epoch"),
     keras.callbacks.ReduceLROnPlateau: ("wait", "cooldown_counter", "best"),
     keras.callbacks.ModelCheckpoint: ("best",),
     keras.callbacks.History: ("epoch", "history"),
+    GlobalStepTensorBoard: ("kept_seconds",),
 }
 # attributes that are lists of arrays
 _ARRAYS: dict[type, tuple[str, ...]] = {keras.callbacks.EarlyStopping: ("best_weights",)}

@@ -9,7 +9,6 @@ Checkpoints: runs/mnist/checkpoints/model_batch_at_00050.weights.h5, 00100, ...
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 import keras
@@ -21,6 +20,8 @@ from recipes.common.data import Arrays, training_data, validation_data
 from recipes.common.distribution import get_distribution
 from recipes.common.report import Report
 from recipes.common.run import run
+from recipes.common.status import Status
+from recipes.common.watching import tensorboard_callback
 
 CLASSES = 10
 DROPOUT = 0.4
@@ -135,11 +136,12 @@ def main(argv: Sequence[str] | None = None) -> keras.Model:
         batches,
         validation_data=validation_data(validation, distribution, global_batch_size=args.global_batch_size),
         epochs=args.epochs,
-        verbose=(1 if sys.stdout.isatty() else 2) if distribution.is_chief else 0,
+        verbose=0,
         callbacks=[
             *distribution.callbacks(),
+            tensorboard_callback(args, distribution),
             checkpoint,
-            *([keras.callbacks.TensorBoard(f"{args.workdir}/tensorboard", write_graph=False)] if distribution.is_chief else []),
+            Status(distribution, checkpoint, batches.num_batches, args.log_secs),
             Report(args, distribution, batches, checkpoint),
         ],
     )

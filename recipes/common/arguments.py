@@ -75,6 +75,15 @@ def recipe_parser(
         metavar="auto|never|PATH",
         help="auto: go on from the newest checkpoint that verifies; PATH: from that one",
     )
+    parser.add_argument(
+        "--update-freq", type=save_freq, default=10, metavar="N|epoch", help="global batches between two points in TensorBoard"
+    )
+    parser.add_argument(
+        "--profile-batches", type=batch_range, metavar="FIRST:LAST", help="global batches to profile for TensorBoard, on the chief"
+    )
+    parser.add_argument(
+        "--log-secs", type=positive(float), default=10.0, metavar="S", help="seconds between lines, where output is a file"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, dropout and data order")
     parser.add_argument("--steps-per-execution", type=positive(int), default=1, metavar="N", help="batches per call of the device")
     parser.add_argument("--mixed-precision", choices=("float16", "bfloat16"), help="compute in this type, keep weights in float32")
@@ -127,6 +136,14 @@ def positive(kind):
 def save_freq(text):
     """An argparse type: `epoch`, or a number of batches."""
     return text if text == "epoch" else positive(int)(text)
+
+
+def batch_range(text):
+    """An argparse type: the first and the last of some batches, `500:510`."""
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"must be FIRST:LAST, such as 500:510. Received: {text}")
+    return int(first), int(last)
 
 
 def _refuse_later_checkpoints(template, resume_from):

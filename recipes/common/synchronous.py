@@ -7,6 +7,7 @@ Keras 3 knows nothing of ranks, and Horovod's own part for Keras trains under Ke
   the logs those of all ranks, so that callbacks decide alike everywhere.
 """
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,13 @@ def averaging(optimizer: keras.optimizers.Optimizer, ranks: "HorovodRanks") -> k
     with tf.device("/cpu:0"):
         averaged = tf.Variable(tf.zeros([], tf.int64), trainable=False, name=_AVERAGED)
 
+    def ready():
+        ranks.gradients_ready_at = time.perf_counter()
+
     def apply_average(grads, trainable_variables=None):
+        parts = [part for part in tf.nest.flatten(grads, expand_composites=True) if part is not None]
+        with tf.control_dependencies(parts), tf.device("/cpu:0"):
+            tf.numpy_function(ready, [], [])
         grads = ranks.average(grads, "grads")
         averaged.assign_add(1)
         apply(grads, trainable_variables)

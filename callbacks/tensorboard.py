@@ -1,0 +1,335 @@
+"""`GlobalStepTensorBoard`: one set of curves for a run, over the batches trained on since training began."""
+
+import importlib.util
+import os
+import tempfile
+import time
+import warnings
+from array import array
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from callbacks import event_files
+from callbacks.counters import Counts, Saving, counters_of
+from callbacks.data_arrival import data_arrival_of
+from callbacks.errors import InputError
+from callbacks.event_files import EventFile
+from callbacks.ranks import ranks
+from callbacks.running_fit import running_fit
+
+DESCRIPTIONS = {
+    "batch_steps_per_second": "Batches per second, since the point before; time of validation left out.",
+    "throughput/samples_per_second": "Samples that all replicas trained on per second, since the point before; time of validation "
+    "left out, time of checkpoints not.",
+    "throughput/samples_per_second_per_replica": "The same for each replica.",
+    "time/step_median_ms": "Milliseconds from the begin to the end of a batch: median of the batches since the point before.",
+    "time/step_p95_ms": "The same, 95th percentile.",
+    "time/data_wait_share": "Share of the batches' time in which the chief waited for data.",
+    "checkpoint/blocked_seconds": "Seconds that training stood still for checkpoints, since the point before.",
+    "checkpoint/write_seconds": "Seconds that files took to be written, beside training mostly; of those finished since the point "
+    "before.",
+    "checkpoint/write_megabytes_per_second": "Speed of these writes; 0 where none was finished.",
+    "ranks/step_spread_ms": "How much longer the slowest rank takes than the fastest, in median, from the begin of a batch until "
+    "its gradients are there and it waits for the others.",
+    "ranks/slowest": "The rank that takes the longest.",
+    "run/restarts": "How often this run was started again.",
+    "run/goodput": "Share of wall time, since the run was first started, spent on batches that were kept: not in start-up, "
+    "validation, checkpoints, between two lives, or on batches that were lost in a kill.",
+}
+
+
+class GlobalStepTensorBoard(keras.callbacks.TensorBoard):
+    """Writes curves for TensorBoard, all of them over the global batch, which no restart doubles back.
+
+    ```python
+    model.fit(data, validation_data=validation, epochs=20, callbacks=[
+        GlobalStepTensorBoard("run/tensorboard"),
+        GlobalStepCheckpoint("run/model_batch_at_{batch:05d}.weights.h5", save_freq=50, resume=True),
+    ])
+    ```
+
+    It takes the place of `keras.callbacks.TensorBoard`, on every rank; only the chief writes. Runs in TensorBoard: `train` and
+    `validation` with a point for each epoch (`epoch_loss`, ...), and `batches` with a point every `update_freq` batches
+    (`batch_loss`, ..., and what `DESCRIPTIONS` lists). Every point stands at the number of batches trained on since training
+    began, over all restarts. What a life wrote past the checkpoint that the next one goes on from is dropped, as TensorBoard
+    provides for it (`SessionLog.START`); what belongs to a checkpoint has reached the system before that is taken.
+
+    Args:
+        log_dir: TensorBoard's directory of this run, which no other run writes to.
+        histogram_freq, write_graph, write_images, embeddings_freq, embeddings_metadata: as in Keras.
+        write_steps_per_second: also `batch_steps_per_second`.
+        update_freq: after how many global batches; `"batch"` for each, `"epoch"` for points at the ends of epochs only.
+            Under `steps_per_execution` at the first boundary at or after each multiple.
+        profile_batch: a global batch, or the first and the last of several, to profile. After a restart among them, the rest.
+        profile_ranks: the ranks to profile.
+        hparams: what TensorBoard shows as the run's hyperparameters: name -> number, text or bool. Written once, by the
+            first process of the run.
+
+    Raises:
+        InputError: when training begins, if nothing can be written to `log_dir`.
+    """
+
+    def __init__(
+        self,
+        log_dir: str | os.PathLike = "logs",
+        histogram_freq: int = 0,
+        write_graph: bool = True,
+        write_images: bool = False,
+        write_steps_per_second: bool = False,
+        update_freq: int | str = 50,
+        profile_batch: int | tuple[int, int] = 0,
+        embeddings_freq: int = 0,
+        embeddings_metadata: Mapping[str, str] | str | None = None,
+        *,
+        profile_ranks: Sequence[int] = (0,),
+        hparams: Mapping[str, float | str | bool] | None = None,
+    ):
+        if update_freq not in ("batch", "epoch") and not (isinstance(update_freq, int) and update_freq > 0):
+            raise InputError(f"update_freq is 'batch', 'epoch' or a number of batches, 1 or more. Received: {update_freq!r}")
+        super().__init__(
+            os.fspath(log_dir),
+            histogram_freq,
+            write_graph,
+            write_images,
+            write_steps_per_second,
+            update_freq,
+            profile_batch,
+            embeddings_freq,
+            embeddings_metadata,
+        )
+        self.hparams = dict(hparams or {})
+        self.kept_seconds = 0.0  # spent on the batches that the state of training holds, in all lives
+        self._profile_ranks = tuple(profile_ranks)
+        self._profiling: tempfile.TemporaryDirectory | None = None
+        self._clock, self._time = time.perf_counter, time.time
+        self._model: keras.Model | None = None
+        self._files: dict[str, EventFile] = {}
+
+    def set_model(self, model):
+        if model is not self._model:
+            self._files = {}
+        self._model = model
+        self._counters = counters_of(model)
+
+    def on_train_begin(self, logs=None):
+        self._validates = running_fit(self).validates is not False
+        self._data_arrival = data_arrival_of(self.model)
+        if self._data_arrival:
+            self._data_arrival.clock = self._clock
+        self._counters.before_save(self._end_batch)
+        self._has_begun = False
+        self._is_profiled = self._stop_batch == 0
+        self._batch_began: float | None = None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._counters.begin_epoch(epoch)
+        if not self._has_begun:  # only now has every callback restored what it restores
+            self._has_begun = True
+            self._begin(self._counters.read())
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if not self._is_profiled and not self._profiling and self._counters.reached(self._start_batch - 1):
+            self._start_profile()
+        self._bound = self._counters.batch_bound
+        self._batch_began = self._clock()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._counters.logs = logs or {}
+        self._end_batch()
+
+    def on_test_batch_begin(self, batch, logs=None):
+        pass
+
+    def on_test_begin(self, logs=None):
+        self._test_began = self._clock()
+
+    def on_test_end(self, logs=None):
+        self._validated_for += self._clock() - self._test_began
+
+    def on_epoch_end(self, epoch, logs=None):
+        counts = self._counters.read()
+        if self.update_freq == "epoch":
+            self._write_point(counts, {})
+        if ranks().is_chief:
+            self._write_epoch(counts.batch, epoch, logs or {})
+
+    def on_train_end(self, logs=None):
+        if self._profiling:
+            self._end_profile()
+        for file in self._files.values():
+            file.flush()
+
+    @property
+    def _train_writer(self):  # what the base class writes graphs, histograms and images to
+        return self._files["train"].writer
+
+    def _begin(self, counts: Counts) -> None:
+        """Opens the files, drops what lies past here in them, and starts the first window."""
+        if ranks().is_chief:
+            if not self._files:
+                self._open()
+            now = self._time()
+            within_epoch = counts.batches_in_epoch > 0
+            for name, file in self._files.items():
+                # A life may have ended its epoch after the checkpoint: then this one does it again.
+                file.begin(counts.batch if within_epoch and name != "batches" else counts.batch + 1, now)
+            self._look_back(now)
+        self._durations, self._alone = array("d"), array("d")
+        self._start_window(counts)
+
+    def _open(self):
+        has_tensorboard = importlib.util.find_spec("tensorboard") is not None
+        if not has_tensorboard:
+            warnings.warn(
+                "TensorBoard is not installed. The curves are written; to see them: pip install tensorboard", stacklevel=2
+            )
+            self.histogram_freq = self.embeddings_freq = 0  # these it takes part in
+        is_first_life = event_files.is_empty(os.path.join(self.log_dir, "batches"))
+        names = ["batches", "train"]
+        if self._validates or not event_files.is_empty(os.path.join(self.log_dir, "validation")):
+            names.append("validation")
+        self._files = {name: EventFile(os.path.join(self.log_dir, name), _describe) for name in names}
+        if is_first_life and self.write_graph:
+            self._write_keras_model_summary()
+        if self.embeddings_freq:
+            self._log_write_dir = self.log_dir
+            self._configure_embeddings()
+        if self.hparams and has_tensorboard and event_files.is_empty(self.log_dir):
+            self._write_hparams()
+
+    def _write_hparams(self):
+        from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # half a second, so not at every start
+
+        values = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in self.hparams.items()}
+        summary = hparams_pb(values, start_time_secs=self._time())
+        EventFile(self.log_dir, _describe).summary(summary.SerializeToString(), self._time())
+
+    def _look_back(self, now):
+        lives = event_files.lives(os.path.join(self.log_dir, "batches"))
+        self._restarts = max(len(lives) - 1, 0)
+        self._run_began = min(lives.values(), default=now)
+
+    def _start_window(self, counts):
+        if self.update_freq != "epoch":
+            self._next_point = (counts.batch // self.update_freq + 1) * self.update_freq
+        self._window = counts
+        self._window_began = self._clock()
+        self._validated_for = 0.0
+        self._saving = Saving(**vars(self._counters.saving))
+        self._waited = 0.0
+        del self._durations[:], self._alone[:]
+
+    def _end_batch(self) -> None:
+        """What is to be done after a batch, once; a checkpoint that is taken before our turn asks for it earlier."""
+        if self._batch_began is None:
+            return
+        began, self._batch_began = self._batch_began, None
+        seconds = self._clock() - began
+        trained = self._counters.batch_bound - self._bound
+        if not trained:
+            return  # a batch that was trained on before a restart, and is left out
+        self._durations.append(seconds / trained)
+        self.kept_seconds += seconds
+        ready = ranks().gradients_ready_at
+        self._alone.append(seconds if ready is None else ready - began)
+        if self._data_arrival:
+            self._waited += max(self._data_arrival.at - began, 0.0)
+        if self.update_freq != "epoch" and self._counters.reached(self._next_point):
+            self._write_point(self._counters.read(), self._counters.logs)
+        if self._profiling and self._counters.reached(self._stop_batch):
+            self._end_profile()
+
+    def _write_point(self, counts, logs):
+        step_times = np.percentile(self._durations, [50, 95]) if self._durations else np.zeros(2)
+        of_ranks = ranks().gather(float(np.median(self._alone))) if ranks().size > 1 else []
+        if ranks().is_chief:
+            values = {f"batch_{name}": value for name, value in self._with_learning_rate(logs).items()} if logs else {}
+            values |= self._throughput(counts) | self._step_times(step_times) | self._checkpoints()
+            if of_ranks:
+                values |= {"ranks/step_spread_ms": 1e3 * (max(of_ranks) - min(of_ranks)), "ranks/slowest": np.argmax(of_ranks)}
+            now = self._time()
+            values |= {"run/restarts": self._restarts, "run/goodput": _ratio(self.kept_seconds, now - self._run_began)}
+            self._files["batches"].scalars(counts.batch, now, values)
+        self._start_window(counts)
+
+    def _throughput(self, counts):
+        seconds = self._clock() - self._window_began - self._validated_for
+        speed = _ratio(counts.samples - self._window.samples, seconds)
+        values = {"throughput/samples_per_second": speed, "throughput/samples_per_second_per_replica": speed / counts.replicas}
+        if self.write_steps_per_second:
+            values["batch_steps_per_second"] = _ratio(counts.batch - self._window.batch, seconds)
+        return values
+
+    def _step_times(self, step_times):
+        values = {"time/step_median_ms": 1e3 * step_times[0], "time/step_p95_ms": 1e3 * step_times[1]}
+        if self._data_arrival:
+            values["time/data_wait_share"] = _ratio(self._waited, sum(self._durations))
+        return values
+
+    def _checkpoints(self):
+        now, before = self._counters.saving, self._saving
+        seconds = now.seconds - before.seconds
+        return {
+            "checkpoint/blocked_seconds": now.blocked - before.blocked,
+            "checkpoint/write_seconds": seconds,
+            "checkpoint/write_megabytes_per_second": _ratio((now.size - before.size) / 1e6, seconds),
+        }
+
+    def _write_epoch(self, batch, epoch, logs):
+        of_validation = {name: value for name, value in logs.items() if name.startswith("val_")}
+        of_training = self._with_learning_rate({name: value for name, value in logs.items() if name not in of_validation})
+        now = self._time()
+        self._files["train"].scalars(batch, now, {f"epoch_{name}": value for name, value in of_training.items()})
+        if of_validation:
+            values = {f"epoch_{name.removeprefix('val_')}": value for name, value in of_validation.items()}
+            self._files["validation"].scalars(batch, now, values)
+        if self.histogram_freq and epoch % self.histogram_freq == 0:
+            self._log_weights(batch)
+        if self.embeddings_freq and epoch % self.embeddings_freq == 0:
+            self._log_embeddings(batch)
+
+    def _start_profile(self):
+        if self._counters.reached(self._stop_batch):
+            self._is_profiled = True  # in an earlier life
+            return
+        self._profiling = tempfile.TemporaryDirectory()
+        if ranks().rank in self._profile_ranks:
+            tf.profiler.experimental.start(self._profiling.name)
+
+    def _end_profile(self):
+        """Has the chief write what ranks have profiled, since no other rank writes to the run's directory."""
+        assert self._profiling is not None
+        profile = b""
+        if ranks().rank in self._profile_ranks:
+            tf.profiler.experimental.stop()
+            profile = next(Path(self._profiling.name).rglob("*.xplane.pb")).read_bytes()
+        self._profiling.cleanup()
+        self._profiling, self._is_profiled = None, True
+        profiles = ranks().gather(profile)
+        if ranks().is_chief:
+            session = Path(
+                self.log_dir, "batches", "plugins", "profile", f"batch_{self._start_batch:05d}_to_{self._stop_batch:05d}"
+            )
+            session.mkdir(parents=True, exist_ok=True)
+            for rank in self._profile_ranks:
+                (session / f"rank-{rank}.xplane.pb").write_bytes(profiles[rank])
+
+    def _with_learning_rate(self, logs):
+        return self._collect_learning_rate(dict(logs)) if self.model.optimizer is not None else dict(logs)
+
+
+def _describe(tag: str) -> str:
+    if tag in DESCRIPTIONS:
+        return DESCRIPTIONS[tag]
+    kind, _, name = tag.partition("_")
+    if name == "learning_rate":
+        return "The rate of the next update."
+    return f"{name}: " + ("mean of this epoch's batches so far." if kind == "batch" else "of the epoch that ends here.")
+
+
+def _ratio(part, whole):
+    return part / whole if whole > 0 else 0.0

@@ -1,0 +1,108 @@
+"""How far a run is: one bar on a terminal, a dated line every so often in a file."""
+
+import atexit
+import os
+import sys
+import time
+from datetime import datetime, timedelta
+from typing import TextIO
+
+import keras
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+
+from callbacks import Counts, GlobalStepCheckpoint, counters_of
+from recipes.common.distribution import Distribution
+
+_REDRAW_SECS = 0.2
+
+
+class Status(keras.callbacks.Callback):
+    """Says where training stands; the chief alone. Keras's own bar starts again with each epoch, so `fit` gets `verbose=0`.
+
+    Args:
+        distribution: the replicas.
+        checkpoint: the run's checkpoint callback.
+        batches_per_epoch: how many global batches an epoch has.
+        log_secs: seconds between two lines, where the output is no terminal.
+        output: where to; standard output by default.
+    """
+
+    def __init__(
+        self,
+        distribution: Distribution,
+        checkpoint: GlobalStepCheckpoint,
+        batches_per_epoch: int,
+        log_secs: float,
+        output: TextIO | None = None,
+    ):
+        super().__init__()
+        self._checkpoint, self._batches_per_epoch, self._log_secs = checkpoint, batches_per_epoch, log_secs
+        self._output = output or sys.stdout
+        self._speaks = distribution.is_chief
+        self._clock, self._now = time.monotonic, datetime.now
+        self._bar: Bar | None = None
+
+    def on_train_begin(self, logs=None):
+        self._began_at: Counts | None = None
+        self._total = 0
+        self._metrics: dict[str, float] = {}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self._speaks and not self._total:
+            self._begin()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._speaks:
+            self._metrics |= logs or {}
+            if self._began_at is None:  # the first batch, which is compiled, tells nothing of the others' speed
+                self._began_at, self._began = counters_of(self.model).read(), self._clock()
+            elif self._clock() >= self._next:
+                self._say()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._metrics |= logs or {}
+
+    def on_train_end(self, logs=None):
+        if self._speaks and self._began_at is not None:
+            self._say()
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the terminal as it was; for a training that has failed, too."""
+        if self._bar:
+            self._bar.stop()
+            atexit.unregister(self.close)
+            self._bar = None
+
+    def _begin(self):
+        self._total = self.params["epochs"] * self._batches_per_epoch
+        self._next = self._clock() + (_REDRAW_SECS if self._output.isatty() else self._log_secs)
+        if self._output.isatty():
+            console = Console(file=self._output)
+            self._bar = Bar(BarColumn(bar_width=12), TextColumn("{task.description}"), console=console, auto_refresh=False)
+            self._task = self._bar.add_task("", total=self._total, completed=counters_of(self.model).read().batch)
+            self._bar.start()
+            atexit.register(self.close)
+
+    def _say(self):
+        counts = counters_of(self.model).read()
+        self._next = self._clock() + (_REDRAW_SECS if self._bar else self._log_secs)
+        text = ", ".join(self._parts(counts))
+        if self._bar:
+            self._bar.update(self._task, completed=counts.batch, description=text, refresh=True)
+        else:
+            print(f"{self._now():%Y-%m-%d %H:%M:%S}  {text}", file=self._output, flush=True)
+
+    def _parts(self, counts):
+        assert self._began_at is not None
+        yield f"batch {counts.batch} of {self._total}"
+        seconds, trained = self._clock() - self._began, counts.batch - self._began_at.batch
+        if trained and seconds > 0:
+            yield f"{(counts.samples - self._began_at.samples) / seconds:.0f} samples/s"
+            yield f"{timedelta(seconds=round(seconds / trained * max(self._total - counts.batch, 0)))} left"
+        if self._checkpoint.newest:
+            yield f"saved {os.path.basename(self._checkpoint.newest).split('.')[0]}"
+        yield from (f"{name} {value:.4f}" for name, value in self._metrics.items() if name in ("loss", "val_loss"))
+        yield f"epoch {counts.epoch}"

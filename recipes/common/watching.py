@@ -1,0 +1,44 @@
+"""What TensorBoard shows of a recipe's run."""
+
+import argparse
+import os
+import subprocess
+from pathlib import Path
+
+from callbacks import GlobalStepTensorBoard
+from recipes.common.distribution import Distribution
+
+_NO_PART = ("resume_from", "log_secs", "update_freq", "profile_batches")  # flags that change nothing in what is trained
+
+
+def tensorboard_callback(args: argparse.Namespace, distribution: Distribution) -> GlobalStepTensorBoard:
+    """The TensorBoard callback that the flags describe."""
+    return GlobalStepTensorBoard(
+        os.path.join(args.workdir, "tensorboard"),
+        write_graph=False,
+        update_freq=args.update_freq,
+        profile_batch=args.profile_batches or 0,
+        hparams=_hparams(args, distribution),
+    )
+
+
+def _hparams(args: argparse.Namespace, distribution: Distribution) -> dict[str, float | str | bool]:
+    """What tells two runs apart: the flags, and where and with what code they run."""
+    flags = {name: value for name, value in vars(args).items() if value is not None and name not in _NO_PART}
+    surroundings = {
+        "strategy": distribution.name,
+        "replicas": distribution.replicas,
+        "world_size": distribution.ranks.size if distribution.ranks else 1,
+        "git_commit": _git_commit(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID", ""),
+    }
+    return {**flags, **{name: value for name, value in surroundings.items() if value != ""}}
+
+
+def _git_commit() -> str:
+    """Of the checkout that runs, with a `+` if files in it were changed; nothing outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""

@@ -1,0 +1,386 @@
+"""What TensorBoard shows of a run: its own readers see one curve per tag, over the global batch, whatever happened in between."""
+
+import contextlib
+import json
+import os
+import pty
+import re
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from urllib.parse import quote
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from bare_ranks import run_ranks
+from conftest import ROOT, USER_ENVIRONMENT, Process
+from small import BATCHES, arrays, fit, small_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard
+
+EVERYTHING = {"scalars": 0}
+TRAINED = ("batch_", "epoch_")  # tags whose values a restart must not change
+
+
+def curves(directory):
+    """What EventAccumulator reads: (run, tag) -> [(step, value), ...]."""
+    found = {}
+    for run in sorted(path for path in directory.iterdir() if path.is_dir()):
+        reader = EventAccumulator(str(run), EVERYTHING).Reload()
+        for tag in reader.Tags()["scalars"]:
+            found[run.name, tag] = [(e.step, e.value) for e in reader.Scalars(tag)]
+    return found
+
+
+def served_curves(directory, *flags):
+    """What a real server answers: the same."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "tensorboard.main", "--logdir", str(directory), "--host", "127.0.0.1", "--port", str(port), *flags],
+        env=USER_ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        tags = {}
+        deadline = time.monotonic() + 60
+        while len(tags) < len([path for path in directory.iterdir() if path.is_dir()]):
+            assert time.monotonic() < deadline, f"the server shows {list(tags)}"
+            try:
+                tags = _get(port, "tags")
+            except OSError:
+                time.sleep(0.1)
+        return {
+            (run, tag): [(step, value) for _, step, value in _get(port, f"scalars?run={quote(run)}&tag={quote(tag, safe='')}")]
+            for run, of_run in tags.items()
+            for tag in of_run
+        }
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _get(port, what):
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/plugin/scalars/{what}", timeout=10) as answer:
+        return json.load(answer)
+
+
+def assert_same_curves(found, expected):
+    """Same tags, strictly increasing and equal steps, and equal values of what is trained."""
+    assert found.keys() == expected.keys()
+    for key, points in found.items():
+        steps = [step for step, _ in points]
+        assert steps == sorted(set(steps)), key
+        assert steps == [step for step, _ in expected[key]], key
+        if key[1].startswith(TRAINED):
+            np.testing.assert_allclose(
+                [value for _, value in points], [value for _, value in expected[key]], rtol=1e-6, err_msg=key
+            )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The curves of a recipe that nothing happens to: 66 batches in 3 epochs."""
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    code, _, errors = Process(*FLAGS, "--workdir", directory).finish()
+    assert code == 0, errors
+    return curves(directory / "tensorboard")
+
+
+FLAGS = ["--epochs", 3, "--save-freq", 11, "--seed", 5]  # each second checkpoint is at an epoch's last batch
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """The directory of the same recipe, killed three times: at the end of an epoch, early in one, and before its last save."""
+    directory = tmp_path_factory.mktemp("killed")
+    checkpoints = directory / "checkpoints"
+    for batch in (22, 33, 55):
+        Process(*FLAGS, "--workdir", directory).kill_when((checkpoints / f"model_batch_at_{batch:05d}.weights.h5").exists)
+    code, _, errors = Process(*FLAGS, "--workdir", directory).finish()
+    assert code == 0, errors
+    return directory / "tensorboard"
+
+
+def test_three_kills_leave_the_curves_of_the_uninterrupted_run(killed, uninterrupted):
+    assert [step for step, _ in uninterrupted["batches", "batch_loss"]] == [10, 20, 30, 40, 50, 60]
+    assert [step for step, _ in uninterrupted["train", "epoch_loss"]] == [22, 44, 66]
+    assert [step for step, _ in uninterrupted["validation", "epoch_loss"]] == [22, 44, 66]
+    found = curves(killed)
+    assert_same_curves(found, uninterrupted)
+    assert [value for _, value in found["batches", "run/restarts"]][-1] == 3
+
+
+@pytest.mark.parametrize("flags", [["--load_fast=true"], ["--load_fast=false"]], ids=["data server", "python"])
+def test_a_real_server_shows_the_same_curves(killed, uninterrupted, flags):
+    assert_same_curves(served_curves(killed, *flags), uninterrupted)
+
+
+def steps(directory, run, tag):
+    return [step for step, _ in curves(directory)[run, tag]]
+
+
+def test_points_of_a_life_past_its_checkpoint_vanish(tmp_path):
+    """Also those of an epoch that had ended after the checkpoint, and of one that the next life does not come to."""
+
+    def life(epochs):
+        model = small_model()
+        checkpoint = GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5", save_freq=BATCHES, resume=True)
+        board = GlobalStepTensorBoard(tmp_path / "events", update_freq=4, write_graph=False)
+        fit(model, board, checkpoint, epochs=epochs, validation_data=arrays(2))
+
+    life(3)
+    for late in ("20", "30"):
+        (tmp_path / f"{late}.weights.h5").unlink()
+    life(2)
+    assert steps(tmp_path / "events", "batches", "batch_loss") == [4, 8, 12, 16, 20]
+    assert steps(tmp_path / "events", "train", "epoch_loss") == [10, 20]
+    assert steps(tmp_path / "events", "validation", "epoch_loss") == [10, 20]
+
+
+@pytest.mark.parametrize("board_first", [True, False])
+def test_a_point_is_on_the_disk_before_the_checkpoint_of_its_batch(tmp_path, board_first):
+    board = GlobalStepTensorBoard(tmp_path / "events", update_freq=5, write_graph=False)
+    checkpoint = GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5", save_freq=5, background=False)
+    seen = []
+    write = checkpoint._writer.submit
+    checkpoint._writer.submit = lambda *args: (seen.append(steps(tmp_path / "events", "batches", "batch_loss")), write(*args))
+    fit(small_model(), *([board, checkpoint] if board_first else [checkpoint, board]))
+    assert seen == [[5], [5, 10]]
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 3, 4])
+def test_several_fits_go_on_along_one_axis(tmp_path, steps_per_execution):
+    model = small_model(steps_per_execution=steps_per_execution)
+    board = GlobalStepTensorBoard(tmp_path, update_freq=5, write_graph=False)
+    for _ in range(2):
+        fit(model, board)
+    fit(model, GlobalStepTensorBoard(tmp_path, update_freq=5, write_graph=False))
+    expected = {1: [5, 10, 15, 20, 25, 30], 3: [6, 10, 16, 20, 26, 30], 4: [8, 10, 18, 20, 28, 30]}[steps_per_execution]
+    assert steps(tmp_path, "batches", "batch_loss") == expected
+    assert steps(tmp_path, "train", "epoch_loss") == [10, 20, 30]
+
+
+def test_each_tag_has_a_description_in_tensorboard(tmp_path):
+    fit(small_model(), GlobalStepTensorBoard(tmp_path, update_freq=5, write_graph=False), validation_data=arrays(2))
+    for run in ("batches", "train", "validation"):
+        reader = EventAccumulator(str(tmp_path / run)).Reload()
+        for tag in reader.Tags()["scalars"]:
+            assert reader.SummaryMetadata(tag).summary_description, tag
+
+
+class SlowStep(keras.Model):
+    """Its train step takes 20 ms."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+
+    def call(self, x):
+        return self.dense(x)
+
+    def train_step(self, data):
+        with tf.control_dependencies([tf.numpy_function(_wait, [data[0]], tf.float32)]):
+            return super().train_step((tf.identity(data[0]), data[1]))
+
+
+def _wait(x):
+    time.sleep(0.02)
+    return x
+
+
+def test_share_of_data_wait_tells_slow_data_from_a_slow_step(tmp_path):
+    data = tf.data.Dataset.from_tensor_slices(arrays()).batch(4).repeat(3)
+    slow_data = data.map(lambda x, y: (tf.ensure_shape(tf.numpy_function(_wait, [x], x.dtype), x.shape), y))
+    slow_step = SlowStep()
+    slow_step.compile("adam", "mse")
+    share = {}
+    for name, model, batches in (("slow data", small_model(), slow_data), ("slow step", slow_step, data)):
+        board = GlobalStepTensorBoard(tmp_path / name, update_freq=15, write_graph=False)
+        model.fit(batches, verbose=0, callbacks=[board], shuffle=False)
+        share[name] = curves(tmp_path / name)["batches", "time/data_wait_share"][-1][1]
+    assert share["slow data"] > 0.5 > share["slow step"]
+
+
+LIFE_WITH_A_CLOCK = """
+import os, pathlib, signal, sys
+import keras
+sys.path.insert(0, "tests")
+from small import arrays, fit, small_model
+from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard
+
+directory, now, kill_at = pathlib.Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+
+class World(keras.callbacks.Callback):
+    # a batch takes 1 s, what comes at its end 0.25 s, a validation 5 s
+    batches = 0
+    def on_train_batch_begin(self, batch, logs=None):
+        self.spend(1.0)
+    def on_train_batch_end(self, batch, logs=None):
+        self.spend(0.25)
+        self.batches += 1
+        self.last = now
+        if self.batches == kill_at:
+            print(now, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+    def on_test_begin(self, logs=None):
+        self.spend(5.0)
+    def spend(self, seconds):
+        global now
+        now += seconds
+
+board = GlobalStepTensorBoard(directory / "events", update_freq=10, write_graph=False)
+board._clock = board._time = lambda: now
+checkpoint = GlobalStepCheckpoint(directory / "{batch}.weights.h5", save_freq=4, resume=True, background=False)
+world = World()
+fit(small_model(), board, world, checkpoint, epochs=4, validation_data=arrays(2))
+print(world.last)
+"""
+
+
+@pytest.mark.slow
+def test_goodput_over_three_lives_is_what_the_clock_says(tmp_path):
+    now = 1000.0
+    # Kills come after batch 11, of which 8 are kept, and after 17, of which 16 are.
+    for kill_at in (11, 17, 1000):
+        process = subprocess.run(
+            [sys.executable, "-c", LIFE_WITH_A_CLOCK, str(tmp_path), str(now), str(kill_at)],
+            cwd=ROOT, env={**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert process.stdout, process.stderr
+        ended = float(process.stdout)
+        now = ended + 30  # until it is started again
+    found = curves(tmp_path / "events")
+    assert [step for step, _ in found["batches", "run/goodput"]] == [10, 20, 30, 40]
+    passed_at_batch_40 = ended - 0.25 - 1000
+    assert found["batches", "run/goodput"][-1][1] == pytest.approx(40 * 1.0 / passed_at_batch_40, rel=0.01)
+    assert found["batches", "run/restarts"][-1][1] == 2
+
+
+@pytest.mark.parametrize("batches", [4, (4, 6)])
+def test_a_profile_is_of_the_global_batches_asked_for(tmp_path, batches):
+    for epochs, begins in ((1, True), (2, False), (3, False)):
+        board = GlobalStepTensorBoard(tmp_path / "events", write_graph=False, profile_batch=batches)
+        fit(small_model(), GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5", resume=True), board, batches=3, epochs=epochs)
+        profiles = list((tmp_path / "events").rglob("*.xplane.pb"))
+        assert len(profiles) == (0 if begins else 1)
+    name = "batch_00004_to_00004" if batches == 4 else "batch_00004_to_00006"
+    assert profiles == [tmp_path / "events/batches/plugins/profile" / name / "rank-0.xplane.pb"]
+    assert profiles[0].stat().st_size > 1000
+
+
+WATCHED_RANK = """
+import os, sys
+import tensorflow as tf
+from recipes.mnist import main
+opened = []
+make = tf.summary.create_file_writer
+tf.summary.create_file_writer = lambda *args, **kwargs: opened.append(args) or make(*args, **kwargs)
+main(sys.argv[1:])
+print("opened", len(opened))
+"""
+
+
+@pytest.mark.slow
+def test_of_four_ranks_the_chief_alone_writes_and_speaks(tmp_path):
+    flags = ["--model", "mlp", "--epochs", 1, "--profile-batches", "3:4", "--log-secs", 0.01]
+    results = run_ranks(4, "-c", WATCHED_RANK, *flags, "--workdir", tmp_path)
+    for code, _, errors in results:
+        assert code == 0, errors
+    assert [out.splitlines()[-1] for _, out, _ in results] == ["opened 4", "opened 0", "opened 0", "opened 0"]
+    assert all(out.count("\n") == 1 for _, out, _ in results[1:])
+    events = sorted(path.relative_to(tmp_path / "tensorboard").parts[:-1] for path in tmp_path.rglob("events.out.*"))
+    assert events == [(), ("batches",), ("train",), ("validation",)]
+    assert [path.name for path in tmp_path.rglob("*.xplane.pb")] == ["rank-0.xplane.pb"]
+    found = curves(tmp_path / "tensorboard")
+    assert [step for step, _ in found["batches", "ranks/step_spread_ms"]] == [10, 20]
+    assert all(value in range(4) for _, value in found["batches", "ranks/slowest"])
+
+
+SLOW_RANK = """
+import sys, time
+import keras, tensorflow as tf
+from recipes.common import synchronous
+from recipes import mnist
+from callbacks.ranks import ranks
+build_model = mnist.build_model
+def with_a_slow_layer(*args):
+    model = build_model(*args)
+    call = model.call
+    def wait(x):
+        time.sleep(0.05 if ranks().rank == 1 else 0)
+        return x
+    model.call = lambda x, *args, **kwargs: call(tf.ensure_shape(tf.numpy_function(wait, [x], x.dtype), x.shape), *args, **kwargs)
+    return model
+mnist.build_model = with_a_slow_layer
+mnist.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_the_slowest_rank_is_named(tmp_path):
+    flags = ["--model", "mlp", "--epochs", 1, "--global-batch-size", 64, "--workdir", tmp_path]
+    for code, _, errors in run_ranks(2, "-c", SLOW_RANK, *flags):
+        assert code == 0, errors
+    found = curves(tmp_path / "tensorboard")
+    assert [value for _, value in found["batches", "ranks/slowest"]] == [1, 1]
+    assert all(30 < value < 5000 for _, value in found["batches", "ranks/step_spread_ms"])
+
+
+WITHOUT_TENSORBOARD = """
+import importlib.abc, sys
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] == "tensorboard":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+import importlib.util
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name == "tensorboard" else find_spec(name, package)
+from recipes.common.run import run
+from recipes.mnist import main
+run(lambda: main(sys.argv[1:]))
+"""
+
+
+def test_without_tensorboard_one_line_says_so_and_training_goes_on(tmp_path):
+    flags = ["--model", "mlp", "--epochs", "1", "--workdir", str(tmp_path)]
+    run = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TENSORBOARD, *flags], cwd=ROOT,
+        env={**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    lines = [line for line in run.stderr.splitlines() if "ensor" in line and "pip install" in line]
+    assert len(lines) == 1 and "pip install tensorboard" in lines[0], run.stderr
+    assert "trained on   22 batches" in run.stdout
+    assert steps(tmp_path / "tensorboard", "batches", "batch_loss") == [10, 20]
+
+
+def test_output_in_a_file_is_dated_lines_and_on_a_terminal_one_bar(tmp_path):
+    flags = ["-m", "recipes.mnist", "--model", "mlp", "--epochs", "2", "--log-secs", "0.001", "--save-freq", "10"]
+    code, out, _ = Process(*flags[2:], "--workdir", tmp_path / "file").finish()
+    lines = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  batch (\d+) of 44, .*", out, re.MULTILINE)
+    assert code == 0 and lines[-1] == "44" and len(lines) > 20 and "\x1b" not in out and "\r" not in out
+
+    terminal, inside = pty.openpty()
+    run = subprocess.Popen(
+        [sys.executable, *flags, "--workdir", str(tmp_path / "terminal")],
+        cwd=ROOT, env={**USER_ENVIRONMENT, "TERM": "xterm", "COLUMNS": "120"}, stdout=inside, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(inside)
+    shown = b""
+    with contextlib.suppress(OSError):  # that is how a terminal ends
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    assert run.wait() == 0
+    last = shown.decode().split("\r")
+    assert any(
+        "batch 44 of 44" in text and "samples/s" in text and "left" in text and "saved model_batch_at_000" in text for text in last
+    )
+    assert "Epoch 1/" not in shown.decode() and not re.search(r"\d{4}-\d\d-\d\d \d\d:", shown.decode())
