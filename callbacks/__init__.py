@@ -7,6 +7,7 @@ from callbacks.batch_aware import BatchAwareCheckpoint
 from callbacks.checkpoint import GlobalStepCheckpoint
 from callbacks.counters import Counters, Counts, counters_of
 from callbacks.errors import CheckpointWriteError, InputError
+from callbacks.preemption import Preempted, catch_signals
 from callbacks.restoring import Checkpoint, latest_checkpoint, restore
 from callbacks.tensorboard import GlobalStepTensorBoard
 
@@ -19,6 +20,8 @@ __all__ = [
     "GlobalStepCheckpoint",
     "GlobalStepTensorBoard",
     "InputError",
+    "Preempted",
+    "catch_signals",
     "counters_of",
     "latest_checkpoint",
     "restore",

@@ -8,8 +8,8 @@ import warnings
 
 import keras
 
-from callbacks import files, retention, state, steering
-from callbacks.counters import Counts, counters_of
+from callbacks import files, preemption, retention, state, steering
+from callbacks.counters import Counts, components, counters_of
 from callbacks.errors import InputError
 from callbacks.lock import Lock
 from callbacks.ranks import ranks
@@ -17,6 +17,8 @@ from callbacks.restoring import Checkpoint, latest_checkpoint, metrics_of, named
 from callbacks.running_fit import running_fit
 from callbacks.template import FIELDS, Template
 from callbacks.writer import Writer
+
+TIME_TO_LEAVE = 10  # seconds that a run needs beside the save, to agree with other ranks and to end
 
 
 class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
@@ -101,6 +103,8 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         self._epoch_save_is_due = False
         self._waits_for_metrics = False
         self._validated: dict[str, float] = {}
+        self._trains = False
+        self._metrics_of_epoch: list = []
 
     best: float | None  # of the monitored metric
 
@@ -109,6 +113,7 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         self._counters = counters_of(model)
 
     def on_train_begin(self, logs=None):
+        preemption.training_begins()
         fit = running_fit(self)
         self._callbacks = fit.callbacks
         self._check_alone()
@@ -126,11 +131,17 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         self._counters.when_trained(self._finish)
         if self.template.metrics:
             self._counters.before_first_batch(lambda names: self._check_metrics(names, fit.validates))
+        self._trains = True
 
     def on_epoch_begin(self, epoch, logs=None):
         self._give_back()
         self._save_if_epoch_ended()
+        self._leave_if_asked()
         self._counters.begin_epoch(epoch)
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch:  # here, and not at the end of the batch before, where some callbacks have yet to see that batch
+            self._leave_if_asked()
 
     def on_train_batch_end(self, batch, logs=None):
         self._counters.logs = logs or {}
@@ -140,6 +151,21 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
             self._plan_next_save()
         elif self.save_secs is not None and ranks().any(ranks().is_chief and self._clock() - self._last_time >= self.save_secs):
             self._save()
+        self._ask_before_job_ends()
+
+    def on_test_begin(self, logs=None):
+        if self._trains:
+            self._leave_if_asked()
+            self._metrics_of_epoch = self._metric_parts()
+
+    def on_test_batch_end(self, batch, logs=None):
+        if self._trains and ranks().asked_to_leave():
+            # Validation is done again by the next run; until then the epoch's own metrics are those of its training.
+            for variable, values in zip(self.model.metrics_variables, self._metrics_of_epoch, strict=True):
+                parts = self.model.distribute_strategy.experimental_local_results(variable._value)
+                for part, value in zip(parts, values, strict=True):
+                    part.assign(value)
+            self._leave_if_asked()
 
     def on_epoch_end(self, epoch, logs=None):
         self._counters.end_epoch()
@@ -151,6 +177,7 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         self._waits_for_metrics = False
 
     def on_train_end(self, logs=None):
+        self._trains = False
         self.model._initial_epoch = None
         if self.model.optimizer is None:  # then Keras finalizes nothing, and nobody has called this
             self._finish()
@@ -169,7 +196,7 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         _prepare_directory(self.template.directory)
         self._lock = Lock(self.template.text, self.template.directory)
         self._lock.acquire()
-        files.sweep(self.template)
+        files.sweep(self.template, self._lock.taken_from)
 
     def _resume(self):
         self.resumed_from = self._restored = None
@@ -212,9 +239,35 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         """After the last batch: what is still due, and a last save unless that state was just saved."""
         self._give_back()
         self._save_if_epoch_ended()
+        self._save_if_trained()
+
+    def _save_if_trained(self):
         saved = self._last_saved.batch if self._last_saved else 0
         if not self.save_best_only and self._counters.reached(saved + 1):
             self._save()
+
+    def _leave_if_asked(self):
+        """Saves and leaves where any rank was asked to; all ranks come here after the same batch, or none."""
+        code = ranks().asked_to_leave()
+        if not code:
+            return
+        self._save_if_trained()
+        self._writer.finish()
+        ranks().settle()
+        ranks().barrier()
+        if ranks().is_chief:
+            self._lock.release()
+        preemption.ignore_signals()
+        raise preemption.Preempted(code, self.newest)
+
+    def _ask_before_job_ends(self):
+        """A save that the job's end would cut off is not begun: the run leaves while there is still time for one."""
+        left = preemption.seconds_left()
+        if left is not None and left < TIME_TO_LEAVE + 2 * self._writer.slowest:
+            preemption.ask(preemption.WARNED)
+
+    def _metric_parts(self):
+        return [components(self.model.distribute_strategy, variable) for variable in self.model.metrics_variables]
 
     def _save(self):
         metrics = {**self._validated, **self._counters.logs}
@@ -240,7 +293,7 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         counts = snapshot.counts
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         trailer = files.Trailer(counts.batch, counts.step, counts.epoch, counts.samples)
-        size = files.commit(path, trailer, lambda temporary: state.write(self.model, snapshot, temporary))
+        size = files.commit(path, trailer, lambda temporary: state.write(self.model, snapshot, temporary), self._lock.check)
         self._counters.saving.seconds += time.monotonic() - began
         self._counters.saving.size += size
         if self.verbose:

@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-from callbacks.lock import SILENCE, is_running
+from callbacks.lock import SILENCE, Owner, is_running
 from callbacks.template import Template
 
 _MAGIC = b"GSTEP\x00\x00\x01"
@@ -53,7 +53,7 @@ class Trailer:
     samples: int
 
 
-def commit(path: str, trailer: Trailer, write: Callable[[str], None]) -> int:
+def commit(path: str, trailer: Trailer, write: Callable[[str], None], check: Callable[[], None] = lambda: None) -> int:
     """Writes a checkpoint so that it is either not there or whole, whenever the process or the machine dies.
 
     Everything goes to a hidden file beside the target, which is flushed to the disk and then renamed over it: a rename
@@ -63,6 +63,8 @@ def commit(path: str, trailer: Trailer, write: Callable[[str], None]) -> int:
         path: the file to make or to replace.
         trailer: the counters to seal it with.
         write: called with the hidden file's name, writes a file of Keras there.
+        check: called before the rename; raises if this process may not commit any more. Whoever takes over from a process then
+            removes its hidden file (`sweep`), so that no rename can come after a check that was true once.
 
     Returns:
         The file's size in bytes.
@@ -76,6 +78,7 @@ def commit(path: str, trailer: Trailer, write: Callable[[str], None]) -> int:
     try:
         write(temporary)
         size = seal(temporary, trailer)
+        check()
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -92,10 +95,14 @@ def temporary_name(name: str) -> str:
     return f".tmp-{os.getpid()}@{socket.gethostname()}@{name}"
 
 
-def sweep(template: Template) -> None:
+def sweep(template: Template, fenced: Owner | None = None) -> None:
     """Removes what dead processes have left of writes under this template; what a living one writes stays.
 
     A process of another host counts as dead when its file has not grown for as long as a silent lock takes to die.
+
+    Args:
+        template: whose files.
+        fenced: a process whose lock was taken: it may live, and writes for nothing.
     """
     for path in glob.iglob(os.path.join(os.path.dirname(template.pattern), ".tmp-*")):
         parent, hidden = os.path.split(path)
@@ -103,7 +110,9 @@ def sweep(template: Template) -> None:
         if not found or not template.matches(os.path.join(parent, found["name"])):
             continue
         with contextlib.suppress(FileNotFoundError):
-            if os.path.abspath(path) not in _in_flight and _is_stale(path, int(found["pid"]), found["host"]):
+            pid, host = int(found["pid"]), found["host"]
+            is_fenced = fenced is not None and (pid, host) == (fenced.pid, fenced.host)
+            if os.path.abspath(path) not in _in_flight and (is_fenced or _is_stale(path, pid, host)):
                 os.unlink(path)
 
 

@@ -53,6 +53,10 @@ class Owner:
         )
 
 
+class LockLost(RuntimeError):
+    """The lock was taken from this process while it lived."""
+
+
 class Lock:
     """The lock of a template: a hidden file beside its checkpoints.
 
@@ -67,6 +71,7 @@ class Lock:
         self.path = os.path.join(directory, f".lock-{name}")
         self._released = threading.Event()
         self._owner: Owner | None = None
+        self.taken_from: Owner | None = None  # whoever held it before, and counts as dead, but may not know that
 
     def acquire(self) -> None:
         """Takes the lock, from a dead holder too, and keeps showing a sign of life until `release`.
@@ -81,6 +86,7 @@ class Lock:
                 f"{self._template} is in use by another run: process {holder.pid} on {holder.host}, since {holder.since}. "
                 f"Stop it, or use another template or directory. (It counts as dead after {SILENCE} s without a sign of life.)"
             )
+        self.taken_from = holder
         if not self._write(mine) or self._read() != mine:  # somebody else took it from the dead at the same moment
             raise InputError(f"{self._template} was taken by another run at this very moment. Use another template or directory.")
         self._owner = mine
@@ -88,6 +94,18 @@ class Lock:
         self._released.clear()
         threading.Thread(target=self._show_life, name="checkpoint-lock", daemon=True).start()
         atexit.register(self.release)
+
+    def check(self) -> None:
+        """To be called before anything of the run is changed.
+
+        Raises:
+            LockLost: if somebody else has taken the lock: this process was taken for dead.
+        """
+        holder = self._read()
+        if holder is None:
+            raise LockLost(f"the lock {self.path} is gone, so a later life of this run has begun and ended")
+        if holder != self._owner:
+            raise LockLost(f"process {holder.pid} on {holder.host}, a later life of this run, has taken over at {holder.since}")
 
     def release(self) -> None:
         """Gives the lock back, if it is still ours; more than once does no harm."""
@@ -102,8 +120,9 @@ class Lock:
 
     def _show_life(self):
         while not self._released.wait(_HEARTBEAT):
-            with contextlib.suppress(OSError):
-                os.utime(self.path)
+            if self._read() == self._owner:
+                with contextlib.suppress(OSError):
+                    os.utime(self.path)
 
     def _read(self):
         try:

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 import keras
 import tensorflow as tf
 
+from callbacks import preemption
+
 Value = TypeVar("Value")
 
 
@@ -50,6 +52,13 @@ class Ranks:
         """Whether any rank has raised its flag."""
         return flag
 
+    def asked_to_leave(self) -> int:
+        """The exit code with which any rank was asked to leave (`callbacks.preemption`), or 0.
+
+        Not a collective: ranks learn of it along with what they tell each other anyway, all of them after the same batch.
+        """
+        return preemption.asked()
+
     def give_chiefs_values(self, variables: Sequence[keras.Variable]) -> None:
         """Assigns the chief's value to each variable, on every rank.
 
@@ -67,6 +76,17 @@ class Ranks:
         Raises:
             RanksDiffer: if the values of the call before differed.
         """
+
+    def settle(self) -> None:
+        """Finishes the check that `expect_equal` has begun.
+
+        Raises:
+            RanksDiffer: if the values differ.
+        """
+
+    def barrier(self) -> None:
+        """Waits until every rank has come here."""
+        self.gather(None)
 
     def on_chief(self, act: Callable[[], Value]) -> Value:
         """Has the chief do something: every rank gets what it returned, or raises what it raised."""

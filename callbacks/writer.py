@@ -28,6 +28,7 @@ class Writer:
         self._executor = ThreadPoolExecutor(1, "checkpoint-writer") if background else None
         self._in_flight: Future | None = None
         self._path = ""
+        self.slowest = 0.0  # seconds that the longest write has taken
 
     def make_room(self, reason: str) -> None:
         """Waits for the save in flight, if there is one, and says that training stood still.
@@ -66,7 +67,9 @@ class Writer:
         def timed():
             began = time.monotonic()
             size = write()
-            return size, time.monotonic() - began
+            seconds = time.monotonic() - began
+            self.slowest = max(self.slowest, seconds)
+            return size, seconds
 
         self._path = path
         if self._executor:

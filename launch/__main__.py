@@ -11,7 +11,7 @@ from launch.errors import LaunchError
 from launch.follower import Follower
 from launch.node import Node
 from launch.ports import Ports
-from launch.signals import Signals, Stopped
+from launch.signals import Signals, Stopped, ignore_late_signals
 from launch.supervisor import supervise
 from launch.world import Layout
 
@@ -106,4 +106,6 @@ def _worker_ports(plan, ports):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    ignore_late_signals()
+    sys.exit(code)

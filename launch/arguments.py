@@ -323,6 +323,11 @@ def _filter(text, per_node):
     return frozenset(map(int, ranks))
 
 
+def first_node(nodes: str) -> str:
+    """The first name of a list as Slurm writes them: of `node[1-4,7],m2` it is `node1`."""
+    return "".join(re.findall(r"([^\[,]+)(?:\[(\w+)[^\]]*\]([^,]*))?", nodes)[0])
+
+
 def _slurm(environment):
     """What an srun step says of its nodes; nothing outside of one, where the same variables describe the allocation."""
     if "SLURM_STEP_ID" not in environment or environment.get("SLURM_STEP_NUM_NODES", "1") == "1":
@@ -334,11 +339,10 @@ def _slurm(environment):
         )
     array = environment.get("SLURM_ARRAY_JOB_ID")  # elements of an array differ in their job id, and in this too
     job = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]
-    first = re.findall(r"([^\[,]+)(?:\[(\w+)[^\]]*\]([^,]*))?", environment["SLURM_STEP_NODELIST"])[0]
     return {
         "nodes": nodes,
         "node": environment["SLURM_NODEID"],
-        "address": "".join(first),  # of node[1-4,7]: node1
+        "address": first_node(environment["SLURM_STEP_NODELIST"]),
         "run_id": f"{job}.{environment.get('SLURM_RESTART_COUNT', '0')}",
     }
 

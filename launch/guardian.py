@@ -58,16 +58,17 @@ class Rank:
         number: the rank.
         command, environment: what it executes, and with what.
         stream: where its output goes.
+        ignored: signals that it ignores until it has a handler.
     """
 
-    def __init__(self, number: int, command: list[str], environment: dict[str, str], stream: Stream):
+    def __init__(self, number: int, command: list[str], environment: dict[str, str], stream: Stream, ignored: list[int]):
         self.number = number
         self.stream = stream
         self.held: set[int] = set()  # signals that it gets when it has a handler for them
         self.story: dict[str, Any] | None = None  # how it ended
         self._progress = os.memfd_create("progress")
         channel = {world.PROGRESS: f"/proc/{os.getpid()}/fd/{self._progress}"}
-        self.pid = processes.spawn(command, environment | channel, stream.writer)
+        self.pid = processes.spawn(command, environment | channel, stream.writer, ignored)
         os.close(stream.writer)
         self.pidfd = processes.open_pidfd(self.pid)
         self.alive_at = time.monotonic()
@@ -106,6 +107,8 @@ class Guardian:
         self._ranks: list[Rank] = []
         self._selector = selectors.DefaultSelector()
         self._selector.register(link, selectors.EVENT_READ, self._obey)
+        # Slurm signals every process of a step. A launcher that was started deaf to warnings starts ranks that are, at first.
+        self._ignored = [int(number) for number in WAITS_FOR_HANDLER if signal.getsignal(number) == signal.SIG_IGN]
         woken = _wake_up_at_exits()
         self._selector.register(woken, selectors.EVENT_READ, functools.partial(woken.recv, 4096))
         self._kill_at: float | None = None
@@ -165,7 +168,7 @@ class Guardian:
         base = {name: value for name, value in os.environ.items() if name != world.SECRET}
         for each in ranks:
             stream = Stream(each["rank"], each["log"], self._terminal if each["shown"] else None)
-            rank = Rank(each["rank"], each["command"], base | each["environment"], stream)
+            rank = Rank(each["rank"], each["command"], base | each["environment"], stream, self._ignored)
             self._ranks.append(rank)
             self._selector.register(stream.reader, selectors.EVENT_READ, functools.partial(self._read, rank))
             if rank.pidfd is not None:

@@ -22,13 +22,14 @@ def become_subreaper() -> None:
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
-def spawn(command: list[str], environment: Mapping[str, str], output: int) -> int:
+def spawn(command: list[str], environment: Mapping[str, str], output: int, ignored: Iterable[int] = ()) -> int:
     """Starts a rank: in a process group of its own, killed when this process dies, reading nothing.
 
     Args:
         command: what to execute, the first an absolute path.
         environment: all of its environment.
         output: descriptor for its standard output and error.
+        ignored: signals that it ignores until it has a handler; the others have their default effect.
 
     Returns:
         Its process id, which is its group's too.
@@ -47,7 +48,7 @@ def spawn(command: list[str], environment: Mapping[str, str], output: int) -> in
         if os.getppid() != parent:  # it died before the call above
             os._exit(CANNOT_EXECUTE)
         for number in (*FORWARDED, *IGNORED_BY_PYTHON, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)

@@ -50,5 +50,11 @@ class Signals:
             raise Stopped(number)
 
 
+def ignore_late_signals() -> None:
+    """The exit code is decided: a signal to a Python that is about to end would change it."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _caught(number, frame):
     pass

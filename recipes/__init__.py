@@ -1,7 +1,9 @@
 """Training recipes: plain scripts, each started as `python -m recipes.NAME`."""
 
 import os
+import signal
 import tempfile
+import threading
 
 
 def _import_tensorflow_quietly():
@@ -26,4 +28,12 @@ def _import_tensorflow_quietly():
             os.close(terminal)
 
 
+def _leave_when_warned():
+    """A warning while TensorFlow is imported, which takes seconds, is answered as one that comes before training."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, lambda number, frame: os._exit(75))  # callbacks.preemption.WARNED, not imported yet
+
+
+if threading.current_thread() is threading.main_thread():
+    _leave_when_warned()
 _import_tensorflow_quietly()

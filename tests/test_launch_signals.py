@@ -49,6 +49,14 @@ def test_usr1_waits_until_a_rank_that_is_still_importing_has_its_handler(launch)
     assert run.file("heard-0") == str(int(signal.SIGUSR1))
 
 
+def test_ranks_of_a_launcher_that_was_started_deaf_to_a_warning_survive_it_until_they_are_ready(launch):
+    """Slurm signals every process of a step, also those that are just starting."""
+    deaf = ("sh", "-c", 'trap "" USR1 USR2; exec "$@"', "sh")
+    run = launch("--nproc-per-node", "2", *sh("kill -USR1 $$; kill -USR2 $$; echo alive"), prefix=deaf)
+    assert run.finish()[0] == 0
+    assert [run.log(rank) for rank in range(2)] == ["alive\n"] * 2
+
+
 def test_ranks_that_do_not_end_within_the_grace_are_killed(launch):
     run = launch("--nproc-per-node", "2", "--grace", "1", *sh('trap "" TERM; touch ready-$RANK; while :; do sleep 0.1; done'))
     _wait_for_ranks(run, "ready")

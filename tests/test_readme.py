@@ -13,10 +13,10 @@ README = (ROOT / "README.md").read_text()
 
 
 def commands():
-    """Every line of a bash block that starts a recipe, without its comment."""
+    """Every line of a bash block that starts a recipe, but for Slurm's, without its comment."""
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if "-m recipes." in line]
+    return [line for line in lines if "-m recipes." in line and not line.startswith("sbatch")]
 
 
 def run(line, directory, *more):

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from callbacks import preemption
 from callbacks.ranks import Ranks, RanksDiffer
 
 # Horovod has no reduction of these; the wider type holds all their values.
@@ -27,9 +28,16 @@ class HorovodRanks(Ranks):
     def __init__(self):
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")  # ms; the default of 1 ms is what a small model would wait for
         hvd.init()
+        preemption.training_begins()  # the others would wait for a rank that leaves on its own
+        with tf.device("/cpu:0"):  # why a rank was asked to leave: warned, ended
+            self._reasons = {
+                code: tf.constant([code == preemption.WARNED, code == preemption.ENDED], tf.float64)
+                for code in (0, preemption.WARNED, preemption.ENDED)
+            }
         self.rank, self.size = hvd.rank(), hvd.size()
         self._checksums = ThreadPoolExecutor(1, "checksums")
         self._expected: tuple[str, list[str], Future] | None = None
+        self._asked_to_leave = 0
 
     def gather(self, value: Any) -> list[Any]:
         return hvd.allgather_object(value, name="gather")
@@ -49,6 +57,20 @@ class HorovodRanks(Ranks):
         """
         return _reduce(tensors, hvd.Average, name)
 
+    def average_logs(self, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+        """The mean of each value over all ranks. Whether a rank was asked to leave travels along, in the same message.
+
+        Args:
+            values: of float64.
+        """
+        *means, reasons = self.average([*values, self._reasons[preemption.asked()]], "logs")
+        warned, ended = reasons.numpy()
+        self._asked_to_leave = preemption.WARNED if warned else preemption.ENDED if ended else 0
+        return means
+
+    def asked_to_leave(self) -> int:
+        return self._asked_to_leave
+
     def total(self, tensors: Sequence[tf.Tensor], name: str) -> list[Any]:
         """The sum of each tensor over all ranks."""
         return _reduce(tensors, hvd.Sum, name)
@@ -63,11 +85,6 @@ class HorovodRanks(Ranks):
         self._expected = when, list(values), self._checksums.submit(lambda: [_checksum(value) for value in values.values()])
 
     def settle(self) -> None:
-        """Waits for the checksums that `expect_equal` has begun, and compares them.
-
-        Raises:
-            RanksDiffer: on every rank, if one holds other values.
-        """
         if self._expected is None:
             return
         (when, names, sums), self._expected = self._expected, None

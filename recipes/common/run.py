@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from callbacks import CheckpointWriteError, InputError
+from callbacks import CheckpointWriteError, InputError, Preempted, catch_signals
+from callbacks.preemption import ignore_signals
 from callbacks.ranks import RanksDiffer
 from launch.world import read_world
 
@@ -22,12 +23,16 @@ _LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection 
 def run(main: Callable[[], None]) -> None:
     """Runs a recipe's `main` and leaves the process with its exit code.
 
-    0 done; 2 bad input; 130 Ctrl-C; 1 a checkpoint could not be written, the ranks differ, or another rank has ended. Anything
-    else fails with a traceback.
+    0 done; 2 bad input; 75 stopped by USR1 or USR2 and 143 by TERM, after a saved checkpoint; 130 Ctrl-C; 1 a checkpoint could
+    not be written, the ranks differ, or another rank has ended. Anything else fails with a traceback.
     """
     warnings.showwarning = _show_warning
+    catch_signals()
     try:
         main()
+    except Preempted as left:
+        print(f"stopped      the same command goes on from {left.path or 'the beginning'}", flush=True)
+        raise
     except InputError as error:
         _give_way(chief_too=False)  # what is wrong mostly is so on all ranks, and one line is enough
         sys.exit(_say(error, BAD_INPUT))
@@ -40,6 +45,8 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(_say("another rank has ended; what it said last tells why", FAILED))
     except KeyboardInterrupt:
         sys.exit(_say("interrupted; the same command goes on from the newest checkpoint", INTERRUPTED))
+    finally:
+        ignore_signals()
 
 
 def _give_way(*, chief_too):

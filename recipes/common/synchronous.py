@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _AVERAGED = "batches_averaged"  # attribute of an optimizer that averages: how often it has
 _ATTRIBUTE = "_synchronous_training"
+_VALIDATION_BATCHES = 16  # between two looks at whether any rank was asked to leave; in training each batch tells
 
 
 def averaging(optimizer: keras.optimizers.Optimizer, ranks: "HorovodRanks") -> keras.optimizers.Optimizer:
@@ -81,6 +82,15 @@ class Synchronous(keras.callbacks.Callback):
         if not hasattr(model, _ATTRIBUTE):
             setattr(model, _ATTRIBUTE, _Training(model, self._ranks))
         getattr(model, _ATTRIBUTE).begin()
+
+    def on_test_begin(self, logs=None):
+        validation = getattr(self.model, "_eval_epoch_iterator", None)  # of a `fit`; None in an `evaluate` of its own
+        batches = self._ranks.gather(validation and validation.num_batches)
+        self._agrees_in_validation = None not in batches and len(set(batches)) == 1
+
+    def on_test_batch_end(self, batch, logs=None):
+        if self._agrees_in_validation and (batch + 1) % _VALIDATION_BATCHES == 0:
+            self._ranks.average_logs([])  # whether any rank was asked to leave
 
     def on_train_end(self, logs=None):
         getattr(self.model, _ATTRIBUTE).end()
@@ -191,7 +201,7 @@ class _Training:
 
     def _average(self, logs: dict) -> dict:
         flat = [tf.cast(value, tf.float64) for value in tf.nest.flatten(logs)]
-        return tf.nest.pack_sequence_as(logs, [value.numpy() for value in self._ranks.average(flat, "logs")])
+        return tf.nest.pack_sequence_as(logs, [value.numpy() for value in self._ranks.average_logs(flat)])
 
 
 def _refuse_what_differs(model: keras.Model, params: dict[str, Any], ranks: "HorovodRanks") -> None:

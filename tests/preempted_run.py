@@ -1,0 +1,43 @@
+"""A recipe that gets a real signal at an exact place, for the tests of preemption.
+
+python tests/preempted_run.py PLACE SIGNAL RANK FLAGS...
+
+PLACE is `begin`, when training begins; `train:N`, after batch N of the run; or `test:E`, after the first batch of the validation
+of epoch E. SIGNAL is sent three times. RANK: the only rank that gets it.
+"""
+
+import os
+import signal
+import sys
+
+from recipes import mnist
+from recipes.common.run import run
+
+
+class Signals(mnist.Report):
+    """The recipe's last callback, which sends the signal."""
+
+    def on_train_begin(self, logs=None):
+        super().on_train_begin(logs)
+        self._at("begin")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._at(f"train:{self._epoch * self._data.num_batches + batch + 1}")
+
+    def on_test_batch_end(self, batch, logs=None):
+        if batch == 0:
+            self._at(f"test:{self._epoch + 1}")
+
+    def _at(self, place):
+        if place == PLACE and os.environ.get("RANK", RANK) == RANK:
+            for _ in range(3):
+                os.kill(os.getpid(), signal.Signals[SIGNAL])
+
+
+if __name__ == "__main__":
+    PLACE, SIGNAL, RANK, *flags = sys.argv[1:]
+    mnist.Report = Signals
+    run(lambda: mnist.main(flags))

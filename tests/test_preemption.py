@@ -1,0 +1,157 @@
+"""A run that is asked to leave saves once, says with its exit code why it left, and goes on as if nothing had happened."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import keras
+import numpy as np
+import pytest
+from bare_ranks import run_ranks
+from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights
+
+from callbacks import GlobalStepCheckpoint, Preempted, preemption
+from callbacks.state import read_header
+from launch.processes import catches
+
+EPOCHS, LAST = 2, 178
+SCRIPT = ROOT / "tests" / "preempted_run.py"
+# Place, signal, the rank that hears it, exit code, and the batch of the newest checkpoint afterwards: in one process, and where
+# the ranks have to agree first, for which the next batch carries the message.
+LIVES = [
+    ("begin", "SIGUSR1", 1, 75, (None, 1)),
+    ("train:1", "SIGTERM", 0, 143, (1, 2)),
+    ("train:40", "SIGUSR2", 1, 75, (40, 41)),
+    ("test:1", "SIGUSR1", 0, 75, (89, 89)),
+    ("train:150", "SIGTERM", 1, 143, (150, 151)),
+]
+
+
+def name(batch):
+    return f"model_batch_at_{batch:05d}.weights.h5"
+
+
+def visible(workdir):
+    return sorted(path.name for path in (workdir / "checkpoints").iterdir())
+
+
+def run_one(*command):
+    environment = {**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    return [(result.returncode, result.stdout, result.stderr)]
+
+
+def start(strategy, *command):
+    """Runs a command in one process, or in two ranks: (exit code, standard output, standard error) of each."""
+    return run_ranks(2, *command) if strategy == "horovod" else run_one(*command)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["single", "mirrored", "horovod"])
+def test_a_run_that_is_asked_to_leave_again_and_again_ends_with_the_same_weights(tmp_path, strategy):
+    flags = ["--epochs", EPOCHS, "--save-freq", 1000, "--strategy", strategy, "--global-batch-size", 16]
+    flags += ["--virtual-devices", 2] if strategy == "mirrored" else []
+    for code, _, errors in start(strategy, "-m", "recipes.mnist", *flags, "--workdir", tmp_path / "whole"):
+        assert code == 0, errors
+
+    workdir, saved = tmp_path / "left", set()
+    several = strategy == "horovod"
+    for place, number, rank, expected, batches in LIVES:
+        batch = batches[several]
+        results = start(strategy, SCRIPT, place, number, rank if several else 0, *flags, "--workdir", workdir)
+        for code, _, errors in results:
+            assert code == expected, (place, errors)
+            assert "Traceback" not in errors
+        saved |= {name(batch)} if batch else set()
+        assert visible(workdir) == sorted(saved), place  # and no lock, and nothing half written
+        assert "the same command goes on from" in results[0][1]
+    results = start(strategy, "-m", "recipes.mnist", *flags, "--workdir", workdir)
+    assert results[0][0] == 0, results[0][2]
+    assert_same_end(tmp_path / "whole" / "checkpoints" / name(LAST), workdir / "checkpoints" / name(LAST))
+
+
+def assert_same_end(one, other):
+    """Weights, optimizer, counters, history, logs, and what each replica has for itself."""
+    assert_same_weights(one, other)
+    assert read_header(str(one)) == read_header(str(other))
+    for group in ("unsaved", "replicated", "metrics"):
+        with h5py.File(one, "r") as a, h5py.File(other, "r") as b:
+            a, b = a[f"global_step/{group}"], b[f"global_step/{group}"]
+            assert a.keys() == b.keys()
+            for i in a:
+                np.testing.assert_array_equal(a[i], b[i], err_msg=f"{group}/{i}")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 143)])
+def test_a_signal_before_training_ends_the_process_at_once_and_writes_nothing(recipe, tmp_path, number, code):
+    process = recipe("--workdir", tmp_path / "run").process
+    while not catches(process.pid, signal.SIGUSR1):
+        time.sleep(0.001)
+    process.send_signal(number)
+    assert process.wait(timeout=20) == code or (number == signal.SIGTERM and process.returncode == -signal.SIGTERM)
+    assert not (tmp_path / "run").exists()
+
+
+def test_signals_without_end_do_no_harm_while_the_process_ends(recipe, tmp_path):
+    process = recipe("--workdir", tmp_path, "--save-freq", 1, "--epochs", 100, "--model", "mlp").process
+    while not (tmp_path / "checkpoints" / name(30)).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    while process.poll() is None:
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR2):
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
+        time.sleep(0.001)
+    assert process.wait() == 75
+    assert not [file for file in os.listdir(tmp_path / "checkpoints") if file.startswith(".")]
+
+
+def test_an_earlier_life_that_is_still_alive_can_commit_nothing_any_more(recipe, tmp_path):
+    """Split brain: Slurm lost sight of a node and has requeued the job, while the old life is in the middle of a save."""
+    flags = ["--model", "mlp", "--epochs", 4, "--save-freq", 10, "--workdir", tmp_path]
+    checkpoints = tmp_path / "checkpoints"
+    old = recipe(*flags, env={"SLURM_JOB_ID": "7"})
+    while not any(checkpoints.glob(f".tmp-*@{name(20)}")):
+        assert old.process.poll() is None
+        time.sleep(0.0005)
+    old.process.send_signal(signal.SIGSTOP)
+    writes = any(checkpoints.glob(".tmp-*"))  # else the stop came after the rename, and the next save is the first that may not
+    code, out, errors = recipe(*flags, env={"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}).finish()
+    assert code == 0, errors
+    assert ("begins       from" in out) and (not writes or f"{name(10)}: batch 10" in out)
+    before = {path.name: path.stat() for path in checkpoints.iterdir()}
+    old.process.send_signal(signal.SIGCONT)
+    code, _, errors = old.finish()
+    assert code == 1
+    assert "a later life of this run has begun and ended" in errors or "No such file or directory" in errors
+    assert {path.name: path.stat() for path in checkpoints.iterdir()} == before
+
+
+def test_a_run_leaves_while_there_is_time_for_another_save_before_its_job_ends(tmp_path, monkeypatch):
+    monkeypatch.setattr(preemption, "_asked", 0)
+    monkeypatch.setattr(preemption, "_job_end", time.time() + 10_000)
+    checkpoint = GlobalStepCheckpoint(str(tmp_path / "{batch}.weights.h5"), save_freq=3, background=False)
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+
+    class Slow(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 4:
+                checkpoint._writer.slowest = 6000.0  # as if the last save had taken that long
+
+    with pytest.raises(Preempted) as left:
+        model.fit(np.zeros((32, 1)), np.zeros((32, 1)), batch_size=1, verbose=0, callbacks=[Slow(), checkpoint])
+    assert left.value.code == 75
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3.weights.h5", "5.weights.h5"]
+
+
+def test_a_job_that_ends_soon_is_left_after_the_first_batch(recipe, tmp_path):
+    process = recipe("--model", "mlp", "--workdir", tmp_path, env={"SLURM_JOB_END_TIME": str(int(time.time()) + 5)})
+    assert process.finish()[0] == 75
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [name(1)]

@@ -1,0 +1,243 @@
+"""What each event of Slurm does to a run: the table in slurm/README.md, on a real cluster with real training."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from random import Random
+
+import pytest
+from cluster import Cluster, require_slurm
+from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights, datasets
+from launching import need_horovod, wait_for
+
+from launch.arguments import first_node
+
+pytestmark = pytest.mark.slow
+HOROVOD, MIRRORED = ROOT / "slurm" / "horovod.sbatch", ROOT / "slurm" / "mirrored.sbatch"
+# One thread, because the ranks share the cores, and a sum's rounding depends on the number of threads.
+ENVIRONMENT = {"VENV": sys.prefix, "PYTHONPATH": str(ROOT), "TF_NUM_INTRAOP_THREADS": "1"}
+BATCHES = 22 * 20
+RECIPE = ["-m", "recipes.mnist", "--model", "mlp", "--epochs", 20, "--save-freq", 20]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """Three nodes; down again at the end."""
+    require_slurm()
+    need_horovod()
+    started = Cluster(Path(tempfile.mkdtemp(prefix="slurm-")), 3)
+    try:
+        started.start()
+        yield started
+    finally:
+        started.stop()
+        shutil.rmtree(started.root)
+
+
+def checkpoints(folder):
+    return sorted(path.name for path in (folder / "runs/mnist/checkpoints").glob("model*"))
+
+
+def last(folder):
+    return folder / "runs/mnist/checkpoints" / f"model_batch_at_{BATCHES:05d}.weights.h5"
+
+
+def wait_for_batch(folder, batch):
+    path = folder / "runs/mnist/checkpoints" / f"model_batch_at_{batch:05d}.weights.h5"
+    wait_for(path.exists, path, timeout=180)
+
+
+@pytest.fixture
+def submit(cluster, tmp_path):
+    """Submits a job of two nodes with one rank each, that a life of its own may interrupt."""
+
+    def start(*flags, script=HOROVOD, recipe=RECIPE, cwd=tmp_path, **env):
+        return cluster.submit(*flags, script, *recipe, cwd=cwd, env={**ENVIRONMENT, **env})
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def whole(cluster, tmp_path_factory):
+    """The folder of a job that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    job = cluster.submit("-N2", HOROVOD, *RECIPE, cwd=folder, env=ENVIRONMENT)
+    assert job.end() == "COMPLETED", job.output
+    assert job.restarts == 0
+    return folder
+
+
+def assert_as_if_nothing_had_happened(job, folder, whole, restarts=1):
+    assert job.end() == "COMPLETED", job.output
+    assert job.restarts == restarts, job.output
+    assert_same_weights(last(whole), last(folder))
+
+
+def test_two_nodes_of_two_ranks_make_the_files_of_a_single_run(submit, tmp_path):
+    recipe = [*RECIPE[:4], "--epochs", 4, "--save-freq", 20]
+    job = submit("-N2", recipe=recipe, NPROC_PER_NODE="2")
+    single = tmp_path / "single"
+    single.mkdir()
+    command = [sys.executable, *map(str, recipe)]
+    subprocess.run(command, cwd=single, env={**USER_ENVIRONMENT, **ENVIRONMENT}, check=True, capture_output=True)
+    assert job.end() == "COMPLETED", job.output
+    assert "horovod, 4 replicas" in job.output
+    assert checkpoints(tmp_path) == checkpoints(single)
+    assert sorted(path.name for path in (tmp_path / "runs/logs" / job.number).iterdir()) == [f"rank-{i}.log" for i in range(4)]
+    newest = Path("runs/mnist/checkpoints") / checkpoints(single)[-1]
+    a, b = datasets(single / newest), datasets(tmp_path / newest)
+    for key, value in a.items():
+        if value.dtype.kind == "f":
+            assert abs(b[key] - value).max() <= 1e-4 * max(abs(value).max(), 1e-30), key
+
+
+@pytest.mark.parametrize("name", ["USR1", "USR2"])
+def test_a_warning_saves_requeues_and_goes_on(submit, tmp_path, whole, name):
+    job = submit("-N2")
+    wait_for_batch(tmp_path, 40)
+    job.signal(name, "--batch")
+    assert_as_if_nothing_had_happened(job, tmp_path, whole)
+    assert "saved and left; it is requeued" in job.output
+
+
+def test_warnings_in_the_first_second_requeue_and_the_run_completes(submit, tmp_path):
+    recipe, newest, jobs = [*RECIPE[:4], "--epochs", 1], "runs/mnist/checkpoints/model_batch_at_00022.weights.h5", []
+    command = [sys.executable, *map(str, recipe)]
+    subprocess.run(command, cwd=tmp_path, env={**USER_ENVIRONMENT, **ENVIRONMENT}, check=True, capture_output=True)
+    for i in range(6):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        job = submit(script=HOROVOD if i % 2 else MIRRORED, recipe=recipe, cwd=folder)
+        job.wait_for_life(1)
+        time.sleep(i / 5)
+        job.signal("USR1", "--batch")
+        jobs.append((job, folder))
+    for job, folder in jobs:
+        assert job.end(400) == "COMPLETED", job.output
+        assert job.restarts == 1, job.output
+        assert_same_weights(tmp_path / newest, folder / newest)
+
+
+def test_a_cancelled_job_saves_and_stays_cancelled(submit, tmp_path, cluster):
+    job = submit("-N2")
+    wait_for_batch(tmp_path, 40)
+    cluster.run("scancel", job.number)
+    assert job.end() == "CANCELLED", job.output
+    wait_for(lambda: "the same command goes on from" in job.output, "the save")
+    assert job.restarts == 0
+    assert not [path for path in (tmp_path / "runs/mnist/checkpoints").iterdir() if path.name.startswith(".")]
+
+
+def test_a_crash_of_one_rank_fails_the_job(submit, tmp_path):
+    job = submit("-N2")
+    wait_for_batch(tmp_path, 40)
+    os.kill(rank_of(job, "1"), signal.SIGKILL)
+    assert job.end() == "FAILED", job.output
+    assert job.show("ExitCode") == "137:0"
+    assert job.restarts == 0
+
+
+def rank_of(job, rank):
+    """The process that is this rank of the job."""
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (path / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if {f"SLURM_JOB_ID={job.number}".encode(), f"RANK={rank}".encode()} <= set(environment):
+            return int(path.name)
+    raise AssertionError(f"no rank {rank}")
+
+
+def test_a_requeue_by_hand_saves_and_goes_on(submit, tmp_path, whole, cluster):
+    job = submit("-N2")
+    wait_for_batch(tmp_path, 40)
+    cluster.run("scontrol", "requeue", job.number)
+    assert_as_if_nothing_had_happened(job, tmp_path, whole)
+
+
+def test_a_node_that_goes_down_requeues_the_job(submit, tmp_path, whole, cluster):
+    job = submit("-N2")
+    wait_for_batch(tmp_path, 40)
+    node = cluster.run("scontrol", "show", "hostnames", job.show("NodeList")).split()[1]
+    cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    try:
+        assert_as_if_nothing_had_happened(job, tmp_path, whole)
+    finally:
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # it may have come back by itself
+
+
+def test_a_more_important_job_makes_it_leave_and_come_back(submit, tmp_path, whole, cluster):
+    job = submit("-N2")
+    wait_for_batch(tmp_path, 40)
+    urgent = cluster.submit("-N3", "--partition=urgent", "--exclusive", "--wrap=sleep 1", cwd=tmp_path)
+    assert urgent.end() == "COMPLETED"
+    assert_as_if_nothing_had_happened(job, tmp_path, whole)
+
+
+ENDLESS = [*RECIPE[:4], "--epochs", 1000000, "--save-freq", 500, "--keep-last", 2]
+
+
+def test_a_time_limit_makes_it_leave_in_time_and_come_back(submit, cluster):
+    job = submit("--time=1", "--signal=B:USR1@15", script=MIRRORED, recipe=ENDLESS)
+    job.wait_for_life(2, timeout=180)
+    assert "saved and left; it is requeued" in job.output
+    assert "DUE TO TIME LIMIT" not in job.output
+    wait_for(lambda: "begins       from runs/mnist" in job.output, "the second life", timeout=120)
+    cluster.run("scancel", job.number)
+    assert job.end() == "CANCELLED"
+
+
+def test_an_old_life_that_slurm_has_lost_sight_of_commits_nothing_any_more(submit, cluster, tmp_path):
+    job = submit(script=MIRRORED, recipe=ENDLESS)
+    wait_for_batch(tmp_path, 500)
+    node, old = job.show("NodeList"), rank_of(job, "0")
+    cluster.kill_slurmd(node)
+    try:
+        job.wait_for_life(2, timeout=120)
+        assert job.show("NodeList") != node
+        os.kill(old, 0)  # the old life goes on
+        wait_for(lambda: "a later life of this run, has taken over" in job.output, "the end of the old life", timeout=120)
+        wait_for(lambda: not Path(f"/proc/{old}").exists(), "the end of the old life")
+    finally:
+        cluster.start_node(node)
+    assert "begins       from runs/mnist" in job.output
+    cluster.run("scancel", job.number)
+    assert job.end() == "CANCELLED"
+    damaged = subprocess.run(
+        [sys.executable, "-m", "callbacks", "verify", tmp_path / "runs/mnist/checkpoints"], cwd=ROOT, check=False
+    )
+    assert damaged.returncode == 0
+
+
+def test_the_first_node_of_a_list_is_the_one_that_slurm_means(cluster):
+    random = Random(0)
+
+    def group():
+        digits = random.choice((1, 1, 3))
+        numbers = sorted(random.sample(range(1, 200), random.randrange(1, 5)))
+        parts = [
+            f"{n:0{digits}d}" if random.random() < 0.5 else f"{n:0{digits}d}-{n + random.randrange(5):0{digits}d}" for n in numbers
+        ]
+        name = random.choice(("n", "gpu", "rack1-node", "m2"))
+        return random.choice((f"{name}[{','.join(parts)}]", name, f"{name}{random.randrange(20)}"))
+
+    for nodes in ("n[1-3,7],m2", "gpu[001-016]", *(",".join(group() for _ in range(random.randrange(1, 4))) for _ in range(100))):
+        assert first_node(nodes) == cluster.run("scontrol", "show", "hostnames", nodes).split()[0], nodes
+
+
+def test_what_breaks_a_run_is_said_at_once(submit, tmp_path, cluster):
+    def said(*flags, **options):
+        job = submit(*flags, **options)
+        assert job.end() == "FAILED"
+        assert job.show("ExitCode") == "2:0"
+        return job.output
+
+    assert "mirrored.sbatch trains on one node. For 2: sbatch -N 2" in said("-N2", script=MIRRORED)
+    assert "one task runs on each node" in said("-N2", "-n3", "--ntasks-per-node=2")
+    assert "unevenly over 2 nodes. Use --gpus-per-node" in said("-N2", "--gpus=5")
