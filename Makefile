@@ -55,7 +55,7 @@ bench: $(BENCH_INSTALLED) ## run the benchmarks, or those that ARGS name; up to 
 watch: $(INSTALLED) ## TensorBoard on runs/, for this machine only
 	$(BIN)/python -m tensorboard.main --logdir runs --host 127.0.0.1
 
-picture: $(INSTALLED) ## make tensorboard.png again: a real run, and chromium-headless-shell from Debian
+picture: $(BENCH_INSTALLED) ## make tensorboard.png again: a real run, and chromium-headless-shell from Debian
 	$(BIN)/python -m benchmarks.picture
 
 clean: ## remove .venv and caches; runs/ stays

@@ -194,6 +194,7 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
 
     def _claim(self):
         _prepare_directory(self.template.directory)
+        files.finish_own(self.template)
         self._lock = Lock(self.template.text, self.template.directory)
         self._lock.acquire()
         files.sweep(self.template, self._lock.taken_from)
@@ -291,6 +292,9 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
     def _write(self, snapshot, path):
         began = time.monotonic()
         counts = snapshot.counts
+        if not os.path.isdir(self.template.directory):  # somebody has tidied up
+            os.makedirs(self.template.directory, exist_ok=True)
+            self._lock.renew()
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         trailer = files.Trailer(counts.batch, counts.step, counts.epoch, counts.samples)
         size = files.commit(path, trailer, lambda temporary: state.write(self.model, snapshot, temporary), self._lock.check)

@@ -35,7 +35,7 @@ _MAGIC = b"GSTEP\x00\x00\x01"
 _HEAD = struct.Struct(">8s5Q")
 _TRAILER_SIZE = _HEAD.size + hashlib.sha256().digest_size
 _CHUNK = 1 << 22
-_in_flight: set[str] = set()  # temporaries that this process is writing
+_in_flight: dict[str, str] = {}  # temporaries that this process is writing, and what each will be
 _TEMPORARY = re.compile(r"\.tmp-(?P<pid>\d+)@(?P<host>[^@]+)@(?P<name>.+)")
 
 
@@ -74,7 +74,7 @@ def commit(path: str, trailer: Trailer, write: Callable[[str], None], check: Cal
     """
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, temporary_name(name))
-    _in_flight.add(os.path.abspath(temporary))
+    _in_flight[os.path.abspath(temporary)] = path
     try:
         write(temporary)
         size = seal(temporary, trailer)
@@ -85,7 +85,7 @@ def commit(path: str, trailer: Trailer, write: Callable[[str], None], check: Cal
             os.unlink(temporary)
         raise
     finally:
-        _in_flight.discard(os.path.abspath(temporary))
+        del _in_flight[os.path.abspath(temporary)]
     _fsync_directory(directory or ".")
     return size
 
@@ -114,6 +114,12 @@ def sweep(template: Template, fenced: Owner | None = None) -> None:
             is_fenced = fenced is not None and (pid, host) == (fenced.pid, fenced.host)
             if os.path.abspath(path) not in _in_flight and (is_fenced or _is_stale(path, pid, host)):
                 os.unlink(path)
+
+
+def finish_own(template: Template) -> None:
+    """Waits for what this process itself still writes under this template: a fit that failed has left it in flight."""
+    while any(template.matches(path) for path in list(_in_flight.values())):
+        time.sleep(0.01)
 
 
 def _is_stale(path: str, pid: int, host: str) -> bool:
