@@ -29,11 +29,6 @@ class HorovodRanks(Ranks):
         os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")  # ms; the default of 1 ms is what a small model would wait for
         hvd.init()
         preemption.training_begins()  # the others would wait for a rank that leaves on its own
-        with tf.device("/cpu:0"):  # why a rank was asked to leave: warned, ended
-            self._reasons = {
-                code: tf.constant([code == preemption.WARNED, code == preemption.ENDED], tf.float64)
-                for code in (0, preemption.WARNED, preemption.ENDED)
-            }
         self.rank, self.size = hvd.rank(), hvd.size()
         self._checksums = ThreadPoolExecutor(1, "checksums")
         self._expected: tuple[str, list[str], Future] | None = None
@@ -57,16 +52,20 @@ class HorovodRanks(Ranks):
         """
         return _reduce(tensors, hvd.Average, name)
 
-    def average_logs(self, values: Sequence[tf.Tensor]) -> list[tf.Tensor]:
+    def average_logs(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The mean of each value over all ranks. Whether a rank was asked to leave travels along, in the same message.
 
         Args:
-            values: of float64.
+            values: of any shapes, the same on every rank.
         """
-        *means, reasons = self.average([*values, self._reasons[preemption.asked()]], "logs")
-        warned, ended = reasons.numpy()
+        code = preemption.asked()
+        sent = [number for value in values for number in value.ravel().tolist()]
+        sent += [code == preemption.WARNED, code == preemption.ENDED]
+        (mean,) = self.average([tf.constant(sent, tf.float64)], f"logs_{len(sent)}")
+        *numbers, warned, ended = mean.numpy()
         self._asked_to_leave = preemption.WARNED if warned else preemption.ENDED if ended else 0
-        return means
+        rest = iter(numbers)
+        return [np.array([next(rest) for _ in range(value.size)]).reshape(value.shape)[()] for value in values]
 
     def asked_to_leave(self) -> int:
         return self._asked_to_leave

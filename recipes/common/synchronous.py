@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from callbacks import InputError, counters_of
@@ -200,8 +201,8 @@ class _Training:
         return self._average(merged)  # a train step of the user's may log what is no metric
 
     def _average(self, logs: dict) -> dict:
-        flat = [tf.cast(value, tf.float64) for value in tf.nest.flatten(logs)]
-        return tf.nest.pack_sequence_as(logs, [value.numpy() for value in self._ranks.average_logs(flat)])
+        values = [np.asarray(value) for value in tf.nest.flatten(logs)]
+        return tf.nest.pack_sequence_as(logs, self._ranks.average_logs(values))
 
 
 def _refuse_what_differs(model: keras.Model, params: dict[str, Any], ranks: "HorovodRanks") -> None:
