@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from callbacks import InputError, counters_of
@@ -201,7 +200,7 @@ class _Training:
         return self._average(merged)  # a train step of the user's may log what is no metric
 
     def _average(self, logs: dict) -> dict:
-        values = [np.asarray(value) for value in tf.nest.flatten(logs)]
+        values = [tf.convert_to_tensor(value).numpy() for value in tf.nest.flatten(logs)]
         return tf.nest.pack_sequence_as(logs, self._ranks.average_logs(values))
 
 
