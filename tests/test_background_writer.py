@@ -48,7 +48,7 @@ def embedding_model(spe):
     return model
 
 
-@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+@pytest.mark.parametrize("suffix", [".weights.h5", pytest.param(".keras", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("replicas, spe", [(1, 1), (1, 4), (2, 1), (2, 4)])
 def test_a_file_written_while_training_goes_on_equals_one_written_at_once(tmp_path, strategy, gate, suffix, replicas, spe):
     """The write begins only when eight more batches have changed every variable."""

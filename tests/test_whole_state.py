@@ -93,7 +93,7 @@ def assert_same_end(one, other):
 MOMENTS = [0, 11, 12, 17]  # batches of the first life; with 11 the save is of the last batch of an epoch, with 12 its end is over
 
 
-@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+@pytest.mark.parametrize("suffix", [".weights.h5", pytest.param(".keras", marks=pytest.mark.slow)])
 def test_dropout_batchnorm_and_history_after_a_crash_at_any_batch(tmp_path, suffix):
     whole = train(compiled, list, tmp_path, "whole", suffix=suffix, epochs=2)
     for moment in MOMENTS:
@@ -178,7 +178,7 @@ def test_mixed_precision(tmp_path, policy):
     assert_same_end(whole, train(make, list, tmp_path, "crashed", epochs=2, save_freq=6, crash_after=17))
 
 
-@pytest.mark.parametrize("spe", [4, 5])
+@pytest.mark.parametrize("spe", [4, pytest.param(5, marks=pytest.mark.slow)])
 def test_steps_per_execution(tmp_path, spe):
     whole = train(lambda: compiled(spe=spe), list, tmp_path, "whole", epochs=2, save_freq=6)
     for moment in (1, 3):  # executions
