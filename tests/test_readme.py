@@ -36,7 +36,8 @@ def test_it_has_commands_of_every_kind():
     assert len(PLAIN) >= 2 and len(LAUNCHED) >= 2 and len(commands()) >= len(TRAIN) + 3
 
 
-@pytest.mark.parametrize("line", [*PLAIN, *(pytest.param(line, marks=pytest.mark.slow) for line in LAUNCHED)])
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [*PLAIN, *LAUNCHED])
 def test_a_command_trains(line, tmp_path):
     if line in LAUNCHED:
         need_horovod()

@@ -19,7 +19,8 @@ def moments(checkpoints, log):
     return [checkpoints.exists, inside_a_write_of(10), written(25), written(44), inside_a_write_of(70)]
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("single", marks=pytest.mark.slow), "mirrored"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["single", "mirrored"])
 def test_five_kills_and_restarts_end_with_the_same_weights(recipe, tmp_path, strategy):
     flags = ["--epochs", EPOCHS, "--strategy", strategy]
     flags += ["--virtual-devices", 2] if strategy == "mirrored" else []
@@ -50,6 +51,7 @@ def test_a_finished_run_started_again_trains_nothing_and_says_so(recipe, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_more_epochs_go_on_from_a_finished_run(recipe, tmp_path):
     flags = ["--model", "mlp", "--save-freq", "epoch"]
     assert recipe(*flags, "--epochs", 3, "--workdir", tmp_path / "whole").finish()[0] == 0

@@ -107,6 +107,7 @@ def killed(tmp_path_factory):
     return directory / "tensorboard"
 
 
+@pytest.mark.slow
 def test_three_kills_leave_the_curves_of_the_uninterrupted_run(killed, uninterrupted):
     assert [step for step, _ in uninterrupted["batches", "batch_loss"]] == [10, 20, 30, 40, 50, 60]
     assert [step for step, _ in uninterrupted["train", "epoch_loss"]] == [22, 44, 66]
@@ -116,6 +117,7 @@ def test_three_kills_leave_the_curves_of_the_uninterrupted_run(killed, uninterru
     assert [value for _, value in found["batches", "run/restarts"]][-1] == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--load_fast=true"], ["--load_fast=false"]], ids=["data server", "python"])
 def test_a_real_server_shows_the_same_curves(killed, uninterrupted, flags):
     assert_same_curves(served_curves(killed, *flags), uninterrupted)

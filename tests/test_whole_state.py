@@ -178,7 +178,8 @@ def test_mixed_precision(tmp_path, policy):
     assert_same_end(whole, train(make, list, tmp_path, "crashed", epochs=2, save_freq=6, crash_after=17))
 
 
-@pytest.mark.parametrize("spe", [4, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("spe", [4, 5])
 def test_steps_per_execution(tmp_path, spe):
     whole = train(lambda: compiled(spe=spe), list, tmp_path, "whole", epochs=2, save_freq=6)
     for moment in (1, 3):  # executions
