@@ -16,6 +16,8 @@ import pytest
 import tensorflow as tf
 from launching import launch  # noqa: F401, a fixture
 
+from callbacks.state import read_header
+
 ROOT = Path(__file__).parent.parent
 DEVICES = 4
 
@@ -107,6 +109,13 @@ def datasets(path):
 
         file.visititems(visit)
     return found
+
+
+def lasting_header(path):
+    """What a checkpoint tells beside its arrays, without the seconds that training has taken."""
+    header = read_header(str(path))
+    header["callbacks"].pop("GlobalStepTensorBoard-1", None)
+    return header
 
 
 def assert_same_weights(one, other):

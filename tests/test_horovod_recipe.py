@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 from bare_ranks import bare_ranks, run_ranks
-from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights, datasets
+from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights, datasets, lasting_header
 from launching import need_horovod
 
 from callbacks import InputError, latest_checkpoint
@@ -133,7 +133,7 @@ def assert_same_rest(one, other):
     for path in (one, other):
         with h5py.File(path, "r") as file:
             assert len(file["global_step/replicated/0"]) == 2  # of each rank
-    assert read_header(str(one)) == read_header(str(other))
+    assert lasting_header(one) == lasting_header(other)
     for group in ("unsaved", "replicated", "metrics"):
         with h5py.File(one, "r") as a, h5py.File(other, "r") as b:
             a, b = a[f"global_step/{group}"], b[f"global_step/{group}"]
