@@ -1,6 +1,7 @@
 """What tests share: real processes that run recipes, and four CPU devices in the test process itself."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -39,6 +40,17 @@ def fresh_keras(request):
     keras.utils.set_random_seed(0)
     yield
     keras.mixed_precision.set_global_policy("float32")
+
+
+@pytest.fixture(autouse=True)
+def same_signals():
+    """A recipe's `run` catches signals, and ignores them when it ends; the next test's processes would inherit that."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    signal.set_wakeup_fd(-1)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture
