@@ -16,8 +16,9 @@ import numpy as np
 
 from callbacks import InputError
 from recipes.common.arguments import checkpoint_callback, parse, recipe_parser
-from recipes.common.data import Arrays, training_data, validation_data
+from recipes.common.data import Arrays, batches_per_epoch, training_data, validation_data
 from recipes.common.distribution import get_distribution
+from recipes.common.learning_rate import constant_learning_rate
 from recipes.common.report import Report
 from recipes.common.run import run
 from recipes.common.status import Status
@@ -124,8 +125,9 @@ def main(argv: Sequence[str] | None = None) -> keras.Model:
     distribution = get_distribution(args)
     with distribution.scope():
         model = build_model(args.model, train.x.shape[1:])
+        learning_rate = constant_learning_rate(args, batches_per_epoch(train, args.global_batch_size))
         model.compile(
-            optimizer=distribution.optimizer(keras.optimizers.Adam(args.learning_rate)),
+            optimizer=distribution.optimizer(keras.optimizers.Adam(learning_rate)),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             metrics=["accuracy"],
             steps_per_execution=args.steps_per_execution,

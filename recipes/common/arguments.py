@@ -17,14 +17,21 @@ class Parser(argparse.ArgumentParser):
 
 
 def recipe_parser(
-    name: str, description: str, *, epochs: int, global_batch_size: int, learning_rate: float
+    name: str,
+    description: str,
+    *,
+    epochs: int,
+    global_batch_size: int,
+    learning_rate: float,
+    base_batch_size: int | None = None,
+    warmup_epochs: float = 0.0,
 ) -> argparse.ArgumentParser:
     """The flags of all recipes, with this recipe's defaults.
 
     Args:
         name: the recipe's module name, without `recipes.`.
         description: what `--help` says first.
-        epochs, global_batch_size, learning_rate: the defaults.
+        epochs, global_batch_size, learning_rate, base_batch_size, warmup_epochs: the defaults.
 
     Returns:
         A parser, for the recipe to add its own flags to. Read it with `parse`.
@@ -58,6 +65,20 @@ def recipe_parser(
         help="examples of one update over all replicas",
     )
     parser.add_argument("--learning-rate", type=positive(float), default=learning_rate, metavar="X", help="for the global batch")
+    parser.add_argument(
+        "--base-batch-size",
+        type=positive(int),
+        default=base_batch_size,
+        metavar="N",
+        help="the global batch that --learning-rate is for; the rate is scaled linearly to --global-batch-size",
+    )
+    parser.add_argument(
+        "--warmup-epochs",
+        type=not_negative,
+        default=warmup_epochs,
+        metavar="E",
+        help="the rate rises over the first E epochs, from the one before scaling, or from 0 without --base-batch-size",
+    )
     parser.add_argument("--save-freq", type=save_freq, default=50, metavar="N|epoch", help="global batches between checkpoints")
     parser.add_argument("--save-secs", type=positive(float), metavar="S", help="also save every S seconds")
     parser.add_argument(
@@ -131,6 +152,11 @@ def positive(kind):
 
     convert.__name__ = kind.__name__
     return convert
+
+
+def not_negative(text):
+    """An argparse type: a number, 0 or more."""
+    return 0.0 if float(text) == 0 else positive(float)(text)
 
 
 def save_freq(text):

@@ -1,8 +1,9 @@
-"""From arrays in memory to what `fit` reads: global batches in a seekable order, shared evenly by the replicas."""
+"""From samples with random access to what `fit` reads: global batches in a seekable order, shared evenly by the replicas."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import keras
 import numpy as np
@@ -13,7 +14,31 @@ from callbacks import InputError, counters_of
 from recipes.common.distribution import Distribution
 from recipes.common.order import shuffled
 
-_FETCHED_TOGETHER = 512  # samples; a call of a dataset's function costs as much as gathering a few hundred small ones
+Prepare = Callable[..., tuple[tf.Tensor, ...]]
+
+
+class Source(Protocol):
+    """A data set of which any sample can be had at once, by its number.
+
+    Attributes:
+        fetched_together: how many samples one `fetch` should be asked for: a call of a dataset's function costs as much as
+            gathering a few hundred small samples.
+    """
+
+    @property
+    def fetched_together(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, numbers: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Some samples, in the order asked for. Called while a dataset's function is traced.
+
+        Args:
+            numbers: int64 `[n]`, each in `[0, len)`.
+
+        Returns:
+            The parts of the samples, each `[n, ...]`, of known shapes but for n.
+        """
 
 
 @dataclass(frozen=True)
@@ -27,9 +52,19 @@ class Arrays:
 
     x: np.ndarray
     y: np.ndarray
+    fetched_together: ClassVar[int] = 512
 
     def __len__(self):
         return len(self.x)
+
+    def fetch(self, numbers: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """x `[n, ...]` and y `[n]`."""
+        return tuple(tf.gather(part, numbers) for part in self._tensors)
+
+    @functools.cached_property
+    def _tensors(self) -> tuple[tf.Tensor, ...]:
+        with tf.init_scope(), tf.device("/cpu:0"):
+            return tf.constant(self.x), tf.constant(self.y)
 
 
 class EpochData(DataAdapter):
@@ -67,55 +102,79 @@ class EpochData(DataAdapter):
         return None
 
 
+def batches_per_epoch(source: Source, global_batch_size: int) -> int:
+    """How many whole global batches an epoch has.
+
+    Raises:
+        InputError: if there are too few samples for one.
+    """
+    batches = len(source) // global_batch_size
+    if not batches:
+        raise InputError(f"An epoch needs at least one global batch, of {global_batch_size}. Received: {len(source)} samples.")
+    return batches
+
+
 def training_data(
-    arrays: Arrays, model: keras.Model, distribution: Distribution, *, global_batch_size: int, seed: int
+    source: Source,
+    model: keras.Model,
+    distribution: Distribution,
+    *,
+    global_batch_size: int,
+    seed: int,
+    prepare: Prepare | None = None,
 ) -> EpochData:
     """Shuffled global batches; an epoch starts where the model's counters stand, and drops its last partial batch.
 
     Args:
-        arrays: the samples.
+        source: the samples.
         model: the model that is trained; its counters say where an epoch begins after a resume.
         distribution: the replicas; each gets `global_batch_size / replicas` samples of a batch, the first replica the first.
         global_batch_size: samples of one update.
         seed: of the order.
+        prepare: called with the parts of one sample and a seed, int64 `[2]`, a pure function of (seed, epoch, sample), for
+            the stateless random operations of TensorFlow; returns what the model gets of it. Runs on all cores.
 
     Returns:
-        For `fit(x=...)`: batches `(x, y)` with x `[share, ...]`, y `[share]` on each replica.
+        For `fit(x=...)`: batches of the parts, each `[share, ...]` on each replica.
 
     Raises:
         InputError: if there are too few samples for one batch.
     """
-    size, share = len(arrays), global_batch_size // distribution.replicas
-    batches = size // global_batch_size
-    if not batches:
-        raise InputError(f"An epoch needs at least one global batch, of {global_batch_size}. Received: {size} samples.")
+    size, share = len(source), global_batch_size // distribution.replicas
+    batches = batches_per_epoch(source, global_batch_size)
     with tf.device("/cpu:0"):
         start = tf.Variable(tf.zeros([], tf.int64), trainable=False, name="batch_to_start_at")  # counted over all epochs
-        x, y = tf.constant(arrays.x), tf.constant(arrays.y)
 
     def shares(first, count):
-        at_once = max(1, _FETCHED_TOGETHER // share)  # shares
+        at_once = max(1, source.fetched_together // share)  # shares
 
-        def fetch(place):
+        def choose(place):
             epoch, in_epoch = place // (batches * count), place % (batches * count)
             places = tf.range(in_epoch, tf.minimum(in_epoch + at_once, batches * count))
             begins = places // count * global_batch_size + (first + places % count) * share
             index = tf.reshape(begins[:, tf.newaxis] + tf.range(share, dtype=tf.int64), [-1])
-            chosen = shuffled(index, seed=seed, epoch=epoch, size=size)
-            return tuple(tf.reshape(tf.gather(part, chosen), [-1, share, *part.shape[1:]]) for part in (x, y))
+            return epoch, shuffled(index, seed=seed, epoch=epoch, size=size)
+
+        def fetch(place):
+            _, chosen = choose(place)
+            return tuple(tf.reshape(part, [-1, share, *part.shape[1:]]) for part in source.fetch(chosen))
+
+        def fetch_with_key(place):
+            epoch, chosen = choose(place)
+            return tf.repeat(epoch, tf.size(chosen)), chosen, *source.fetch(chosen)
 
         def epoch_from_start(_):
             end = (start // batches + 1) * batches
             return tf.data.Dataset.range(start * count, end * count, at_once)
 
         # The variable is read when an iterator is made, so one dataset serves every epoch.
-        return (
-            tf.data.Dataset.range(1)
-            .flat_map(epoch_from_start)
-            .map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-            .unbatch()
-            .prefetch(tf.data.AUTOTUNE)
-        )
+        dataset = tf.data.Dataset.range(1).flat_map(epoch_from_start)
+        if prepare is None:
+            dataset = _in_order(dataset, fetch).unbatch()
+        else:
+            samples = _in_order(dataset, fetch_with_key).unbatch()
+            dataset = _in_order(samples, _with_its_seed(prepare, seed)).batch(share, drop_remainder=True)
+        return dataset.prefetch(tf.data.AUTOTUNE)
 
     def seek():
         epoch, samples_done = counters_of(model).position()
@@ -129,7 +188,9 @@ def training_data(
     return EpochData(distribution.dataset(shares), batches, before_epoch=seek)
 
 
-def validation_data(arrays: Arrays, distribution: Distribution, *, global_batch_size: int) -> EpochData:
+def validation_data(
+    source: Source, distribution: Distribution, *, global_batch_size: int, prepare: Prepare | None = None
+) -> EpochData:
     """Every sample exactly once, whatever their number, in shares that differ by one sample at most.
 
     Keras weights each replica's share by its size, so unequal shares are exact, with two limits that shape this: an empty
@@ -137,30 +198,49 @@ def validation_data(arrays: Arrays, distribution: Distribution, *, global_batch_
     for each replica, is evaluated by every replica in full, which gives the same means.
 
     Args:
-        arrays: the samples.
+        source: the samples.
         distribution: the replicas.
         global_batch_size: the size that batches come near to (up to twice as much for sets of a few samples per replica).
+        prepare: as in `training_data`; its seed depends on the sample alone.
 
     Returns:
-        For `fit(validation_data=...)` and `evaluate`: batches `(x, y)`.
+        For `fit(validation_data=...)` and `evaluate`: batches of the parts.
     """
-    size, replicas = len(arrays), distribution.replicas
+    size, replicas = len(source), distribution.replicas
     sizes = share_sizes(size, replicas, global_batch_size)
     batches = len(sizes)
     ends = np.cumsum(sizes).reshape(sizes.shape)
     begins, ends = (np.broadcast_to(bounds, (batches, replicas)) for bounds in (ends - sizes, ends))
     with tf.device("/cpu:0"):
-        x, y, begins, ends = tf.constant(arrays.x), tf.constant(arrays.y), tf.constant(begins), tf.constant(ends)
+        begins, ends = tf.constant(begins, tf.int64), tf.constant(ends, tf.int64)
 
     def shares(first, count):
         def fetch(place):
             at = (place // count, first + place % count)
-            return x[begins[at] : ends[at]], y[begins[at] : ends[at]]
+            numbers = tf.range(begins[at], ends[at])
+            parts = source.fetch(numbers)
+            if prepare is None:
+                return parts
+            samples = tf.data.Dataset.from_tensor_slices((tf.zeros_like(numbers), numbers, *parts))
+            return _in_order(samples, _with_its_seed(prepare, 0)).batch(size).get_single_element()
 
-        places = tf.data.Dataset.range(batches * count)
-        return places.map(fetch, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+        return _in_order(tf.data.Dataset.range(batches * count), fetch).prefetch(tf.data.AUTOTUNE)
 
     return EpochData(distribution.dataset(shares), batches)
+
+
+def _with_its_seed(prepare: Prepare, seed: int) -> Callable:
+    """Prepares a sample whose epoch and number come first."""
+
+    def prepare_one(epoch, number, *sample):
+        return prepare(*sample, seed=tf.random.fold_in(tf.stack([tf.constant(seed, tf.int64), epoch]), number))
+
+    return prepare_one
+
+
+def _in_order(dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
+    """Maps on all cores."""
+    return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def share_sizes(size: int, replicas: int, global_batch_size: int) -> np.ndarray:

@@ -1,0 +1,38 @@
+"""The learning rate of a large global batch: linear scaling, and the warm-up that makes it work."""
+
+import argparse
+
+import keras
+
+
+def scaled_learning_rate(args: argparse.Namespace) -> float:
+    """The rate for `--global-batch-size`, in proportion to the batch that `--learning-rate` was chosen for.
+
+    Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", section 2.1, https://arxiv.org/abs/1706.02677.
+    """
+    return args.learning_rate * (args.global_batch_size / args.base_batch_size if args.base_batch_size else 1)
+
+
+def constant_learning_rate(
+    args: argparse.Namespace, batches_per_epoch: int
+) -> float | keras.optimizers.schedules.LearningRateSchedule:
+    """The scaled rate, reached over the first `--warmup-epochs` in equal steps from batch to batch.
+
+    The warm-up begins at the rate before scaling, and at 0 where nothing is scaled (Goyal et al. 2017, section 2.2).
+
+    Args:
+        args: the recipe's flags.
+        batches_per_epoch: updates of an epoch.
+
+    Returns:
+        A number, or a schedule that is Keras's own, so that whole models load without this repository.
+    """
+    peak = scaled_learning_rate(args)
+    if not args.warmup_epochs:
+        return peak
+    return keras.optimizers.schedules.PolynomialDecay(
+        initial_learning_rate=args.learning_rate if args.base_batch_size else 0.0,
+        decay_steps=max(1, round(args.warmup_epochs * batches_per_epoch)),
+        end_learning_rate=peak,
+        power=1.0,
+    )
