@@ -7,6 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+# The tests count on CPU devices, also where there are GPUs: tests/test_gpu.py shows those to what it starts.
+if os.environ.get("TESTS_USE_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 USER_ENVIRONMENT = dict(os.environ)  # what a user's process has, before this one silences TensorFlow
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -26,6 +29,8 @@ DEVICES = 4
 def pytest_configure(config):
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * DEVICES)
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(0)  # for fixtures of whole modules
 

@@ -6,9 +6,10 @@ import sys
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import ROOT, datasets
 
-from callbacks import InputError
+from callbacks import Counts, InputError, counters_of
 from recipes.common.data import Arrays, share_sizes, training_data, validation_data
 from recipes.common.distribution import Distribution
 from recipes.mnist import build_model
@@ -72,6 +73,46 @@ def test_the_order_is_the_same_for_any_number_of_replicas(distribution):
         orders.append([np.concatenate(batch).tolist() for batch in epoch])
     assert orders[0] == orders[1] == orders[2]
     assert len({number for batch in orders[0] for number in batch}) == 24
+
+
+def noisy(x, y, *, seed):
+    return x + tf.random.stateless_uniform([1], seed=seed), y
+
+
+def test_what_is_random_in_a_sample_depends_on_its_number_and_the_epoch_and_on_nothing_else(distribution):
+    found = {}
+    for replicas, begin in ((1, 0), (2, 0), (4, 1)):
+        where = distribution(replicas)
+        with where.scope():
+            model = build_model("mlp", (8, 8, 1))
+        counters = counters_of(model)
+        for epoch in (0, 1):
+            done = begin if epoch == 0 else 0  # the last of the three goes on from the middle of an epoch
+            counters.go_on_from(Counts(epoch=epoch + 1, batches_in_epoch=done, samples_in_epoch=8 * done), [], {})
+            counters.begin_epoch(epoch)
+            data = training_data(numbered(30), model, where, global_batch_size=8, seed=5, prepare=noisy)
+            data.on_epoch_begin()
+            local = where.strategy.experimental_local_results if where.strategy else lambda value: (value,)
+            xs = [np.concatenate([share.numpy()[:, 0] for share in local(x)]) for x, _ in data.get_tf_dataset()]
+            found[replicas, epoch] = xs
+    for epoch in (0, 1):
+        np.testing.assert_array_equal(found[1, epoch], found[2, epoch])
+    np.testing.assert_array_equal(found[1, 0][1:], found[4, 0])
+    np.testing.assert_array_equal(found[1, 1], found[4, 1])
+    noise = {epoch: np.sort(np.concatenate(found[1, epoch]) % 1) for epoch in (0, 1)}
+    assert len(np.unique(np.concatenate(list(noise.values())))) == 48
+
+
+def test_what_is_prepared_for_validation_is_the_same_for_any_number_of_replicas_and_each_time(distribution):
+    found = []
+    for replicas in (1, 2, 2):
+        where = distribution(replicas)
+        data = validation_data(numbered(13), where, global_batch_size=4, prepare=noisy)
+        local = where.strategy.experimental_local_results if where.strategy else lambda value: (value,)
+        found.append(np.concatenate([share.numpy() for x, _ in data.get_tf_dataset() for share in local(x)]))
+    assert found[0].shape == (13, 1)
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[1], found[2])
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3, 4, 8])

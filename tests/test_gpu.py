@@ -1,0 +1,157 @@
+"""What only a GPU can show. Skipped where there is none; the other tests run on CPUs, also where there are GPUs."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights, datasets
+from launching import need_horovod
+
+
+def _gpus():
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not _gpus(), reason="nvidia-smi finds no GPU on this machine")]
+
+ON_CPU = USER_ENVIRONMENT
+# Without TF32, the 10-bit multiplications that TensorFlow uses on newer GPUs: then both sides compute in float32.
+ON_GPU = {**USER_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "0", "NVIDIA_TF32_OVERRIDE": "0"}
+TOLERANCE = 1e-5  # of each variable's largest weight: sums are taken in another order
+
+MLP = ["-m", "recipes.mnist", "--model", "mlp", "--global-batch-size", "128", "--epochs", "4"]
+LAST = "checkpoints/model_batch_at_00044.weights.h5"
+
+
+def train(workdir, *command, env=ON_GPU, launcher=()):
+    """What a run prints; its checkpoints and logs go to `workdir`."""
+    if launcher:
+        launcher = ["-m", "launch", "--standalone", "--log-dir", workdir / "ranks", *launcher]
+    words = [sys.executable, *launcher, *command, "--workdir", workdir]
+    done = subprocess.run([str(word) for word in words], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def assert_close(one, other):
+    expected, found = datasets(one / LAST), datasets(other / LAST)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        if value.dtype.kind == "f":
+            difference = np.abs(found[name] - value).max() / max(np.abs(value).max(), 1e-30)
+            assert difference <= TOLERANCE, (name, difference)
+
+
+@pytest.fixture(scope="module")
+def on_cpu(tmp_path_factory):
+    """Four epochs of the MLP without a GPU."""
+    workdir = tmp_path_factory.mktemp("cpu")
+    train(workdir, *MLP, env=ON_CPU)
+    return workdir
+
+
+@pytest.mark.parametrize("strategy", ["single", "mirrored"])
+def test_a_gpu_trains_as_a_cpu_does_and_is_named(on_cpu, tmp_path, strategy):
+    out = train(tmp_path, *MLP, "--strategy", strategy)
+    assert f"strategy     {strategy}, 1 replica: /gpu:0 (" in out
+    assert_close(on_cpu, tmp_path)
+
+
+def test_virtual_devices_are_refused_beside_a_gpu(tmp_path):
+    command = [sys.executable, *MLP, "--virtual-devices", "2", "--workdir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=ON_GPU, capture_output=True, text=True)
+    assert done.returncode == 2 and "this machine has GPUs (1)" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_memory_grows_on_demand(tmp_path):
+    code = f"""
+import sys
+from recipes.mnist import main
+main({[*MLP[2:], "--workdir", str(tmp_path)]!r})
+import subprocess
+used = ["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits", "--id=0"]
+print("MEMORY", subprocess.run(used, capture_output=True, text=True).stdout)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ON_GPU, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    used, total = (int(number) for number in done.stdout.split("MEMORY ")[1].split(","))
+    assert used < total / 2
+
+
+def test_a_run_on_a_gpu_that_is_killed_ends_with_the_same_bits(tmp_path):
+    """With BatchNorm and Dropout, through cuDNN: TensorFlow's deterministic operations are on."""
+    command = ["-m", "recipes.mnist", "--epochs", "4"]
+    train(tmp_path / "whole", *command, "--save-freq", "1000")
+    killed = [sys.executable, *command, "--save-freq", "1", "--workdir", str(tmp_path / "killed")]
+    for batch in (10, 25, 70):
+        reached = tmp_path / "killed" / "checkpoints" / f"model_batch_at_{batch:05d}.weights.h5"
+        process = subprocess.Popen(killed, cwd=ROOT, env=ON_GPU, stdout=subprocess.DEVNULL)
+        while not reached.exists():
+            assert process.poll() is None, "ended before it was killed"
+        process.kill()
+        process.wait()
+    train(tmp_path / "killed", *command, "--save-freq", "1")
+    last = "checkpoints/model_batch_at_00088.weights.h5"
+    assert_same_weights(tmp_path / "whole" / last, tmp_path / "killed" / last)
+
+
+@pytest.mark.parametrize(
+    "flags", [["--mixed-precision", "float16"], ["--mixed-precision", "bfloat16", "--steps-per-execution", "4"]]
+)
+def test_mixed_precision_learns(tmp_path, flags):
+    out = train(tmp_path, "-m", "recipes.mnist", "--epochs", "8", *flags)
+    assert float(out.split("val_accuracy ")[1].split(",")[0]) > 0.95
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ranks_on_one_gpu_train_as_a_cpu_does_without_xla(on_cpu, tmp_path, ranks):
+    need_horovod()
+    if ranks > 1 and _built_with_nccl():
+        pytest.skip("NCCL refuses two ranks on one GPU; without it (make horovod), Gloo does not")
+    out = train(tmp_path, *MLP, "--strategy", "horovod", launcher=["--nproc-per-node", str(ranks)])
+    assert f"strategy     horovod, {ranks} replica" in out and "/gpu:0 (" in out
+    assert "jit_compile  off" in out  # Keras switches it on where there is a GPU
+    assert_close(on_cpu, tmp_path)
+
+
+def _built_with_nccl():
+    code = "import horovod.tensorflow as hvd; raise SystemExit(0 if hvd.nccl_built() else 1)"
+    return subprocess.run([sys.executable, "-c", code], env=ON_GPU, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("file", ["background_writer", "counting", "models", "whole_state", "tensorboard", "stock_keras_loads"])
+def test_what_holds_on_a_cpu_holds_on_a_gpu(file, tmp_path):
+    """The held snapshot, counting under XLA, which Keras switches on there, and the way back."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'pytest'}"]
+    environment = {**ON_GPU, "TESTS_USE_GPU": "1"}
+    done = subprocess.run([*command, f"tests/test_{file}.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:]
+
+
+def test_a_save_on_a_gpu_holds_the_instant_though_training_goes_on(tmp_path):
+    code = f"""
+import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import keras, tensorflow as tf
+assert tf.config.list_physical_devices("GPU")
+from small import arrays
+from callbacks import GlobalStepCheckpoint
+for background in (True, False):
+    keras.utils.set_random_seed(0)
+    tf.config.experimental.enable_op_determinism()
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4096), keras.layers.Dense(4096), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    assert model.jit_compile
+    template = f"{tmp_path}/{{background}}/b{{{{batch}}}}.weights.h5"
+    model.fit(*arrays(40), batch_size=4, verbose=0, callbacks=[GlobalStepCheckpoint(template, save_freq=5, background=background)])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ON_GPU, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    written = sorted(path.name for path in (tmp_path / "True").iterdir())
+    assert len(written) == 8
+    for name in written:
+        assert_same_weights(tmp_path / "True" / name, tmp_path / "False" / name)

@@ -1,0 +1,39 @@
+"""The learning rate of a large batch, step by step."""
+
+import keras
+import pytest
+
+from callbacks import InputError
+from recipes.common.learning_rate import constant_learning_rate, scaled_learning_rate
+from recipes.mnist import parse_args
+
+BATCHES = 4  # of an epoch
+
+
+def rates(*flags, steps=range(0, 13, 2)):
+    rate = constant_learning_rate(parse_args(["--learning-rate", "0.1", "--global-batch-size", "256", *flags]), BATCHES)
+    return [round(float(rate(step)) if callable(rate) else rate, 6) for step in steps]
+
+
+def test_the_rate_is_for_the_global_batch_unless_another_one_is_named():
+    assert rates() == [0.1] * 7
+    assert rates("--base-batch-size", "64") == [0.4] * 7
+    assert rates("--base-batch-size", "512") == [0.05] * 7
+
+
+def test_a_warm_up_goes_from_the_rate_before_scaling_to_that_after_it_in_equal_steps():
+    assert rates("--base-batch-size", "64", "--warmup-epochs", "2") == [0.1, 0.175, 0.25, 0.325, 0.4, 0.4, 0.4]
+    assert rates("--warmup-epochs", "2") == [0.0, 0.025, 0.05, 0.075, 0.1, 0.1, 0.1]
+    assert rates("--warmup-epochs", "0.5") == [0.0, *[0.1] * 6]
+
+
+def test_a_whole_model_with_a_warm_up_is_made_of_kerass_own_parts():
+    rate = constant_learning_rate(parse_args(["--warmup-epochs", "1"]), BATCHES)
+    assert type(rate).__module__.startswith("keras.")
+    assert keras.optimizers.deserialize(keras.optimizers.serialize(keras.optimizers.SGD(rate))).get_config()
+
+
+def test_a_warm_up_of_less_than_nothing_is_refused():
+    with pytest.raises(InputError, match=r"--warmup-epochs.*above 0"):
+        parse_args(["--warmup-epochs", "-1"])
+    assert scaled_learning_rate(parse_args(["--warmup-epochs", "0"])) == 2e-3
