@@ -14,6 +14,8 @@ BENCHMARKS = (
     "checkpoint_training_loop",
     "tensorboard",
     "averaging",
+    "horovod_settings",
+    "scaling",
     "launcher",
 )
 

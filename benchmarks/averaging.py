@@ -18,12 +18,19 @@ CASES = {"MLP, 4 tensors, 3 kB": [(64, 10), (10,), (10, 10), (10,)], "160 tensor
 
 def main() -> None:
     """Prints the medians and their ratio."""
-    if importlib.util.find_spec("horovod") is None:
-        print("averaging of gradients: left out, needs `make horovod`")
+    if not is_built("averaging of gradients"):
         return
     with tempfile.TemporaryDirectory() as logs:
         launcher = [sys.executable, "-m", "launch", "--standalone", "--nproc-per-node", "2", "--log-dir", logs]
         subprocess.run([*launcher, "-m", "benchmarks.averaging"], check=True)
+
+
+def is_built(what: str) -> bool:
+    """Whether Horovod is there; says so where it is not."""
+    built = importlib.util.find_spec("horovod") is not None
+    if not built:
+        print(f"{what}: left out, needs `make horovod`")
+    return built
 
 
 def measure() -> None:

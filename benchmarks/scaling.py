@@ -1,0 +1,116 @@
+"""Weak scaling on the cores of this machine: one replica on one core against two on two, as ranks of Horovod and mirrored.
+
+Each replica has 64 samples of 28 x 28 in a batch, of the convnet of `recipes.mnist`. Processes by turns, in rounds; medians.
+Efficiency is the rate of samples against twice that of one replica on one core. The share of averaging is what averaging
+tensors like the gradients takes by itself, of the time of a batch.
+"""
+
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.averaging import is_built
+
+SHARE, BATCHES, ROUNDS = 64, 60, 3
+_HERE = [sys.executable, "-m", "benchmarks.scaling"]
+_MARK = "measured "
+KINDS = {  # name -> strategy, replicas
+    "1 replica, 1 core": ("single", 1),
+    "mirrored, 2 replicas": ("mirrored", 2),
+    "horovod, 2 ranks": ("horovod", 2),
+}
+
+
+class Timed(keras.callbacks.Callback):
+    """The seconds of each batch, callbacks included."""
+
+    def __init__(self):
+        super().__init__()
+        self.begins: list[float] = []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.begins.append(time.perf_counter())
+
+    @property
+    def median(self) -> float:
+        """Of the batches after the first twenty."""
+        return float(np.median(np.diff(self.begins[20:])))
+
+
+def measure(strategy: str, replicas: int) -> None:
+    """What each process of a kind runs; the chief prints its median batch and averaging, in seconds."""
+    import recipes  # noqa: F401, TensorFlow without its remarks
+    from recipes.common.data import Arrays, training_data
+    from recipes.common.distribution import get_distribution
+    from recipes.mnist import build_model, parse_args
+
+    devices = ["--virtual-devices", str(replicas)] if strategy == "mirrored" else []
+    args = parse_args(["--strategy", strategy, "--global-batch-size", str(SHARE * replicas), *devices])
+    distribution = get_distribution(args)
+    samples = BATCHES * args.global_batch_size
+    arrays = Arrays(np.random.default_rng(0).random((samples, 28, 28, 1), "float32"), np.arange(samples) % 10)
+    with distribution.scope():
+        model = build_model("cnn", (28, 28, 1))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(distribution.optimizer(keras.optimizers.Adam()), loss)
+    timed = Timed()
+    data = training_data(arrays, model, distribution, global_batch_size=args.global_batch_size, seed=0)
+    model.fit(data, verbose=0, callbacks=[*distribution.callbacks(), timed])
+    averaging = _averaging(distribution.ranks, model) if distribution.ranks else 0.0
+    if distribution.is_chief:
+        print(_MARK + json.dumps([timed.median, averaging]), flush=True)
+
+
+def _averaging(ranks, model):
+    gradients = [tf.random.normal(v.shape) for v in model.trainable_variables]
+    average = tf.function(lambda: ranks.average(gradients, "alone"))
+    times = []
+    for _ in range(60):
+        began = time.perf_counter()
+        average()[0].numpy()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[10:])
+
+
+def _run(strategy, replicas):
+    environment, command = dict(os.environ), [*_HERE, strategy, str(replicas)]
+    with tempfile.TemporaryDirectory() as logs:
+        if strategy == "single":
+            environment |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+            command = [shutil.which("taskset") or "taskset", "-c", "0", *command]
+        elif strategy == "horovod":
+            launcher = ["-m", "launch", "--standalone", "--nproc-per-node", str(replicas), "--log-dir", logs]
+            command = [sys.executable, *launcher, *command[1:]]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.split(_MARK)[1].splitlines()[0])
+
+
+def main() -> None:
+    """Prints a line for each kind."""
+    if not is_built("weak scaling"):
+        return
+    found: dict[str, list] = {name: [] for name in KINDS}
+    for i in range(ROUNDS):
+        for name in list(KINDS)[:: 1 if i % 2 else -1]:
+            found[name].append(_run(*KINDS[name]))
+    print(f"weak scaling, {SHARE} samples per replica    batch, ms   samples/s   efficiency   averaging alone, ms   share")
+    base = None
+    for name, (_, replicas) in KINDS.items():
+        batch, averaging = np.median(found[name], axis=0)
+        rate = SHARE * replicas / batch
+        base = base or rate
+        alone = f"{averaging * 1e3:>18.2f}{averaging / batch:>12.1%}" if averaging else ""
+        print(f"{name:<42}{batch * 1e3:>10.2f}{rate:>12.0f}{rate / base / replicas:>13.2f}{alone}", flush=True)
+
+
+if __name__ == "__main__":
+    measure(sys.argv[1], int(sys.argv[2]))
