@@ -9,7 +9,9 @@
 # - srun dies of a USR1 in its first moments, so a warning goes through scancel, and goes again until it has been heard.
 # - Both reach every process of the step. One that is still starting would die of it: USR1 and USR2 are ignored until it catches them.
 # - A trap with a command substitution or a pipe may crash bash when CONT and TERM come together: those of the two files only assign.
+# - The last element of an array has the array's own number as SLURM_JOB_ID: to name it alone takes the two numbers.
 warned=${warned-} ended=${ended-}
+this_job=${SLURM_ARRAY_JOB_ID+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} this_job=${this_job:-$SLURM_JOB_ID}
 
 fail() {
     echo "error: $*" >&2
@@ -31,7 +33,7 @@ prepare() {
     [[ -n ${container[*]} || ! -x $VENV/bin/python ]] || PATH=$VENV/bin:$PATH
     # The ranks learn when the job ends, so that they begin no save that the end would cut off.
     local job end
-    job=$(scontrol show job -o "$SLURM_JOB_ID")
+    job=$(scontrol show job -o "$this_job")
     end=${job#* EndTime=}
     end=$(date -d "${end%% *}" +%s 2>/dev/null) && export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$end}
     # The launchers know each other by it. Only this job's processes see it.
@@ -39,36 +41,35 @@ prepare() {
 }
 
 train() {
-    local nodes=$1 per_node=$2 id=${SLURM_ARRAY_JOB_ID+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} meeting=()
+    local nodes=$1 per_node=$2 meeting=()
     local step code job state preempted
     shift 2
-    id=${id:-$SLURM_JOB_ID}
-    echo "job $SLURM_JOB_ID, life $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST: $*"
+    echo "job $this_job, life $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST: $*"
     # Jobs may share a node, and the ranks use the ports next to it.
     ((nodes == 1)) || meeting=(--master-port $((20000 + SLURM_JOB_ID * 37 % 12000)))
     # No --kill-on-bad-exit: the launchers end each other, and know why.
     srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0 \
         bash -c 'trap "" USR1 USR2; exec "$@"' launcher "${container[@]}" "${PYTHON:-python}" -m launch \
         --nproc-per-node "$per_node" "${meeting[@]}" --grace 3600 \
-        --rdzv-id "$id.${SLURM_RESTART_COUNT:-0}" --log-dir "runs/logs/$id" "$@" &
+        --rdzv-id "$this_job.${SLURM_RESTART_COUNT:-0}" --log-dir "runs/logs/$this_job" "$@" &
     step=$!
     while kill -0 "$step" 2>/dev/null; do
-        [[ -z $warned ]] || scancel --signal="$warned" "$SLURM_JOB_ID.0" 2>/dev/null # again and again, until it was heard
+        [[ -z $warned ]] || scancel --signal="$warned" "$this_job.0" 2>/dev/null # again and again, until it was heard
         sleep 1 &
         wait $!
     done
     wait "$step"
     code=$?
 
-    job=$(scontrol show job -o "$SLURM_JOB_ID")
+    job=$(scontrol show job -o "$this_job")
     state=${job#* JobState=} state=${state%% *}
     preempted=${job#* PreemptTime=} preempted=${preempted%% *}
     # 75: saved, after a warning. 143: saved, after TERM, which a preempted job's tasks get, and a cancelled job's, and this shell too.
     if [[ $state == RUNNING && -z $ended ]] && { ((code == 75)) || [[ $code == 143 && $preempted != None ]]; }; then
         if ((${SLURM_RESTART_COUNT:-0} >= MAX_REQUEUES)); then
             echo "error: not requeued: it has come back $MAX_REQUEUES times (MAX_REQUEUES)" >&2
-        elif scontrol requeue "$SLURM_JOB_ID"; then
-            echo "job $SLURM_JOB_ID saved and left; it is requeued"
+        elif scontrol requeue "$this_job"; then
+            echo "job $this_job saved and left; it is requeued"
             sleep 60 # Slurm ends this life
         fi
     fi

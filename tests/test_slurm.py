@@ -11,10 +11,11 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from cluster import Cluster, require_slurm
+from cluster import Cluster, Job, require_slurm
 from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights, datasets
 from launching import need_horovod, wait_for
 
+from callbacks import latest_checkpoint
 from launch.arguments import first_node
 
 pytestmark = pytest.mark.slow
@@ -230,6 +231,71 @@ def test_the_first_node_of_a_list_is_the_one_that_slurm_means(cluster):
 
     for nodes in ("n[1-3,7],m2", "gpu[001-016]", *(",".join(group() for _ in range(random.randrange(1, 4))) for _ in range(100))):
         assert first_node(nodes) == cluster.run("scontrol", "show", "hostnames", nodes).split()[0], nodes
+
+
+SHORT = [*RECIPE[:4], "--epochs", 2]
+LONG = [*RECIPE[:4], "--epochs", 100000]
+
+CONTAINER = """#!{sh}
+# As `apptainer exec --nv image.sif COMMAND`, with an image that holds Python and nothing of Slurm.
+[ "$1 $2" = "--nv image.sif" ] || exit 9
+shift 2
+export PATH={venv}/bin IMAGE=image.sif
+exec "$@"
+"""
+
+
+def test_in_a_container_without_slurm_it_leaves_and_comes_back(submit, tmp_path):
+    container = tmp_path / "contain"
+    container.write_text(CONTAINER.format(sh=shutil.which("sh"), venv=sys.prefix))
+    container.chmod(0o755)
+    job = submit("-N2", recipe=[*RECIPE[:-1], 1], VENV="none", CONTAINER=f"{container} --nv image.sif")
+    wait_for_batch(tmp_path, 22)
+    job.signal("USR1", "--batch")
+    assert job.end() == "COMPLETED", job.output
+    assert job.restarts == 1 and "begins       from" in job.output
+    assert checkpoints(tmp_path)[-1] == last(tmp_path).name
+
+
+def test_modules_are_loaded_and_one_that_is_missing_is_named(submit, tmp_path):
+    function = '() { echo "module $*" >> modules; [ "$2" != nowhere ]; }'
+    job = submit("-N1", recipe=SHORT, MODULES="cuda/12.5 nccl", **{"BASH_FUNC_module%%": function})
+    assert job.end() == "COMPLETED", job.output
+    assert (tmp_path / "modules").read_text() == "module load cuda/12.5\nmodule load nccl\n"
+    job = submit("-N1", recipe=SHORT, MODULES="nowhere", **{"BASH_FUNC_module%%": function})
+    assert job.end() == "FAILED" and "there is no module nowhere" in job.output
+
+
+def test_a_job_that_has_come_back_often_enough_stays_away(submit, tmp_path):
+    job = submit("-N1", recipe=LONG, MAX_REQUEUES="1")
+    for life in (1, 2):
+        wait_for(lambda life=life: job.output.count("begins  ") == life, f"training in life {life}: {job.output}", timeout=120)
+        job.signal("USR1", "--batch")
+    assert job.end() == "FAILED", job.output
+    assert job.restarts == 1 and job.show("ExitCode") == "75:0"
+    assert "not requeued: it has come back 1 times (MAX_REQUEUES)" in job.output
+    assert checkpoints(tmp_path)
+
+
+def test_each_element_of_a_sweep_is_a_run_of_its_own_that_leaves_and_comes_back(cluster, tmp_path):
+    """The README's own lines."""
+    text = (ROOT / "slurm" / "README.md").read_text().split("## Sweeps")[1]
+    sweep = text.split("cat > sweep.sh <<'EOF'\n")[1].split("EOF\n")[0]
+    line = next(line for line in text.splitlines() if line.startswith("sbatch --array") and "sweep.sh" in line)
+    (tmp_path / "sweep.sh").write_text(sweep.replace("-m recipes.mnist", "-m recipes.mnist --model mlp --epochs 60 --save-freq 22"))
+    words = [word.replace("slurm/", f"{ROOT}/slurm/").replace("0-3", "0-1") for word in line.split()[1:] if "gpus" not in word]
+    array = cluster.submit(*words, cwd=tmp_path, env=ENVIRONMENT)
+    jobs = [Job(cluster, f"{array.number}_{i}", tmp_path) for i in range(2)]
+    second = tmp_path / "runs/sweep/1/checkpoints"
+    wait_for((second / "model_batch_at_00022.weights.h5").exists, "the second element's first checkpoint", timeout=180)
+    jobs[1].signal("USR1", "--batch")
+    assert [job.end() for job in jobs] == ["COMPLETED"] * 2, [job.output for job in jobs]
+    assert [job.restarts for job in jobs] == [0, 1]
+    found = [latest_checkpoint(tmp_path / f"runs/sweep/{i}/checkpoints") for i in range(2)]
+    assert [each.batch for each in found] == [22 * 60] * 2
+    assert all(f"--learning-rate {rate}" in job.output for rate, job in zip(("1e-3", "2e-3"), jobs, strict=True))
+    logs = sorted(path.name for path in (tmp_path / "runs/logs").iterdir())
+    assert logs == [f"{array.number}_{i}" for i in range(2)]
 
 
 def test_what_breaks_a_run_is_said_at_once(submit, tmp_path, cluster):
