@@ -22,6 +22,8 @@ PICTURE = Path(__file__).parent.parent / "tensorboard.png"
 BROWSERS = ("chromium-headless-shell", "chromium")
 SIZE = "1500,1020"  # pixels
 DRAWING_SECS = 20  # of the browser's own clock
+TRIES = 5
+HEADER, CURVE = 100, 1000  # pixels: the height of TensorBoard's own bar; the coloured ones of a few curves at the least
 PAGE = (
     "/?pinnedCards=%5B%5D&tagFilter=epoch_accuracy%7Cepoch_loss%7Cbatch_loss%7Csamples_per_second%24%7Cgoodput%7Cblocked#timeseries"
 )
@@ -49,8 +51,16 @@ def main() -> int:
         server = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             _wait_for(f"http://127.0.0.1:{port}/data/plugin/scalars/tags")
-            _photograph(browser, f"http://127.0.0.1:{port}{PAGE}", directory)
-            Image.open(PICTURE).quantize().save(PICTURE, optimize=True)  # a third of the size
+            for _ in range(TRIES):
+                image = _photograph(browser, f"http://127.0.0.1:{port}{PAGE}", directory)
+                if _shows_curves(image):
+                    break
+            else:
+                print(
+                    f"error: in {TRIES} tries the page was not drawn in {DRAWING_SECS} s. {PICTURE} is as before.", file=sys.stderr
+                )
+                return 1
+            image.quantize().save(PICTURE, optimize=True)  # a third of the size
         finally:
             server.terminate()
             server.wait()
@@ -80,21 +90,29 @@ def _wait_for(url):
     raise SystemExit("error: TensorBoard did not come up within a minute")
 
 
-def _photograph(browser, url, profile):
+def _photograph(browser, url, folder):
+    path = f"{folder}/page.png"
     command = [
         browser,
         "--headless",
         "--disable-3d-apis",  # then TensorBoard draws its curves as SVG, which are there when the picture is taken
         "--hide-scrollbars",
-        f"--user-data-dir={profile}/browser",
+        f"--user-data-dir={folder}/browser",
         f"--window-size={SIZE}",
         f"--virtual-time-budget={DRAWING_SECS * 1000}",
-        f"--screenshot={PICTURE}",
+        f"--screenshot={path}",
         url,
     ]
     if os.geteuid() == 0:
         command.insert(1, "--no-sandbox")  # Chromium's sandbox refuses root
     subprocess.run(command, check=True, timeout=180, stderr=subprocess.DEVNULL)
+    return Image.open(path).convert("RGB")
+
+
+def _shows_curves(image):
+    """Whether there is colour below the bar: on a slow machine the page may be empty, or a frame without its curves."""
+    saturation = image.crop((0, HEADER, *image.size)).convert("HSV").getchannel("S").histogram()
+    return sum(saturation[128:]) > CURVE
 
 
 def _free_port():

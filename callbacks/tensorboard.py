@@ -70,7 +70,7 @@ class GlobalStepTensorBoard(keras.callbacks.TensorBoard):
             first process of the run.
 
     Raises:
-        InputError: when training begins, if nothing can be written to `log_dir`.
+        InputError: when training begins, if nothing can be written to `log_dir`, or the run has no such rank to profile.
     """
 
     def __init__(
@@ -116,6 +116,10 @@ class GlobalStepTensorBoard(keras.callbacks.TensorBoard):
         self._counters = counters_of(model)
 
     def on_train_begin(self, logs=None):
+        if not set(self._profile_ranks) <= set(range(ranks().size)):
+            raise InputError(
+                f"profile_ranks are of this run, which has ranks 0 to {ranks().size - 1}. Received: {list(self._profile_ranks)}"
+            )
         self._validates = running_fit(self).validates is not False
         self._data_arrival = data_arrival_of(self.model)
         if self._data_arrival:

@@ -20,8 +20,10 @@ from bare_ranks import run_ranks
 from conftest import ROOT, USER_ENVIRONMENT, Process
 from small import BATCHES, arrays, fit, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard
+from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError
 
 EVERYTHING = {"scalars": 0}
 TRAINED = ("batch_", "epoch_")  # tags whose values a restart must not change
@@ -276,10 +278,51 @@ def test_a_profile_is_of_the_global_batches_asked_for(tmp_path, batches):
     assert profiles[0].stat().st_size > 1000
 
 
+@pytest.mark.parametrize("wrong", [(1,), (0, -1), ("0",)])
+def test_a_rank_that_the_run_does_not_have_cannot_be_profiled(tmp_path, wrong):
+    board = GlobalStepTensorBoard(tmp_path, profile_batch=2, profile_ranks=wrong)
+    with pytest.raises(InputError, match=r"profile_ranks.*ranks 0 to 0.*Received"):
+        fit(small_model(), board)
+    assert list(tmp_path.iterdir()) == []
+
+
+def hparams(directory):
+    """What TensorBoard's plugin reads: name -> value, of each session that was started."""
+    found = []
+    for path in directory.glob("events.out.*"):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.metadata.plugin_data.plugin_name == "hparams":
+                    content = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                    if content.HasField("session_start_info"):
+                        told = content.session_start_info.hparams
+                        found.append({name: getattr(each, each.WhichOneof("kind")) for name, each in told.items()})
+    return found
+
+
+def test_hyperparameters_are_told_once_by_the_first_life(tmp_path):
+    told = {"learning_rate": 0.5, "epochs": 3, "deterministic": True, "strategy": "single"}
+    for epochs in (1, 2):
+        board = GlobalStepTensorBoard(tmp_path / "events", write_graph=False, hparams={**told, "epochs": 3 * epochs})
+        fit(small_model(), GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5", resume=True), board, epochs=epochs)
+    assert hparams(tmp_path / "events") == [told]
+
+
+@pytest.mark.slow
+def test_the_hyperparameters_of_a_recipe_tell_its_runs_apart(killed):
+    (told,) = hparams(killed)
+    assert (told["seed"], told["epochs"], told["strategy"], told["world_size"], told["replicas"]) == (5, 3, "single", 1, 1)
+    assert told["model"] == "cnn" and told["global_batch_size"] == 64 and told["learning_rate"] == 2e-3
+    if (ROOT / ".git").exists():
+        assert re.fullmatch(r"[0-9a-f]{12}\+?", told["git_commit"])
+
+
 WATCHED_RANK = """
-import os, sys
+import functools, sys
 import tensorflow as tf
+from recipes.common import watching
 from recipes.mnist import main
+watching.GlobalStepTensorBoard = functools.partial(watching.GlobalStepTensorBoard, profile_ranks=(1, 3))
 opened = []
 make = tf.summary.create_file_writer
 tf.summary.create_file_writer = lambda *args, **kwargs: opened.append(args) or make(*args, **kwargs)
@@ -298,7 +341,8 @@ def test_of_four_ranks_the_chief_alone_writes_and_speaks(tmp_path):
     assert all(out.count("\n") == 1 for _, out, _ in results[1:])
     events = sorted(path.relative_to(tmp_path / "tensorboard").parts[:-1] for path in tmp_path.rglob("events.out.*"))
     assert events == [(), ("batches",), ("train",), ("validation",)]
-    assert [path.name for path in tmp_path.rglob("*.xplane.pb")] == ["rank-0.xplane.pb"]
+    assert sorted(path.name for path in tmp_path.rglob("*.xplane.pb")) == ["rank-1.xplane.pb", "rank-3.xplane.pb"]
+    assert all(path.stat().st_size > 1000 for path in tmp_path.rglob("*.xplane.pb"))
     found = curves(tmp_path / "tensorboard")
     assert [step for step, _ in found["batches", "ranks/step_spread_ms"]] == [10, 20]
     assert all(value in range(4) for _, value in found["batches", "ranks/slowest"])
