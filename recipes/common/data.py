@@ -17,6 +17,10 @@ from recipes.common.order import shuffled
 Prepare = Callable[..., tuple[tf.Tensor, ...]]
 
 
+class BadSample(Exception):
+    """A sample cannot be used. Says which, by its file and its place in it, and why."""
+
+
 class Source(Protocol):
     """A data set of which any sample can be had at once, by its number.
 

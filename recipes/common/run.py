@@ -11,6 +11,7 @@ from callbacks import CheckpointWriteError, InputError, Preempted, catch_signals
 from callbacks.preemption import ignore_signals
 from callbacks.ranks import RanksDiffer
 from launch.world import read_world
+from recipes.common.data import BadSample
 
 BAD_INPUT = 2
 FAILED = 1
@@ -24,7 +25,7 @@ def run(main: Callable[[], None]) -> None:
     """Runs a recipe's `main` and leaves the process with its exit code.
 
     0 done; 2 bad input; 75 stopped by USR1 or USR2 and 143 by TERM, after a saved checkpoint; 130 Ctrl-C; 1 a checkpoint could
-    not be written, the ranks differ, or another rank has ended. Anything else fails with a traceback.
+    not be written, a sample cannot be used, the ranks differ, or another rank has ended. Anything else fails with a traceback.
     """
     warnings.showwarning = _show_warning
     catch_signals()
@@ -36,7 +37,7 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         _give_way(chief_too=False)  # what is wrong mostly is so on all ranks, and one line is enough
         sys.exit(_say(error, BAD_INPUT))
-    except (CheckpointWriteError, RanksDiffer) as error:
+    except (BadSample, CheckpointWriteError, RanksDiffer) as error:
         sys.exit(_say(error, FAILED))
     except tf.errors.OpError as error:
         if not any(sign in error.message for sign in _LOST):
