@@ -1,5 +1,6 @@
 """TensorBoard's event files of one run: points on one axis, and restarts that take back what they do not go on from."""
 
+import itertools
 import os
 import socket
 import struct
@@ -77,6 +78,24 @@ class EventFile:
         """Adds a summary, as TensorBoard's own code makes them, that belongs to no step."""
         self._write(_Event(wall_time=wall_time, summary=tf.compat.v1.Summary.FromString(serialized)))
 
+    def text(self, step: int, wall_time: float, tag: str, markdown: str) -> None:
+        """Adds a text. On return it has left the process: a kill does not lose it.
+
+        No restart takes texts back: TensorBoard drops numbers and pictures only. Ask `steps` before writing one again.
+
+        Args:
+            step: the place on the axis.
+            wall_time: now, in seconds since 1970.
+            tag: TensorBoard's name for texts of one kind.
+            markdown: what TensorBoard shows.
+        """
+        event = _Event(wall_time=wall_time, step=step)
+        value = event.summary.value.add(tag=tag, tensor=tf.make_tensor_proto(markdown.encode()))
+        value.metadata.plugin_data.plugin_name = "text"
+        value.metadata.data_class = 2  # DATA_CLASS_TENSOR
+        value.metadata.summary_description = self._describe(tag)
+        self._write(event)
+
     def flush(self) -> None:
         """Hands what others have written with `writer` to the system."""
         self.writer.flush()
@@ -103,10 +122,21 @@ def is_empty(directory: str) -> bool:
     return next(Path(directory).glob(_PATTERN), None) is None
 
 
-def _head(path: Path, records: int = 2) -> Iterator[tf.compat.v1.Event]:
-    """The first events of a file: its version, and the START; fewer where a kill has cut it short."""
+def steps(directory: str) -> set[int]:
+    """The steps at which any process has written something to a directory."""
+    paths = Path(directory).glob(_PATTERN)
+    return {event.step for path in paths for event in _events(path) if event.HasField("summary")}
+
+
+def _head(path: Path) -> Iterator[tf.compat.v1.Event]:
+    """The first two events of a file: its version, and the START; fewer where a kill has cut it short."""
+    return itertools.islice(_events(path), 2)
+
+
+def _events(path: Path) -> Iterator[tf.compat.v1.Event]:
+    """All events of a file, up to where a kill has cut it short."""
     with open(path, "rb") as file:
-        for _ in range(records):
+        while True:
             length = file.read(12)  # uint64, and its checksum
             if len(length) < 12:
                 return

@@ -106,15 +106,18 @@ class EpochData(DataAdapter):
         return None
 
 
-def batches_per_epoch(source: Source, global_batch_size: int) -> int:
+def batches_per_epoch(source: Source, global_batch_size: int, epochs_per_pass: int = 1) -> int:
     """How many whole global batches an epoch has.
 
     Raises:
         InputError: if there are too few samples for one.
     """
-    batches = len(source) // global_batch_size
+    batches = len(source) // (global_batch_size * epochs_per_pass)
     if not batches:
-        raise InputError(f"An epoch needs at least one global batch, of {global_batch_size}. Received: {len(source)} samples.")
+        part = "" if epochs_per_pass == 1 else f", and is 1/{epochs_per_pass} of a pass over the data"
+        raise InputError(
+            f"An epoch needs at least one global batch, of {global_batch_size}{part}. Received: {len(source)} samples."
+        )
     return batches
 
 
@@ -126,6 +129,7 @@ def training_data(
     global_batch_size: int,
     seed: int,
     prepare: Prepare | None = None,
+    epochs_per_pass: int = 1,
 ) -> EpochData:
     """Shuffled global batches; an epoch starts where the model's counters stand, and drops its last partial batch.
 
@@ -137,6 +141,8 @@ def training_data(
         seed: of the order.
         prepare: called with the parts of one sample and a seed, int64 `[2]`, a pure function of (seed, epoch, sample), for
             the stateless random operations of TensorFlow; returns what the model gets of it. Runs on all cores.
+        epochs_per_pass: how many epochs, of equal length, see each sample once: above 1 for data so large that a validation
+            after each pass would come too rarely. `prepare` then gets the number of the pass in place of the epoch's.
 
     Returns:
         For `fit(x=...)`: batches of the parts, each `[share, ...]` on each replica.
@@ -145,27 +151,30 @@ def training_data(
         InputError: if there are too few samples for one batch.
     """
     size, share = len(source), global_batch_size // distribution.replicas
-    batches = batches_per_epoch(source, global_batch_size)
+    batches = batches_per_epoch(source, global_batch_size, epochs_per_pass)
     with tf.device("/cpu:0"):
         start = tf.Variable(tf.zeros([], tf.int64), trainable=False, name="batch_to_start_at")  # counted over all epochs
 
     def shares(first, count):
         at_once = max(1, source.fetched_together // share)  # shares
+        of_epoch = batches * count
+        of_pass = of_epoch * epochs_per_pass
 
         def choose(place):
-            epoch, in_epoch = place // (batches * count), place % (batches * count)
-            places = tf.range(in_epoch, tf.minimum(in_epoch + at_once, batches * count))
+            number_of_pass, in_pass = place // of_pass, place % of_pass
+            left = of_epoch - place % of_epoch
+            places = tf.range(in_pass, in_pass + tf.minimum(left, at_once))
             begins = places // count * global_batch_size + (first + places % count) * share
             index = tf.reshape(begins[:, tf.newaxis] + tf.range(share, dtype=tf.int64), [-1])
-            return epoch, shuffled(index, seed=seed, epoch=epoch, size=size)
+            return number_of_pass, shuffled(index, seed=seed, epoch=number_of_pass, size=size)
 
         def fetch(place):
             _, chosen = choose(place)
             return tuple(tf.reshape(part, [-1, share, *part.shape[1:]]) for part in source.fetch(chosen))
 
         def fetch_with_key(place):
-            epoch, chosen = choose(place)
-            return tf.repeat(epoch, tf.size(chosen)), chosen, *source.fetch(chosen)
+            number_of_pass, chosen = choose(place)
+            return tf.repeat(number_of_pass, tf.size(chosen)), chosen, *source.fetch(chosen)
 
         def epoch_from_start(_):
             end = (start // batches + 1) * batches

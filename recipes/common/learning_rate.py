@@ -36,3 +36,33 @@ def constant_learning_rate(
         end_learning_rate=peak,
         power=1.0,
     )
+
+
+def cosine_learning_rate(
+    args: argparse.Namespace, batches_per_epoch: int, *, floor: float = 0.0
+) -> keras.optimizers.schedules.CosineDecay:
+    """The scaled rate, reached as in `constant_learning_rate`, and lowered along half a cosine until the last batch.
+
+    The position is the number of batches, also where gradients are accumulated. It belongs to `--epochs`: a run that goes on
+    with another number of them is on another curve.
+
+    Args:
+        args: the recipe's flags.
+        batches_per_epoch: of an epoch.
+        floor: where the curve ends, as a part of the peak.
+
+    Returns:
+        A schedule that is Keras's own, so that whole models load without this repository.
+
+    Source: Loshchilov and Hutter 2016, "SGDR", https://arxiv.org/abs/1608.03983.
+    """
+    peak = scaled_learning_rate(args)
+    warmup = round(args.warmup_epochs * batches_per_epoch)
+    begin = args.learning_rate if args.base_batch_size else 0.0
+    return keras.optimizers.schedules.CosineDecay(
+        initial_learning_rate=begin if warmup else peak,
+        decay_steps=max(1, args.epochs * batches_per_epoch - warmup),
+        alpha=floor,
+        warmup_target=peak if warmup else None,
+        warmup_steps=warmup,
+    )

@@ -1,5 +1,6 @@
 """How a recipe starts and ends: mistakes of the user in one line, and the exit codes that launchers and Slurm rely on."""
 
+import re
 import sys
 import time
 import warnings
@@ -40,6 +41,9 @@ def run(main: Callable[[], None]) -> None:
     except (BadSample, CheckpointWriteError, RanksDiffer) as error:
         sys.exit(_say(error, FAILED))
     except tf.errors.OpError as error:
+        bad_input = re.search(r"InputError: (.*)\nTraceback", error.message)  # raised by what a dataset calls
+        if bad_input:
+            sys.exit(_say(bad_input[1], BAD_INPUT))
         if not any(sign in error.message for sign in _LOST):
             raise
         _give_way(chief_too=True)  # a rank that raised takes its time to end, and is the one to be named
