@@ -1,0 +1,104 @@
+"""What the validation of a language model tells beside its loss: bits for each token, and a text that it writes."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from callbacks import counters_of, event_files
+from callbacks.event_files import EventFile
+from recipes.common.distribution import Distribution
+
+
+class Bits(keras.callbacks.Callback):
+    """Adds the losses of an epoch in bits to its logs, for all callbacks that come after it.
+
+    Not a metric of the model: Keras has none that counts bits, and one of our own would keep saved models from loading where
+    this repository is not.
+
+    Args:
+        name: what to call it: `bits_per_byte` stands beside `loss`, and `val_bits_per_byte` beside `val_loss`.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        self._name = name
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._add_bits(logs)
+
+    def on_train_end(self, logs=None):
+        self._add_bits(logs)
+
+    def _add_bits(self, logs):
+        for loss in ("loss", "val_loss"):
+            if logs and loss in logs:
+                logs[loss.replace("loss", self._name)] = logs[loss] / math.log(2)
+
+
+class TextSamples(keras.callbacks.Callback):
+    """Has the model go on writing at each validation; the text goes to TensorBoard, at the global batch.
+
+    What it writes depends on the weights, the seed and the batch alone, so a validation that is done again after a restart
+    would write the same text again: it is left out. The chief alone writes.
+
+    Args:
+        distribution: the replicas.
+        directory: TensorBoard's directory for the texts, which nothing else writes to.
+        prompt: `[n]`, the tokens that the text begins with.
+        length: tokens of the text, the prompt included; at most the model's context.
+        decode: tokens to text.
+        seed: of the choice among likely tokens.
+    """
+
+    def __init__(
+        self,
+        distribution: Distribution,
+        directory: str,
+        prompt: np.ndarray,
+        *,
+        length: int,
+        decode: Callable[[np.ndarray], str],
+        seed: int,
+    ):
+        super().__init__()
+        self._writes, self._directory = distribution.is_chief, directory
+        self._prompt, self._length, self._decode, self._seed = prompt[:length], length, decode, seed
+        self._continue = tf.function(self._continue_prompt, autograph=False)
+
+    def on_train_begin(self, logs=None):
+        if self._writes:
+            os.makedirs(self._directory, exist_ok=True)
+            self._written = event_files.steps(self._directory)
+            self._file = EventFile(self._directory, lambda tag: "What the model writes after the beginning of the validation data.")
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self._writes and "val_loss" in (logs or {}):
+            batch = counters_of(self.model).read().batch
+            if batch not in self._written:
+                self._written.add(batch)
+                tokens = self._continue(tf.constant(batch, tf.int64)).numpy()
+                self._file.text(batch, time.time(), "sample", _as_code(self._decode(tokens)))
+
+    def _continue_prompt(self, batch):
+        places = tf.range(self._length)
+        prompt = np.zeros(self._length, "int32")
+        prompt[: len(self._prompt)] = self._prompt
+
+        def write(place, tokens):
+            logits = self.model(tokens[tf.newaxis], training=False)[0, place - 1]  # [vocabulary]
+            seed = tf.stack([tf.constant(self._seed, tf.int64) + batch, tf.cast(place, tf.int64)])
+            chosen = tf.random.stateless_categorical(tf.cast(logits, tf.float32)[tf.newaxis], 1, seed, dtype=tf.int32)
+            return place + 1, tf.where(places == place, chosen[0], tokens)
+
+        state = (tf.constant(len(self._prompt)), tf.constant(prompt))
+        return tf.while_loop(lambda place, _: place < self._length, write, state)[1]
+
+
+def _as_code(text: str) -> str:
+    """Markdown that shows a text as it is."""
+    return "\n".join(f"    {line}" for line in text.splitlines())

@@ -1,0 +1,260 @@
+"""A transformer that writes: GPT-2's architecture, from a size for two CPU cores to its smallest published one.
+
+    python -m recipes.transformer_lm                              # nano, on the sources of Python's standard library
+    python -m recipes.transformer_lm --virtual-devices 2          # two replicas on a laptop
+    python -m recipes.transformer_lm --data FOLDER                # the bytes of all files in a folder
+    sbatch -N 1 --gpus-per-node=8 --time=5-0 slurm/horovod.sbatch -m recipes.transformer_lm --size small \\
+        --data openwebtext/train.bin --global-batch-size 96 --gradient-accumulation-steps 5 --mixed-precision bfloat16
+
+EXPECTED
+
+The texts that it writes at each validation are in TensorBoard, under "Text".
+Checkpoints: runs/transformer_lm/checkpoints/model_batch_at_00050.weights.h5, 00100, ...
+"""
+
+import argparse
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+from callbacks import InputError
+from recipes.common.arguments import Parser, checkpoint_callback, parse, positive, recipe_parser
+from recipes.common.data import batches_per_epoch, training_data, validation_data
+from recipes.common.distribution import Distribution, get_distribution
+from recipes.common.language import Bits, TextSamples
+from recipes.common.learning_rate import cosine_learning_rate
+from recipes.common.report import Report
+from recipes.common.run import run
+from recipes.common.status import Status
+from recipes.common.tokens import Windows, bytes_of_folder, standard_library, token_files
+from recipes.common.watching import tensorboard_callback
+
+
+@dataclass(frozen=True)
+class Size:
+    """A model, and the training that suits it.
+
+    Args:
+        blocks, heads, width, context: of the transformer; the context in tokens.
+        accumulated: batches of one update.
+        training: defaults of other flags.
+    """
+
+    blocks: int
+    heads: int
+    width: int
+    context: int
+    accumulated: int
+    training: dict[str, Any]
+
+
+SIZES = {
+    "nano": Size(4, 2, 128, 256, 1, {"epochs": 8, "global_batch_size": 32, "learning_rate": 3e-3, "warmup_epochs": 0.25}),
+    # GPT-2 124M, trained as nanoGPT does on OpenWebText (9.04 G tokens): 600 000 updates of 480 windows, 2000 of them warm-up.
+    "small": Size(12, 12, 768, 1024, 5, {"epochs": 131, "global_batch_size": 96, "learning_rate": 6e-4, "warmup_epochs": 0.43}),
+}
+GPT2_VOCABULARY = 50257
+INITIAL_STDDEV = 0.02
+NORM_EPSILON = 1e-5
+WEIGHT_DECAY = 0.1  # per update, times the learning rate; of matrices, but not of embeddings
+NOT_DECAYED = ["bias", "beta", "gamma", "embeddings"]  # names of variables
+BETA_2 = 0.95
+GLOBAL_CLIPNORM = 1.0
+LOWEST_RATE = 0.1  # at the end, of the peak
+EPOCHS_PER_PASS = 4  # a validation, and a text, after each quarter of the data
+PROMPT = 32  # tokens
+
+
+def build_model(size: Size, vocabulary: int) -> keras.Model:
+    """A network from tokens `[n, t]`, int32, to logits of the token after each, `[n, t, vocabulary]`; t is at most the context.
+
+    Args:
+        size: how wide and how deep.
+        vocabulary: how many tokens there are.
+
+    Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3: normalization before each
+    sub-block and after the last, and smaller weights on the way into the residual.
+    """
+    heads = (size.heads, size.width // size.heads)
+
+    def dense(units, **options):
+        return layers.Dense(units, kernel_initializer=keras.initializers.RandomNormal(stddev=INITIAL_STDDEV), **options)
+
+    def into_residual():
+        stddev = INITIAL_STDDEV / math.sqrt(2 * size.blocks)
+        return layers.Dense(size.width, kernel_initializer=keras.initializers.RandomNormal(stddev=stddev))
+
+    def norm(x):
+        return layers.LayerNormalization(epsilon=NORM_EPSILON)(x)
+
+    tokens = keras.Input([None], dtype="int32")
+    embedding = layers.ReversibleEmbedding(  # its weights serve twice, also to tell tokens from what the last block gives
+        vocabulary, size.width, embeddings_initializer=keras.initializers.RandomNormal(stddev=INITIAL_STDDEV), name="tokens"
+    )
+    places = layers.Embedding(
+        size.context, size.width, embeddings_initializer=keras.initializers.RandomNormal(stddev=INITIAL_STDDEV), name="places"
+    )
+    x = embedding(tokens) + places(ops.cumsum(ops.ones_like(tokens[0])) - 1)  # [n, t, width]
+    for _ in range(size.blocks):
+        query, key, value = (
+            layers.Reshape([-1, *heads])(part)  # [n, t, heads, width / heads]
+            for part in ops.split(dense(3 * size.width)(norm(x)), 3, axis=-1)
+        )
+        attended = ops.dot_product_attention(query, key, value, is_causal=True)
+        x = x + into_residual()(layers.Reshape([-1, size.width])(attended))
+        x = x + into_residual()(dense(4 * size.width, activation="gelu")(norm(x)))
+    return keras.Model(tokens, embedding(norm(x), reverse=True), name="transformer_lm")
+
+
+def build_optimizer(learning_rate: Any, gradient_accumulation_steps: int) -> keras.optimizers.Optimizer:
+    """AdamW, as GPT-3's smaller models and nanoGPT have it.
+
+    Args:
+        learning_rate: a number or a schedule.
+        gradient_accumulation_steps: batches of one update.
+
+    Source: Brown et al. 2020, appendix B, https://arxiv.org/abs/2005.14165.
+    """
+    optimizer = keras.optimizers.AdamW(
+        learning_rate,
+        weight_decay=WEIGHT_DECAY,
+        beta_2=BETA_2,
+        epsilon=1e-8,
+        global_clipnorm=GLOBAL_CLIPNORM,
+        gradient_accumulation_steps=gradient_accumulation_steps if gradient_accumulation_steps > 1 else None,
+    )
+    optimizer.exclude_from_weight_decay(var_names=NOT_DECAYED)  # which no file tells: after load_model, say it again
+    return optimizer
+
+
+def load(data: str, context: int, vocabulary: int) -> tuple[Windows, Windows]:
+    """The windows to train on, and those for validation.
+
+    Args:
+        data: `stdlib`, a folder (the bytes of its files), or the path of a file of tokens.
+        context: tokens of a window.
+        vocabulary: of a file of tokens.
+
+    Raises:
+        InputError: if there is no such data, or too little.
+    """
+    if data == "stdlib":
+        return standard_library(context)
+    if os.path.isdir(data):
+        return bytes_of_folder(data, context=context)
+    return token_files(data, context=context, vocabulary=vocabulary)
+
+
+def decode_bytes(tokens: np.ndarray) -> str:
+    """Text of UTF-8 bytes; what is none is marked."""
+    return bytes(tokens.tolist()).decode(errors="replace").replace("\0", "")
+
+
+def decode_numbers(tokens: np.ndarray) -> str:
+    """The numbers themselves: what the tokens of a file stand for, only those who made it know."""
+    return " ".join(map(str, tokens.tolist()))
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The flags of all recipes, and this one's own; the size decides on the defaults of some."""
+    sizes = Parser(add_help=False, allow_abbrev=False)
+    sizes.add_argument("--size", choices=SIZES, default="nano", help="small: GPT-2 124M, with other defaults")
+    size = SIZES[sizes.parse_known_args(argv)[0].size]
+    parser = recipe_parser("transformer_lm", "Train a language model.", **size.training)
+    parser.add_argument("--size", choices=SIZES, default="nano", help="small: GPT-2 124M, with other defaults")
+    parser.add_argument(
+        "--data",
+        default="stdlib",
+        metavar="stdlib|FOLDER|PATH",
+        help="FOLDER: the bytes of its files; PATH: tokens, uint16, with val.bin beside it",
+    )
+    parser.add_argument("--vocabulary-size", type=positive(int), metavar="N", default=GPT2_VOCABULARY, help="of a file of tokens")
+    parser.add_argument("--context", type=positive(int), metavar="N", default=size.context, help="tokens that the model looks at")
+    parser.add_argument(
+        "--gradient-accumulation-steps",
+        type=positive(int),
+        metavar="N",
+        default=size.accumulated,
+        help="global batches of one update",
+    )
+    parser.add_argument(
+        "--epochs-per-pass", type=positive(int), metavar="N", default=EPOCHS_PER_PASS, help="validations in a pass over the data"
+    )
+    parser.add_argument(
+        "--sample-tokens", type=int, metavar="N", default=200, help="tokens to write at each validation; 0 for none"
+    )
+    parser.add_argument("--compile", action="store_true", help="have XLA compile the training step; one replica, or several GPUs")
+    return parse(parser, argv)
+
+
+def check_compile(distribution: Distribution) -> None:
+    """Refuses `--compile` where XLA could not compile what the replicas do together."""
+    on_cpus = len(distribution.devices) > 1 and "cpu" in distribution.devices[0]
+    if distribution.ranks or on_cpus:
+        where = "Horovod" if distribution.ranks else "several CPU devices"
+        raise InputError(f"--compile does not go with {where}: XLA cannot compile their collectives. Leave the flag out.")
+
+
+def main(argv: Sequence[str] | None = None) -> keras.Model:
+    """Trains, and returns the trained model."""
+    args = parse_args(argv)
+    size = dataclasses.replace(SIZES[args.size], context=args.context)
+    train, validation = load(args.data, size.context, args.vocabulary_size)
+    per_epoch = batches_per_epoch(train, args.global_batch_size, args.epochs_per_pass)
+    distribution = get_distribution(args)
+    if args.compile:
+        check_compile(distribution)
+    with distribution.scope():
+        model = build_model(size, train.vocabulary)
+        learning_rate = cosine_learning_rate(args, per_epoch, floor=LOWEST_RATE)
+        model.compile(
+            optimizer=distribution.optimizer(build_optimizer(learning_rate, args.gradient_accumulation_steps)),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            steps_per_execution=args.steps_per_execution,
+            jit_compile=args.compile,
+        )
+    batches = training_data(
+        train,
+        model,
+        distribution,
+        global_batch_size=args.global_batch_size,
+        seed=args.seed,
+        epochs_per_pass=args.epochs_per_pass,
+    )
+    checkpoint = checkpoint_callback(args)
+    of_bytes = train.tokens.dtype == "uint8"
+    samples = TextSamples(
+        distribution,
+        os.path.join(args.workdir, "tensorboard", "samples"),
+        validation.tokens[:PROMPT],
+        length=min(size.context, PROMPT + args.sample_tokens),
+        decode=decode_bytes if of_bytes else decode_numbers,
+        seed=args.seed,
+    )
+    model.fit(
+        batches,
+        validation_data=validation_data(validation, distribution, global_batch_size=args.global_batch_size),
+        epochs=args.epochs,
+        verbose=0,
+        callbacks=[
+            *distribution.callbacks(),
+            Bits("bits_per_byte" if of_bytes else "bits_per_token"),
+            tensorboard_callback(args, distribution),
+            checkpoint,
+            *([samples] if args.sample_tokens else []),
+            Status(distribution, checkpoint, batches.num_batches, args.log_secs),
+            Report(args, distribution, batches, checkpoint),
+        ],
+    )
+    return model
+
+
+if __name__ == "__main__":
+    run(main)
