@@ -1,5 +1,6 @@
 """What only a GPU can show. Skipped where there is none; the other tests run on CPUs, also where there are GPUs."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -111,8 +112,8 @@ def test_mixed_precision_learns(tmp_path, flags):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_ranks_on_one_gpu_train_as_a_cpu_does_without_xla(on_cpu, tmp_path, ranks):
     need_horovod()
-    if ranks > 1 and _built_with_nccl():
-        pytest.skip("NCCL refuses two ranks on one GPU; without it (make horovod), Gloo does not")
+    if ranks > 1 and _built_with_nccl() and os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") != "1":
+        pytest.skip("NCCL refuses two ranks on one GPU, but from 2.30 on with NCCL_MULTI_RANK_GPU_ENABLE=1; Gloo does not")
     out = train(tmp_path, *MLP, "--strategy", "horovod", launcher=["--nproc-per-node", str(ranks)])
     assert f"strategy     horovod, {ranks} replica" in out and "/gpu:0 (" in out
     assert "jit_compile  off" in out  # Keras switches it on where there is a GPU
