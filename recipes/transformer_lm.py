@@ -61,6 +61,7 @@ SIZES = {
     "small": Size(12, 12, 768, 1024, 5, {"epochs": 131, "global_batch_size": 96, "learning_rate": 6e-4, "warmup_epochs": 0.43}),
 }
 GPT2_VOCABULARY = 50257
+PADDED_TO = 64  # the vocabulary, for the matrix units of GPUs
 INITIAL_STDDEV = 0.02
 NORM_EPSILON = 1e-5
 WEIGHT_DECAY = 0.1  # per update, times the learning rate; of matrices, but not of embeddings
@@ -212,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> keras.Model:
     if args.compile:
         check_compile(distribution)
     with distribution.scope():
-        model = build_model(size, train.vocabulary)
+        model = build_model(size, math.ceil(train.vocabulary / PADDED_TO) * PADDED_TO)
         learning_rate = cosine_learning_rate(args, per_epoch, floor=LOWEST_RATE)
         model.compile(
             optimizer=distribution.optimizer(build_optimizer(learning_rate, args.gradient_accumulation_steps)),

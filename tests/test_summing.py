@@ -1,0 +1,36 @@
+"""Clipping and accumulation see the gradients of the whole global batch, whatever the number of replicas."""
+
+import keras
+import numpy as np
+import pytest
+
+from recipes.common.distribution import Distribution
+
+CASES = {"clipped": {}, "clipped and accumulated": {"gradient_accumulation_steps": 3}}
+
+
+@pytest.fixture
+def float64():
+    keras.config.set_floatx("float64")
+    yield
+    keras.config.set_floatx("float32")
+
+
+def trained(strategy, replicas, options):
+    """All variables after ten batches, of which the last stands within an accumulation."""
+    devices = tuple(f"/cpu:{i}" for i in range(replicas))
+    where = Distribution("any", devices, strategy(replicas) if replicas > 1 else None)
+    keras.utils.set_random_seed(0)
+    with where.scope():
+        model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
+        model.compile(where.optimizer(keras.optimizers.AdamW(0.01, weight_decay=0.1, global_clipnorm=0.05, **options)), "mse")
+    x = np.random.default_rng(0).normal(size=(80, 6))
+    model.fit(x, 3 * x[:, :1], batch_size=8, shuffle=False, verbose=0)
+    return [v.numpy() for v in [*model.variables, *model.optimizer.variables]]
+
+
+@pytest.mark.parametrize("options", CASES.values(), ids=CASES)
+def test_two_replicas_end_as_one_does(strategy, float64, options):
+    single, mirrored = (trained(strategy, replicas, options) for replicas in (1, 2))
+    for one, other in zip(single, mirrored, strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-12)
