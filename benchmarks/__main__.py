@@ -8,6 +8,7 @@ from importlib.metadata import version
 
 BENCHMARKS = (
     "data_order",
+    "tfrecords",
     "checkpoint_host_time",
     "checkpoint_write",
     "checkpoint_blocked_time",

@@ -31,7 +31,7 @@ from recipes import digits_as_imagenet
 from recipes.common.arguments import checkpoint_callback, parse, positive, recipe_parser
 from recipes.common.data import Arrays, Prepare, Source, batches_per_epoch, training_data, validation_data
 from recipes.common.distribution import get_distribution
-from recipes.common.learning_rate import scaled_learning_rate
+from recipes.common.learning_rate import cosine_learning_rate, first_learning_rate, scaled_learning_rate
 from recipes.common.report import Report
 from recipes.common.run import run
 from recipes.common.status import Status
@@ -100,21 +100,16 @@ def learning_rate(args: argparse.Namespace, batches: int) -> keras.optimizers.sc
 
     `step` divides it by ten after 30, 60 and 80 of 90 epochs (Goyal et al.), and after the same parts of other `--epochs`. Its
     warm-up is a staircase, because Keras's own schedules have no other with steps after it, and only those load without this
-    repository. `cosine` goes down to 0 (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983).
+    repository. `cosine` goes down to 0.
 
     Args:
         args: the recipe's flags.
         batches: of an epoch.
     """
-    total, warmup = args.epochs * batches, round(args.warmup_epochs * batches)
-    peak = scaled_learning_rate(args)
-    first = min(args.learning_rate, peak)
     if args.schedule == "cosine":
-        if not warmup:
-            return keras.optimizers.schedules.CosineDecay(peak, total)
-        return keras.optimizers.schedules.CosineDecay(
-            first, decay_steps=max(1, total - warmup), warmup_target=peak, warmup_steps=warmup
-        )
+        return cosine_learning_rate(args, batches)
+    total, warmup = args.epochs * batches, round(args.warmup_epochs * batches)
+    first, peak = first_learning_rate(args), scaled_learning_rate(args)
     stairs = min(WARMUP_STAIRS, warmup) if first < peak else 0
     rises = [-(-warmup * stair // stairs) for stair in range(1, stairs + 1)]  # the batches after which the rate changes
     drops = [round(total * part) for part in DROPS]

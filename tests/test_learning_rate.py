@@ -27,6 +27,10 @@ def test_a_warm_up_goes_from_the_rate_before_scaling_to_that_after_it_in_equal_s
     assert rates("--warmup-epochs", "0.5") == [0.0, *[0.1] * 6]
 
 
+def test_a_warm_up_to_a_lower_rate_does_not_begin_above_it():
+    assert rates("--base-batch-size", "512", "--warmup-epochs", "2") == [0.05] * 7
+
+
 def test_a_whole_model_with_a_warm_up_is_made_of_kerass_own_parts():
     rate = constant_learning_rate(parse_args(["--warmup-epochs", "1"]), BATCHES)
     assert type(rate).__module__.startswith("keras.")

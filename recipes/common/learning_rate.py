@@ -13,12 +13,18 @@ def scaled_learning_rate(args: argparse.Namespace) -> float:
     return args.learning_rate * (args.global_batch_size / args.base_batch_size if args.base_batch_size else 1)
 
 
+def first_learning_rate(args: argparse.Namespace) -> float:
+    """Where a warm-up begins: at the rate before scaling, or at the one after it, if that is lower; at 0 where nothing is scaled.
+
+    Source: Goyal et al. 2017, section 2.2.
+    """
+    return min(args.learning_rate, scaled_learning_rate(args)) if args.base_batch_size else 0.0
+
+
 def constant_learning_rate(
     args: argparse.Namespace, batches_per_epoch: int
 ) -> float | keras.optimizers.schedules.LearningRateSchedule:
     """The scaled rate, reached over the first `--warmup-epochs` in equal steps from batch to batch.
-
-    The warm-up begins at the rate before scaling, and at 0 where nothing is scaled (Goyal et al. 2017, section 2.2).
 
     Args:
         args: the recipe's flags.
@@ -31,7 +37,7 @@ def constant_learning_rate(
     if not args.warmup_epochs:
         return peak
     return keras.optimizers.schedules.PolynomialDecay(
-        initial_learning_rate=args.learning_rate if args.base_batch_size else 0.0,
+        initial_learning_rate=first_learning_rate(args),
         decay_steps=max(1, round(args.warmup_epochs * batches_per_epoch)),
         end_learning_rate=peak,
         power=1.0,
@@ -58,9 +64,8 @@ def cosine_learning_rate(
     """
     peak = scaled_learning_rate(args)
     warmup = round(args.warmup_epochs * batches_per_epoch)
-    begin = args.learning_rate if args.base_batch_size else 0.0
     return keras.optimizers.schedules.CosineDecay(
-        initial_learning_rate=begin if warmup else peak,
+        initial_learning_rate=first_learning_rate(args) if warmup else peak,
         decay_steps=max(1, args.epochs * batches_per_epoch - warmup),
         alpha=floor,
         warmup_target=peak if warmup else None,
