@@ -92,9 +92,8 @@ def main() -> None:
             wall, cpu, our_wall, our_cpu = (statistics.median(column) for column in zip(*rounds, strict=True))
             ratio = statistics.median(a / b for a, _, b, _ in rounds)
             cpu_ratio = statistics.median(a / b for _, a, _, b in rounds)
-            print(
-                f"{kind:<16}{1 / wall:>10.0f}{1 / our_wall:>9.0f}{ratio:>8.2f}{cpu * 1e6:>11.0f}{our_cpu * 1e6:>9.0f}{cpu_ratio:>13.2f}"
-            )
+            print(f"{kind:<16}{1 / wall:>10.0f}{1 / our_wall:>9.0f}{ratio:>8.2f}", end="")
+            print(f"{cpu * 1e6:>11.0f}{our_cpu * 1e6:>9.0f}{cpu_ratio:>13.2f}")
 
 
 if __name__ == "__main__":
