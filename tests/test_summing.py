@@ -16,10 +16,14 @@ def float64():
     keras.config.set_floatx("float32")
 
 
+def distribution(strategy, replicas):
+    devices = tuple(f"/cpu:{i}" for i in range(replicas))
+    return Distribution("any", devices, strategy(replicas) if replicas > 1 else None)
+
+
 def trained(strategy, replicas, options):
     """All variables after ten batches, of which the last stands within an accumulation."""
-    devices = tuple(f"/cpu:{i}" for i in range(replicas))
-    where = Distribution("any", devices, strategy(replicas) if replicas > 1 else None)
+    where = distribution(strategy, replicas)
     keras.utils.set_random_seed(0)
     with where.scope():
         model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
@@ -33,4 +37,21 @@ def trained(strategy, replicas, options):
 def test_two_replicas_end_as_one_does(strategy, float64, options):
     single, mirrored = (trained(strategy, replicas, options) for replicas in (1, 2))
     for one, other in zip(single, mirrored, strict=True):
+        np.testing.assert_allclose(other, one, rtol=0, atol=1e-12)
+
+
+def test_rows_of_an_embedding_that_occur_more_than_once_are_summed_first(strategy, float64):
+    words = np.array([0, 1, 1, 2, 1, 1, 0, 0])[:, np.newaxis]
+    found = []
+    for replicas in (1, 2):
+        where = distribution(strategy, replicas)
+        keras.utils.set_random_seed(0)
+        with where.scope():
+            model = keras.Sequential(
+                [keras.Input((1,)), keras.layers.Embedding(3, 2), keras.layers.Flatten(), keras.layers.Dense(1)]
+            )
+            model.compile(where.optimizer(keras.optimizers.Adam(0.01, global_clipnorm=0.01)), "mse")
+        model.fit(words, words.astype("float64"), batch_size=8, shuffle=False, epochs=3, verbose=0)
+        found.append([v.numpy() for v in [*model.variables, *model.optimizer.variables]])
+    for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(other, one, rtol=0, atol=1e-12)

@@ -301,8 +301,8 @@ def test_the_size_decides_on_the_defaults_of_training(tmp_path):
 
 # Whole runs
 
-WITHIN_ACCUMULATION = 13  # of three batches each; and in the middle of an epoch of eleven
-LAST = 22
+WITHIN_ACCUMULATION = 16  # of three batches each; and in the middle of an epoch of fourteen
+LAST = 28
 
 
 @pytest.fixture(scope="module")

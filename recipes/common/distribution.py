@@ -13,7 +13,7 @@ from callbacks import InputError
 from callbacks.ranks import install
 from launch.world import World, read_world
 from recipes.common.progress import Progress
-from recipes.common.summing import summing
+from recipes.common.summing import dense, summing
 from recipes.common.synchronous import Synchronous, averaging
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Distribution:
         """The optimizer as this engine needs it: with gradients of the whole global batch before clipping and accumulation."""
         if self.ranks:
             return averaging(optimizer, self.ranks)
-        return summing(optimizer) if self.strategy else optimizer
+        return summing(optimizer) if self.strategy else dense(optimizer)
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """What `fit` needs on every rank, before all other callbacks: to keep ranks equal, and to tell the launcher of progress."""

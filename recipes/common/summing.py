@@ -1,12 +1,33 @@
-"""Gradients under MirroredStrategy: summed over the replicas before anything else is done with them.
+"""Gradients within one process, made those of the whole global batch before anything else is done with them.
 
-Keras 3 clips and accumulates what each replica has by itself, and sums only then. Clipped weights so depend on the number of
-replicas, each replica holds accumulated gradients of its own, of which a checkpoint has one replica's, and the condition around
-accumulation fails (`merge_call called while defining a new graph`).
+Under MirroredStrategy, Keras 3 clips and accumulates what each replica has by itself, and sums only then. Clipped weights so
+depend on the number of replicas, each replica holds accumulated gradients of its own, of which a checkpoint has one replica's,
+and the condition around accumulation fails (`merge_call called while defining a new graph`).
+
+Gradients of embeddings come as rows, a token's as often as it occurs. Adam squares each of them, instead of their sum, so those
+too would depend on how the batch is shared, and clipping takes a norm that is not that of the gradient.
 """
 
 import keras
 import tensorflow as tf
+
+
+def dense(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Has an optimizer see sparse gradients as dense ones, as under several replicas.
+
+    Args:
+        optimizer: any of Keras 3.
+
+    Returns:
+        The same optimizer.
+    """
+    apply = optimizer.apply
+
+    def apply_dense(grads, trainable_variables=None):
+        apply([grad if grad is None else tf.convert_to_tensor(grad) for grad in grads], trainable_variables)
+
+    optimizer.apply = apply_dense
+    return optimizer
 
 
 def summing(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
