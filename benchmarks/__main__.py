@@ -18,6 +18,9 @@ BENCHMARKS = (
     "horovod_settings",
     "scaling",
     "launcher",
+    "startup",
+    "recipes_throughput",
+    "language_model",
 )
 
 

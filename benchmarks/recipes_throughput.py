@@ -1,0 +1,135 @@
+"""Each recipe against the plainest loop of the same model on the same data: `fit` on a plain dataset, without our callbacks.
+
+Both train in one process, an epoch each by turns. What counts is the time from the third batch of an epoch to its end, saves and
+curves included; the ratio is of the rates, ours to the plain one's, and its median is over the rounds. The ratio of CPU time says
+more than that of the clock on a machine that does other work too.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.own_process import in_own_process
+from recipes import transformer_lm
+from recipes.common.arguments import checkpoint_callback
+from recipes.common.data import EpochData, training_data
+from recipes.common.distribution import Distribution, get_distribution
+from recipes.common.report import Report
+from recipes.common.status import Status
+from recipes.common.tokens import Windows, standard_library
+from recipes.common.watching import tensorboard_callback
+
+ROUNDS = 5
+STRATEGIES = {"single": ["--strategy", "single"], "mirrored": ["--strategy", "mirrored", "--virtual-devices", "2"]}
+Wrap = Callable[[keras.optimizers.Optimizer], keras.optimizers.Optimizer]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is measured of a recipe.
+
+    Args:
+        batches: of an epoch.
+        parse_args: the recipe's.
+        compiled: from flags, and what is done to the optimizer, to a compiled model; called under the strategy's scope.
+        ours: from flags, number of batches, the model and the replicas to the recipe's training data.
+        plain: from flags and number of batches to the same samples, as one writes it by hand.
+    """
+
+    batches: int
+    parse_args: Callable[[list[str]], argparse.Namespace]
+    compiled: Callable[[argparse.Namespace, Wrap], keras.Model]
+    ours: Callable[[argparse.Namespace, int, keras.Model, Distribution], EpochData]
+    plain: Callable[[argparse.Namespace, int], tf.data.Dataset]
+
+
+def _compiled_language_model(args, wrap):
+    model = transformer_lm.build_model(transformer_lm.SIZES[args.size], 256)
+    optimizer = wrap(transformer_lm.build_optimizer(args.learning_rate, args.gradient_accumulation_steps))
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=False)
+    return model
+
+
+def _windows(args, batches) -> Windows:
+    windows, _ = standard_library(args.context)
+    return dataclasses.replace(windows, tokens=windows.tokens[: batches * args.global_batch_size * args.context + 1])
+
+
+def _language_data(args, batches, model, distribution):
+    return training_data(_windows(args, batches), model, distribution, global_batch_size=args.global_batch_size, seed=args.seed)
+
+
+def _plain_language_data(args, batches):
+    tokens = _windows(args, batches).tokens.astype("int32")
+    x, y = (tokens[i : len(tokens) - 1 + i].reshape(-1, args.context) for i in (0, 1))
+    data = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x)).batch(args.global_batch_size, drop_remainder=True)
+    return data.prefetch(tf.data.AUTOTUNE)
+
+
+RECIPES = {
+    "transformer_lm": Recipe(30, transformer_lm.parse_args, _compiled_language_model, _language_data, _plain_language_data),
+}
+
+
+class Timed(keras.callbacks.Callback):
+    """Seconds of the clock and of CPU time, from the third batch of an epoch to its end."""
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == 2:
+            self._began = time.perf_counter(), time.process_time()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.taken = np.subtract((time.perf_counter(), time.process_time()), self._began)
+
+
+def measure(name: str, strategy: str) -> np.ndarray:
+    """Seconds `[rounds, 2, 2]`: of the plain loop and of ours, by the clock and of CPU time."""
+    recipe = RECIPES[name]
+    with tempfile.TemporaryDirectory() as workdir:
+        args = recipe.parse_args([*STRATEGIES[strategy], "--workdir", workdir])
+        distribution = get_distribution(args)
+        with distribution.scope():
+            plain, ours = recipe.compiled(args, lambda optimizer: optimizer), recipe.compiled(args, distribution.optimizer)
+        plain_data, data = recipe.plain(args, recipe.batches), recipe.ours(args, recipe.batches, ours, distribution)
+        checkpoint = checkpoint_callback(args)
+        callbacks = [
+            *distribution.callbacks(),
+            tensorboard_callback(args, distribution),
+            checkpoint,
+            Status(distribution, checkpoint, recipe.batches, args.log_secs),
+            Report(args, distribution, data, checkpoint),
+        ]
+
+        def epoch(number, model, batches, callbacks):
+            timed = Timed()
+            model.fit(batches, initial_epoch=number, epochs=number + 1, verbose=0, callbacks=[*callbacks, timed])
+            return timed.taken
+
+        def by_turns(number):
+            sides = [lambda: epoch(number, plain, plain_data, []), lambda: epoch(number, ours, data, callbacks)]
+            taken = [side() for side in sides[:: 1 if number % 2 else -1]]
+            return taken[:: 1 if number % 2 else -1]
+
+        return np.array([by_turns(number) for number in range(ROUNDS + 1)])[1:]
+
+
+def main() -> None:
+    """Prints the medians of a batch, and the ratios of the rates."""
+    print("recipes against a plain fit               plain, ms   ours, ms   ratio   ratio by CPU time")
+    for name, recipe in RECIPES.items():
+        for strategy in STRATEGIES:
+            rounds = in_own_process(measure, name, strategy)
+            plain, ours = np.median(rounds, axis=0)[:, 0] / (recipe.batches - 2) * 1e3
+            ratio, cpu_ratio = np.median(rounds[:, 0] / rounds[:, 1], axis=0)
+            print(f"{f'{name}, {strategy}':<40}{plain:>11.1f}{ours:>11.1f}{ratio:>8.3f}{cpu_ratio:>20.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

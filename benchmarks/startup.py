@@ -1,0 +1,94 @@
+"""From command to first batch: where the seconds go, for each recipe, in a process of its own.
+
+`imports` is Python's start and all imports, `import tensorflow, keras` as much of them as these two take alone; `data` what the
+recipe does before it sets up its devices; `build` the model, its optimizer and the datasets; `trace` from the call of `fit` to the
+end of the first batch, which TensorFlow traces and compiles; `a batch` is a later one, for comparison.
+"""
+
+import importlib
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROUNDS = 3
+RECIPES = {  # name -> flags
+    "mnist": [],
+    "transformer_lm": ["--sample-tokens", "0"],
+}
+BATCHES = 4  # after which the process ends
+_PARTS = ("imports", "data", "devices", "build", "trace")
+_BARE = "import keras, time; print(time.time())"
+
+
+def measure(name: str, began: float, flags: list[str]) -> None:
+    """What the process of a recipe runs: prints the moments at which its parts ended, and ends with the fourth batch.
+
+    Args:
+        name: the recipe's module, without `recipes.`.
+        began: when the command was given, in seconds since 1970.
+        flags: of the recipe.
+    """
+    import recipes  # noqa: F401, TensorFlow without its remarks
+
+    module = importlib.import_module(f"recipes.{name}")
+    moments = [began, time.time()]
+
+    import keras
+
+    get_distribution, fit = module.get_distribution, keras.Model.fit
+
+    def timed_get_distribution(args):
+        moments.append(time.time())
+        distribution = get_distribution(args)
+        moments.append(time.time())
+        return distribution
+
+    def end_of_batch(batch, logs):
+        moments.append(time.time())
+        if len(moments) == len(_PARTS) + BATCHES:
+            print(json.dumps(moments), flush=True)
+            os._exit(0)
+
+    def timed_fit(self, *args, callbacks, **options):
+        moments.append(time.time())
+        return fit(self, *args, callbacks=[*callbacks, keras.callbacks.LambdaCallback(on_train_batch_end=end_of_batch)], **options)
+
+    module.get_distribution, keras.Model.fit = timed_get_distribution, timed_fit
+    module.main(flags)
+
+
+def start(name: str) -> list[float]:
+    """Seconds of each part of one start, and of a later batch."""
+    with tempfile.TemporaryDirectory() as workdir:
+        flags = [*RECIPES[name], "--workdir", workdir]
+        command = [sys.executable, "-m", "benchmarks.startup", name, str(time.time()), *flags]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
+    moments = json.loads(output.splitlines()[-1])
+    spans = [end - begin for begin, end in itertools.pairwise(moments)]
+    return [*spans[: len(_PARTS)], min(spans[len(_PARTS) :])]
+
+
+def bare_imports() -> float:
+    """Seconds that Python takes to start and to import TensorFlow and Keras."""
+    began = time.time()
+    ended = subprocess.run([sys.executable, "-c", _BARE], check=True, capture_output=True, text=True).stdout
+    return float(ended) - began
+
+
+def main() -> None:
+    """Prints the medians of each part."""
+    print("seconds from command to first batch   all" + "".join(f"{part:>9}" for part in _PARTS) + "  a batch")
+    for name in RECIPES:
+        *parts, batch = (statistics.median(column) for column in zip(*(start(name) for _ in range(ROUNDS)), strict=True))
+        print(f"{name:<35}{sum(parts):>6.1f}" + "".join(f"{part:>9.2f}" for part in parts) + f"{batch:>9.3f}", flush=True)
+    bare = statistics.median(bare_imports() for _ in range(ROUNDS))
+    print(f"{'import tensorflow, keras':<35}{bare:>6.1f}{bare:>9.2f}")
+
+
+if __name__ == "__main__":
+    measure(sys.argv[1], float(sys.argv[2]), sys.argv[3:])
