@@ -263,8 +263,8 @@ class Counters:
         def counted_train_step(data):
             batch_size, tensors = _batch_size(data)
             # Without this, TensorFlow runs what does not depend on the data, `iterations += 1` say, once more when an
-            # iterator of unknown length has ended.
-            with tf.control_dependencies(tensors):
+            # iterator of unknown length has ended. XLA runs a step as one operation, and could not create variables in there.
+            with tf.control_dependencies([] if model.jit_compile else tensors):
                 before = self._updates()
                 logs = train_step(data)
                 first = tf.equal(tf.distribute.get_replica_context().replica_id_in_sync_group, 0)

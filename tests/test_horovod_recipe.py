@@ -75,6 +75,26 @@ def test_ranks_train_as_one_replica_and_name_the_same_files(single, tmp_path, si
     assert read_header(latest_checkpoint(tmp_path / "checkpoints").path)["counts"]["replicas"] == size
 
 
+CHOOSES_DEVICES = """
+import sys
+import tensorflow as tf
+from recipes import mnist
+from recipes.common import distribution
+devices = distribution._devices
+def choose(*args):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()])  # an error once there was a tensor
+    return devices(*args)
+distribution._devices = choose
+mnist.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_rank_chooses_its_device_before_it_sends_the_first_tensor(tmp_path):
+    succeed(1, "-c", CHOOSES_DEVICES, *MLP, "--strategy", "horovod", "--epochs", 1, "--workdir", tmp_path)
+
+
 @pytest.mark.slow
 def test_a_restart_with_another_number_of_ranks_sees_the_same_samples(single, tmp_path):
     command = ["-c", IN_FLOAT64, *MLP, "--epochs", 4, "--save-freq", 10, "--workdir", tmp_path]

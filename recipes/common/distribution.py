@@ -97,7 +97,9 @@ def get_distribution(args: argparse.Namespace) -> Distribution:
             f"--strategy {name} trains in one process, and this is one of {world.world_size} ranks. Use --strategy horovod, or "
             "start it without a launcher."
         )
-    devices = _devices(args.virtual_devices, world if ranks else None)
+    devices = _devices(args.virtual_devices, world if ranks else None)  # before the first tensor: GPUs are chosen until then
+    if ranks:
+        _refuse_different_flags(ranks.gather(vars(args)))
     if name == "auto":
         name = "mirrored" if len(devices) > 1 else "single"
     if name == "single":
@@ -151,7 +153,6 @@ def _join(args, world):
             f"This is rank {world.rank} of {world.world_size}, and Horovod was told rank {ranks.rank} of {ranks.size}. "
             "Start the ranks with python -m launch, or horovodrun."
         )
-    _refuse_different_flags(ranks.gather(vars(args)))
     install(ranks)
     return ranks
 
