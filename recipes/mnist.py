@@ -132,6 +132,7 @@ def main(argv: Sequence[str] | None = None) -> keras.Model:
             metrics=["accuracy"],
             steps_per_execution=args.steps_per_execution,
         )
+        model.optimizer.build(model.trainable_variables)  # here, since `fit` would trace its step twice for it
     batches = training_data(train, model, distribution, global_batch_size=args.global_batch_size, seed=args.seed)
     checkpoint = checkpoint_callback(args)
     model.fit(

@@ -221,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> keras.Model:
             steps_per_execution=args.steps_per_execution,
             jit_compile=args.compile,
         )
+        model.optimizer.build(model.trainable_variables)  # here, since `fit` would trace its step twice for it
     batches = training_data(
         train,
         model,
