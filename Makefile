@@ -1,7 +1,7 @@
 # The first target that needs Python packages makes .venv; later ones find it there. Settings:
 #   PYTHON=/path/to/python3.12   the Python for .venv; default: the first of PYTHONS that fits
 #   ARGS="--epochs 20"           more flags for the command that train, test, test-all or bench starts
-#   GPU=1                        for horovod: build it with NCCL (6 GB with TensorFlow's CUDA libraries; never run on a GPU yet)
+#   GPU=1                        for horovod: build it with NCCL (6 GB with TensorFlow's CUDA libraries; never run on several GPUs yet)
 
 PYTHON ?=
 PYTHONS := python3 python3.13 python3.12 python3.11

@@ -1,13 +1,18 @@
 """Proves that the Horovod that is installed works: two processes meet, and each gets the sum of what both gave.
 
-python -m launch.prove_horovod
+    python -m launch.prove_horovod
+
+Once on the CPU, over Gloo; and where Horovod was built with NCCL, once more on up to two GPUs of this machine, a process each.
 """
 
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from launch.arguments import gpus
 
 RANKS = 2
 TIMEOUT = 120  # seconds
@@ -15,31 +20,52 @@ TIMEOUT = 120  # seconds
 _RANK = """
 import tensorflow as tf
 import horovod.tensorflow as hvd
+gpus = tf.config.list_physical_devices("GPU")
+for gpu in gpus:
+    tf.config.experimental.set_memory_growth(gpu, True)
 hvd.init()
-total = hvd.allreduce(tf.fill([1000], float(10 ** hvd.rank())), op=hvd.Sum)
-assert hvd.gloo_enabled() and hvd.size() == 2 and (total.numpy() == 11).all(), (hvd.size(), total)
+if gpus:
+    tf.config.set_visible_devices(gpus[hvd.local_rank()], "GPU")
+with tf.device("/gpu:0" if gpus else "/cpu:0"):
+    total = hvd.allreduce(tf.fill([1000], float(10 ** hvd.rank())), op=hvd.Sum)
+expected = sum(10 ** rank for rank in range(hvd.size()))
+assert hvd.gloo_enabled() and (total.numpy() == expected).all(), (hvd.size(), total)
 print("with NCCL" if hvd.nccl_built() else "without NCCL")
 """
 
 
 def main() -> int:
-    """Prints one line. Returns the exit code."""
+    """Prints a line for each proof. Returns the exit code."""
+    output = _reduce(RANKS, "Gloo", {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"})
+    if output is None:
+        return 1
+    if "with NCCL" in output:
+        here = gpus(os.environ)
+        if not here:
+            print("NCCL is not proven: there is no GPU here.")
+        elif _reduce(min(RANKS, len(here)), "NCCL", dict(os.environ)) is None:
+            return 1
+    return 0
+
+
+def _reduce(ranks, transport, environment):
+    """Has so many ranks reduce a tensor; returns what the first one printed, or None if that failed."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, open(Path(folder, "screen"), "w+") as screen:
-        launcher = [sys.executable, "-m", "launch", "--standalone", "--nproc-per-node", str(RANKS), "--log-dir", folder]
+        launcher = [sys.executable, "-m", "launch", "--standalone", "--nproc-per-node", str(ranks), "--log-dir", folder]
         command = [*launcher, "--no-python", sys.executable, "-c", _RANK]
         try:
-            failed = subprocess.run(command, stdout=screen, stderr=screen, timeout=TIMEOUT).returncode
+            failed = subprocess.run(command, env=environment, stdout=screen, stderr=screen, timeout=TIMEOUT).returncode
             why = "a rank failed as above"
         except subprocess.TimeoutExpired:  # the launcher was killed, and its ranks end with it
             failed, why = 1, f"after {TIMEOUT} s the processes have not met"
         if failed:
             screen.seek(0)
-            print(f"{screen.read()}error: Horovod does not work: {why}.", file=sys.stderr)
-            return 1
-        nccl = ", NCCL not proven" if "with NCCL" in Path(folder, "rank-0.log").read_text() else ""
-    print(f"Horovod works: {RANKS} processes reduced a tensor over Gloo{nccl} ({time.monotonic() - began:.0f} s).")
-    return 0
+            print(f"{screen.read()}error: Horovod does not work over {transport}: {why}.", file=sys.stderr)
+            return None
+        processes = f"{ranks} process{'' if ranks == 1 else 'es'}"
+        print(f"Horovod works: {processes} reduced a tensor over {transport} ({time.monotonic() - began:.0f} s).")
+        return Path(folder, "rank-0.log").read_text()
 
 
 if __name__ == "__main__":
