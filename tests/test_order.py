@@ -1,14 +1,16 @@
 """The order of the data is a pure function of (seed, epoch, index), and any place in it is reached at once."""
 
+import threading
 import time
 import tracemalloc
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from launching import wait_for
 
 from callbacks import Counts, counters_of
-from recipes.common.data import Arrays, training_data
+from recipes.common.data import Arrays, training_data, validation_data
 from recipes.common.distribution import Distribution
 from recipes.common.order import shuffled
 from recipes.mnist import build_model
@@ -61,3 +63,34 @@ def test_batch_a_billion_is_reached_in_a_second_and_without_memory_for_the_way()
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
     assert np.array_equal(y, order(1437, seed=0, epoch=epoch)[64 * done : 64 * (done + 1)])
+
+
+@pytest.mark.parametrize("validation", [False, True])
+def test_samples_are_prepared_ahead_of_training_and_several_at_once(validation):
+    """Op determinism, which recipes and tests run under, takes both out of a dataset in which anything is stateful."""
+    running, lock = {"prepared": 0, "now": 0, "at once": 0}, threading.Lock()
+
+    def slowly(number):
+        with lock:
+            running["now"] += 1
+            running["at once"] = max(running["at once"], running["now"])
+        time.sleep(0.01)
+        with lock:
+            running["now"] -= 1
+            running["prepared"] += 1
+        return number
+
+    def prepare(x, y, seed):
+        return tf.numpy_function(slowly, [x], tf.int64, stateful=False), y
+
+    arrays = Arrays(np.arange(64), np.arange(64))
+    if validation:
+        data = validation_data(arrays, SINGLE, global_batch_size=8, prepare=prepare)
+    else:
+        model = build_model("mlp", (8, 8, 1))
+        data = training_data(arrays, model, SINGLE, global_batch_size=8, seed=0, prepare=prepare)
+    data.on_epoch_begin()
+    batches = iter(data.get_tf_dataset())
+    next(batches)
+    wait_for(lambda: running["prepared"] >= 16, "a batch that nobody has asked for", timeout=20)
+    assert running["at once"] > 1

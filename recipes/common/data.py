@@ -152,8 +152,7 @@ def training_data(
     """
     size, share = len(source), global_batch_size // distribution.replicas
     batches = batches_per_epoch(source, global_batch_size, epochs_per_pass)
-    with tf.device("/cpu:0"):
-        start = tf.Variable(tf.zeros([], tf.int64), trainable=False, name="batch_to_start_at")  # counted over all epochs
+    start = np.int64(0)  # the batch that the next epoch begins with, counted over all epochs
 
     def shares(first, count):
         at_once = max(1, source.fetched_together // share)  # shares
@@ -176,11 +175,13 @@ def training_data(
             number_of_pass, chosen = choose(place)
             return tf.repeat(number_of_pass, tf.size(chosen)), chosen, *source.fetch(chosen)
 
-        def epoch_from_start(_):
-            end = (start // batches + 1) * batches
-            return tf.data.Dataset.range(start * count, end * count, at_once)
+        def epoch_from_start(zero):
+            # Read when an iterator is made, so one dataset serves every epoch. A variable would do too, but for what is stateful in
+            # a dataset, op determinism takes all parallel calls and all prefetching out of it.
+            begin = tf.ensure_shape(tf.numpy_function(lambda _: start, [zero], tf.int64, stateful=False), [])
+            end = (begin // batches + 1) * batches
+            return tf.data.Dataset.range(begin * count, end * count, at_once)
 
-        # The variable is read when an iterator is made, so one dataset serves every epoch.
         dataset = tf.data.Dataset.range(1).flat_map(epoch_from_start)
         if prepare is None:
             dataset = _in_order(dataset, fetch).unbatch()
@@ -190,13 +191,14 @@ def training_data(
         return dataset.prefetch(tf.data.AUTOTUNE)
 
     def seek():
+        nonlocal start
         epoch, samples_done = counters_of(model).position()
         if samples_done % global_batch_size:
             raise InputError(
                 f"The checkpoint stands at sample {samples_done} of its epoch, between two global batches of "
                 f"{global_batch_size}. Go on with the --global-batch-size that it was made with."
             )
-        start.assign(epoch * batches + samples_done // global_batch_size)
+        start = np.int64(epoch * batches + samples_done // global_batch_size)
 
     return EpochData(distribution.dataset(shares), batches, before_epoch=seek)
 
@@ -228,16 +230,34 @@ def validation_data(
         begins, ends = tf.constant(begins, tf.int64), tf.constant(ends, tf.int64)
 
     def shares(first, count):
-        def fetch(place):
+        def bounds(place):
             at = (place // count, first + place % count)
-            numbers = tf.range(begins[at], ends[at])
-            parts = source.fetch(numbers)
-            if prepare is None:
-                return parts
-            samples = tf.data.Dataset.from_tensor_slices((tf.zeros_like(numbers), numbers, *parts))
-            return _in_order(samples, _with_its_seed(prepare, 0)).batch(size).get_single_element()
+            return begins[at], ends[at]
 
-        return _in_order(tf.data.Dataset.range(batches * count), fetch).prefetch(tf.data.AUTOTUNE)
+        def fetch(place):
+            return source.fetch(tf.range(*bounds(place)))
+
+        def fetch_with_key(place):
+            numbers = tf.range(*bounds(place))
+            return tf.repeat(place, tf.size(numbers)), tf.zeros_like(numbers), numbers, *source.fetch(numbers)
+
+        def size_of(place):
+            begin, end = bounds(place)
+            return end - begin
+
+        dataset = tf.data.Dataset.range(batches * count)
+        if prepare is None:
+            dataset = _in_order(dataset, fetch)
+        else:
+            prepare_one = _with_its_seed(prepare, 0)
+            samples = _in_order(dataset, fetch_with_key).unbatch()
+            samples = _in_order(samples, lambda place, *sample: (place, prepare_one(*sample)))
+            dataset = samples.group_by_window(
+                key_func=lambda place, _: place,
+                reduce_func=lambda _, share: share.map(lambda _, sample: sample).batch(size),
+                window_size_func=size_of,
+            )
+        return dataset.prefetch(tf.data.AUTOTUNE)
 
     return EpochData(distribution.dataset(shares), batches)
 
