@@ -6,7 +6,9 @@ more than that of the clock on a machine that does other work too.
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import tempfile
 import time
 from collections.abc import Callable
@@ -92,7 +94,7 @@ class Timed(keras.callbacks.Callback):
 def measure(name: str, strategy: str) -> np.ndarray:
     """Seconds `[rounds, 2, 2]`: of the plain loop and of ours, by the clock and of CPU time."""
     recipe = RECIPES[name]
-    with tempfile.TemporaryDirectory() as workdir:
+    with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):  # a recipe says much
         args = recipe.parse_args([*STRATEGIES[strategy], "--workdir", workdir])
         distribution = get_distribution(args)
         with distribution.scope():
