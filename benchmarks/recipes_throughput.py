@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.own_process import in_own_process
-from recipes import transformer_lm
+from recipes import imagenet_resnet50, transformer_lm
 from recipes.common.arguments import checkpoint_callback
 from recipes.common.data import EpochData, training_data
 from recipes.common.distribution import Distribution, get_distribution
@@ -75,7 +75,36 @@ def _plain_language_data(args, batches):
     return data.prefetch(tf.data.AUTOTUNE)
 
 
+def _parse_resnet_args(flags):
+    small = ["--data", "digits", "--image-size", "32", "--global-batch-size", "64"]
+    return imagenet_resnet50.parse_args([*flags, *small])
+
+
+def _compiled_resnet(args, wrap):
+    model = imagenet_resnet50.build_model(args.image_size, 10)
+    rate = imagenet_resnet50.learning_rate(args, 22)
+    optimizer = wrap(keras.optimizers.SGD(rate, momentum=imagenet_resnet50.MOMENTUM, nesterov=True))
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=imagenet_resnet50.LABEL_SMOOTHING)
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
+    return model
+
+
+def _pictures(args, batches, model, distribution):
+    data = imagenet_resnet50.load(args)
+    size = {"global_batch_size": args.global_batch_size, "seed": args.seed}
+    return training_data(data.train, model, distribution, prepare=data.augment, **size)
+
+
+def _plain_pictures(args, batches):
+    data = imagenet_resnet50.load(args)
+    files = tf.data.Dataset.from_tensor_slices(data.train.paths)
+    records = files.interleave(tf.data.TFRecordDataset, num_parallel_calls=tf.data.AUTOTUNE).shuffle(len(data.train))
+    samples = records.enumerate().map(lambda i, record: data.augment(record, tf.stack([0, i])), num_parallel_calls=tf.data.AUTOTUNE)
+    return samples.batch(args.global_batch_size, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+
+
 RECIPES = {
+    "imagenet_resnet50": Recipe(22, _parse_resnet_args, _compiled_resnet, _pictures, _plain_pictures),
     "transformer_lm": Recipe(30, transformer_lm.parse_args, _compiled_language_model, _language_data, _plain_language_data),
 }
 

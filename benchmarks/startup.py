@@ -18,6 +18,7 @@ import time
 ROUNDS = 3
 RECIPES = {  # name -> flags
     "mnist": [],
+    "imagenet_resnet50": ["--data", "digits", "--image-size", "32"],
     "transformer_lm": ["--sample-tokens", "0"],
 }
 BATCHES = 4  # after which the process ends

@@ -309,6 +309,7 @@ def main(argv: Sequence[str] | None = None) -> keras.Model:
             metrics=["accuracy", keras.metrics.TopKCategoricalAccuracy(5, name="top5")],
             steps_per_execution=args.steps_per_execution,
         )
+        model.optimizer.build(model.trainable_variables)  # here, since `fit` would trace its step twice for it
     size = {"global_batch_size": args.global_batch_size}
     batches = training_data(data.train, model, distribution, seed=args.seed, prepare=data.augment, **size)
     checkpoint = checkpoint_callback(args)

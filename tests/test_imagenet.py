@@ -293,8 +293,8 @@ def test_digits_are_not_written_over_anything(tmp_path):
 
 # Real processes
 
-BATCHES = 6  # of an epoch
-SMALL = ["--classes", 10, "--image-size", 32, "--global-batch-size", 4, "--warmup-epochs", 1, "--epochs", 2]
+PATIENCE = 500  # seconds for a process that takes one minute on two idle cores
+SMALL = ["--classes", 10, "--image-size", 32, "--global-batch-size", 4, "--warmup-epochs", 1, "--epochs", 2]  # of 6 batches
 
 
 def name(batch):
@@ -305,39 +305,36 @@ def name(batch):
 def test_a_bad_picture_ends_training_with_one_line_and_its_name(recipe, tmp_path, pictures):
     write_pictures(pictures, [example(jpeg(i), 1 + i) for i in range(4)] + [example(b"no picture", 1)] * 20)
     run = recipe(*SMALL, "--data", pictures, "--workdir", tmp_path / "run", module="recipes.imagenet_resnet50")
-    code, _, errors = run.finish()
+    code, _, errors = run.finish(PATIENCE)
     assert code == 1, errors
     assert errors.startswith("error: ") and errors.count("\n") == 1, errors
     assert "train-0000" in errors and "Unknown image file format" in errors
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3 * PATIENCE)
 def test_killed_mirrored_replicas_go_on_bit_exactly_and_stock_keras_loads_the_whole_model(recipe, tmp_path, pictures):
     """Killed in the middle of the first epoch."""
-    flags = [*SMALL, "--data", pictures, "--virtual-devices", 2, "--mixed-precision", "bfloat16"]
 
     def start(run):
         template = tmp_path / run / "model_{batch:05d}.keras"
-        command = [*flags, "--save-freq", 4, "--workdir", tmp_path / run, "--checkpoint", template]
-        return recipe(*command, module="recipes.imagenet_resnet50")
+        command = [*SMALL, "--data", pictures, "--virtual-devices", 2, "--save-freq", 4, "--checkpoint", template]
+        return recipe(*command, "--workdir", tmp_path / run, module="recipes.imagenet_resnet50")
 
-    whole = start("whole")
-    start("killed").kill_when((tmp_path / "killed" / "model_00004.keras").exists)
-    code, _, errors = whole.finish()
-    assert code == 0, errors
-    code, out, errors = start("killed").finish()
-    assert code == 0, errors
+    start("killed").kill_when((tmp_path / "killed" / "model_00004.keras").exists, timeout=PATIENCE)
+    for run in ("whole", "killed"):
+        code, out, errors = start(run).finish(PATIENCE)
+        assert code == 0, errors
     assert "model_00004.keras: batch 4, epoch 1" in out
     last = [tmp_path / run / "model_00012.keras" for run in ("whole", "killed")]
-    weights = tmp_path / "weights.npz"
-    subprocess.run([sys.executable, "-c", LOAD, *map(str, last), str(weights)], check=True, cwd="/")
+    subprocess.run([sys.executable, "-c", LOAD, *map(str, last)], check=True, cwd="/")
 
 
 LOAD = """
 import sys, warnings
 import keras, numpy as np
 warnings.simplefilter("error")
-one, other = (keras.models.load_model(path) for path in sys.argv[1:3])
+one, other = (keras.models.load_model(path) for path in sys.argv[1:])
 assert not any(name.split(".")[0] in ("callbacks", "recipes") for name in sys.modules)
 for a, b in zip(one.variables + one.optimizer.variables, other.variables + other.optimizer.variables, strict=True):
     np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
@@ -348,13 +345,14 @@ assert len(one.losses) == 54
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3 * PATIENCE)
 def test_killed_ranks_go_on_bit_exactly(tmp_path, pictures):
     """Killed in the middle of the first epoch; each has statistics of its own."""
     command = ["-m", "recipes.imagenet_resnet50", *SMALL, "--data", pictures, "--save-freq", 4]
     with bare_ranks(2, *command, "--workdir", tmp_path / "killed", stdout=subprocess.DEVNULL):
-        wait_for((tmp_path / "killed" / "checkpoints" / name(4)).exists, "a checkpoint", timeout=200)
+        wait_for((tmp_path / "killed" / "checkpoints" / name(4)).exists, "a checkpoint", PATIENCE)
     for run in ("whole", "killed"):
-        results = run_ranks(2, *command, "--workdir", tmp_path / run)
+        results = run_ranks(2, *command, "--workdir", tmp_path / run, timeout=PATIENCE)
         for code, _, errors in results:
             assert code == 0, errors
     assert f"{name(4)}: batch 4, epoch 1" in results[0][1]
