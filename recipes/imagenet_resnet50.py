@@ -1,17 +1,18 @@
 """ResNet-50 on ImageNet, as Goyal et al. 2017 train it, https://arxiv.org/abs/1706.02677.
 
-    python -m recipes.imagenet_resnet50 --data /data/imagenet --mixed-precision bfloat16              # all GPUs of a machine
-    python -m recipes.imagenet_resnet50 --data digits --image-size 32 --global-batch-size 32 \\
-        --epochs 8 --warmup-epochs 1 --virtual-devices 2                                             # small pictures, on a laptop
-    python -m recipes.imagenet_resnet50 --synthetic-data --epochs 1                                   # how fast a machine is
-    sbatch -N 4 --gpus-per-node=8 --time=24:00:00 slurm/horovod.sbatch -m recipes.imagenet_resnet50 \\
+    python -m recipes.imagenet_resnet50 --data /data/imagenet --mixed-precision bfloat16    # all GPUs of a machine
+    python -m recipes.imagenet_resnet50 --synthetic-data --epochs 1                         # how fast a machine is
+    python -m recipes.imagenet_resnet50 --data digits --image-size 32 --global-batch-size 64 --epochs 12 --warmup-epochs 1 \
+        --learning-rate 0.2 --crop-area 0.5 --schedule cosine                               # small pictures, on a laptop
+    sbatch -N 4 --gpus-per-node=8 --time=24:00:00 slurm/horovod.sbatch -m recipes.imagenet_resnet50 \
         --data /data/imagenet --global-batch-size 8192 --mixed-precision bfloat16 --save-freq 156
 
 `--data` is a folder with ImageNet as TFRecord files: `train-00000-of-01024`, `validation-00000-of-00128`, features
 `image/encoded` (JPEG; other formats too) and `image/class/label` (int64, from 1).
 
-Expected result on ImageNet, published (Goyal et al., Table 1; not measured here): top-1 error 23.60 % with a global batch of 256 on
-8 GPUs, and 23.74 % with 8192 on 256 GPUs in one hour, without label smoothing.
+Measured, on digits (the third command): validation accuracy 0.95 after 264 batches, 6.4 minutes of CPU time in all.
+Published, on ImageNet (Goyal et al., Table 1): top-1 error 23.60 % with a global batch of 256 on 8 GPUs, and 23.74 % with 8192 on
+256 GPUs in one hour; without label smoothing. Nothing of this recipe was run on ImageNet.
 """
 
 import argparse
