@@ -90,7 +90,7 @@ class Process:
         out, err = self.process.communicate(timeout=timeout)
         return self.process.returncode, out, err
 
-    def kill_when(self, condition, timeout=120):
+    def kill_when(self, condition, timeout=300):
         """Sends SIGKILL at the moment that the condition holds."""
         deadline = time.monotonic() + timeout
         while not condition():
