@@ -259,7 +259,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("bad, words", BAD)
+@pytest.mark.parametrize("bad, words", BAD, ids=[words.split()[0] for _, words in BAD])
 def test_a_first_record_that_is_of_no_use_is_named_before_training(tmp_path, bad, words):
     write_pictures(tmp_path, [example(jpeg(0), 1), bad])
     with pytest.raises(InputError, match=rf"train-00001-of-00002, record 0 \(the first is 0\): .*({words})") as raised:
@@ -267,7 +267,7 @@ def test_a_first_record_that_is_of_no_use_is_named_before_training(tmp_path, bad
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("bad, words", [BAD[0], BAD[4], BAD[8]])
+@pytest.mark.parametrize("bad, words", [BAD[0], BAD[4], BAD[8]], ids=["picture", "label", "record"])
 def test_a_later_one_is_named_when_it_is_read(tmp_path, bad, words):
     write_pictures(tmp_path, [example(jpeg(0), 1)] * 5 + [bad] + [example(jpeg(0), 1)] * 6)
     records = open_tfrecords(str(tmp_path), "train", use)
