@@ -1,13 +1,17 @@
 """Being asked to leave: by a signal, or by the end of the job that is near.
 
-Cluster managers signal a job before they take its nodes. `catch_signals` lets that reach training: a handler does nothing but note
-the signal, `GlobalStepCheckpoint` looks at the note between two batches, saves, and leaves with `Preempted`. Without a call of
-`catch_signals` signals do what they always did.
+Cluster managers signal a job before they take its nodes, and people press Ctrl-C. `catch_signals` lets that reach training: a
+handler does nothing but note the signal, `GlobalStepCheckpoint` looks at the note between two batches, saves, and leaves with
+`Preempted`. Without a call of `catch_signals` signals do what they always did.
 
 | signal | meaning | exit code |
 |---|---|---|
 | USR1, USR2 | a warning: the run is to be started again | 75, `EX_TEMPFAIL` of sysexits(3) |
 | TERM | the end, of a cancelled job say | 143 |
+| INT | Ctrl-C; the second one ends the process at once | 130 |
+
+A `KeyboardInterrupt` in the middle of a batch would not do: it can come out of TensorFlow as another exception, or abort the
+process there, and it leaves the other ranks waiting.
 """
 
 import os
@@ -18,8 +22,10 @@ import time
 from types import FrameType
 
 WARNED = 75
+INTERRUPTED = 130
 ENDED = 143
-CODES = {signal.SIGUSR1: WARNED, signal.SIGUSR2: WARNED, signal.SIGTERM: ENDED}
+CODES = {signal.SIGUSR1: WARNED, signal.SIGUSR2: WARNED, signal.SIGINT: INTERRUPTED, signal.SIGTERM: ENDED}
+BY_WEIGHT = (WARNED, INTERRUPTED, ENDED)  # of several reasons the first counts: a warning promises that the run is started again
 JOB_END = "SLURM_JOB_END_TIME"  # seconds since 1970
 
 _asked = 0
@@ -31,7 +37,7 @@ class Preempted(SystemExit):
     """Training was asked to leave, and has. Nobody has to catch it: it ends the process with the right exit code.
 
     Args:
-        code: 75 or 143.
+        code: 75, 130 or 143.
         path: the newest checkpoint, from which the next run goes on; None where nothing was trained yet.
     """
 
@@ -41,7 +47,7 @@ class Preempted(SystemExit):
 
 
 def catch_signals() -> None:
-    """Catches USR1, USR2 and TERM from now on, and takes note of the job's end; to be called in the main thread.
+    """Catches USR1, USR2, TERM and INT from now on, and takes note of the job's end; to be called in the main thread.
 
     Until `training_begins` there is nothing to save, and a signal ends the process at once. A thread sees to that, because
     handlers of Python do not run while the main thread is in a library, waiting for other ranks say.
@@ -71,9 +77,9 @@ def training_begins() -> None:
 
 
 def ask(code: int) -> None:
-    """Notes that this process is to leave; of two reasons a warning wins, which promises that the run is started again."""
+    """Notes that this process is to leave."""
     global _asked
-    _asked = min(_asked or code, code)
+    _asked = next(each for each in BY_WEIGHT if each in (code, _asked))
 
 
 def asked() -> int:
@@ -91,9 +97,17 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def _leave_at_once(reader: socket.socket) -> None:
+    heard: set[int] = set()
     while True:
         for number in reader.recv(64):
             if number in CODES and not _training:
                 name = signal.Signals(number).name
-                os.write(2, f"stopped by {name} before training began; the same command starts it\n".encode())
-                os._exit(CODES[signal.Signals(number)])
+                _exit_at_once(number, f"stopped by {name} before training began; the same command starts it")
+            if number == signal.SIGINT and number in heard:
+                _exit_at_once(number, "interrupted twice; the same command goes on from the newest checkpoint")
+            heard.add(number)
+
+
+def _exit_at_once(number: int, why: str) -> None:
+    os.write(2, f"{why}\n".encode())
+    os._exit(CODES[signal.Signals(number)])

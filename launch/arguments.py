@@ -27,7 +27,7 @@ examples:
   srun --ntasks-per-node=1 python -m launch --nproc-per-node 4 train.py      in Slurm, which says who is node 0
   python -m launch --nnodes 2 --node-rank 1 --master-addr node0 train.py     by hand, one command for each node
 
-exit codes: 0 done; 2 bad input; 75 stopped by USR1 or USR2 and 143 by TERM, after a saved checkpoint; 130 Ctrl-C;
+exit codes: 0 done; 2 bad input; 75 stopped by USR1 or USR2, 143 by TERM, 130 by Ctrl-C, after a saved checkpoint;
 128+n killed by signal n; otherwise the code of the rank that failed first. 2, 75, 130 and 143 are never started again.
 """
 

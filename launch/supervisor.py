@@ -35,6 +35,7 @@ class Life:
     def __init__(self, plan: Plan, nodes: Mapping[int, Node | Link], signals: Signals, gone: set[int]):
         self._plan, self._nodes, self._signals, self._gone = plan, nodes, signals, gone
         self._running = set(nodes) - gone
+        self._heard: set[int] = set()
         self._forwarded: list[int] = []
         self._deadline: float | None = None
         self._ends = False
@@ -82,6 +83,10 @@ class Life:
 
     def _on_signals(self):
         for number in self._signals.received():
+            if number == signal.SIGINT and number in self._heard:
+                say("interrupted twice: the ranks are ended at once")
+                self._end(signal.SIGKILL)
+            self._heard.add(number)
             self._forward(number)
 
     def _forward(self, number):

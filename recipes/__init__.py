@@ -1,5 +1,6 @@
 """Training recipes: plain scripts, each started as `python -m recipes.NAME`."""
 
+import contextlib
 import os
 import signal
 import tempfile
@@ -34,6 +35,21 @@ def _leave_when_warned():
         signal.signal(number, lambda number, frame: os._exit(75))  # callbacks.preemption.WARNED, not imported yet
 
 
+@contextlib.contextmanager
+def _no_traceback_of_ctrl_c():
+    """A traceback through a half imported TensorFlow tells nobody anything."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 if threading.current_thread() is threading.main_thread():
     _leave_when_warned()
-_import_tensorflow_quietly()
+    with _no_traceback_of_ctrl_c():
+        _import_tensorflow_quietly()
+else:
+    _import_tensorflow_quietly()

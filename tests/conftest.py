@@ -50,7 +50,7 @@ def fresh_keras(request):
 @pytest.fixture(autouse=True)
 def same_signals():
     """A recipe's `run` catches signals, and ignores them when it ends; the next test's processes would inherit that."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     yield
     signal.set_wakeup_fd(-1)

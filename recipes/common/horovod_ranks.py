@@ -58,14 +58,14 @@ class HorovodRanks(Ranks):
         Args:
             values: of any shapes, the same on every rank.
         """
-        code = preemption.asked()
+        asked = preemption.asked()
         sent = [number for value in values for number in value.ravel().tolist()]
-        sent += [code == preemption.WARNED, code == preemption.ENDED]
+        sent += [code == asked for code in preemption.BY_WEIGHT]
         (mean,) = self.average([tf.constant(sent, tf.float64)], f"logs_{len(sent)}")
-        *numbers, warned, ended = mean.numpy()
-        self._asked_to_leave = preemption.WARNED if warned else preemption.ENDED if ended else 0
-        rest = iter(numbers)
-        return [np.array([next(rest) for _ in range(value.size)]).reshape(value.shape)[()] for value in values]
+        rest = iter(mean.numpy())
+        means = [np.array([next(rest) for _ in range(value.size)]).reshape(value.shape)[()] for value in values]
+        self._asked_to_leave = next((code for code, said in zip(preemption.BY_WEIGHT, rest, strict=True) if said), 0)
+        return means
 
     def asked_to_leave(self) -> int:
         return self._asked_to_leave

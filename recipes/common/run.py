@@ -16,7 +16,6 @@ from recipes.common.data import BadSample
 
 BAD_INPUT = 2
 FAILED = 1
-INTERRUPTED = 130
 
 _GIVE_WAY = 10.0  # seconds, in which the launcher ends this rank
 _LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer")
@@ -25,8 +24,9 @@ _LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection 
 def run(main: Callable[[], None]) -> None:
     """Runs a recipe's `main` and leaves the process with its exit code.
 
-    0 done; 2 bad input; 75 stopped by USR1 or USR2 and 143 by TERM, after a saved checkpoint; 130 Ctrl-C; 1 a checkpoint could
-    not be written, a sample cannot be used, the ranks differ, or another rank has ended. Anything else fails with a traceback.
+    0 done; 2 bad input; 75 stopped by USR1 or USR2, 143 by TERM and 130 by Ctrl-C, after a saved checkpoint; 1 a checkpoint
+    could not be written, a sample cannot be used, the ranks differ, or another rank has ended. Anything else fails with a
+    traceback.
     """
     warnings.showwarning = _show_warning
     catch_signals()
@@ -48,8 +48,6 @@ def run(main: Callable[[], None]) -> None:
             raise
         _give_way(chief_too=True)  # a rank that raised takes its time to end, and is the one to be named
         sys.exit(_say("another rank has ended; what it said last tells why", FAILED))
-    except KeyboardInterrupt:
-        sys.exit(_say("interrupted; the same command goes on from the newest checkpoint", INTERRUPTED))
     finally:
         ignore_signals()
 
