@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from callbacks import CheckpointWriteError, InputError, Preempted, catch_signals
 from callbacks.preemption import ignore_signals
-from callbacks.ranks import RanksDiffer
+from callbacks.ranks import RanksDiffer, ranks
 from launch.world import read_world
 from recipes.common.data import BadSample
 
@@ -33,7 +33,8 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except Preempted as left:
-        print(f"stopped      the same command goes on from {left.path or 'the beginning'}", flush=True)
+        if ranks().is_chief:
+            print(f"stopped      the same command goes on from {left.path or 'the beginning'}", flush=True)
         raise
     except InputError as error:
         _give_way(chief_too=False)  # what is wrong mostly is so on all ranks, and one line is enough
