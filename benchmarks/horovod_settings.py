@@ -1,8 +1,10 @@
-"""What Horovod's two settings do to the averaging of gradients, between two processes over Gloo; one start for each pair.
+"""What Horovod's two settings do to the averaging of gradients, between two processes over Gloo.
 
-`HOROVOD_CYCLE_TIME` is how long, in ms, Horovod's thread sleeps between two looks at what is to be reduced: on average half of
-it is added to every batch. The recipes set 0.1, where Horovod's own default is 1. `HOROVOD_FUSION_THRESHOLD` is the size, in
-bytes, of the buffer in which small tensors travel together; the recipes leave it at Horovod's own 128 MB.
+`HOROVOD_CYCLE_TIME` is how long, in ms, Horovod's thread sleeps between two looks at what is to be reduced. Each look takes a
+round trip of all ranks: where the ranks compute on the same cores, looking often makes averaging faster and all the rest slower,
+which the last column shows, a batch of `benchmarks.scaling`. The recipes set 0.1 on GPUs, and leave Horovod's own 1 on CPUs.
+`HOROVOD_FUSION_THRESHOLD` is the size, in bytes, of the buffer in which small tensors travel together; the recipes leave it at
+Horovod's own 128 MB.
 """
 
 import os
@@ -14,6 +16,7 @@ import time
 
 import tensorflow as tf
 
+from benchmarks import scaling
 from benchmarks.averaging import CASES, is_built
 
 ROUNDS = 60
@@ -25,16 +28,24 @@ def main() -> None:
     """Prints a line for each pair of settings."""
     if not is_built("settings of Horovod"):
         return
-    print("Horovod's settings, 2 ranks, ms          cycle   fusion" + "".join(f"{name:>28}" for name in CASES))
-    settings = [(cycle, "128 MB") for cycle in CYCLES] + [("0.1", fusion) for fusion in FUSIONS if fusion != "128 MB"]
+    print(
+        "Horovod's settings, 2 ranks, ms          cycle   fusion"
+        + "".join(f"{name:>28}" for name in (*CASES, "batch of a convnet"))
+    )
+    settings = [(cycle, "128 MB") for cycle in CYCLES] + [("1", fusion) for fusion in FUSIONS if fusion != "128 MB"]
     for cycle, fusion in settings:
-        environment = {**os.environ, "HOROVOD_CYCLE_TIME": cycle, "HOROVOD_FUSION_THRESHOLD": FUSIONS[fusion]}
-        with tempfile.TemporaryDirectory() as logs:
-            launcher = [sys.executable, "-m", "launch", "--standalone", "--nproc-per-node", "2", "--log-dir", logs]
-            command = [*launcher, "--local-ranks-filter", "0", "-m", "benchmarks.horovod_settings"]
-            done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-        times = [float(word) for word in done.stdout.split("measured ")[1].split("\n")[0].split()]
+        environment = {"HOROVOD_CYCLE_TIME": cycle, "HOROVOD_FUSION_THRESHOLD": FUSIONS[fusion]}
+        batch, _ = scaling.run("horovod", 2, environment)
+        times = [*_run(environment), batch * 1e3]
         print(f"{cycle:>46}{fusion:>9}" + "".join(f"{each:>28.2f}" for each in times), flush=True)
+
+
+def _run(environment):
+    with tempfile.TemporaryDirectory() as logs:
+        launcher = [sys.executable, "-m", "launch", "--standalone", "--nproc-per-node", "2", "--log-dir", logs]
+        command = [*launcher, "--local-ranks-filter", "0", "-m", "benchmarks.horovod_settings"]
+        done = subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, text=True)
+    return [float(word) for word in done.stdout.split("measured ")[1].split("\n")[0].split()]
 
 
 def measure() -> None:
