@@ -267,10 +267,10 @@ class Counters:
             with tf.control_dependencies([] if model.jit_compile else tensors):
                 before = self._updates()
                 logs = train_step(data)
-                first = tf.equal(tf.distribute.get_replica_context().replica_id_in_sync_group, 0)
-                one = tf.cast(first, "int64")
-                steps = one if model.optimizer is None else one * (self._updates() - before)
-                self._device.assign_add(tf.stack([one, steps, tf.cast(batch_size, "int64")]))
+                first = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group) == 0
+                steps = 1 if model.optimizer is None else self._updates() - before
+                of_all = [1, steps] if first else [0, 0]
+                self._device.assign_add(tf.stack([*of_all, tf.cast(batch_size, "int64")]))
             return logs
 
         def make_counted_train_function(force=False):

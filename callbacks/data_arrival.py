@@ -10,39 +10,51 @@ _ATTRIBUTE = "_data_arrival"
 
 
 class DataArrival:
-    """The moment at which the batch of the execution under way reached the first replica of this process.
+    """The moments at which batches reach the first replica of this process: one batch in `every` is looked at.
 
     The compiled train step calls back for it, as TensorFlow's own clock is not to be had under op determinism. That costs
-    some 20 us, so it is not done within an execution of several batches, and XLA could not do it.
+    some 100 us, so it is not done for each batch, nor within an execution of several, and XLA could not do it.
 
     Attributes:
-        at: on `clock`; 0 before the first batch.
+        at: when the last one that was looked at came, on `clock`; None before.
         clock: seconds.
+        every: batches.
     """
 
-    def __init__(self, model: keras.Model):
-        self.at = 0.0
+    def __init__(self, model: keras.Model, every: int):
+        self.at: float | None = None
         self.clock: Callable[[], float] = time.perf_counter
+        self.every = every
+        with tf.device("/cpu:0"):
+            self._batches = tf.Variable(0, trainable=False, dtype="int64", name="batches_that_arrived")
         train_step = model.train_step
 
         def watched_train_step(data):
             if tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group) == 0:
                 leaves = tf.nest.flatten(data, expand_composites=True)
                 with tf.control_dependencies([leaf for leaf in leaves if tf.is_tensor(leaf)]), tf.device("/cpu:0"):
-                    tf.numpy_function(self._arrive, [], [])
+                    tf.cond(tf.equal(self._batches.assign_add(1) % self.every, 0), self._call_back, lambda: False)
             return train_step(data)
 
         model.train_step = tf.autograph.experimental.do_not_convert(watched_train_step)
         model.make_train_function(force=True)  # `fit` has made one already
 
+    def _call_back(self):
+        with tf.control_dependencies([tf.numpy_function(self._arrive, [], [])]):
+            return tf.constant(True)
+
     def _arrive(self):
         self.at = self.clock()
 
 
-def data_arrival_of(model: keras.Model) -> DataArrival | None:
+def data_arrival_of(model: keras.Model, every: int) -> DataArrival | None:
     """The same object each time; None for a model that XLA compiles, that runs eagerly, or in executions of several batches."""
     if model.jit_compile or model.run_eagerly or model.steps_per_execution > 1:
         return None
     if not hasattr(model, _ATTRIBUTE):
-        setattr(model, _ATTRIBUTE, DataArrival(model))
-    return getattr(model, _ATTRIBUTE)
+        setattr(model, _ATTRIBUTE, DataArrival(model, every))
+    arrival = getattr(model, _ATTRIBUTE)
+    if arrival.every != every:
+        arrival.every = every
+        model.make_train_function(force=True)
+    return arrival

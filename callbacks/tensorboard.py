@@ -28,7 +28,7 @@ DESCRIPTIONS = {
     "throughput/samples_per_second_per_replica": "The same for each replica.",
     "time/step_median_ms": "Milliseconds from the begin to the end of a batch: median of the batches since the point before.",
     "time/step_p95_ms": "The same, 95th percentile.",
-    "time/data_wait_share": "Share of the batches' time in which the chief waited for data.",
+    "time/data_wait_share": "Share of the batches' time in which the chief waited for data; from a sample of them.",
     "checkpoint/blocked_seconds": "Seconds that training stood still for checkpoints, since the point before.",
     "checkpoint/write_seconds": "Seconds that files took to be written, beside training mostly; of those finished since the point "
     "before.",
@@ -40,6 +40,8 @@ DESCRIPTIONS = {
     "run/goodput": "Share of wall time, since the run was first started, spent on batches that were kept: not in start-up, "
     "validation, checkpoints, between two lives, or on batches that were lost in a kill.",
 }
+
+_LONGEST_SAMPLE = 10
 
 
 class GlobalStepTensorBoard(keras.callbacks.TensorBoard):
@@ -121,7 +123,7 @@ class GlobalStepTensorBoard(keras.callbacks.TensorBoard):
                 f"profile_ranks are of this run, which has ranks 0 to {ranks().size - 1}. Received: {list(self._profile_ranks)}"
             )
         self._validates = running_fit(self).validates is not False
-        self._data_arrival = data_arrival_of(self.model)
+        self._data_arrival = data_arrival_of(self.model, self._data_sample)
         if self._data_arrival:
             self._data_arrival.clock = self._clock
         self._counters.before_save(self._end_batch)
@@ -170,6 +172,11 @@ class GlobalStepTensorBoard(keras.callbacks.TensorBoard):
     @property
     def _train_writer(self):  # what the base class writes graphs, histograms and images to
         return self._files["train"].writer
+
+    @property
+    def _data_sample(self):
+        """One batch in how many tells how long it waited for data: five for each point, if there are as many."""
+        return _LONGEST_SAMPLE if self.update_freq == "epoch" else min(max(self.update_freq // 5, 1), _LONGEST_SAMPLE)
 
     def _begin(self, counts: Counts) -> None:
         """Opens the files, drops what lies past here in them, and starts the first window."""
@@ -224,7 +231,7 @@ class GlobalStepTensorBoard(keras.callbacks.TensorBoard):
         self._window_began = self._clock()
         self._validated_for = 0.0
         self._saving = Saving(**vars(self._counters.saving))
-        self._waited = 0.0
+        self._waited = self._sampled = 0.0
         del self._durations[:], self._alone[:]
 
     def _end_batch(self) -> None:
@@ -240,8 +247,10 @@ class GlobalStepTensorBoard(keras.callbacks.TensorBoard):
         self.kept_seconds += seconds
         ready = ranks().gradients_ready_at
         self._alone.append(seconds if ready is None else ready - began)
-        if self._data_arrival:
+        if self._data_arrival and self._data_arrival.at is not None:
             self._waited += max(self._data_arrival.at - began, 0.0)
+            self._sampled += seconds
+            self._data_arrival.at = None
         if self.update_freq != "epoch" and self._counters.reached(self._next_point):
             self._write_point(self._counters.read(), self._counters.logs)
         if self._profiling and self._counters.reached(self._stop_batch):
@@ -271,7 +280,7 @@ class GlobalStepTensorBoard(keras.callbacks.TensorBoard):
     def _step_times(self, step_times):
         values = {"time/step_median_ms": 1e3 * step_times[0], "time/step_p95_ms": 1e3 * step_times[1]}
         if self._data_arrival:
-            values["time/data_wait_share"] = _ratio(self._waited, sum(self._durations))
+            values["time/data_wait_share"] = _ratio(self._waited, self._sampled)
         return values
 
     def _checkpoints(self):
