@@ -9,8 +9,9 @@ import warnings
 import keras
 
 from callbacks import files, preemption, retention, state, steering
-from callbacks.counters import Counts, components, counters_of
+from callbacks.counters import Counts, counters_of
 from callbacks.errors import InputError
+from callbacks.holding import parts_of
 from callbacks.lock import Lock
 from callbacks.ranks import ranks
 from callbacks.restoring import Checkpoint, latest_checkpoint, metrics_of, named_checkpoint, newest_first
@@ -156,15 +157,14 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
     def on_test_begin(self, logs=None):
         if self._trains:
             self._leave_if_asked()
-            self._metrics_of_epoch = self._metric_parts()
+            parts = [part for variable in self.model.metrics_variables for part in parts_of(self.model, variable)]
+            self._metrics_of_epoch = [(part, part.read_value()) for part in parts]
 
     def on_test_batch_end(self, batch, logs=None):
         if self._trains and ranks().asked_to_leave():
             # Validation is done again by the next run; until then the epoch's own metrics are those of its training.
-            for variable, values in zip(self.model.metrics_variables, self._metrics_of_epoch, strict=True):
-                parts = self.model.distribute_strategy.experimental_local_results(variable._value)
-                for part, value in zip(parts, values, strict=True):
-                    part.assign(value)
+            for part, value in self._metrics_of_epoch:
+                part.assign(value)
             self._leave_if_asked()
 
     def on_epoch_end(self, epoch, logs=None):
@@ -266,9 +266,6 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         left = preemption.seconds_left()
         if left is not None and left < TIME_TO_LEAVE + 2 * self._writer.slowest:
             preemption.ask(preemption.WARNED)
-
-    def _metric_parts(self):
-        return [components(self.model.distribute_strategy, variable) for variable in self.model.metrics_variables]
 
     def _save(self):
         metrics = {**self._validated, **self._counters.logs}

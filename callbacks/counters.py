@@ -358,13 +358,6 @@ def counters_of(model: keras.Model) -> Counters:
     return getattr(model, _ATTRIBUTE)
 
 
-def components(strategy: tf.distribute.Strategy, variable: keras.Variable) -> list[tf.Tensor]:
-    """The value that each replica holds of a variable, without a copy: TensorFlow copies on the next write."""
-    parts = strategy.experimental_local_results(variable._value)
-    # `read_value()` does the same in three times the time, which counts: training stands still for hundreds of these.
-    return [tf.raw_ops.ReadVariableOp(resource=part.handle, dtype=part.dtype) for part in parts]
-
-
 def assign_components(strategy: tf.distribute.Strategy, variable: keras.Variable, value: np.ndarray) -> None:
     """Gives each replica its own value back.
 

@@ -15,6 +15,7 @@ where `<i>` is the variable's place in the list of that name. In a `.keras` arch
 
 import contextlib
 import io
+import itertools
 import json
 import zipfile
 import zlib
@@ -30,8 +31,9 @@ from keras.src.backend.common import global_state  # see _warm_writer
 from keras.src.saving import saving_lib
 
 from callbacks import steering
-from callbacks.counters import Counts, assign_components, components, counters_of
+from callbacks.counters import Counts, assign_components, counters_of
 from callbacks.errors import InputError
+from callbacks.holding import hold
 from callbacks.ranks import ranks
 
 FORMAT = 1
@@ -91,16 +93,12 @@ def take(model: keras.Model, callbacks: Iterable[keras.callbacks.Callback], metr
         RanksDiffer: if the ranks held different values at the snapshot before.
     """
     callbacks = list(callbacks)
-    counters, strategy = counters_of(model), model.distribute_strategy
+    counters = counters_of(model)
     counts = counters.read()
     plain, arrays = steering.gather(callbacks)
-    saved = _saved(model)
-    shared = [*model.trainable_variables, *(model.optimizer.variables if model.optimizer is not None else ())]
-    ranks().expect_equal({v.path: components(strategy, v)[0] for v in shared}, f"At batch {counts.batch}")
-
-    def held(variables):
-        return {i: components(strategy, variable) for i, variable in enumerate(variables)}
-
+    values, extras = _hold(model)
+    shared = {id(v) for v in model.trainable_variables} | {id(v) for v in _optimizer_variables(model)}
+    ranks().expect_equal({v.path: value for v, value in values if id(v) in shared}, f"At batch {counts.batch}")
     return Snapshot(
         counts=counts,
         header={
@@ -111,12 +109,20 @@ def take(model: keras.Model, callbacks: Iterable[keras.callbacks.Callback], metr
             "callbacks": plain,
             "stopped": steering.has_stopped(callbacks),
         },
-        values=[(v, components(strategy, v)[0]) for v in saved],
-        extras=_of_all_ranks(
-            {"unsaved": held(_unsaved(model)), "replicated": held(_replicated(model)), "metrics": held(model.metrics_variables)}
-        ),
+        values=values,
+        extras=_of_all_ranks(extras),
         callbacks=arrays,
     )
+
+
+def _hold(model):
+    """The chief's value of what Keras's writer reads; and, by list and place in it, all replicas' values of the rest."""
+    saved = _saved(model)
+    lists = {"unsaved": _unsaved(model), "replicated": _replicated(model), "metrics": model.metrics_variables}
+    values, rest = hold(model, saved, [*itertools.chain(*lists.values())])
+    of_rest = iter(rest)
+    extras = {name: {i: next(of_rest) for i in range(len(variables))} for name, variables in lists.items()}
+    return list(zip(saved, values, strict=True)), extras
 
 
 def write(model: keras.Model, snapshot: Snapshot, path: str) -> None:
@@ -210,7 +216,11 @@ def _of_all_ranks(extras):
 
 
 def _saved(model):
-    return [*model.variables, *(model.optimizer.variables if model.optimizer is not None else ())]
+    return [*model.variables, *_optimizer_variables(model)]
+
+
+def _optimizer_variables(model):
+    return model.optimizer.variables if model.optimizer is not None else []
 
 
 def _unsaved(model):
