@@ -22,11 +22,10 @@ SCRIPT = ROOT / "tests" / "preempted_run.py"
 # Place, signal, the rank that hears it, exit code, and the batch of the newest checkpoint afterwards: in one process, and where
 # the ranks have to agree first, for which the next batch carries the message.
 LIVES = [
-    ("begin", "SIGUSR1", 1, 75, (None, 1)),
+    ("begin", "SIGUSR2", 1, 75, (None, 1)),
     ("train:1", "SIGTERM", 0, 143, (1, 2)),
-    ("train:40", "SIGUSR2", 1, 75, (40, 41)),
+    ("train:40", "SIGINT", 1, 130, (40, 41)),
     ("test:1", "SIGUSR1", 0, 75, (89, 89)),
-    ("train:120", "SIGINT", 1, 130, (120, 121)),
     ("train:150", "SIGTERM", 1, 143, (150, 151)),
 ]
 
