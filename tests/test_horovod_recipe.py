@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -122,8 +123,10 @@ def kill_when(condition, size, *command):
 def test_five_kills_of_all_ranks_end_with_the_same_weights(tmp_path):
     """With BatchNorm and Dropout: what each rank has for itself comes back too."""
     epochs, last = 3, 66
-    succeed(2, "-m", "recipes.mnist", "--epochs", epochs, "--save-freq", last, "--workdir", tmp_path / "whole")
-
+    beside = ThreadPoolExecutor(1)
+    whole_run = beside.submit(
+        succeed, 2, "-m", "recipes.mnist", "--epochs", epochs, "--save-freq", last, "--workdir", tmp_path / "whole"
+    )
     checkpoints = tmp_path / "killed" / "checkpoints"
     command = ["-m", "recipes.mnist", "--epochs", epochs, "--save-freq", 1, "--workdir", tmp_path / "killed"]
 
@@ -141,6 +144,7 @@ def test_five_kills_of_all_ranks_end_with_the_same_weights(tmp_path):
         kill_when(moment, 2, *command)
     out = succeed(2, *command)
     assert f"trained on   {last} batches, {last * 64} samples, {last} steps" in out
+    whole_run.result()
     whole, killed = (tmp_path / run / "checkpoints" / name(last) for run in ("whole", "killed"))
     assert_same_weights(whole, killed)
     assert_same_rest(whole, killed)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import keras
@@ -56,10 +57,16 @@ def start(strategy, *command):
 def test_a_run_that_is_asked_to_leave_again_and_again_ends_with_the_same_weights(tmp_path, strategy):
     flags = ["--epochs", EPOCHS, "--save-freq", 1000, "--strategy", strategy, "--global-batch-size", 16]
     flags += ["--virtual-devices", 2] if strategy == "mirrored" else []
-    for code, _, errors in start(strategy, "-m", "recipes.mnist", *flags, "--workdir", tmp_path / "whole"):
+    with ThreadPoolExecutor(1) as beside:
+        whole = beside.submit(start, strategy, "-m", "recipes.mnist", *flags, "--workdir", tmp_path / "whole")
+        leave_again_and_again(tmp_path / "left", strategy, flags)
+    for code, _, errors in whole.result():
         assert code == 0, errors
+    assert_same_end(tmp_path / "whole" / "checkpoints" / name(LAST), tmp_path / "left" / "checkpoints" / name(LAST))
 
-    workdir, saved = tmp_path / "left", set()
+
+def leave_again_and_again(workdir, strategy, flags):
+    saved = set()
     several = strategy == "horovod"
     for place, number, rank, expected, batches in LIVES:
         batch = batches[several]
@@ -72,7 +79,6 @@ def test_a_run_that_is_asked_to_leave_again_and_again_ends_with_the_same_weights
         assert "the same command goes on from" in results[0][1]
     results = start(strategy, "-m", "recipes.mnist", *flags, "--workdir", workdir)
     assert results[0][0] == 0, results[0][2]
-    assert_same_end(tmp_path / "whole" / "checkpoints" / name(LAST), workdir / "checkpoints" / name(LAST))
 
 
 def assert_same_end(one, other):

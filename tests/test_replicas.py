@@ -37,9 +37,15 @@ def batches(data, distribution):
     return [[share.numpy() for share in local(y)] for _, y in data.get_tf_dataset()]
 
 
-def trained_digits(tmp_path, replicas, floatx):
-    """The checkpoint after 100 batches of the MLP, trained by a process of its own."""
-    workdir = tmp_path / f"{floatx}-{replicas}"
+def trained_digits(tmp_path, floatx):
+    """For each number of replicas, what the checkpoint after 100 batches of the MLP holds; all train at the same time."""
+    workdirs = {replicas: tmp_path / f"{floatx}-{replicas}" for replicas in REPLICAS}
+    running = [training(workdir, replicas, floatx) for replicas, workdir in workdirs.items()]
+    assert [process.wait() for process in running] == [0] * len(running)
+    return [datasets(workdir / "checkpoints" / "model_batch_at_00100.weights.h5") for workdir in workdirs.values()]
+
+
+def training(workdir, replicas, floatx):
     code = f"""
 import keras
 keras.config.set_floatx({floatx!r})
@@ -47,14 +53,13 @@ from recipes.mnist import main
 main(["--model", "mlp", "--epochs", "10", "--global-batch-size", "128", "--save-freq", "100",
       "--virtual-devices", "{replicas}", "--workdir", {str(workdir)!r}])
 """
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
-    return datasets(workdir / "checkpoints" / "model_batch_at_00100.weights.h5")
+    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("floatx, tolerance", [("float64", 1e-12), ("float32", 1e-6)])
 def test_one_two_and_four_replicas_end_with_equal_weights(tmp_path, floatx, tolerance):
-    single, *others = (trained_digits(tmp_path, replicas, floatx) for replicas in REPLICAS)
+    single, *others = trained_digits(tmp_path, floatx)
     for other in others:
         for name, value in single.items():
             scale = max(np.abs(value).max(), 1e-30)
