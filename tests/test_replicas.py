@@ -50,7 +50,7 @@ def training(workdir, replicas, floatx):
 import keras
 keras.config.set_floatx({floatx!r})
 from recipes.mnist import main
-main(["--model", "mlp", "--epochs", "10", "--global-batch-size", "128", "--save-freq", "100",
+main(["--model", "mlp", "--epochs", "5", "--global-batch-size", "64", "--save-freq", "100",
       "--virtual-devices", "{replicas}", "--workdir", {str(workdir)!r}])
 """
     return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
