@@ -48,8 +48,8 @@ def _no_traceback_of_ctrl_c():
 
 
 if threading.current_thread() is threading.main_thread():
-    _leave_when_warned()
     with _no_traceback_of_ctrl_c():
+        _leave_when_warned()
         _import_tensorflow_quietly()
 else:
     _import_tensorflow_quietly()
