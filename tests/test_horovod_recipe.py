@@ -123,10 +123,6 @@ def kill_when(condition, size, *command):
 def test_five_kills_of_all_ranks_end_with_the_same_weights(tmp_path):
     """With BatchNorm and Dropout: what each rank has for itself comes back too."""
     epochs, last = 3, 66
-    beside = ThreadPoolExecutor(1)
-    whole_run = beside.submit(
-        succeed, 2, "-m", "recipes.mnist", "--epochs", epochs, "--save-freq", last, "--workdir", tmp_path / "whole"
-    )
     checkpoints = tmp_path / "killed" / "checkpoints"
     command = ["-m", "recipes.mnist", "--epochs", epochs, "--save-freq", 1, "--workdir", tmp_path / "killed"]
 
@@ -140,9 +136,12 @@ def test_five_kills_of_all_ranks_end_with_the_same_weights(tmp_path):
         (checkpoints / name(22)).exists,
         lambda: writes(50),
     ]
-    for moment in moments:
-        kill_when(moment, 2, *command)
-    out = succeed(2, *command)
+    uninterrupted = ["-m", "recipes.mnist", "--epochs", epochs, "--save-freq", last, "--workdir", tmp_path / "whole"]
+    with ThreadPoolExecutor(1) as beside:
+        whole_run = beside.submit(succeed, 2, *uninterrupted)
+        for moment in moments:
+            kill_when(moment, 2, *command)
+        out = succeed(2, *command)
     assert f"trained on   {last} batches, {last * 64} samples, {last} steps" in out
     whole_run.result()
     whole, killed = (tmp_path / run / "checkpoints" / name(last) for run in ("whole", "killed"))
