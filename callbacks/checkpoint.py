@@ -157,7 +157,8 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
     def on_test_begin(self, logs=None):
         if self._trains:
             self._leave_if_asked()
-            parts = [part for variable in self.model.metrics_variables for part in parts_of(self.model, variable)]
+            strategy = self.model.distribute_strategy
+            parts = [part for variable in self.model.metrics_variables for part in parts_of(strategy, variable)]
             self._metrics_of_epoch = [(part, part.read_value()) for part in parts]
 
     def on_test_batch_end(self, batch, logs=None):

@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from callbacks.holding import parts_of
 from callbacks.ranks import ranks
 
 _ATTRIBUTE = "_global_step_counters"
@@ -367,7 +368,7 @@ def assign_components(strategy: tf.distribute.Strategy, variable: keras.Variable
         value: of shape `[replicas then, ...]`, over all ranks. Where the number of replicas has changed, what is summed over
             them goes to the first one, and of anything else each gets the first one's.
     """
-    parts = strategy.experimental_local_results(variable._value)
+    parts = parts_of(strategy, variable)
     replicas = len(parts) * ranks().size
     if replicas != len(value):
         if variable.aggregation == "sum":

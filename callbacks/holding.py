@@ -20,15 +20,17 @@ class _Holder:
 
     def __init__(self, model: keras.Model, of_chief: Sequence[keras.Variable], of_all: Sequence[keras.Variable]):
         self._of_chief, self._of_all = list(of_chief), list(of_all)
-        parts = [parts_of(model, variable)[:1] for variable in of_chief] + [parts_of(model, variable) for variable in of_all]
-        self._counts = [len(each) for each in parts]
-        self._places: dict[str, list[int]] = {}
-        self._handles: dict[str, list[Any]] = {}
-        self._types: dict[str, list[int]] = {}
-        for place, part in enumerate(part for each in parts for part in each):
-            self._places.setdefault(part.device, []).append(place)
-            self._handles.setdefault(part.device, []).append(part.handle)
-            self._types.setdefault(part.device, []).append(part.dtype.as_datatype_enum)
+        strategy = model.distribute_strategy
+        by_variable = [parts_of(strategy, v)[:1] for v in of_chief] + [parts_of(strategy, v) for v in of_all]
+        self._counts = [len(parts) for parts in by_variable]
+        flat = [part for parts in by_variable for part in parts]
+        places: dict[str, list[int]] = {}
+        for place, part in enumerate(flat):
+            places.setdefault(part.device, []).append(place)
+        self._devices = [
+            (of_device, [flat[i].handle for i in of_device], [flat[i].dtype.as_datatype_enum for i in of_device])
+            for of_device in places.values()
+        ]
 
     def is_of(self, of_chief: Iterable[keras.Variable], of_all: Iterable[keras.Variable]) -> bool:
         """Whether it was made for these."""
@@ -37,8 +39,8 @@ class _Holder:
     def hold(self) -> tuple[list[tf.Tensor], list[list[tf.Tensor]]]:
         """The values that `hold` returns."""
         found: dict[int, tf.Tensor] = {}
-        for device, places in self._places.items():
-            found |= dict(zip(places, _read(self._handles[device], self._types[device]), strict=True))
+        for places, handles, types in self._devices:
+            found |= dict(zip(places, _read(handles, types), strict=True))
         values = iter(found[place] for place in range(len(found)))
         by_variable = [[next(values) for _ in range(count)] for count in self._counts]
         return [first for (first,) in by_variable[: len(self._of_chief)]], by_variable[len(self._of_chief) :]
@@ -64,9 +66,9 @@ def hold(
     return holder.hold()
 
 
-def parts_of(model: keras.Model, variable: keras.Variable) -> Sequence[tf.Variable]:
+def parts_of(strategy: tf.distribute.Strategy, variable: keras.Variable) -> Sequence[tf.Variable]:
     """What each replica of this process has of a variable."""
-    return model.distribute_strategy.experimental_local_results(variable._value)
+    return strategy.experimental_local_results(variable._value)
 
 
 def _read(handles: list[Any], types: list[int]) -> list[tf.Tensor]:

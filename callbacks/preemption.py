@@ -97,15 +97,15 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def _leave_at_once(reader: socket.socket) -> None:
-    heard: set[int] = set()
+    interrupted = False
     while True:
         for number in reader.recv(64):
             if number in CODES and not _training:
                 name = signal.Signals(number).name
                 _exit_at_once(number, f"stopped by {name} before training began; the same command starts it")
-            if number == signal.SIGINT and number in heard:
+            if number == signal.SIGINT and interrupted:
                 _exit_at_once(number, "interrupted twice; the same command goes on from the newest checkpoint")
-            heard.add(number)
+            interrupted |= number == signal.SIGINT
 
 
 def _exit_at_once(number: int, why: str) -> None:

@@ -35,7 +35,7 @@ class Life:
     def __init__(self, plan: Plan, nodes: Mapping[int, Node | Link], signals: Signals, gone: set[int]):
         self._plan, self._nodes, self._signals, self._gone = plan, nodes, signals, gone
         self._running = set(nodes) - gone
-        self._heard: set[int] = set()
+        self._heard: set[int] = set()  # by this launcher, where those forwarded may come from another node's
         self._forwarded: list[int] = []
         self._deadline: float | None = None
         self._ends = False

@@ -56,7 +56,7 @@ class HorovodRanks(Ranks):
     def average_logs(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The mean of each value over all ranks. Whether a rank was asked to leave travels along, in the same message.
 
-        It is gathered, not reduced: for so few numbers Gloo takes half the round trips then, or fewer.
+        They are gathered, not reduced: with so few numbers Gloo is faster at that.
 
         Args:
             values: of any shapes, the same on every rank.
