@@ -157,7 +157,7 @@ def test_an_earlier_life_that_is_still_alive_can_commit_nothing_any_more(recipe,
     old.process.send_signal(signal.SIGCONT)
     code, _, errors = old.finish()
     assert code == 1
-    assert "a later life of this run has begun and ended" in errors or "No such file or directory" in errors
+    assert "a later life of this run has begun and ended" in errors
     assert {path.name: path.stat() for path in checkpoints.iterdir()} == before
 
 
