@@ -35,6 +35,7 @@ _MAGIC = b"GSTEP\x00\x00\x01"
 _HEAD = struct.Struct(">8s5Q")
 _TRAILER_SIZE = _HEAD.size + hashlib.sha256().digest_size
 _CHUNK = 1 << 22
+_PIECE = 1 << 19  # of a chunk, read at once: it stays in a core's cache until its checksum is taken
 _in_flight: dict[str, str] = {}  # temporaries that this process is writing, and what each will be
 _TEMPORARY = re.compile(r"\.tmp-(?P<pid>\d+)@(?P<host>[^@]+)@(?P<name>.+)")
 
@@ -193,12 +194,15 @@ def _read_trailer(file: BinaryIO) -> tuple[Trailer, int, bytes, bytes]:
 def _leaf_digests(descriptor: int, size: int) -> list[Callable[[], bytes]]:
     """What computes the checksum of each chunk: a checksum of the whole in one go would keep one core busy, and the disk idle."""
 
-    def digest(offset):
-        wanted = min(_CHUNK, size - offset)
-        chunk = os.pread(descriptor, wanted, offset)
-        if len(chunk) < wanted:
-            raise Damaged("it ends early")
-        return hashlib.sha256(chunk).digest()
+    def digest(begin):
+        found, end = hashlib.sha256(), min(begin + _CHUNK, size)
+        while begin < end:
+            piece = os.pread(descriptor, min(_PIECE, end - begin), begin)
+            if not piece:
+                raise Damaged("it ends early")
+            found.update(piece)
+            begin += len(piece)
+        return found.digest()
 
     return [functools.partial(digest, offset) for offset in range(0, size, _CHUNK)]
 

@@ -27,7 +27,7 @@ import h5py
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common import global_state  # see _warm_writer
+from keras.src.backend.common import global_state  # see _warm_keras
 from keras.src.saving import saving_lib
 
 from callbacks import steering
@@ -35,6 +35,7 @@ from callbacks.counters import Counts, assign_components, counters_of
 from callbacks.errors import InputError
 from callbacks.holding import hold
 from callbacks.ranks import ranks
+from callbacks.weights_reader import load_weights
 
 FORMAT = 1
 _GROUP = "global_step"
@@ -133,7 +134,7 @@ def write(model: keras.Model, snapshot: Snapshot, path: str) -> None:
         snapshot: what is written.
         path: the file to make, `.weights.h5` or `.keras`.
     """
-    _warm_writer()
+    _warm_keras()
     with keras.StatelessScope(snapshot.values):
         if path.endswith(".keras"):
             model.save(path)
@@ -192,10 +193,11 @@ def restore(model: keras.Model, path: str) -> Restored:
 
 def _load(model, path):
     """Keras's part of the file goes into the model; what there is beside it is returned."""
+    _warm_keras()
     with _open_group(path) as group:
         header = _header(group, path)
         _check_fit(header["variables"], _saved(model), path)
-        model.load_weights(path)
+        load_weights(model, path)
         lists = {name: {int(i): _read(each) for i, each in group[name].items()} for name in ("unsaved", "replicated")}
         arrays = {name: _read_list(entries) for name, entries in group["callbacks"].items()}
         return header, lists, _read_list(group["metrics"]), arrays
@@ -251,11 +253,11 @@ def _check_fit(stored, variables, path):
         )
 
 
-def _warm_writer():
-    """Has Keras find out, outside the stateless scope, which attributes its writer skips.
+def _warm_keras():
+    """Has Keras find out, once for each thread, which attributes its walk over a model skips.
 
-    It makes an optimizer and a layer for that, which a stateless scope forbids, and keeps the answer by thread, under
-    another name than it looks for.
+    It makes an optimizer and a layer for that, which a stateless scope forbids, and keeps the answer under another name than
+    it looks for.
     """
     for kind in ("Operation", "Layer", "Functional", "Sequential", "Metric", "Optimizer", "Loss", "Cross", "Feature"):
         name = f"saving_attr_skiplist_{kind}"

@@ -1,0 +1,107 @@
+"""Weights come back as with Keras's own reader, whatever layers keep."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from callbacks.weights_reader import load_weights
+
+KEPT = {
+    "matrix": np.arange(6, dtype="float32").reshape(2, 3),
+    "half": np.array([1.5, -2], "float16"),
+    "double": np.array([0.1], "float64"),
+    "counts": np.array([1, 2**62], "int64"),
+    "seeds": np.array([2**32 - 1, 7], "uint32"),
+    "flags": np.array([True, False]),
+    "complex": np.array([1 + 2j], "complex64"),
+    "big_endian": np.array([1, 2], ">f4"),
+    "number": np.float32(3.5),
+    "nothing": np.zeros([0, 3], "float32"),
+    "bits": keras.ops.convert_to_numpy(keras.ops.cast([0.5, 3.0], "bfloat16")),
+}
+
+
+@keras.saving.register_keras_serializable("test_weights_reader")
+class Keeper(keras.layers.Layer):
+    """Keeps more than variables, and notes what it gets back."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=[2, 3], name="kernel")
+        self.twin = self.add_weight(shape=[2, 3], name="twin")
+
+    def call(self, x):
+        return x @ self.kernel + x @ self.twin
+
+    def save_own_variables(self, store):
+        for name, value in KEPT.items():
+            store[name] = value
+
+    def load_own_variables(self, store):
+        self.found = {name: store[name] for name in store.keys()}  # noqa: SIM118, a store is no dict
+        matrix = self.found["matrix"]
+        self.kernel.assign(matrix)
+        self.twin.assign(matrix)
+
+
+def model():
+    keras.utils.set_random_seed(0)
+    made = keras.Sequential([keras.Input([2]), Keeper(), keras.layers.Dense(1)])
+    made.compile(keras.optimizers.SGD(0.1), "mse")
+    return made
+
+
+@pytest.fixture(params=[".weights.h5", ".keras"])
+def path(request, tmp_path):
+    path = str(tmp_path / f"kept{request.param}")
+    saved = model()
+    if request.param == ".keras":
+        saved.save(path)
+    else:
+        saved.save_weights(path)
+    return path
+
+
+def test_every_kind_of_value_comes_back_as_with_keras(path):
+    by_keras, ours = model(), model()
+    by_keras.load_weights(path)
+    load_weights(ours, path)
+    expected, found = by_keras.layers[0].found, ours.layers[0].found
+    assert found.keys() == expected.keys() == KEPT.keys()
+    for name, value in expected.items():
+        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape), name
+        np.testing.assert_array_equal(np.asarray(found[name]), value, err_msg=name)
+
+
+def test_two_variables_that_got_one_array_are_two(path):
+    restored = model()
+    load_weights(restored, path)
+    kernel, twin = restored.layers[0].kernel, restored.layers[0].twin
+    kernel._value.assign_add(tf.ones([2, 3]))
+    np.testing.assert_array_equal(kernel, KEPT["matrix"] + 1)
+    np.testing.assert_array_equal(twin, KEPT["matrix"])
+
+
+def test_an_array_that_has_become_a_variable_cannot_be_written_to(path):
+    restored = model()
+    load_weights(restored, path)
+    found = restored.layers[0].found
+    found["half"][0] = 7
+    with pytest.raises(ValueError, match="read-only"):
+        found["matrix"][0] = 7
+    np.testing.assert_array_equal(restored.layers[0].kernel, KEPT["matrix"])
+
+
+def test_parts_and_results_of_an_array_become_the_tensors_that_they_are(path):
+    restored = model()
+    load_weights(restored, path)
+    found = restored.layers[0].found["matrix"]
+    assert tf.convert_to_tensor(found[1]).numpy().tolist() == [3, 4, 5]
+    assert tf.convert_to_tensor(found * 2).numpy().tolist() == [[0, 2, 4], [6, 8, 10]]
+    assert tf.convert_to_tensor(found, "float64").dtype == "float64"
+
+
+def test_a_file_of_another_model_is_refused(path):
+    other = keras.Sequential([keras.Input([2]), keras.layers.Dense(7)])
+    with pytest.raises(ValueError, match="could not be loaded"):
+        load_weights(other, path)
