@@ -35,7 +35,7 @@ from callbacks.counters import Counts, assign_components, counters_of
 from callbacks.errors import InputError
 from callbacks.holding import hold
 from callbacks.ranks import ranks
-from callbacks.weights_reader import load_weights
+from callbacks.weights_file import load_weights, save_weights
 
 FORMAT = 1
 _GROUP = "global_step"
@@ -139,7 +139,7 @@ def write(model: keras.Model, snapshot: Snapshot, path: str) -> None:
         if path.endswith(".keras"):
             model.save(path)
         else:
-            model.save_weights(path)
+            save_weights(model, path)
     if path.endswith(".keras"):
         content = io.BytesIO()
         with h5py.File(content, "w") as file:

@@ -1,11 +1,12 @@
-"""Weights come back as with Keras's own reader, whatever layers keep."""
+"""Weights are written and read as Keras does it, whatever layers keep."""
 
+import h5py
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from callbacks.weights_reader import load_weights
+from callbacks.weights_file import load_weights, save_weights
 
 KEPT = {
     "matrix": np.arange(6, dtype="float32").reshape(2, 3),
@@ -22,7 +23,7 @@ KEPT = {
 }
 
 
-@keras.saving.register_keras_serializable("test_weights_reader")
+@keras.saving.register_keras_serializable("test_weights_file")
 class Keeper(keras.layers.Layer):
     """Keeps more than variables, and notes what it gets back."""
 
@@ -60,6 +61,29 @@ def path(request, tmp_path):
     else:
         saved.save_weights(path)
     return path
+
+
+def test_every_kind_of_value_is_written_as_by_keras(tmp_path):
+    written = model()
+    written.fit(np.ones([4, 2]), np.ones([4, 1]), verbose=0)  # so that the optimizer has something to keep
+    written.save_weights(tmp_path / "keras.weights.h5")
+    save_weights(written, str(tmp_path / "ours.weights.h5"))
+    expected, found = content(tmp_path / "keras.weights.h5"), content(tmp_path / "ours.weights.h5")
+    assert found == expected and len(expected) > 2 * len(KEPT)
+
+
+def content(path):
+    """Name -> attributes; and of what is no folder dtype, shape and bytes."""
+    names = {}
+
+    def note(name, node):
+        names[name] = [dict(node.attrs)]
+        if isinstance(node, h5py.Dataset):
+            names[name] += [node.dtype, node.shape, node[()].tobytes()]
+
+    with h5py.File(path) as file:
+        file.visititems(note)
+    return names
 
 
 def test_every_kind_of_value_comes_back_as_with_keras(path):

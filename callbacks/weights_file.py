@@ -1,8 +1,8 @@
-"""Loading weights from a checkpoint without a copy on the way, and from any place of an archive.
+"""Weights into a file as Keras writes it, and back: without copies on the way, and from any place of an archive.
 
-In Keras's own reader HDF5 fills an array with zeros, then with a variable's values, and these are copied three times until they
-are a tensor. Of a `.keras` archive it reads everything from the begin up to a variable, for each that does not follow the one
-before.
+Keras copies a variable twice before HDF5 writes it. On the way back HDF5 fills an array with zeros, then with the values, and
+these are copied three times until they are a tensor. Of a `.keras` archive Keras reads everything from the begin up to a variable,
+for each that does not follow the one before.
 """
 
 import io
@@ -21,6 +21,23 @@ _MEMBER = "model.weights.h5"  # of an archive
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a member: the lengths of its name and of what else stands before its content
 
 
+def save_weights(model: keras.Model, path: str) -> None:
+    """What `model.save_weights(path)` does.
+
+    Args:
+        model: a built model.
+        path: the `.weights.h5` file to make.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    store = _WriteStore(path, mode="w")
+    try:
+        saving_lib._save_state(model, store, None, "", visited_saveables=set())
+    finally:
+        store.close()
+
+
 def load_weights(model: keras.Model, path: str) -> None:
     """What `model.load_weights(path)` does.
 
@@ -35,7 +52,7 @@ def load_weights(model: keras.Model, path: str) -> None:
     failed: set[int] = set()
     errors: dict[int, Any] = {}
     with open(path, "rb") as file:
-        store = _Store(path, _Part(file, *_place(file, path)))
+        store = _ReadStore(path, _Part(file, *_place(file, path)))
         saving_lib._load_state(model, store, None, "", visited_saveables=set(), failed_saveables=failed, error_msgs=errors)
         store.close()
     if failed:
@@ -78,7 +95,20 @@ class _Values(np.ndarray):
         return tf.convert_to_tensor(self.view(np.ndarray), dtype, name=name)
 
 
-class _Store(saving_lib.H5IOStore):
+class _WriteStore(saving_lib.H5IOStore):
+    """Where Keras's layers put their variables."""
+
+    def __setitem__(self, key, value):
+        if isinstance(value, (keras.Variable, tf.Tensor)):
+            value = np.asarray(tf.convert_to_tensor(value))
+        if not isinstance(value, np.ndarray) or not _is_common(value.dtype):
+            return super().__setitem__(key, value)
+        if not self._h5_entry_initialized:
+            self._create_h5_group(self._h5_entry_path)
+        self._h5_entry_group[key] = value
+
+
+class _ReadStore(saving_lib.H5IOStore):
     """What Keras's layers ask for their variables, with values that come from the file and not through HDF5."""
 
     def __init__(self, path: str, content: _Part):
