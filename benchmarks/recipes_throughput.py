@@ -1,8 +1,8 @@
 """Each recipe against the plainest loop of the same model on the same data: `fit` on a plain dataset, without our callbacks.
 
-Both train in one process, an epoch each by turns. What counts is the time from the third batch of an epoch to its end, saves and
-curves included; the ratio is of the rates, ours to the plain one's, and its median is over the rounds. The ratio of CPU time says
-more than that of the clock on a machine that does other work too.
+Both train in one process, a batch each by turns, since a shared machine changes its speed within seconds. The batches from the
+third of an epoch on count, with all that is done between two of them, saves and curves too. The ratio is of the rates, ours to the
+plain one's: by the clock the median over pairs of batches, since some stand still for seconds; by CPU time that of the sums.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import io
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from recipes.common.status import Status
 from recipes.common.tokens import Windows, standard_library
 from recipes.common.watching import tensorboard_callback
 
-ROUNDS = 5
+EPOCHS = 7  # of which the first does not count
 STRATEGIES = {"single": ["--strategy", "single"], "mirrored": ["--strategy", "mirrored", "--virtual-devices", "2"]}
 Wrap = Callable[[keras.optimizers.Optimizer], keras.optimizers.Optimizer]
 
@@ -109,19 +110,37 @@ RECIPES = {
 }
 
 
-class Timed(keras.callbacks.Callback):
-    """Seconds of the clock and of CPU time, from the third batch of an epoch to its end."""
+class Turns(keras.callbacks.Callback):
+    """Takes turns with another `fit`, batch by batch, and notes seconds of the clock and of CPU time.
 
-    def on_train_batch_begin(self, batch, logs=None):
-        if batch == 2:
-            self._began = time.perf_counter(), time.process_time()
+    Args:
+        mine: released when the turn is this one's.
+        others: released when it has ended.
+    """
 
-    def on_epoch_end(self, epoch, logs=None):
-        self.taken = np.subtract((time.perf_counter(), time.process_time()), self._began)
+    def __init__(self, mine: threading.Semaphore, others: threading.Semaphore):
+        super().__init__()
+        self._mine, self._others = mine, others
+        self.taken: list[np.ndarray] = []
+
+    def on_train_begin(self, logs=None):
+        self._mine.acquire()
+        self._began = _now()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch >= 2:
+            self.taken.append(_now() - self._began)
+        self._others.release()
+        self._mine.acquire()
+        self._began = _now()
+
+
+def _now():
+    return np.array((time.perf_counter(), time.process_time()))
 
 
 def measure(name: str, strategy: str) -> np.ndarray:
-    """Seconds `[rounds, 2, 2]`: of the plain loop and of ours, by the clock and of CPU time."""
+    """Seconds `[pairs, 2, 2]`: of the plain loop and of ours, by the clock and of CPU time."""
     recipe = RECIPES[name]
     with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):  # a recipe says much
         args = recipe.parse_args([*STRATEGIES[strategy], "--workdir", workdir])
@@ -137,28 +156,31 @@ def measure(name: str, strategy: str) -> np.ndarray:
             Status(distribution, checkpoint, recipe.batches, args.log_secs),
             Report(args, distribution, data, checkpoint),
         ]
+        of_plain, of_ours = threading.Semaphore(1), threading.Semaphore(0)
+        plain_turns, turns = Turns(of_plain, of_ours), Turns(of_ours, of_plain)
 
-        def epoch(number, model, batches, callbacks):
-            timed = Timed()
-            model.fit(batches, initial_epoch=number, epochs=number + 1, verbose=0, callbacks=[*callbacks, timed])
-            return timed.taken
+        def fit_plainly():
+            try:
+                plain.fit(plain_data, epochs=EPOCHS, verbose=0, callbacks=[plain_turns])
+            finally:
+                of_ours.release()
 
-        def by_turns(number):
-            sides = [lambda: epoch(number, plain, plain_data, []), lambda: epoch(number, ours, data, callbacks)]
-            taken = [side() for side in sides[:: 1 if number % 2 else -1]]
-            return taken[:: 1 if number % 2 else -1]
-
-        return np.array([by_turns(number) for number in range(ROUNDS + 1)])[1:]
+        beside = threading.Thread(target=fit_plainly, daemon=True)
+        beside.start()
+        ours.fit(data, epochs=EPOCHS, verbose=0, callbacks=[*callbacks, turns])
+        beside.join()
+    return np.stack([plain_turns.taken, turns.taken], axis=1)[recipe.batches - 2 :]
 
 
 def main() -> None:
     """Prints the medians of a batch, and the ratios of the rates."""
     print("recipes against a plain fit               plain, ms   ours, ms   ratio   ratio by CPU time")
-    for name, recipe in RECIPES.items():
+    for name in RECIPES:
         for strategy in STRATEGIES:
-            rounds = in_own_process(measure, name, strategy)
-            plain, ours = np.median(rounds, axis=0)[:, 0] / (recipe.batches - 2) * 1e3
-            ratio, cpu_ratio = np.median(rounds[:, 0] / rounds[:, 1], axis=0)
+            pairs = in_own_process(measure, name, strategy)
+            plain, ours = np.median(pairs, axis=0)[:, 0] * 1e3
+            ratio = np.median(pairs[:, 0, 0] / pairs[:, 1, 0])
+            cpu_ratio = np.divide(*pairs[..., 1].sum(axis=0))
             print(f"{f'{name}, {strategy}':<40}{plain:>11.1f}{ours:>11.1f}{ratio:>8.3f}{cpu_ratio:>20.3f}", flush=True)
 
 
