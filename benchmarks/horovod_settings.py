@@ -8,18 +8,15 @@ Horovod's own 128 MB.
 """
 
 import os
-import statistics
 import subprocess
-import sys
 import tempfile
-import time
 
 import tensorflow as tf
 
 from benchmarks import scaling
-from benchmarks.averaging import CASES, is_built
+from benchmarks.averaging import CASES
+from benchmarks.ranks import command, is_built, medians
 
-ROUNDS = 60
 CYCLES = ("0.1", "1", "5")  # ms
 FUSIONS = {"none": "0", "1 MB": str(1 << 20), "128 MB": str(128 << 20)}
 
@@ -42,9 +39,8 @@ def main() -> None:
 
 def _run(environment):
     with tempfile.TemporaryDirectory() as logs:
-        launcher = [sys.executable, "-m", "launch", "--standalone", "--nproc-per-node", "2", "--log-dir", logs]
-        command = [*launcher, "--local-ranks-filter", "0", "-m", "benchmarks.horovod_settings"]
-        done = subprocess.run(command, env={**os.environ, **environment}, check=True, capture_output=True, text=True)
+        start = command(2, logs, "benchmarks.horovod_settings")
+        done = subprocess.run(start, env={**os.environ, **environment}, check=True, capture_output=True, text=True)
     return [float(word) for word in done.stdout.split("measured ")[1].split("\n")[0].split()]
 
 
@@ -53,18 +49,13 @@ def measure() -> None:
     from recipes.common.horovod_ranks import HorovodRanks
 
     world = HorovodRanks()
-    medians = []
+    times = []
     for i, shapes in enumerate(CASES.values()):
         tensors = [tf.random.normal(shape) for shape in shapes]
         average = tf.function(lambda tensors=tensors, i=i: world.average(tensors, f"case_{i}"))
-        times = []
-        for _ in range(ROUNDS):
-            began = time.perf_counter()
-            average()[0].numpy()
-            times.append(time.perf_counter() - began)
-        medians.append(statistics.median(times[5:]) * 1e3)
+        times += medians(lambda average=average: average()[0].numpy())
     if world.is_chief:
-        print("measured", *medians, flush=True)
+        print("measured", *times, flush=True)
 
 
 if __name__ == "__main__":

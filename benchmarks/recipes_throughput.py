@@ -110,12 +110,18 @@ RECIPES = {
 }
 
 
+LONGEST_TURN = 600  # seconds
+
+
 class Turns(keras.callbacks.Callback):
     """Takes turns with another `fit`, batch by batch, and notes seconds of the clock and of CPU time.
 
     Args:
         mine: released when the turn is this one's.
         others: released when it has ended.
+
+    Raises:
+        RuntimeError: if the other `fit` gives no turn, because it has failed.
     """
 
     def __init__(self, mine: threading.Semaphore, others: threading.Semaphore):
@@ -124,15 +130,18 @@ class Turns(keras.callbacks.Callback):
         self.taken: list[np.ndarray] = []
 
     def on_train_begin(self, logs=None):
-        self._mine.acquire()
+        self._wait()
+
+    def _wait(self):
+        if not self._mine.acquire(timeout=LONGEST_TURN):
+            raise RuntimeError("The other fit gives no turn.")
         self._began = _now()
 
     def on_train_batch_end(self, batch, logs=None):
         if batch >= 2:
             self.taken.append(_now() - self._began)
         self._others.release()
-        self._mine.acquire()
-        self._began = _now()
+        self._wait()
 
 
 def _now():

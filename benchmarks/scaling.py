@@ -8,7 +8,6 @@ tensors like the gradients takes by itself, of the time of a batch.
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,10 +18,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.averaging import is_built
+from benchmarks.ranks import command, is_built, medians
 
 SHARE, BATCHES, ROUNDS = 64, 60, 3
-_HERE = [sys.executable, "-m", "benchmarks.scaling"]
 _MARK = "measured "
 KINDS = {  # name -> strategy, replicas
     "1 replica, 1 core": ("single", 1),
@@ -74,25 +72,20 @@ def measure(strategy: str, replicas: int) -> None:
 def _averaging(ranks, model):
     gradients = [tf.random.normal(v.shape) for v in model.trainable_variables]
     average = tf.function(lambda: ranks.average(gradients, "alone"))
-    times = []
-    for _ in range(60):
-        began = time.perf_counter()
-        average()[0].numpy()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[10:])
+    return medians(lambda: average()[0].numpy())[0] / 1e3
 
 
 def run(strategy: str, replicas: int, settings: Mapping[str, str]) -> tuple[float, float]:
     """Seconds of a batch, and of averaging alone, in new processes with these settings in their environment."""
-    environment, command = {**os.environ, **settings}, [*_HERE, strategy, str(replicas)]
+    environment, what = {**os.environ, **settings}, ["benchmarks.scaling", strategy, str(replicas)]
+    start = [sys.executable, "-m", *what]
     with tempfile.TemporaryDirectory() as logs:
         if strategy == "single":
             environment |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
-            command = [shutil.which("taskset") or "taskset", "-c", "0", *command]
+            start = [shutil.which("taskset") or "taskset", "-c", "0", *start]
         elif strategy == "horovod":
-            launcher = ["-m", "launch", "--standalone", "--nproc-per-node", str(replicas), "--log-dir", logs]
-            command = [sys.executable, *launcher, *command[1:]]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            start = command(replicas, logs, *what)
+        done = subprocess.run(start, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.split(_MARK)[1].splitlines()[0])
 
 

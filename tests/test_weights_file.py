@@ -1,5 +1,7 @@
 """Weights are written and read as Keras does it, whatever layers keep."""
 
+import os
+
 import h5py
 import keras
 import numpy as np
@@ -129,3 +131,20 @@ def test_a_file_of_another_model_is_refused(path):
     other = keras.Sequential([keras.Input([2]), keras.layers.Dense(7)])
     with pytest.raises(ValueError, match="could not be loaded"):
         load_weights(other, path)
+
+
+def test_a_file_is_read_once_and_no_part_of_it_again(tmp_path):
+    layers = [keras.layers.Dense(256) for _ in range(8)]
+    wide = keras.Sequential([keras.Input([256]), *layers])
+    wide.compile("adam", "mse")
+    wide.fit(np.ones([4, 256]), np.ones([4, 256]), verbose=0)
+    for path in (str(tmp_path / "wide.weights.h5"), str(tmp_path / "wide.keras")):
+        (wide.save if path.endswith(".keras") else wide.save_weights)(path)
+        before = bytes_read()
+        load_weights(wide, path)
+        assert bytes_read() - before < 1.1 * os.path.getsize(path)
+
+
+def bytes_read():
+    with open("/proc/self/io") as file:
+        return int(file.readline().split()[1])
