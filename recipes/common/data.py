@@ -1,6 +1,7 @@
 """From samples with random access to what `fit` reads: global batches in a seekable order, shared evenly by the replicas."""
 
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -14,6 +15,7 @@ from callbacks import InputError, counters_of
 from recipes.common.distribution import Distribution
 from recipes.common.order import shuffled
 
+_CORES = len(os.sched_getaffinity(0))
 Prepare = Callable[..., tuple[tf.Tensor, ...]]
 
 
@@ -187,8 +189,8 @@ def training_data(
             dataset = _in_order(dataset, fetch).unbatch()
         else:
             samples = _in_order(dataset, fetch_with_key).unbatch()
-            dataset = _in_order(samples, _with_its_seed(prepare, seed)).batch(share, drop_remainder=True)
-        return dataset.prefetch(tf.data.AUTOTUNE)
+            dataset = _in_order(samples, _with_its_seed(prepare, seed), _CORES).batch(share, drop_remainder=True)
+        return _ahead(dataset)
 
     def seek():
         nonlocal start
@@ -251,13 +253,13 @@ def validation_data(
         else:
             prepare_one = _with_its_seed(prepare, 0)
             samples = _in_order(dataset, fetch_with_key).unbatch()
-            samples = _in_order(samples, lambda place, *sample: (place, prepare_one(*sample)))
+            samples = _in_order(samples, lambda place, *sample: (place, prepare_one(*sample)), _CORES)
             dataset = samples.group_by_window(
                 key_func=lambda place, _: place,
                 reduce_func=lambda _, share: share.map(lambda _, sample: sample).batch(size),
                 window_size_func=size_of,
             )
-        return dataset.prefetch(tf.data.AUTOTUNE)
+        return _ahead(dataset)
 
     return EpochData(distribution.dataset(shares), batches)
 
@@ -271,9 +273,20 @@ def _with_its_seed(prepare: Prepare, seed: int) -> Callable:
     return prepare_one
 
 
-def _in_order(dataset: tf.data.Dataset, function: Callable) -> tf.data.Dataset:
-    """Maps on all cores."""
-    return dataset.map(function, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+def _in_order(dataset: tf.data.Dataset, function: Callable, calls: int = tf.data.AUTOTUNE) -> tf.data.Dataset:
+    """Maps in parallel; on all cores, but on no more than 16 where nothing else is said (see `_ahead`)."""
+    return dataset.map(function, num_parallel_calls=calls, deterministic=True)
+
+
+def _ahead(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Prepares batches while others are trained on.
+
+    TensorFlow's search for the best number of parallel calls is left out. It finds the number of cores, and its thread holds up the
+    end of each iterator, and with it the next epoch, for as long as several seconds.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
 def share_sizes(size: int, replicas: int, global_batch_size: int) -> np.ndarray:
