@@ -29,7 +29,7 @@ from recipes.common.status import Status
 from recipes.common.tokens import Windows, standard_library
 from recipes.common.watching import tensorboard_callback
 
-EPOCHS = 7  # of which the first does not count
+EPOCHS = 4  # of which the first does not count
 STRATEGIES = {"single": ["--strategy", "single"], "mirrored": ["--strategy", "mirrored", "--virtual-devices", "2"]}
 Wrap = Callable[[keras.optimizers.Optimizer], keras.optimizers.Optimizer]
 
