@@ -30,6 +30,7 @@ from recipes.common.tokens import Windows, standard_library
 from recipes.common.watching import tensorboard_callback
 
 EPOCHS = 4  # of which the first does not count
+LONGEST_TURN = 600  # seconds
 STRATEGIES = {"single": ["--strategy", "single"], "mirrored": ["--strategy", "mirrored", "--virtual-devices", "2"]}
 Wrap = Callable[[keras.optimizers.Optimizer], keras.optimizers.Optimizer]
 
@@ -108,9 +109,6 @@ RECIPES = {
     "imagenet_resnet50": Recipe(22, _parse_resnet_args, _compiled_resnet, _pictures, _plain_pictures),
     "transformer_lm": Recipe(30, transformer_lm.parse_args, _compiled_language_model, _language_data, _plain_language_data),
 }
-
-
-LONGEST_TURN = 600  # seconds
 
 
 class Turns(keras.callbacks.Callback):

@@ -5,6 +5,7 @@ these are copied three times until they are a tensor. Of a `.keras` archive Kera
 for each that does not follow the one before.
 """
 
+import contextlib
 import io
 import os
 import struct
@@ -31,11 +32,8 @@ def save_weights(model: keras.Model, path: str) -> None:
     Raises:
         OSError: if it cannot be written.
     """
-    store = _WriteStore(path, mode="w")
-    try:
+    with contextlib.closing(_WriteStore(path, mode="w")) as store:
         saving_lib._save_state(model, store, None, "", visited_saveables=set())
-    finally:
-        store.close()
 
 
 def load_weights(model: keras.Model, path: str) -> None:
@@ -51,10 +49,8 @@ def load_weights(model: keras.Model, path: str) -> None:
     """
     failed: set[int] = set()
     errors: dict[int, Any] = {}
-    with open(path, "rb") as file:
-        store = _ReadStore(path, _Part(file, *_place(file, path)))
+    with open(path, "rb") as file, contextlib.closing(_ReadStore(path, _Part(file, *_place(file, path)))) as store:
         saving_lib._load_state(model, store, None, "", visited_saveables=set(), failed_saveables=failed, error_msgs=errors)
-        store.close()
     if failed:
         saving_lib._raise_loading_failure(errors)
 
