@@ -10,8 +10,6 @@ import contextlib
 import dataclasses
 import io
 import tempfile
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from benchmarks.own_process import in_own_process
+from benchmarks.turns import by_turns
 from recipes import imagenet_resnet50, transformer_lm
 from recipes.common.arguments import checkpoint_callback
 from recipes.common.data import EpochData, training_data
@@ -30,7 +29,6 @@ from recipes.common.tokens import Windows, standard_library
 from recipes.common.watching import tensorboard_callback
 
 EPOCHS = 4  # of which the first does not count
-LONGEST_TURN = 600  # seconds
 STRATEGIES = {"single": ["--strategy", "single"], "mirrored": ["--strategy", "mirrored", "--virtual-devices", "2"]}
 Wrap = Callable[[keras.optimizers.Optimizer], keras.optimizers.Optimizer]
 
@@ -111,41 +109,6 @@ RECIPES = {
 }
 
 
-class Turns(keras.callbacks.Callback):
-    """Takes turns with another `fit`, batch by batch, and notes seconds of the clock and of CPU time.
-
-    Args:
-        mine: released when the turn is this one's.
-        others: released when it has ended.
-
-    Raises:
-        RuntimeError: if the other `fit` gives no turn, because it has failed.
-    """
-
-    def __init__(self, mine: threading.Semaphore, others: threading.Semaphore):
-        super().__init__()
-        self._mine, self._others = mine, others
-        self.taken: list[np.ndarray] = []
-
-    def on_train_begin(self, logs=None):
-        self._wait()
-
-    def _wait(self):
-        if not self._mine.acquire(timeout=LONGEST_TURN):
-            raise RuntimeError("The other fit gives no turn.")
-        self._began = _now()
-
-    def on_train_batch_end(self, batch, logs=None):
-        if batch >= 2:
-            self.taken.append(_now() - self._began)
-        self._others.release()
-        self._wait()
-
-
-def _now():
-    return np.array((time.perf_counter(), time.process_time()))
-
-
 def measure(name: str, strategy: str) -> np.ndarray:
     """Seconds `[pairs, 2, 2]`: of the plain loop and of ours, by the clock and of CPU time."""
     recipe = RECIPES[name]
@@ -163,20 +126,11 @@ def measure(name: str, strategy: str) -> np.ndarray:
             Status(distribution, checkpoint, recipe.batches, args.log_secs),
             Report(args, distribution, data, checkpoint),
         ]
-        of_plain, of_ours = threading.Semaphore(1), threading.Semaphore(0)
-        plain_turns, turns = Turns(of_plain, of_ours), Turns(of_ours, of_plain)
-
-        def fit_plainly():
-            try:
-                plain.fit(plain_data, epochs=EPOCHS, verbose=0, callbacks=[plain_turns])
-            finally:
-                of_ours.release()
-
-        beside = threading.Thread(target=fit_plainly, daemon=True)
-        beside.start()
-        ours.fit(data, epochs=EPOCHS, verbose=0, callbacks=[*callbacks, turns])
-        beside.join()
-    return np.stack([plain_turns.taken, turns.taken], axis=1)[recipe.batches - 2 :]
+        pairs = by_turns(
+            lambda turns: plain.fit(plain_data, epochs=EPOCHS, verbose=0, callbacks=[turns]),
+            lambda turns: ours.fit(data, epochs=EPOCHS, verbose=0, callbacks=[*callbacks, turns]),
+        )
+    return pairs[recipe.batches - 2 :]
 
 
 def main() -> None:

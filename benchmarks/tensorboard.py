@@ -1,64 +1,58 @@
-"""What TensorBoard's callbacks cost a step of 5 ms: none, ours at its defaults, and Keras's own.
+"""What TensorBoard's callbacks add to a step of 5 ms: ours at its defaults, and Keras's own.
 
-One `fit` for each, by turns, in many rounds; what is added is the median of the differences within a round, with the quartiles
-beside it. The step sleeps its 5 ms, so that the CPU time of the process is that of the loop and its callbacks; it says more than
-the clock on a machine that does other work too.
+Two models train, one with the callback and one without, a batch each by turns; new ones in each round. What is added is the mean
+over a round's pairs of batches, so that the points that only some batches write count; of the rounds the median, and the extremes.
+The step sleeps its 5 ms, so CPU time is that of the loop and its callbacks.
 """
 
 import tempfile
 import time
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from benchmarks.turns import by_turns
 from callbacks import GlobalStepTensorBoard
 
 STEP = 5e-3  # seconds
-BATCHES, ROUNDS = 200, 21
-MAKERS = {
-    "none": None,
-    "GlobalStepTensorBoard()": lambda where: GlobalStepTensorBoard(where),
-    "keras TensorBoard()": lambda where: keras.callbacks.TensorBoard(where),
-    "keras TensorBoard(update_freq=50)": lambda where: keras.callbacks.TensorBoard(where, update_freq=50),
-    "keras TensorBoard(update_freq=1)": lambda where: keras.callbacks.TensorBoard(where, update_freq=1),
+BATCHES, ROUNDS = 1002, 7  # a multiple of the batches between two points, and the two that do not count
+OUTLIER = 20  # a pair with a difference of that many steps was held up by something else
+MAKERS: dict[str, Callable[[str], list[keras.callbacks.Callback]]] = {
+    "none": lambda directory: [],
+    "GlobalStepTensorBoard()": lambda directory: [GlobalStepTensorBoard(directory)],
+    "keras TensorBoard()": lambda directory: [keras.callbacks.TensorBoard(directory)],
+    "keras TensorBoard(update_freq=50)": lambda directory: [keras.callbacks.TensorBoard(directory, update_freq=50)],
+    "keras TensorBoard(update_freq=1)": lambda directory: [keras.callbacks.TensorBoard(directory, update_freq=1)],
 }
 
 
-class Timed(keras.callbacks.Callback):
-    """The time from the begin of an epoch's first batch to that of its last, callbacks included."""
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.begins: list[tuple[float, float]] = []
-
-    def on_train_batch_begin(self, batch, logs=None):
-        self.begins.append((time.perf_counter(), time.process_time()))
-
-    @property
-    def per_batch(self) -> np.ndarray:
-        """Seconds of the clock, and of CPU time."""
-        return np.subtract(self.begins[-1], self.begins[0]) / (len(self.begins) - 1)
+def measure(make: Callable[[str], list[keras.callbacks.Callback]]) -> np.ndarray:
+    """Percent of a step that callbacks add, by the clock and of CPU time."""
+    x, y = np.zeros((BATCHES, 8), "float32"), np.zeros((BATCHES, 1), "float32")
+    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(1).prefetch(8)
+    without, model = _model(), _model()
+    with tempfile.TemporaryDirectory() as directory:
+        pairs = by_turns(
+            lambda turns: without.fit(data, verbose=0, shuffle=False, callbacks=[turns]),
+            lambda turns: model.fit(data, verbose=0, shuffle=False, callbacks=[*make(directory), turns]),
+        )
+    differences = pairs[:, 1] - pairs[:, 0]
+    is_ours = np.abs(differences[:, 0]) < OUTLIER * STEP
+    return differences[is_ours].mean(axis=0) / STEP * 100
 
 
 def main() -> None:
-    """Prints a batch's time, and what each callback adds to it."""
-    models = {name: _model() for name in MAKERS}
-    x, y = np.zeros((BATCHES, 8), "float32"), np.zeros((BATCHES, 1), "float32")
-    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(1).prefetch(8)
-    taken: dict[str, list[np.ndarray]] = {name: [] for name in MAKERS}
-    with tempfile.TemporaryDirectory() as directory:
-        callbacks = {name: [make(f"{directory}/{name}")] if make else [] for name, make in MAKERS.items()}
-        for i in range(ROUNDS):
-            for name in list(MAKERS)[:: 1 if i % 2 else -1]:
-                timed = Timed()
-                models[name].fit(data, verbose=0, shuffle=False, callbacks=[timed, *callbacks[name]])
-                taken[name].append(timed.per_batch)
-    print("a step of 5 ms with TensorBoard's callback        clock, ms   added, %, quartiles   CPU, ms   added, %, quartiles")
-    for name, times in taken.items():
-        clock, cpu = np.median(times, axis=0) * 1e3
-        added = np.percentile(np.subtract(times, taken["none"]) / STEP * 100, [25, 50, 75], axis=0)
-        of_clock, of_cpu = (f"{middle:.1f} ({low:.1f}, {high:.1f})" for low, middle, high in added.T)
-        print(f"{name:<46}{clock:>12.3f}{of_clock:>23}{cpu:>10.3f}{of_cpu:>23}")
+    """Prints what each callback adds."""
+    added: dict[str, list[np.ndarray]] = {name: [] for name in MAKERS}
+    for _ in range(ROUNDS):
+        for name, make in MAKERS.items():
+            added[name].append(measure(make))
+    print(f"added to a step of {STEP * 1e3:.0f} ms, %, median of {ROUNDS} rounds (extremes)      clock                  CPU time")
+    for name, rounds in added.items():
+        of_clock, of_cpu = (f"{middle:.1f} ({low:.1f} to {high:.1f})" for low, middle, high in np.percentile(rounds, [0, 50, 100], axis=0).T)
+        print(f"{name:<46}{of_clock:>26}{of_cpu:>26}")
 
 
 def _model():

@@ -6,6 +6,7 @@ really trained on, under any `steps_per_execution`; a bound kept on the host say
 batch waits for the device.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -262,16 +263,20 @@ class Counters:
         model, train_step, make_train_function = self._model, self._model.train_step, self._model.make_train_function
 
         def counted_train_step(data):
-            batch_size, tensors = _batch_size(data)
-            # Without this, TensorFlow runs what does not depend on the data, `iterations += 1` say, once more when an
-            # iterator of unknown length has ended. XLA runs a step as one operation, and could not create variables in there.
-            with tf.control_dependencies([] if model.jit_compile else tensors):
+            # Counting waits for the data and the step for counting, for two reasons. What does not depend on the data, say
+            # `iterations += 1`, TensorFlow runs once more when an iterator of unknown length has ended. And what could run
+            # beside the step wakes up another thread for it, in every batch. XLA runs a step as one operation, and could not
+            # create variables in there.
+            in_turn = tf.control_dependencies if not model.jit_compile else lambda tensors: contextlib.nullcontext()
+            with in_turn(_tensors(data)):
                 before = self._updates()
+            with in_turn([*_tensors(data), before]):
                 logs = train_step(data)
-                first = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group) == 0
                 steps = 1 if model.optimizer is None else self._updates() - before
+            with in_turn(_tensors((logs, steps))):
+                first = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group) == 0
                 of_all = [1, steps] if first else [0, 0]
-                self._device.assign_add(tf.stack([*of_all, tf.cast(batch_size, "int64")]))
+                self._device.assign_add(tf.stack([*of_all, _batch_size(data)]))
             return logs
 
         def make_counted_train_function(force=False):
@@ -380,10 +385,13 @@ def assign_components(strategy: tf.distribute.Strategy, variable: keras.Variable
         part.assign(component)
 
 
-def _batch_size(data: Any) -> tuple[tf.Tensor, list[tf.Tensor]]:
-    tensors = [leaf for leaf in tf.nest.flatten(data, expand_composites=True) if isinstance(leaf, tf.Tensor)]
+def _tensors(data: Any) -> list[tf.Tensor]:
+    return [leaf for leaf in tf.nest.flatten(data, expand_composites=True) if isinstance(leaf, tf.Tensor)]
+
+
+def _batch_size(data: Any) -> tf.Tensor:
     first = next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
-    return tf.shape(first)[0] if not isinstance(first, tf.SparseTensor) else first.dense_shape[0], tensors
+    return first.dense_shape[0] if isinstance(first, tf.SparseTensor) else tf.shape(first, out_type="int64")[0]
 
 
 def _symbolic(spec):

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 _ATTRIBUTE = "_data_arrival"
@@ -33,18 +34,22 @@ class DataArrival:
             if tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group) == 0:
                 leaves = tf.nest.flatten(data, expand_composites=True)
                 with tf.control_dependencies([leaf for leaf in leaves if tf.is_tensor(leaf)]), tf.device("/cpu:0"):
-                    tf.cond(tf.equal(self._batches.assign_add(1) % self.every, 0), self._call_back, lambda: False)
+                    before = self._batches.read_value()
+                    one = tf.cond(tf.equal(before % self.every, 0), lambda: self._call_back(before), lambda: tf.constant(1, "int64"))
+                    self._batches.assign_add(one)
             return train_step(data)
 
         model.train_step = tf.autograph.experimental.do_not_convert(watched_train_step)
         model.make_train_function(force=True)  # `fit` has made one already
 
-    def _call_back(self):
-        with tf.control_dependencies([tf.numpy_function(self._arrive, [], [])]):
-            return tf.constant(True)
+    def _call_back(self, before):
+        # Not stateful: TensorFlow would have other stateful operations of the step wait for it.
+        one = tf.numpy_function(self._arrive, [before], tf.int64, stateful=False)
+        return tf.ensure_shape(one, [])
 
-    def _arrive(self):
+    def _arrive(self, before):
         self.at = self.clock()
+        return np.int64(1)
 
 
 def data_arrival_of(model: keras.Model, every: int) -> DataArrival | None:
