@@ -51,7 +51,9 @@ def main() -> None:
             added[name].append(measure(make))
     print(f"added to a step of {STEP * 1e3:.0f} ms, %, median of {ROUNDS} rounds (extremes)      clock                  CPU time")
     for name, rounds in added.items():
-        of_clock, of_cpu = (f"{middle:.1f} ({low:.1f} to {high:.1f})" for low, middle, high in np.percentile(rounds, [0, 50, 100], axis=0).T)
+        of_clock, of_cpu = (
+            f"{middle:.1f} ({low:.1f} to {high:.1f})" for low, middle, high in np.percentile(rounds, [0, 50, 100], axis=0).T
+        )
         print(f"{name:<46}{of_clock:>26}{of_cpu:>26}")
 
 

@@ -55,7 +55,8 @@ def by_turns(first: Callable[[Turns], object], second: Callable[[Turns], object]
         second: the same.
 
     Returns:
-        Seconds `[pairs, 2, 2]`: of the first and of the second, by the clock and of CPU time. Without each epoch's first two batches.
+        Seconds `[pairs, 2, 2]`: of the first and of the second, by the clock and of CPU time; without each epoch's first two
+        batches.
     """
     of_first, of_second = threading.Semaphore(1), threading.Semaphore(0)
     firsts, seconds = Turns(of_first, of_second), Turns(of_second, of_first)

@@ -1,6 +1,5 @@
 """When a batch reaches the train step: what passes until then, training waits for its data."""
 
-import time
 from collections.abc import Callable
 
 import keras
@@ -17,14 +16,12 @@ class DataArrival:
     some 100 us, so it is not done for each batch, nor within an execution of several, and XLA could not do it.
 
     Attributes:
-        at: when the last one that was looked at came, on `clock`; None before.
-        clock: seconds.
+        act: called at these moments, from a thread of TensorFlow's.
         every: batches.
     """
 
     def __init__(self, model: keras.Model, every: int):
-        self.at: float | None = None
-        self.clock: Callable[[], float] = time.perf_counter
+        self.act: Callable[[], None] = lambda: None
         self.every = every
         with tf.device("/cpu:0"):
             self._batches = tf.Variable(0, trainable=False, dtype="int64", name="batches_that_arrived")
@@ -35,7 +32,8 @@ class DataArrival:
                 leaves = tf.nest.flatten(data, expand_composites=True)
                 with tf.control_dependencies([leaf for leaf in leaves if tf.is_tensor(leaf)]), tf.device("/cpu:0"):
                     before = self._batches.read_value()
-                    one = tf.cond(tf.equal(before % self.every, 0), lambda: self._call_back(before), lambda: tf.constant(1, "int64"))
+                    is_sampled = tf.equal(before % self.every, 0)
+                    one = tf.cond(is_sampled, lambda: self._call_back(before), lambda: tf.constant(1, "int64"))
                     self._batches.assign_add(one)
             return train_step(data)
 
@@ -48,7 +46,7 @@ class DataArrival:
         return tf.ensure_shape(one, [])
 
     def _arrive(self, before):
-        self.at = self.clock()
+        self.act()
         return np.int64(1)
 
 

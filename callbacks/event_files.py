@@ -39,9 +39,10 @@ class EventFile:
         try:
             os.makedirs(directory, exist_ok=True)
             _wait_for_a_later_name(directory)
-            with tf.device("/cpu:0"):
-                self.writer = tf.summary.create_file_writer(directory)
-            self.writer.flush()
+            now = time.time()
+            name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.{LIFE}"
+            self._records = tf.io.TFRecordWriter(os.path.join(directory, name))
+            self._write(_Event(wall_time=now, file_version="brain.Event:2"))
         except (OSError, tf.errors.OpError) as error:
             raise InputError(f"TensorBoard's events cannot be written to {directory}: {error}") from None
 
@@ -96,14 +97,16 @@ class EventFile:
         value.metadata.summary_description = self._describe(tag)
         self._write(event)
 
-    def flush(self) -> None:
-        """Hands what others have written with `writer` to the system."""
-        self.writer.flush()
+    def adopt(self, directory: str) -> None:
+        """Adds what `tf.summary` has written to another directory. On return it has left the process."""
+        for path in Path(directory).glob(_PATTERN):
+            for event in _events(path):
+                if event.HasField("summary"):
+                    self._write(event)
 
     def _write(self, event):
-        with tf.device("/cpu:0"):
-            tf.raw_ops.ImportEvent(writer=self.writer._resource, event=event.SerializeToString())
-        self.writer.flush()
+        self._records.write(event.SerializeToString())
+        self._records.flush()
 
 
 def lives(directory: str) -> dict[str, float]:

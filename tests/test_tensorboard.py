@@ -324,8 +324,10 @@ from recipes.common import watching
 from recipes.mnist import main
 watching.GlobalStepTensorBoard = functools.partial(watching.GlobalStepTensorBoard, profile_ranks=(1, 3))
 opened = []
-make = tf.summary.create_file_writer
-tf.summary.create_file_writer = lambda *args, **kwargs: opened.append(args) or make(*args, **kwargs)
+def noting(make):
+    return lambda *args, **kwargs: opened.append(args) or make(*args, **kwargs)
+tf.summary.create_file_writer = noting(tf.summary.create_file_writer)
+tf.io.TFRecordWriter = noting(tf.io.TFRecordWriter)
 main(sys.argv[1:])
 print("opened", len(opened))
 """
