@@ -17,7 +17,7 @@ from benchmarks.turns import by_turns
 from callbacks import GlobalStepTensorBoard
 
 STEP = 5e-3  # seconds
-BATCHES, ROUNDS = 1002, 7  # a multiple of the batches between two points, and the two that do not count
+BATCHES, ROUNDS = 402, 11  # so many batches between points that some write one, and two that do not count
 OUTLIER = 20  # a pair with a difference of that many steps was held up by something else
 MAKERS: dict[str, Callable[[str], list[keras.callbacks.Callback]]] = {
     "none": lambda directory: [],

@@ -30,11 +30,11 @@ class EventFile:
         describe: what TensorBoard shall say about a tag, in Markdown.
 
     Raises:
-        InputError: if nothing can be written there.
+        InputError: here and in each method, if nothing can be written there.
     """
 
     def __init__(self, directory: str, describe: Callable[[str], str]):
-        self._describe = describe
+        self._directory, self._describe = directory, describe
         self._described: set[str] = set()
         try:
             os.makedirs(directory, exist_ok=True)
@@ -42,9 +42,9 @@ class EventFile:
             now = time.time()
             name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.{LIFE}"
             self._records = tf.io.TFRecordWriter(os.path.join(directory, name))
-            self._write(_Event(wall_time=now, file_version="brain.Event:2"))
         except (OSError, tf.errors.OpError) as error:
-            raise InputError(f"TensorBoard's events cannot be written to {directory}: {error}") from None
+            raise self._refused(error) from None
+        self._write(_Event(wall_time=now, file_version="brain.Event:2"))
 
     def begin(self, step: int, wall_time: float) -> None:
         """Says that training goes on: TensorBoard drops what it has read of this step and later ones.
@@ -105,8 +105,14 @@ class EventFile:
                     self._write(event)
 
     def _write(self, event):
-        self._records.write(event.SerializeToString())
-        self._records.flush()
+        try:
+            self._records.write(event.SerializeToString())
+            self._records.flush()
+        except tf.errors.OpError as error:
+            raise self._refused(error) from None
+
+    def _refused(self, error):
+        return InputError(f"TensorBoard's events cannot be written to {self._directory}: {error}")
 
 
 def lives(directory: str) -> dict[str, float]:

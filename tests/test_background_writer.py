@@ -17,7 +17,7 @@ from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights
 from small import BATCH, Do, arrays, fit, names, small_model
 
 import callbacks.checkpoint
-from callbacks import CheckpointWriteError, GlobalStepCheckpoint, InputError, files, latest_checkpoint, state
+from callbacks import CheckpointWriteError, GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, files, latest_checkpoint, state
 
 
 @pytest.fixture
@@ -298,6 +298,13 @@ def test_a_full_disk_ends_training_with_its_name_and_leaves_what_was_saved(mount
     assert code and "CheckpointWriteError: Could not write the checkpoint" in said and "No space left on device" in said, said
     assert visible and all(files.verify(str(directory / name)) for name in visible)
     assert not list(directory.glob(".tmp-*"))
+
+
+def test_a_disk_that_is_full_of_curves_ends_training_with_its_name(mounted):
+    directory = mounted("size=64k")
+    board = GlobalStepTensorBoard(directory / "events", update_freq=1, write_graph=False)
+    with pytest.raises(InputError, match=f"events cannot be written to {directory}/events/batches: .*No space left on device"):
+        fit(small_model(), board, epochs=50)
 
 
 def test_a_directory_that_cannot_be_written_to_is_refused_before_the_first_batch(mounted):

@@ -178,6 +178,20 @@ def test_each_tag_has_a_description_in_tensorboard(tmp_path):
             assert reader.SummaryMetadata(tag).summary_description, tag
 
 
+def test_the_model_and_histograms_of_its_weights_stand_in_the_same_run_as_the_epochs_curves(tmp_path):
+    model = small_model()
+    board = GlobalStepTensorBoard(tmp_path, histogram_freq=1)
+    fit(model, board, epochs=2)
+    assert [path.parent.name for path in sorted(tmp_path.rglob("events.out.*"))] == ["batches", "train"]
+    reader = EventAccumulator(str(tmp_path / "train"), {"scalars": 0, "tensors": 0}).Reload()
+    assert [event.step for event in reader.Scalars("epoch_loss")] == [BATCHES, 2 * BATCHES]
+    tags = reader.Tags()["tensors"]
+    assert "keras" in tags
+    histograms = [tag for tag in tags if tag.endswith("/histogram")]
+    assert len(histograms) == len(model.weights)
+    assert all([event.step for event in reader.Tensors(tag)] == [BATCHES, 2 * BATCHES] for tag in histograms)
+
+
 class SlowStep(keras.Model):
     """Its train step takes 20 ms."""
 
