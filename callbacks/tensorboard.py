@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from callbacks import event_files
@@ -259,7 +258,8 @@ class GlobalStepTensorBoard(keras.callbacks.TensorBoard):
             values = {f"batch_{name}": value for name, value in self._with_learning_rate(logs).items()} if logs else {}
             values |= self._throughput(counts) | self._step_times() | self._checkpoints()
             if of_ranks:
-                values |= {"ranks/step_spread_ms": 1e3 * (max(of_ranks) - min(of_ranks)), "ranks/slowest": np.argmax(of_ranks)}
+                slowest = max(of_ranks)
+                values |= {"ranks/step_spread_ms": 1e3 * (slowest - min(of_ranks)), "ranks/slowest": of_ranks.index(slowest)}
             now = self._time()
             values |= {"run/restarts": self._restarts, "run/goodput": _ratio(self.kept_seconds, now - self._run_began)}
             self._files["batches"].scalars(counts.batch, now, values)
