@@ -336,11 +336,7 @@ class GlobalStepTensorBoard(keras.callbacks.TensorBoard):
                 (session / f"rank-{rank}.xplane.pb").write_bytes(profiles[rank])
 
     def _with_learning_rate(self, logs):
-        """As Keras's callback names them. A plain float() takes a third of the time of the conversion there."""
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)  # of a LossScaleOptimizer
-        if hasattr(optimizer, "optimizers"):
-            return {**logs, **{f"learning_rate_{each.name}": float(each.learning_rate) for each in optimizer.optimizers}}
-        return {**logs, "learning_rate": float(optimizer.learning_rate)} if optimizer is not None else dict(logs)
+        return self._collect_learning_rate(dict(logs)) if self.model.optimizer is not None else dict(logs)
 
 
 def _describe(tag: str) -> str:
