@@ -288,7 +288,7 @@ def mounted(tmp_path):
         return tmp_path
 
     yield mount
-    subprocess.run(["umount", tmp_path], capture_output=True)
+    subprocess.run(["umount", "--lazy", tmp_path], capture_output=True)  # a writer of this process may have a file open there
 
 
 def test_a_full_disk_ends_training_with_its_name_and_leaves_what_was_saved(mounted):
