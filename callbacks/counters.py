@@ -271,12 +271,12 @@ class Counters:
             # beside the step wakes up another thread for it, in every batch. XLA runs a step as one operation, and could not
             # create variables in there.
             in_turn = tf.control_dependencies if not model.jit_compile else lambda tensors: contextlib.nullcontext()
-            with in_turn(_tensors(data)):
+            with in_turn(tensors_of(data)):
                 before = self._updates()
-            with in_turn([*_tensors(data), before]):
+            with in_turn([*tensors_of(data), before]):
                 logs = train_step(data)
                 steps = 1 if model.optimizer is None else self._updates() - before
-            with in_turn(_tensors((logs, steps))):
+            with in_turn(tensors_of((logs, steps))):
                 first = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group) == 0
                 of_all = [1, steps] if first else [0, 0]
                 self._device.assign_add(tf.stack([*of_all, _batch_size(data)]))
@@ -390,7 +390,8 @@ def assign_components(strategy: tf.distribute.Strategy, variable: keras.Variable
         part.assign(component)
 
 
-def _tensors(data: Any) -> list[tf.Tensor]:
+def tensors_of(data: Any) -> list[tf.Tensor]:
+    """The tensors of any structure, those of ragged and sparse ones too."""
     return [leaf for leaf in tf.nest.flatten(data, expand_composites=True) if isinstance(leaf, tf.Tensor)]
 
 

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from callbacks.counters import tensors_of
+
 _ATTRIBUTE = "_data_arrival"
 
 
@@ -29,8 +31,7 @@ class DataArrival:
 
         def watched_train_step(data):
             if tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group) == 0:
-                leaves = tf.nest.flatten(data, expand_composites=True)
-                with tf.control_dependencies([leaf for leaf in leaves if tf.is_tensor(leaf)]), tf.device("/cpu:0"):
+                with tf.control_dependencies(tensors_of(data)), tf.device("/cpu:0"):
                     before = self._batches.read_value()
                     is_sampled = tf.equal(before % self.every, 0)
                     one = tf.cond(is_sampled, lambda: self._call_back(before), lambda: tf.constant(1, "int64"))
