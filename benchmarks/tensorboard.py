@@ -18,7 +18,7 @@ from benchmarks.turns import by_turns
 from callbacks import GlobalStepTensorBoard
 
 STEP = 5e-3  # seconds
-BATCHES, ROUNDS = 152, 9  # as many points as in a long run, and two batches that do not count
+BATCHES, ROUNDS = 152, 15  # as many points as in a long run, and two batches that do not count
 OUTLIER = 20  # a pair with a difference of that many steps was held up by something else
 MAKERS: dict[str, Callable[[str], list[keras.callbacks.Callback]]] = {
     "none": lambda directory: [],

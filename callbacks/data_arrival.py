@@ -27,14 +27,21 @@ class DataArrival:
         self.every = every
         with tf.device("/cpu:0"):
             self._batches = tf.Variable(0, trainable=False, dtype="int64", name="batches_that_arrived")
+        takes_a_batch = [tf.TensorSpec([], tf.int64)]
+        call_back = tf.function(self._call_back, takes_a_batch, autograph=False).get_concrete_function()
+        pass_by = tf.function(lambda before: tf.constant(1, "int64"), takes_a_batch, autograph=False).get_concrete_function()
         train_step = model.train_step
 
         def watched_train_step(data):
             if tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group) == 0:
-                with tf.control_dependencies(tensors_of(data)), tf.device("/cpu:0"):
-                    before = self._batches.read_value()
+                with tf.device("/cpu:0"):
+                    with tf.control_dependencies(tensors_of(data)):
+                        before = self._batches.read_value()
                     is_sampled = tf.equal(before % self.every, 0)
-                    one = tf.cond(is_sampled, lambda: self._call_back(before), lambda: tf.constant(1, "int64"))
+                    # Not `tf.cond`: where a graph has control flow, TensorFlow takes longer over each of its operations.
+                    (one,) = tf.raw_ops.StatelessIf(
+                        cond=is_sampled, input=[before], Tout=[tf.int64], then_branch=call_back, else_branch=pass_by
+                    )
                     self._batches.assign_add(one)
             return train_step(data)
 
