@@ -1,8 +1,8 @@
 """TFRecord files in the seekable order against `TFRecordDataset`, `interleave` and a parallel `map` over the same files.
 
-Both decode and augment as `recipes.imagenet_resnet50` does, under op determinism as recipes run: small digits, and parts of
-scikit-learn's two photographs of the size of ImageNet's pictures. Pictures per second, and the CPU time of each, which tells more
-on a machine that does other things too. The plain pipeline reads in the order of the files. Both cut the same part out of the same
+Both decode and augment as `recipes.imagenet_resnet50` does, under op determinism as recipes run: small digits, and noise with the
+spectrum of photographs, of the size of ImageNet's pictures. Pictures per second, and the CPU time of each, which tells more on a
+machine that does other things too. The plain pipeline reads in the order of the files. Both cut the same part out of the same
 picture, since large parts take longer to decode.
 """
 
@@ -26,23 +26,29 @@ ROUNDS = 7
 BATCH = 32
 HEIGHT, WIDTH = 375, 500  # of most of ImageNet's pictures
 PHOTOS, SHARDS = 512, 8
+QUALITY = 80  # of JPEG, of 100
 EPOCHS = {"digits": 4, "photos": 1}  # of a round, so that it takes about a second
 IMAGE_SIZE = {"digits": 32, "photos": 224}
 
 
 def write_photos(directory: Path) -> None:
-    """Parts of photographs as JPEG files, about 80 kB each."""
-    from sklearn.datasets import load_sample_images
-
-    images, random = load_sample_images().images, np.random.default_rng(0)
+    """Pictures like photographs to JPEG, about 80 kB each."""
+    random = np.random.default_rng(0)
     directory.mkdir()
     for shard in range(SHARDS):
         with tf.io.TFRecordWriter(str(directory / f"train-{shard:05d}-of-{SHARDS:05d}")) as file:
             for number in range(PHOTOS // SHARDS):
-                image = images[number % 2]
-                top, left = (random.integers(0, room + 1) for room in np.subtract(image.shape[:2], (HEIGHT, WIDTH)))
-                part = image[top : top + HEIGHT, left : left + WIDTH]
-                file.write(digits_as_imagenet.example(tf.io.encode_jpeg(part, quality=95).numpy(), 1 + number))
+                photo = _photo(random)
+                file.write(digits_as_imagenet.example(tf.io.encode_jpeg(photo, quality=QUALITY).numpy(), 1 + number))
+
+
+def _photo(random):
+    """Uint8 `[height, width, 3]`: amplitudes fall as 1 / frequency, as in natural images (Field 1987)."""
+    frequency = np.hypot(np.fft.fftfreq(HEIGHT)[:, np.newaxis], np.fft.rfftfreq(WIDTH))
+    frequency[0, 0] = np.inf
+    spectrum = np.fft.rfft2(random.standard_normal((3, HEIGHT, WIDTH))) / frequency
+    grey = np.fft.irfft2(spectrum, s=(HEIGHT, WIDTH))
+    return np.clip(128 + 50 * grey / grey.std(), 0, 255).astype("uint8").transpose(1, 2, 0)
 
 
 def round_of(datasets: list[tf.data.Dataset]) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""scikit-learn's digits as pictures in the layout that ImageNet has: a small data set for `recipes.imagenet_resnet50`.
+"""The digits as pictures in the layout that ImageNet has: a small data set for `recipes.imagenet_resnet50`.
 
     python -m recipes.digits_as_imagenet runs/digits                                     # 1 MB, in two seconds
     python -m recipes.imagenet_resnet50 --data runs/digits --classes 10 --image-size 32  # the same as --data digits
@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks import InputError
+from recipes.common.digits import BRIGHTEST, load_digits
 from recipes.common.run import run
 
 SHARDS = {"train": 8, "validation": 2}
@@ -44,20 +45,15 @@ def write(directory: str | Path) -> None:
     Raises:
         InputError: if there is something in the folder, or it cannot be written to.
     """
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = (digits.images * 255 / 16).astype(np.uint8)  # [1797, 8, 8]
-    images = images.repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)[..., np.newaxis]
-    held_out = np.arange(len(images)) % 5 == 0
+    splits = dict(zip(SHARDS, load_digits(), strict=True))
     try:
         temporary = Path(f"{os.fspath(directory)}.{os.getpid()}")
         temporary.mkdir(parents=True)
         try:
-            for split, chosen in (("train", ~held_out), ("validation", held_out)):
+            for split, (images, labels) in splits.items():
                 records = [
-                    example(tf.io.encode_jpeg(image, quality=QUALITY).numpy(), int(label) + 1)
-                    for image, label in zip(images[chosen], digits.target[chosen], strict=True)
+                    example(tf.io.encode_jpeg(picture, quality=QUALITY).numpy(), int(label) + 1)
+                    for picture, label in zip(_pictures(images), labels, strict=True)
                 ]
                 for shard in range(SHARDS[split]):
                     with tf.io.TFRecordWriter(str(temporary / f"{split}-{shard:05d}-of-{SHARDS[split]:05d}")) as file:
@@ -68,6 +64,11 @@ def write(directory: str | Path) -> None:
             shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
         raise InputError(f"The digits are written into a new folder. {directory} cannot be one: {error.strerror}") from None
+
+
+def _pictures(images):
+    grey = (images * 255 / BRIGHTEST).astype(np.uint8)
+    return grey.repeat(ENLARGED, axis=1).repeat(ENLARGED, axis=2)[..., np.newaxis]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,7 +19,7 @@ def test_a_recipe_of_ones_own_trains_goes_on_with_replicas_and_in_ranks(tmp_path
     (code,) = re.findall(r"```python\n(.*?)```", WALK, re.DOTALL)
     (commands,) = re.findall(r"```bash\n(.*?)```", WALK, re.DOTALL)
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
-    (tmp_path / "recipes" / "tumours.py").write_text(code)
+    (tmp_path / "recipes" / "odd_or_even.py").write_text(code)
     outputs = []
     for line in commands.splitlines():
         words = [sys.executable if word == ".venv/bin/python" else word for word in shlex.split(line)]
@@ -28,11 +28,11 @@ def test_a_recipe_of_ones_own_trains_goes_on_with_replicas_and_in_ranks(tmp_path
         assert done.returncode == 0, done.stdout + done.stderr
         outputs.append(done.stdout)
     first, longer, ranks, listed = outputs
-    assert "strategy     single, 1 replica" in first and "trained on   140 batches" in first
+    assert "strategy     single, 1 replica" in first and "trained on   220 batches" in first
     assert (
-        "strategy     mirrored, 2 replicas" in longer and "batch 140, epoch 20" in longer and "trained on   210 batches" in longer
+        "strategy     mirrored, 2 replicas" in longer and "batch 220, epoch 10" in longer and "trained on   330 batches" in longer
     )
-    assert "strategy     horovod, 2 replicas" in ranks and "trained on   140 batches" in ranks
-    assert "model_batch_at_00210.weights.h5" in listed
+    assert "strategy     horovod, 2 replicas" in ranks and "trained on   220 batches" in ranks
+    assert "model_batch_at_00330.weights.h5" in listed
     for out in (first, longer, ranks):
         assert float(re.search(r"val_accuracy (\S+?),", out)[1]) > 0.93
