@@ -173,3 +173,28 @@ def test_data_that_nobody_counts_the_epochs_for_is_an_error_and_not_the_same_ord
     )
     with pytest.raises(RuntimeError, match="Add GlobalStepCheckpoint"):
         model.fit(data, epochs=2, verbose=0)
+
+
+def fit(distribution, callbacks=(), **options):
+    with distribution.scope():
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(10)])
+        model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    source = Arrays(np.zeros((24, 1), "float32"), np.arange(24) % 10)
+    data = training_data(source, model, distribution, global_batch_size=8, seed=0)
+    validation = validation_data(source, distribution, global_batch_size=8)
+    counts = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: counters_of(model).begin_epoch(epoch))
+    model.fit(data, validation_data=validation, epochs=4, verbose=0, callbacks=[counts, *callbacks], **options)
+
+
+def test_no_iterator_over_the_replicas_is_made_that_nobody_reads(distribution, monkeypatch):
+    two = distribution(2)
+    of_tensorflow = type(two.strategy.distribute_datasets_from_function(lambda _: tf.data.Dataset.range(2)))
+    made, make, at_ends = [], of_tensorflow.__iter__, []
+    monkeypatch.setattr(of_tensorflow, "__iter__", lambda dataset: made.append(dataset) or make(dataset))
+    fit(two, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: at_ends.append(len(made)))])
+    assert np.diff(at_ends).tolist() == [3, 3, 3]  # training, validation, and a look of `evaluate` at the validation's first batch
+
+
+def test_an_epoch_whose_length_is_said_apart_from_its_data_is_refused(distribution):
+    with pytest.raises(InputError, match="Leave steps_per_epoch"):
+        fit(distribution(2), steps_per_epoch=3)
