@@ -177,9 +177,9 @@ def test_data_that_nobody_counts_the_epochs_for_is_an_error_and_not_the_same_ord
 
 def fit(distribution, callbacks=(), **options):
     with distribution.scope():
-        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(10)])
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(24)])
         model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    source = Arrays(np.zeros((24, 1), "float32"), np.arange(24) % 10)
+    source = numbered(24)
     data = training_data(source, model, distribution, global_batch_size=8, seed=0)
     validation = validation_data(source, distribution, global_batch_size=8)
     counts = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: counters_of(model).begin_epoch(epoch))
