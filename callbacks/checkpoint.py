@@ -1,6 +1,7 @@
 """`GlobalStepCheckpoint`: checkpoints named by the global step, from which training goes on exactly."""
 
 import contextlib
+import math
 import os
 import tempfile
 import time
@@ -9,20 +10,23 @@ import warnings
 import keras
 
 from callbacks import files, preemption, retention, state, steering
+from callbacks.copyable import Copyable
 from callbacks.counters import Counts, counters_of
 from callbacks.errors import InputError
-from callbacks.holding import parts_of
 from callbacks.lock import Lock
 from callbacks.ranks import ranks
+from callbacks.replicas import components
 from callbacks.restoring import Checkpoint, latest_checkpoint, metrics_of, named_checkpoint, newest_first
 from callbacks.running_fit import running_fit
+from callbacks.snapshot import HostMemory, KerasPart, SnapshotPlan
+from callbacks.state_tree import StateTree
 from callbacks.template import FIELDS, Template
 from callbacks.writer import Writer
 
 TIME_TO_LEAVE = 10  # seconds that a run needs beside the save, to agree with other ranks and to end
 
 
-class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
+class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
     """Saves the whole state of training every so many global batches, under names that count them over all restarts.
 
     ```python
@@ -92,16 +96,26 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         )
         self.save_secs = save_secs
         self.resume = resume
-        self.resumed_from: Checkpoint | None = None
         self._keep = keep
         self._background = background
         self._clock = time.monotonic
-        self._writer = Writer(background)
-        self._restored: state.Restored | None = None
+        self._settings = frozenset(vars(self)) - {"_model"}
+        self._forget_run()
+
+    def _forget_run(self):
+        """Sets what belongs to a run, and is not copied with the callback."""
+        self._model = None
+        self.resumed_from: Checkpoint | None = None
+        self._writer: Writer | None = None
+        self._last_in_list = _LastInList(self)
+        self._memory = HostMemory()
+        self._plan: SnapshotPlan | None = None
+        self._keras_part: KerasPart | None = None
+        self._restored: state.StoredState | None = None
         self._last_saved: Counts | None = None
         self._last_path: str | None = None
         self._next_save = 0
-        self._epoch_save_is_due = False
+        self._epoch_is_saved = False
         self._waits_for_metrics = False
         self._validated: dict[str, float] = {}
         self._trains = False
@@ -115,28 +129,30 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
 
     def on_train_begin(self, logs=None):
         preemption.training_begins()
+        self._writer = self._writer or Writer(self._background)
         fit = running_fit(self)
         self._callbacks = fit.callbacks
+        self._has_list = fit.has_list
+        self._last_in_list.join(self._callbacks)
         self._check_alone()
         ranks().on_chief(self._claim)
         self._kept = None
         self._validated = {}
-        self._epoch_save_is_due = self._waits_for_metrics = False
-        self._counters.batches_per_epoch = self.params.get("steps")
+        self._epoch_is_saved = self._waits_for_metrics = False
+        self._counters.batches_per_epoch = (self.params or {}).get("steps")
         self._resume()
         self._begins_at = self._counters.read().batch
         self._warn_of_later_checkpoints()
         self._last_saved = self._counters.read() if self.resumed_from else None
         self._last_time = self._clock()
         self._plan_next_save()
-        self._counters.when_trained(self._finish)
         if self.template.metrics:
             self._counters.before_first_batch(lambda names: self._check_metrics(names, fit.validates))
         self._trains = True
+        if not self._has_list:
+            self.on_all_callbacks_began()
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._give_back()
-        self._save_if_epoch_ended()
         self._leave_if_asked()
         self._counters.begin_epoch(epoch)
 
@@ -158,7 +174,7 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         if self._trains:
             self._leave_if_asked()
             strategy = self.model.distribute_strategy
-            parts = [part for variable in self.model.metrics_variables for part in parts_of(strategy, variable)]
+            parts = [part for variable in self.model.metrics_variables for part in components(strategy, variable)]
             self._metrics_of_epoch = [(part, part.read_value()) for part in parts]
 
     def on_test_batch_end(self, batch, logs=None):
@@ -172,17 +188,35 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         self._counters.end_epoch()
         self._counters.logs = logs or {}
         self._validated = {name: value for name, value in self._counters.logs.items() if name.startswith("val_")}
-        # What other callbacks do in their own on_epoch_end belongs to the state, whatever their place in the list: so the
-        # save is made when all of them are through.
-        self._epoch_save_is_due = self.save_freq == "epoch" or self._waits_for_metrics
+        self._epoch_is_saved = self.save_freq == "epoch" or self._waits_for_metrics
         self._waits_for_metrics = False
+        # The weights in the file are those of this place in the list, as with ModelCheckpoint. The state that training resumes
+        # from is that after all callbacks.
+        self._keras_part = self._plan_of_now().read_keras_part() if self._epoch_is_saved else None
+        if not self._has_list:
+            self.on_all_callbacks_ended_epoch(epoch)
+
+    def on_all_callbacks_began(self):
+        """Comes after every callback's `on_train_begin`, in which callbacks forget their state."""
+        if self._restored:
+            steering.give_back(self._callbacks, self._restored.header["callbacks"], self._restored.arrays)
+            self._restored = None
+
+    def on_all_callbacks_ended_epoch(self, epoch):
+        """Comes after every callback's `on_epoch_end`."""
+        if self._epoch_is_saved:
+            self._save()
+        self._keras_part = None
+        if self.model.stop_training or epoch + 1 >= (self.params or {}).get("epochs", math.inf):
+            self._save_if_trained()
 
     def on_train_end(self, logs=None):
+        self._save_if_trained()
         self._trains = False
+        self._last_in_list.leave(self._callbacks)
         self.model._initial_epoch = None
-        if self.model.optimizer is None:  # then Keras finalizes nothing, and nobody has called this
-            self._finish()
         self._writer.finish()
+        self._memory, self._plan = HostMemory(), None
         if ranks().is_chief:
             self._lock.release()
 
@@ -208,42 +242,39 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         what = self.template.text if isinstance(self.resume, bool) else os.fspath(self.resume)
         self.resumed_from = ranks().on_chief(lambda: find(what))
         if self.resumed_from:
-            self._restored = state.restore(self.model, self.resumed_from.path)
+            self._restored = stored = state.read_state(self.resumed_from.path)
+            self._assign_or_wait(stored)
+            self._counters.resume(stored.counts, stored.header["logs"], lambda: stored.assign_metrics(self.model))
             self._validated = {name: value for name, value in self.resumed_from.metrics.items() if name.startswith("val_")}
-            begin = self.params["epochs"] if self._restored.stopped else self._counters.epoch_to_begin
+            begin = self.params["epochs"] if stored.header["stopped"] else self._counters.epoch_to_begin
             self.model._initial_epoch = begin
-            if not self._restored.counts.epoch_ended:
-                self._keep_learning_rate()
 
-    def _keep_learning_rate(self):
-        """What callbacks do to the rate when an epoch begins was done already, if it began in an earlier process."""
-        optimizer = self.model.optimizer
-        rate = getattr(optimizer, "learning_rate", None)
-        if isinstance(rate, keras.Variable):  # not a schedule
-            restored = keras.ops.convert_to_numpy(rate)
-            self._counters.before_first_batch(lambda _: setattr(optimizer, "learning_rate", restored))
+    def _assign_or_wait(self, stored):
+        """Restores the variables, before the first batch if only that can build them."""
+        try:
+            stored.assign_to(self.model)
+        except state.NotBuilt:
+            self._counters.before_first_batch(lambda _: stored.assign_to(self.model))
+            return
+        if not stored.counts.epoch_ended:
+            self._keep_learning_rates()
 
-    def _give_back(self):
-        if self._restored:
-            steering.give_back(self._callbacks, self._restored.plain, self._restored.arrays)
-            self._restored = None
+    def _keep_learning_rates(self):
+        """What callbacks do to a rate when an epoch begins was done already, if it began in an earlier process."""
+        for optimizer in StateTree(self.model).optimizers.values():
+            rate = getattr(optimizer, "learning_rate", None)
+            if isinstance(rate, keras.Variable):  # not a schedule
+                restored = keras.ops.convert_to_numpy(rate)
+                self._counters.before_first_batch(
+                    lambda _, optimizer=optimizer, restored=restored: setattr(optimizer, "learning_rate", restored)
+                )
 
     def _plan_next_save(self):
         if self.save_freq != "epoch":
             self._next_save = (self._counters.read().batch // self.save_freq + 1) * self.save_freq
 
-    def _save_if_epoch_ended(self):
-        if self._epoch_save_is_due:
-            self._epoch_save_is_due = False
-            self._save()
-
-    def _finish(self):
-        """After the last batch: what is still due, and a last save unless that state was just saved."""
-        self._give_back()
-        self._save_if_epoch_ended()
-        self._save_if_trained()
-
     def _save_if_trained(self):
+        """Makes a last save, unless that very state was just saved."""
         saved = self._last_saved.batch if self._last_saved else 0
         if not self.save_best_only and self._counters.reached(saved + 1):
             self._save()
@@ -279,7 +310,7 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         self._counters.about_to_save()
         began = time.monotonic()
         self._writer.make_room(f"The save of batch {self._counters.read().batch}")
-        snapshot = state.take(self.model, self._callbacks, metrics)
+        snapshot = state.take(self.model, self._plan_of_now(), self._callbacks, metrics, self._keras_part)
         snapshot.header["template"] = os.path.basename(self.template.text)
         path = self.template.format(snapshot.counts, metrics)
         self._last_saved, self._last_path, self._last_time = snapshot.counts, path, self._clock()
@@ -287,15 +318,23 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
             self._writer.submit(path, lambda: self._write(snapshot, path))
         self._counters.saving.blocked += time.monotonic() - began
 
+    def _plan_of_now(self):
+        tree = StateTree(self.model)
+        if self._plan is None or not self._plan.is_for(tree):
+            self._plan = SnapshotPlan(self.model, tree, self.template.suffix == ".keras")
+        return self._plan
+
     def _write(self, snapshot, path):
         began = time.monotonic()
         counts = snapshot.counts
+        if self._background:
+            snapshot.fetch(self._memory)
         if not os.path.isdir(self.template.directory):  # somebody has tidied up
             os.makedirs(self.template.directory, exist_ok=True)
             self._lock.renew()
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         trailer = files.Trailer(counts.batch, counts.step, counts.epoch, counts.samples)
-        size = files.commit(path, trailer, lambda temporary: state.write(self.model, snapshot, temporary), self._lock.check)
+        size = files.commit(path, trailer, lambda output: state.write(snapshot, output), self._lock.check)
         self._counters.saving.seconds += time.monotonic() - began
         self._counters.saving.size += size
         if self.verbose:
@@ -363,6 +402,33 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
                     f"{{{name}}} in {self.template.text!r} is neither a counter nor a metric of this run{why}. Use one of: "
                     + " ".join(f"{{{each}}}" for each in (*FIELDS, *sorted(valid)))
                 )
+
+
+class _LastInList(keras.callbacks.Callback):
+    """Calls a checkpoint callback when all callbacks of a `fit` are through, whatever that callback's place in their list.
+
+    `CallbackList` iterates over its list itself, so what is appended when training begins comes last from then on.
+    """
+
+    def __init__(self, owner: GlobalStepCheckpoint):
+        super().__init__()
+        self._owner = owner
+
+    def join(self, callbacks: list[keras.callbacks.Callback]) -> None:
+        """Becomes the last of the callbacks."""
+        self.leave(callbacks)
+        callbacks.append(self)
+
+    def leave(self, callbacks: list[keras.callbacks.Callback]) -> None:
+        """Is no longer one of the callbacks."""
+        if self in callbacks:
+            callbacks.remove(self)
+
+    def on_train_begin(self, logs=None):
+        self._owner.on_all_callbacks_began()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._owner.on_all_callbacks_ended_epoch(epoch)
 
 
 def _check_arguments(template, save_weights_only, save_freq, save_secs, keep):

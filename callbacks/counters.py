@@ -15,8 +15,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks.holding import parts_of
 from callbacks.ranks import ranks
+from callbacks.state_tree import StateTree
 
 _ATTRIBUTE = "_global_step_counters"
 
@@ -27,7 +27,7 @@ class Counts:
 
     Args:
         batch: global batches trained on since training began, over all restarts.
-        step: optimizer updates.
+        step: optimizer updates; where there are several optimizers, of the one that was stepped most.
         epoch: the epoch that the last batch belongs to, 1-based as in Keras.
         samples: examples trained on.
         replicas: devices that share each global batch.
@@ -70,7 +70,7 @@ class _Rest:
     """The rest of an epoch that an earlier process began: what is already done in it, and what its metrics stood at."""
 
     counts: Counts
-    metrics: list[np.ndarray]
+    restore_metrics: Callable[[], None]
     logs: dict[str, float]
     executions_to_skip: int | None = None  # known at the first execution
     data_seeks: bool = False
@@ -92,15 +92,8 @@ class Counters:
     def __init__(self, model: keras.Model):
         self._model = model
         self._strategy = model.distribute_strategy
-        with self._strategy.scope():
-            # batch, step, samples; each replica adds its part, so that counting needs no communication
-            self._device = tf.Variable(
-                np.zeros(3, "int64"),
-                trainable=False,
-                synchronization=tf.VariableSynchronization.ON_READ,
-                aggregation=tf.VariableAggregation.SUM,
-                name="global_step_counters",
-            )
+        self._optimizers: list[keras.optimizers.Optimizer] = []
+        self._device = self._make_device_counters()
         self._offset = [0, 0, 0]  # what the device counted is added to this
         self.batch_bound = 0
         self._bound_is_exact = True
@@ -111,8 +104,6 @@ class Counters:
         self._positioned_at = 0
         self._rest: _Rest | None = None
         self._fit = None
-        self._when_trained: list[Callable[[], None]] = []
-        self._finalizers: list[Callable] = []
         self._before_first_batch: list[Callable[[list[str]], None]] = []
         self._before_save: list[Callable[[], None]] = []
         self.saving = Saving()
@@ -161,13 +152,13 @@ class Counters:
         """To be called in `on_epoch_end`, after validation; more than once does no harm."""
         self._epoch_ended = self._epoch_was_announced = True
 
-    def go_on_from(self, counts: Counts, metrics: list[np.ndarray], logs: dict[str, float]) -> None:
+    def resume(self, counts: Counts, logs: dict[str, float], restore_metrics: Callable[[], None] = lambda: None) -> None:
         """Sets the counters to those of a checkpoint; the next `fit` finishes the epoch that it stands in.
 
         Args:
             counts: what the checkpoint was trained on.
-            metrics: the model's metrics variables as they stood then, in the order of `metrics_variables`.
             logs: the last logs that Keras reported.
+            restore_metrics: gives the model's metrics the values that they had then; called when `fit` has reset them.
         """
         restored = (counts.batch, counts.step, counts.samples)
         self._offset = [n + offset - now for n, offset, now in zip(restored, self._offset, self._read_device(), strict=True)]
@@ -177,7 +168,7 @@ class Counters:
             batch=counts.batch - counts.batches_in_epoch, samples=counts.samples - counts.samples_in_epoch
         )
         self.logs = dict(logs)
-        self._rest = None if counts.epoch_ended else _Rest(counts, metrics, logs)
+        self._rest = None if counts.epoch_ended else _Rest(counts, restore_metrics, logs)
 
     @property
     def epoch_to_begin(self) -> int:
@@ -206,28 +197,6 @@ class Counters:
         self._rest.data_seeks = True
         return self._epoch, self._rest.counts.samples_in_epoch
 
-    def when_trained(self, act: Callable[[], None]) -> None:
-        """Has something done in the `fit` under way after its last epoch, before Keras finalizes the weights.
-
-        By `on_train_end` the optimizer may have put averages in place of the weights (`use_ema`), and other callbacks the
-        best weights in place of the last. To be called in `on_train_begin`.
-        """
-        model, optimizer = self._model, self._model.optimizer
-        self._forget_other_fits()
-        self._when_trained.append(act)
-        finalize = getattr(optimizer, "finalize_variable_values", None)
-        if finalize is None or finalize in self._finalizers:
-            return
-
-        def act_and_finalize(variables):
-            if self._fit is model.history:
-                for each in self._when_trained:
-                    each()
-            return finalize(variables)
-
-        self._finalizers.append(act_and_finalize)
-        optimizer.finalize_variable_values = act_and_finalize
-
     def before_first_batch(self, act: Callable[[list[str]], None]) -> None:
         """Has something done in the `fit` under way just before its first batch, when the metrics have names.
 
@@ -254,14 +223,33 @@ class Counters:
     def _forget_other_fits(self) -> None:
         if self._fit is not self._model.history:  # Keras makes a new one for each fit
             self._fit = self._model.history
-            self._when_trained, self._before_first_batch, self._before_save = [], [], []
+            self._before_first_batch, self._before_save = [], []
 
     def _read_device(self) -> list[int]:
         parts = self._strategy.experimental_local_results(self._device)
         counted = [part.value().numpy().tolist() for part in parts]  # `part.numpy()` takes four times as long
-        batches, steps, samples = map(sum, zip(*counted, strict=True))
+        batches, samples, *steps = map(sum, zip(*counted, strict=True))
         samples *= ranks().size  # each rank has its own
-        return [n + offset for n, offset in zip((batches, steps, samples), self._offset, strict=True)]
+        return [n + offset for n, offset in zip((batches, max(steps), samples), self._offset, strict=True)]
+
+    def _make_device_counters(self) -> tf.Variable:
+        """Batches, samples, and the steps of each optimizer; each replica adds its part, so counting needs no communication."""
+        with self._strategy.scope():
+            return tf.Variable(
+                np.zeros(2 + max(len(self._optimizers), 1), "int64"),
+                trainable=False,
+                synchronization=tf.VariableSynchronization.ON_READ,
+                aggregation=tf.VariableAggregation.SUM,
+                name="global_step_counters",
+            )
+
+    def _find_optimizers(self) -> None:
+        """Counts the steps of each optimizer that the model has now."""
+        found = StateTree(self._model).outer_optimizers
+        if [id(each) for each in found] != [id(each) for each in self._optimizers]:
+            self._offset = self._read_device()
+            self._optimizers = found
+            self._device = self._make_device_counters()
 
     def _wrap(self) -> None:
         model, train_step, make_train_function = self._model, self._model.train_step, self._model.make_train_function
@@ -274,17 +262,18 @@ class Counters:
             in_turn = tf.control_dependencies if not model.jit_compile else lambda tensors: contextlib.nullcontext()
             with in_turn(tensors_of(data)):
                 before = self._updates()
-            with in_turn([*tensors_of(data), before]):
+            with in_turn([*tensors_of(data), *before]):
                 logs = train_step(data)
-                steps = 1 if model.optimizer is None else self._updates() - before
+                steps = [after - earlier for earlier, after in zip(before, self._updates(), strict=True)] or [1]
             with in_turn(tensors_of((logs, steps))):
                 first = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group) == 0
-                of_all = [1, steps] if first else [0, 0]
-                self._device.assign_add(tf.stack([*of_all, _batch_size(data)]))
+                batch, steps = (1, steps) if first else (0, [0] * len(steps))
+                self._device.assign_add(tf.stack([batch, _batch_size(data), *steps]))
             return logs
 
         def make_counted_train_function(force=False):
             if model.train_function is None or force:
+                self._find_optimizers()
                 make_train_function(force=True)
                 model.train_function = self._counted(model.train_function)
             return model.train_function
@@ -294,10 +283,8 @@ class Counters:
         if model.train_function is not None:  # it was made before and does not count
             model.make_train_function(force=True)
 
-    def _updates(self):
-        if self._model.optimizer is None:
-            return tf.constant(0, "int64")
-        return tf.cast(tf.convert_to_tensor(self._model.optimizer.iterations), "int64")
+    def _updates(self) -> list[tf.Tensor]:
+        return [tf.cast(tf.convert_to_tensor(optimizer.iterations), "int64") for optimizer in self._optimizers]
 
     def _counted(self, train_function):
         per_execution = self._model.steps_per_execution
@@ -331,7 +318,11 @@ class Counters:
             for _ in range(done):
                 next(iterator)
         self._build_metrics(iterator)
-        rest.logs = self._restore_metrics(rest.metrics, rest.logs)
+        rest.restore_metrics()
+        with self._strategy.scope():
+            restored = {name: float(result) for name, result in self._model.get_metrics_result().items()}
+        if restored.keys() == rest.logs.keys():
+            rest.logs = restored
 
     def _act_before_first_batch(self, iterator):
         acts, self._before_first_batch = self._before_first_batch, []
@@ -341,19 +332,16 @@ class Counters:
             act(names)
 
     def _build_metrics(self, iterator):
-        if self._strategy.num_replicas_in_sync == 1:  # with several, `fit` has built them already
-            with self._strategy.scope():
-                self._model._symbolic_build(data_batch=tf.nest.map_structure(_symbolic, iterator.element_spec))
-
-    def _restore_metrics(self, values, logs):
-        with self._strategy.scope():
-            variables = self._model.metrics_variables
-            if [tuple(v.shape) for v in variables] != [tuple(value.shape[1:]) for value in values]:
-                return logs
-            for variable, value in zip(variables, values, strict=True):
-                assign_components(self._strategy, variable, value)
-            restored = {name: float(result) for name, result in self._model.get_metrics_result().items()}
-        return restored if restored.keys() == logs.keys() else logs
+        """Makes the variables that the first batch would make: without training on it, and without drawing from the data."""
+        model = self._model
+        spec = iterator.element_spec
+        if type(model).train_step is keras.Model.train_step:
+            if self._strategy.num_replicas_in_sync == 1:  # with several, `fit` has built them already
+                with self._strategy.scope():
+                    model._symbolic_build(data_batch=tf.nest.map_structure(_symbolic, spec))
+        elif not StateTree(model).is_built or not _has_metrics(model):
+            step = tf.function(lambda data: self._strategy.run(model.train_step, args=(data,)), autograph=False)
+            step.get_concrete_function(spec)
 
 
 def counters_of(model: keras.Model) -> Counters:
@@ -370,27 +358,6 @@ def counters_of(model: keras.Model) -> Counters:
     return getattr(model, _ATTRIBUTE)
 
 
-def assign_components(strategy: tf.distribute.Strategy, variable: keras.Variable, value: np.ndarray) -> None:
-    """Gives each replica its own value back.
-
-    Args:
-        strategy: the strategy that the variable was made under.
-        variable: of shape `[...]`.
-        value: of shape `[replicas then, ...]`, over all ranks. Where the number of replicas has changed, what is summed over
-            them goes to the first one, and of anything else each gets the first one's.
-    """
-    parts = parts_of(strategy, variable)
-    replicas = len(parts) * ranks().size
-    if replicas != len(value):
-        if variable.aggregation == "sum":
-            value = np.concatenate([value.sum(axis=0, keepdims=True), np.zeros_like(value, shape=(replicas - 1, *value.shape[1:]))])
-        else:
-            value = np.repeat(value[:1], replicas, axis=0)
-    mine = value[ranks().rank * len(parts) :][: len(parts)]
-    for part, component in zip(parts, mine, strict=True):
-        part.assign(component)
-
-
 def tensors_of(data: Any) -> list[tf.Tensor]:
     """The tensors of any structure, those of ragged and sparse ones too."""
     return [leaf for leaf in tf.nest.flatten(data, expand_composites=True) if isinstance(leaf, tf.Tensor)]
@@ -399,6 +366,10 @@ def tensors_of(data: Any) -> list[tf.Tensor]:
 def _batch_size(data: Any) -> tf.Tensor:
     first = next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
     return first.dense_shape[0] if isinstance(first, tf.SparseTensor) else tf.shape(first, out_type="int64")[0]
+
+
+def _has_metrics(model: keras.Model) -> bool:
+    return all(metric.built for metric in model.metrics if hasattr(metric, "built"))
 
 
 def _symbolic(spec):

@@ -1,41 +1,39 @@
-"""The file of a checkpoint: how it becomes visible whole, and how damage is found.
+"""The file of a checkpoint: how it becomes visible intact, and how damage is found.
 
 A checkpoint is a file of Keras (`.weights.h5` or `.keras`) that stock Keras loads, with two things added: a group
-`global_step` with the training state that Keras does not store (`callbacks/state.py`), and a trailer of 80 bytes at the
+`global_step` with the training state that Keras does not store (`callbacks/state.py`), and a trailer of 64 bytes at the
 very end of the file:
 
-    8 bytes   magic and version     b"GSTEP" 0 0 1
+    8 bytes   magic and version     b"GSTEP" 0 0 2
     4 x 8     batch, step, epoch, samples (unsigned, big-endian)
     8         size of everything before the trailer
-    32        SHA-256 of the SHA-256 of each 4 MiB before the trailer, and of the three fields above
+    16        XXH3-128 of everything before it
 
 HDF5 ignores what follows its data; in a `.keras` archive the trailer is the archive's comment. The counters in the trailer
-let a directory with thousands of checkpoints be ordered without opening one.
+let a directory with thousands of checkpoints be ordered without opening one. Version 1 (`callbacks/format_1.py`) is read too.
 """
 
 import contextlib
-import functools
+import errno
 import glob
-import hashlib
 import os
 import re
 import socket
+import stat
 import struct
 import time
-import zipfile
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from callbacks import checksum, format_1
 from callbacks.lock import SILENCE, Owner, is_running
 from callbacks.template import Template
 
-_MAGIC = b"GSTEP\x00\x00\x01"
+MAGIC = b"GSTEP\x00\x00\x02"
 _HEAD = struct.Struct(">8s5Q")
-_TRAILER_SIZE = _HEAD.size + hashlib.sha256().digest_size
-_CHUNK = 1 << 22
-_PIECE = 1 << 19  # of a chunk, read at once: it stays in a core's cache until its checksum is taken
+TRAILER_SIZE = _HEAD.size + checksum.SIZE
+_DIGEST_SIZES = {MAGIC: checksum.SIZE, format_1.MAGIC: format_1.DIGEST_SIZE}
 _in_flight: dict[str, str] = {}  # temporaries that this process is writing, and what each will be
 _TEMPORARY = re.compile(r"\.tmp-(?P<pid>\d+)@(?P<host>[^@]+)@(?P<name>.+)")
 
@@ -54,16 +52,51 @@ class Trailer:
     samples: int
 
 
-def commit(path: str, trailer: Trailer, write: Callable[[str], None], check: Callable[[], None] = lambda: None) -> int:
-    """Writes a checkpoint so that it is either not there or whole, whenever the process or the machine dies.
+class Output:
+    """A new file that is written from its beginning to its end, with the checksum of what was to be written.
+
+    Args:
+        descriptor: of the empty file.
+    """
+
+    def __init__(self, descriptor: int):
+        self._descriptor = descriptor
+        self._position = 0
+        self.checksum = checksum.Checksum()
+
+    def write(self, data: Any) -> int:
+        """Writes all of a buffer.
+
+        Raises:
+            OSError: of the first write that fails.
+        """
+        left = memoryview(data).cast("B")
+        self.checksum.update(left)
+        size = len(left)
+        while left:
+            left = left[os.write(self._descriptor, left) :]
+        self._position += size
+        return size
+
+    def tell(self) -> int:
+        """Returns how many bytes were written."""
+        return self._position
+
+    def flush(self) -> None:
+        """Does nothing, since nothing waits to be written; `zipfile` asks for it."""
+
+
+def commit(path: str, trailer: Trailer, write: Callable[[Output], None], check: Callable[[], None] = lambda: None) -> int:
+    """Writes a checkpoint so that it is either not there or intact, whenever the process or the machine dies.
 
     Everything goes to a hidden file beside the target, which is flushed to the disk and then renamed over it: a rename
-    within a directory is atomic (POSIX), and the flush of the directory makes the new name last.
+    within a directory is atomic (POSIX), and the flush of the directory makes the new name last. Before the rename the file
+    is read back and its checksum compared with the one of the values in memory.
 
     Args:
         path: the file to make or to replace.
-        trailer: the counters to seal it with.
-        write: called with the hidden file's name, writes a file of Keras there.
+        trailer: the counters for the trailer.
+        write: called with the hidden file, writes a file of Keras.
         check: called before the rename; raises if this process may not commit any more. Whoever takes over from a process then
             removes its hidden file (`sweep`), so that no rename can come after a check that was true once.
 
@@ -77,8 +110,7 @@ def commit(path: str, trailer: Trailer, write: Callable[[str], None], check: Cal
     temporary = os.path.join(directory, temporary_name(name))
     _in_flight[os.path.abspath(temporary)] = path
     try:
-        write(temporary)
-        size = seal(temporary, trailer)
+        size = _write_durably(temporary, trailer, write)
         check()
         os.replace(temporary, path)
     except BaseException:
@@ -91,6 +123,25 @@ def commit(path: str, trailer: Trailer, write: Callable[[str], None], check: Cal
         del _in_flight[os.path.abspath(temporary)]
     _fsync_directory(directory or ".")
     return size
+
+
+def _write_durably(path: str, trailer: Trailer, write: Callable[[Output], None]) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    try:
+        output = Output(descriptor)
+        write(output)
+        size = output.tell()
+        output.write(_HEAD.pack(MAGIC, trailer.batch, trailer.step, trailer.epoch, trailer.samples, size))
+        output.write(output.checksum.digest())
+        os.fsync(descriptor)
+        if checksum.checksum_of_file(descriptor, output.tell()).digest() != output.checksum.digest():
+            raise OSError(errno.EIO, "what was read back is not what was written")
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+        raise
+    os.close(descriptor)  # some file systems tell of a failed write only here
+    return output.tell()
 
 
 def temporary_name(name: str) -> str:
@@ -131,26 +182,6 @@ def _is_stale(path: str, pid: int, host: str) -> bool:
     return time.time() - os.stat(path).st_mtime > SILENCE
 
 
-def seal(path: str, trailer: Trailer) -> int:
-    """Appends the trailer to a file that Keras wrote, flushes it to the disk, and returns its size in bytes."""
-    if path.endswith(".keras"):
-        with zipfile.ZipFile(path, "a") as archive:
-            archive.comment = bytes(_TRAILER_SIZE)  # the archive's last record has to know the size of what follows it
-        size = os.path.getsize(path) - _TRAILER_SIZE
-    else:
-        size = os.path.getsize(path)
-    head = _HEAD.pack(_MAGIC, trailer.batch, trailer.step, trailer.epoch, trailer.samples, size)
-    with open(path, "r+b") as file:
-        descriptor = file.fileno()
-        flush = functools.partial(os.fsync, descriptor)  # the disk and the checksum take their time side by side
-        _, *leaves = _side_by_side([flush, *_leaf_digests(descriptor, size)])
-        file.seek(size)
-        file.write(head + _root_digest(leaves, head))
-        file.flush()
-        os.fsync(descriptor)
-    return size + _TRAILER_SIZE
-
-
 def read_trailer(path: str) -> Trailer:
     """The counters of a checkpoint, without a look at the rest of the file.
 
@@ -158,7 +189,7 @@ def read_trailer(path: str) -> Trailer:
         Damaged: if the file does not end as a checkpoint of this format does.
         OSError: if it cannot be read.
     """
-    with open(path, "rb") as file:
+    with _open_regular(path) as file:
         return _read_trailer(file)[0]
 
 
@@ -169,56 +200,43 @@ def verify(path: str) -> Trailer:
         Damaged: if any byte differs from what was written.
         OSError: if it cannot be read.
     """
-    with open(path, "rb") as file:
+    with _open_regular(path) as file:
         trailer, size, head, digest = _read_trailer(file)
-        if _root_digest(_side_by_side(_leaf_digests(file.fileno(), size)), head) != digest:
-            raise Damaged("its checksum does not match its content")
+        try:
+            if head.startswith(MAGIC):
+                found = checksum.checksum_of_file(file.fileno(), size + len(head)).digest()
+            else:
+                found = format_1.digest(file.fileno(), size, head)
+        except EOFError:
+            raise Damaged("it ends early") from None
+    if found != digest:
+        raise Damaged("its checksum does not match its content")
     return trailer
+
+
+def _open_regular(path: str) -> BinaryIO:
+    """Opens a file for reading; a FIFO or a device, which may never end, is refused."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Damaged("it is no regular file")
+    return open(descriptor, "rb")
 
 
 def _read_trailer(file: BinaryIO) -> tuple[Trailer, int, bytes, bytes]:
     total = os.fstat(file.fileno()).st_size
-    if total < _TRAILER_SIZE:
-        raise Damaged(f"it has {total} bytes, too few for a checkpoint")
-    file.seek(total - _TRAILER_SIZE)
-    raw = file.read(_TRAILER_SIZE)
-    head, digest = raw[: _HEAD.size], raw[_HEAD.size :]
-    magic, batch, step, epoch, samples, size = _HEAD.unpack(head)
-    if magic != _MAGIC:
+    for magic, digest_size in _DIGEST_SIZES.items():
+        trailer_size = _HEAD.size + digest_size
+        raw = os.pread(file.fileno(), trailer_size, max(total - trailer_size, 0))
+        if len(raw) == trailer_size and raw.startswith(magic):
+            break
+    else:
         raise Damaged("it does not end with a checkpoint's trailer: truncated, or not written by GlobalStepCheckpoint")
-    if size != total - _TRAILER_SIZE:
-        raise Damaged(f"it has {total - _TRAILER_SIZE} bytes before its trailer, which speaks of {size}")
+    head, digest = raw[: _HEAD.size], raw[_HEAD.size :]
+    _, batch, step, epoch, samples, size = _HEAD.unpack(head)
+    if size != total - trailer_size:
+        raise Damaged(f"it has {total - trailer_size} bytes before its trailer, which says {size}")
     return Trailer(batch, step, epoch, samples), size, head, digest
-
-
-def _leaf_digests(descriptor: int, size: int) -> list[Callable[[], bytes]]:
-    """What computes the checksum of each chunk: a checksum of the whole in one go would keep one core busy, and the disk idle."""
-
-    def digest(begin):
-        found, end = hashlib.sha256(), min(begin + _CHUNK, size)
-        while begin < end:
-            piece = os.pread(descriptor, min(_PIECE, end - begin), begin)
-            if not piece:
-                raise Damaged("it ends early")
-            found.update(piece)
-            begin += len(piece)
-        return found.digest()
-
-    return [functools.partial(digest, offset) for offset in range(0, size, _CHUNK)]
-
-
-def _root_digest(leaves: Iterable[bytes], head: bytes) -> bytes:
-    return hashlib.sha256(b"".join(leaves) + head).digest()
-
-
-def _side_by_side(acts: Sequence[Callable[[], Any]]) -> list[Any]:
-    """Calls each, in threads, and returns their results in order."""
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4) + 1) as threads:
-        try:
-            running = [threads.submit(act) for act in acts]
-        except RuntimeError:  # Python is about to exit and starts no thread any more
-            return [act() for act in acts]
-        return [each.result() for each in running]
 
 
 def _fsync_directory(directory: str) -> None:

@@ -1,5 +1,6 @@
 """Finding the newest checkpoint that is whole, and going on from it."""
 
+import dataclasses
 import os
 import warnings
 from dataclasses import dataclass
@@ -69,6 +70,8 @@ def read_whole(path: str) -> Checkpoint:
     """
     trailer = files.verify(path)
     header = state.read_header(path)
+    if [header["counts"][name] for name in ("batch", "step", "epoch", "samples")] != list(dataclasses.astuple(trailer)):
+        raise files.Damaged("its trailer and its header name different counters")
     if not Template(header["template"]).is_true_of(path, Counts(**header["counts"])):
         raise files.Damaged(f"its name lies: it holds batch {trailer.batch}")
     return Checkpoint(path, trailer.step, trailer.batch, trailer.epoch, trailer.samples, header["metrics"])

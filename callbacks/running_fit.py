@@ -12,11 +12,14 @@ class RunningFit:
     """The `fit` that called us.
 
     Args:
-        callbacks: all callbacks of it, in their order; only the one that asks where nobody calls `fit`.
+        callbacks: all callbacks of it, in their order: the list itself, over which Keras iterates. Only the one that asks where
+            there is no `CallbackList`.
+        has_list: whether there is one.
         validates: whether it was given validation data; None where nobody calls `fit`.
     """
 
     callbacks: list[keras.callbacks.Callback]
+    has_list: bool
     validates: bool | None
 
 
@@ -26,14 +29,14 @@ def running_fit(asking: keras.callbacks.Callback) -> RunningFit:
     Keras has no public way to them: a callback can neither save the state of EarlyStopping beside it nor tell a name that
     waits for `val_loss` from one that would wait for ever.
     """
-    callbacks, validates = [asking], None
+    callbacks, has_list, validates = [asking], False, None
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, keras.callbacks.CallbackList) and asking in caller.callbacks:
-            callbacks = caller.callbacks
+            callbacks, has_list = caller.callbacks, True
         if caller is asking.model and frame.f_code.co_name == "fit":
             validates = frame.f_locals.get("validation_data") is not None
             break
         frame = frame.f_back
-    return RunningFit(callbacks, validates)
+    return RunningFit(callbacks, has_list, validates)

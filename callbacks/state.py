@@ -1,25 +1,23 @@
-"""The whole state of training: how it is held at one instant, how it goes into a file, and how it comes back.
+"""The whole state of training: how it goes into a file, and how it comes back.
 
-Keras's own writer stores weights and optimizer. What it leaves out goes into the group `global_step` of the same file:
+Keras's part of a file holds weights and optimizers. The rest is in the group `global_step` of the same HDF5 file (in a
+`.keras` archive, of its member `model.weights.h5`):
 
-    header                  JSON: format version, counters, last logs, plain state of callbacks, and the path, shape and
-                            dtype of every variable
-    unsaved/<i>             variables that Keras does not save (seeds of Dropout), shape [replicas, ...]
-    replicated/<i>          variables that differ between replicas (BatchNorm's statistics), shape [replicas, ...]
-    metrics/<i>             running metrics of the epoch, shape [replicas, ...]
+    header                  JSON: format, template, counters, logs, metrics, plain state of callbacks; name, shape and dtype of
+                            every variable of the state tree; which variables each optimizer updates
+    variables/<i>           what Keras's part does not hold bit for bit, shape [replicas, ...]: seeds, states, LoRA's adapters,
+                            what differs between replicas, running metrics; the header's list `beside` names them
     callbacks/<name>/<i>    arrays that callbacks keep (the best weights of EarlyStopping)
 
-where `<i>` is the variable's place in the list of that name. In a `.keras` archive the same group is the member
-`global_step.h5`. Nothing in it is code: it is read as JSON and as plain arrays.
+Nothing in it is code: it is read as JSON and as plain arrays.
 """
 
 import contextlib
-import io
-import itertools
 import json
+import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,132 +25,101 @@ import h5py
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common import global_state  # see _warm_keras
-from keras.src.saving import saving_lib
 
-from callbacks import steering
-from callbacks.counters import Counts, assign_components, counters_of
+from callbacks import format_1, steering
+from callbacks.counters import Counts, counters_of
 from callbacks.errors import InputError
-from callbacks.holding import hold
+from callbacks.files import TRAILER_SIZE, Output
+from callbacks.hdf5_reader import WEIGHTS_MEMBER, load_weights, open_hdf5, read_dataset
+from callbacks.hdf5_writer import Hdf5File
+from callbacks.keras_private import make_global_seed_generator
 from callbacks.ranks import ranks
-from callbacks.weights_file import load_weights, save_weights
+from callbacks.replicas import assign_components
+from callbacks.snapshot import KerasPart, Snapshot, SnapshotPlan
+from callbacks.state_tree import GLOBAL_SEEDS, StateTree
 
-FORMAT = 1
+FORMAT = 2
 _GROUP = "global_step"
-_MEMBER = "global_step.h5"
+_COMMENT = bytes(TRAILER_SIZE)  # an archive's last record has to know the size of what follows it
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """The state of training at one instant, held without a copy: TensorFlow copies a variable when it is next written.
-
-    Args:
-        counts: the counters.
-        header: what goes into the dataset `header`, without the list of variables.
-        values: each variable that Keras's writer reads, with the value it has in this snapshot.
-        extras: name of a list -> place in it -> the values of all replicas.
-        callbacks: name of a callback and attribute -> arrays.
-    """
-
-    counts: Counts
-    header: dict[str, Any]
-    values: list[tuple[keras.Variable, tf.Tensor]]
-    extras: dict[str, dict[int, list[tf.Tensor]]]
-    callbacks: dict[str, list[np.ndarray]]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all values, near enough to the size of the file."""
-        return sum(value.shape.num_elements() * value.dtype.size for _, value in self.values)
+class NotBuilt(InputError):
+    """The model lacks variables that its first batch will make."""
 
 
-@dataclass(frozen=True)
-class Restored:
-    """What came back from a file beside the variables.
-
-    Args:
-        counts: the counters.
-        plain, arrays: the state of callbacks, for `steering.give_back`.
-        stopped: whether a callback had ended training for good.
-    """
-
-    counts: Counts
-    plain: dict[str, dict]
-    arrays: dict[str, list[np.ndarray]]
-    stopped: bool
-
-
-def take(model: keras.Model, callbacks: Iterable[keras.callbacks.Callback], metrics: dict[str, float]) -> Snapshot:
-    """Holds the state as it is between two batches. All ranks have to, at the same batch; what is theirs alone is gathered.
+def take(
+    model: keras.Model,
+    plan: SnapshotPlan,
+    callbacks: Iterable[keras.callbacks.Callback],
+    metrics: dict[str, Any],
+    earlier: KerasPart | None = None,
+) -> Snapshot:
+    """Takes a snapshot between two batches. All ranks have to, at the same batch; what differs between them is gathered.
 
     Args:
         model: the model in training.
+        plan: what to read.
         callbacks: all callbacks of the running `fit`.
-        metrics: the newest value of each logged metric, to be told by the file.
+        metrics: the newest value of each logged metric, for the header.
+        earlier: what Keras's part of the file is to hold, if that was read before; what was written since goes beside it.
 
     Raises:
-        RanksDiffer: if the ranks held different values at the snapshot before.
+        RanksDiffer: if the ranks had different values at the snapshot before.
     """
     callbacks = list(callbacks)
     counters = counters_of(model)
     counts = counters.read()
+    now, beside = plan.read_keras_part(), plan.read_beside()
+    ranks().expect_equal(plan.shared_values(now, beside), f"At batch {counts.batch}")
+    part = now
+    if earlier is not None and earlier.plan is plan:
+        part = earlier
+        beside |= plan.changed_since(earlier, now)
     plain, arrays = steering.gather(callbacks)
-    values, extras = _hold(model)
-    shared = {id(v) for v in model.trainable_variables} | {id(v) for v in _optimizer_variables(model)}
-    ranks().expect_equal({v.path: value for v, value in values if id(v) in shared}, f"At batch {counts.batch}")
-    return Snapshot(
-        counts=counts,
-        header={
-            "format": FORMAT,
-            "counts": counts.to_json(),
-            "logs": dict(counters.logs),
-            "metrics": dict(metrics),
-            "callbacks": plain,
-            "stopped": steering.has_stopped(callbacks),
-        },
-        values=values,
-        extras=_of_all_ranks(extras),
-        callbacks=arrays,
-    )
+    header = plan.header | {
+        "format": FORMAT,
+        "counts": counts.to_json(),
+        "logs": steering.to_plain(counters.logs),
+        "metrics": steering.to_plain(metrics),
+        "callbacks": plain,
+        "stopped": steering.has_stopped(callbacks),
+    }
+    return Snapshot(counts, header, part.groups, _of_all_ranks(beside), arrays, plan.members)
 
 
-def _hold(model):
-    """The chief's value of what Keras's writer reads; and, by list and place in it, all replicas' values of the rest."""
-    saved = _saved(model)
-    lists = {"unsaved": _unsaved(model), "replicated": _replicated(model), "metrics": model.metrics_variables}
-    values, rest = hold(model, saved, [*itertools.chain(*lists.values())])
-    of_rest = iter(rest)
-    extras = {name: {i: next(of_rest) for i in range(len(variables))} for name, variables in lists.items()}
-    return list(zip(saved, values, strict=True)), extras
+def write(snapshot: Snapshot, output: Output) -> None:
+    """Writes a file that stock Keras loads, from any thread; needs neither the model nor Keras."""
+    content = Hdf5File()
+    for each in snapshot.groups:
+        if each.values or each.name:
+            group = content.group(f"{each.path}/vars" if each.path else "vars", {"name": each.name} if each.name else {})
+            for key, value in each.values.items():
+                content.put(group, key, value)
+    _put_state(content, snapshot)
+    if snapshot.members is None:
+        content.write(output.write)
+        return
+    with zipfile.ZipFile(_WithoutComment(output), "w") as archive:  # type: ignore[call-overload]  # it needs no more than that
+        for name, member in snapshot.members.items():
+            archive.writestr(name, member)
+        with archive.open(WEIGHTS_MEMBER, "w", force_zip64=True) as file:
+            content.write(file.write)
+        archive.comment = _COMMENT
 
 
-def write(model: keras.Model, snapshot: Snapshot, path: str) -> None:
-    """Writes a file that stock Keras loads, with the rest of the state beside Keras's part of it; from any thread.
+class _WithoutComment:
+    """Where an archive is written to; its comment is the trailer, which follows."""
 
-    Args:
-        model: the model that the snapshot was taken of; it may be in training meanwhile.
-        snapshot: what is written.
-        path: the file to make, `.weights.h5` or `.keras`.
-    """
-    _warm_keras()
-    with keras.StatelessScope(snapshot.values):
-        if path.endswith(".keras"):
-            model.save(path)
-        else:
-            save_weights(model, path)
-    if path.endswith(".keras"):
-        content = io.BytesIO()
-        with h5py.File(content, "w") as file:
-            _write_group(file, snapshot)
-        with zipfile.ZipFile(path, "a") as archive:
-            archive.writestr(_MEMBER, content.getvalue())
-    else:
-        with h5py.File(path, "a") as file:
-            _write_group(file, snapshot)
+    def __init__(self, output: Output):
+        self._output = output
+        self.tell, self.flush = output.tell, output.flush
+
+    def write(self, data: Any) -> int:
+        return len(data) if data is _COMMENT else self._output.write(data)
 
 
 def read_header(path: str) -> dict[str, Any]:
-    """The JSON part of a checkpoint's state.
+    """Returns the JSON part of a checkpoint's state.
 
     Raises:
         InputError: if it is of a version that this code does not know.
@@ -161,161 +128,197 @@ def read_header(path: str) -> dict[str, Any]:
         return _header(group, path)
 
 
-def restore(model: keras.Model, path: str) -> Restored:
-    """Gives a model the whole state of a checkpoint; nothing is changed where the file does not fit.
+@dataclass(frozen=True)
+class StoredState:
+    """The state in a file, beside Keras's part of it.
+
+    Args:
+        path: of the file, which only the chief reads.
+        header: its JSON part.
+        beside: name of a variable -> values, shape [replicas, ...]. In a file of format 1 the names are places in lists.
+        arrays: name of a callback and attribute -> arrays.
+    """
+
+    path: str
+    header: dict[str, Any]
+    beside: dict[str, np.ndarray]
+    arrays: dict[str, list[np.ndarray]]
+
+    @property
+    def counts(self) -> Counts:
+        """The counters."""
+        return Counts(**self.header["counts"])
+
+    def assign_to(self, model: keras.Model) -> None:
+        """Gives a model all variables of the checkpoint; nothing is changed where the file does not fit.
+
+        Args:
+            model: a compiled model. An optimizer that was built at the save and is not yet is built for the same variables.
+
+        Raises:
+            NotBuilt: if the model lacks variables, and has layers that are not built.
+            InputError: if the file belongs to another model; the first variable that does not fit is named.
+        """
+        if any(name.startswith(GLOBAL_SEEDS) for name in self.beside):
+            make_global_seed_generator()
+        tree = self._prepare(model)
+        ranks().on_chief(lambda: self._load_keras_part(model))
+        ranks().give_chiefs_values([v for v in tree.variables.values() if isinstance(v, keras.Variable)])
+        self._assign(model, tree, set(tree.variables))
+
+    def assign_metrics(self, model: keras.Model) -> None:
+        """Gives the model's metrics, which `fit` resets when an epoch begins, the values that they had in the epoch."""
+        tree = StateTree(model)
+        self._assign(model, tree, set(tree.metrics))
+
+    def _assign(self, model: keras.Model, tree: StateTree, names: set[str]) -> None:
+        beside = self.beside if self.header["format"] == FORMAT else format_1.named(self.beside, tree, model)
+        with model.distribute_strategy.scope():
+            for name, value in beside.items():
+                if name in names and tuple(tree.variables[name].shape) == value.shape[1:]:
+                    assign_components(model.distribute_strategy, tree.variables[name], value)
+
+    def _prepare(self, model: keras.Model) -> StateTree:
+        """Builds optimizers as they were at the save, and compares the model with the file."""
+        if self.header["format"] != FORMAT:
+            format_1.prepare(model, self.header["variables"], self.path)
+            return StateTree(model)
+        tree = StateTree(model)
+        for name, stored in self.header["optimizers"].items():
+            optimizer = tree.optimizers.get(name)
+            if optimizer is None or optimizer.built or not stored["built"]:
+                continue
+            if all(each in tree.variables for each in stored["updates"]):
+                with model.distribute_strategy.scope():
+                    optimizer.build([tree.variables[each] for each in stored["updates"]])
+                tree = StateTree(model)
+        _check_fit(self.header, tree, self.path)
+        return tree
+
+    def _load_keras_part(self, model: keras.Model) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")  # it was not built, or is not
+            try:
+                load_weights(model, self.path)
+            except ValueError as error:
+                raise InputError(f"{self.path} is of another model: {error}") from None
+
+
+def read_state(path: str) -> StoredState:
+    """Reads the state of a checkpoint that was verified; the chief reads, and all ranks get it."""
+
+    def read():
+        with _open_group(path) as group:
+            header = _header(group, path)
+            if header["format"] == FORMAT:
+                values = {name: read_dataset(group["variables"], str(i)) for i, name in enumerate(header["beside"])}
+            else:
+                values = format_1.values(group)
+            arrays = {
+                name: [read_dataset(entries, each) for each in sorted(entries, key=int)]
+                for name, entries in group["callbacks"].items()
+            }
+            return [header, values, arrays]
+
+    header, beside, arrays = ranks().on_chief(read)
+    return StoredState(path, header, beside, arrays)
+
+
+def restore(model: keras.Model, path: str) -> StoredState:
+    """Gives a model the whole state of a checkpoint, counters too.
 
     Args:
         model: a built and compiled model.
         path: a file that was verified.
 
     Raises:
-        InputError: if the file belongs to another model; the first variable that does not fit is named.
+        InputError: if the file belongs to another model.
     """
-    strategy = model.distribute_strategy
-    if not model.built:
+    stored = read_state(path)
+    try:
+        stored.assign_to(model)
+    except NotBuilt as error:
+        raise InputError(f"{error} Call the model on a batch, or give it an Input.") from None
+    counters_of(model).resume(stored.counts, stored.header["logs"], lambda: stored.assign_metrics(model))
+    return stored
+
+
+def _check_fit(header: dict[str, Any], tree: StateTree, path: str) -> None:
+    """Compares names, shapes and dtypes; metrics, which may be others, and what need not exist are left out."""
+    stored = header["variables"]
+    unused = {
+        id(v) for name, each in header["optimizers"].items() if not each["built"] and name in tree.optimizers
+        for v in tree.optimizers[name].variables
+    }
+    optional = {*header["metrics_variables"], *tree.metrics}
+    optional |= {name for name in (*stored, *tree.variables) if name.startswith(GLOBAL_SEEDS)}
+    optional |= {name for name, variable in tree.variables.items() if id(variable) in unused}
+    for name, (shape, dtype) in stored.items():
+        here = tree.variables.get(name)
+        if here is not None and name not in optional and (list(here.shape), tf.as_dtype(here.dtype).name) != (shape, dtype):
+            raise InputError(
+                f"{path} is of another model: {_title(name, here)} has shape {tuple(here.shape)} and dtype "
+                f"{tf.as_dtype(here.dtype).name} here, {tuple(shape)} and {dtype} in the file."
+            )
+    missing = [name for name in stored if name not in tree.variables and name not in optional]
+    if missing and not tree.is_built:
+        raise NotBuilt(f"A checkpoint fills the variables of a model, and this one has no {missing[0]} before it is built.")
+    added = [name for name in tree.variables if name not in stored and name not in optional]
+    if missing or added:
+        where, names = ("the file", missing) if missing else ("this model", added)
+        shape = stored[missing[0]][0] if missing else tree.variables[added[0]].shape
+        title = missing[0] if missing else _title(added[0], tree.variables[added[0]])
         raise InputError(
-            f"A checkpoint fills the variables of a model, and {model.name!r} has none before it is built: "
-            "call it on a batch, or give it an Input."
+            f"{path} is of another model: it has {len(stored)} variables, this one {len(tree.variables)}; "
+            f"the first that only {where} has is {title}, of shape {tuple(shape)}. {len(names)} are only there."
         )
-    if model.optimizer is not None and not model.optimizer.built:
-        with strategy.scope():
-            model.optimizer.build(model.trainable_variables)
-    header, lists, metrics, arrays = ranks().on_chief(lambda: _load(model, path))
-    ranks().give_chiefs_values(_saved(model))
-    for name, variables in (("unsaved", _unsaved(model)), ("replicated", _replicated(model))):
-        for i, value in lists[name].items():
-            if i < len(variables):  # a single replica has no list of what differs between replicas
-                assign_components(strategy, variables[i], value)
-    counts = Counts(**header["counts"])
-    counters_of(model).go_on_from(counts, metrics, header["logs"])
-    return Restored(counts, header["callbacks"], arrays, header["stopped"])
 
 
-def _load(model, path):
-    """Keras's part of the file goes into the model; what there is beside it is returned."""
-    _warm_keras()
-    with _open_group(path) as group:
-        header = _header(group, path)
-        _check_fit(header["variables"], _saved(model), path)
-        load_weights(model, path)
-        lists = {name: {int(i): _read(each) for i, each in group[name].items()} for name in ("unsaved", "replicated")}
-        arrays = {name: _read_list(entries) for name, entries in group["callbacks"].items()}
-        return header, lists, _read_list(group["metrics"]), arrays
+def _title(name: str, variable: Any) -> str:
+    return f"{name} ({variable.path})" if isinstance(variable, keras.Variable) else name
 
 
-def _of_all_ranks(extras):
-    """The components that all ranks hold of each variable; only the chief's where all ranks hold equal ones."""
+def _of_all_ranks(beside: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Returns what all ranks have of each variable; only the chief's where all have equal values."""
     world = ranks()
     if world.size == 1:
-        return extras
-    own = {(name, i): [part.numpy() for part in parts] for name, held in extras.items() for i, parts in held.items()}
-    sums = world.gather({key: [zlib.crc32(part.tobytes()) for part in parts] for key, parts in own.items()})
-    differ = [key for key in own if key[0] == "metrics" or any(each[key] != sums[0][key] for each in sums)]
-    gathered = world.gather({key: own[key] for key in differ})
-    for name, i in differ:
-        extras[name][i] = [tf.constant(part) for each in gathered for part in each[name, i]]
-    return extras
+        return beside
+    own = {name: [part.numpy() for part in parts] for name, parts in beside.items()}
+    sums = world.gather({name: [zlib.crc32(part.tobytes()) for part in parts] for name, parts in own.items()})
+    differ = [name for name in sums[0] if any(each.get(name) != sums[0][name] for each in sums)]
+    gathered = world.gather({name: own.get(name, []) for name in differ})
+    return own | {name: [part for each in gathered for part in each[name]] for name in differ}
 
 
-def _saved(model):
-    return [*model.variables, *_optimizer_variables(model)]
-
-
-def _optimizer_variables(model):
-    return model.optimizer.variables if model.optimizer is not None else []
-
-
-def _unsaved(model):
-    kept = {id(v) for v in model.weights}
-    return [v for v in model.variables if id(v) not in kept]
-
-
-def _replicated(model):
-    if model.distribute_strategy.num_replicas_in_sync * ranks().size == 1:
-        return []
-    return model.non_trainable_weights
-
-
-def _check_fit(stored, variables, path):
-    present = [(v.path, list(v.shape), str(v.dtype)) for v in variables]
-    for (_, shape, dtype), (name, here_shape, here_dtype) in zip(stored, present, strict=False):
-        if (shape, dtype) != (here_shape, here_dtype):
-            raise InputError(
-                f"{path} is of another model: {name} has shape {tuple(here_shape)} and dtype {here_dtype} here, "
-                f"{tuple(shape)} and {dtype} in the file."
-            )
-    if len(stored) != len(present):
-        longer, where = (stored, "the file") if len(stored) > len(present) else (present, "this model")
-        name, shape, _ = longer[min(len(stored), len(present))]
+def _header(group: h5py.Group, path: str) -> dict[str, Any]:
+    header = json.loads(read_dataset(group, "header").tobytes())
+    if header["format"] not in (1, FORMAT):
         raise InputError(
-            f"{path} is of another model: it has {len(stored)} variables, this one {len(present)}; "
-            f"the first that only {where} has is {name}, of shape {tuple(shape)}."
-        )
-
-
-def _warm_keras():
-    """Has Keras find out, once for each thread, which attributes its walk over a model skips.
-
-    It makes an optimizer and a layer for that, which a stateless scope forbids, and keeps the answer under another name than
-    it looks for.
-    """
-    for kind in ("Operation", "Layer", "Functional", "Sequential", "Metric", "Optimizer", "Loss", "Cross", "Feature"):
-        name = f"saving_attr_skiplist_{kind}"
-        if global_state.get_global_attribute(name) is None:
-            global_state.set_global_attribute(name, saving_lib.get_attr_skipset(kind))
-
-
-def _header(group, path):
-    header = json.loads(group["header"][()].tobytes())
-    if header["format"] != FORMAT:
-        raise InputError(
-            f"{path} has format {header['format']}; this version of the callbacks reads format {FORMAT}. "
+            f"{path} has format {header['format']}; this version of the callbacks reads formats 1 and {FORMAT}. "
             "Read it with the version that wrote it."
         )
     return header
 
 
 @contextlib.contextmanager
-def _open_group(path):
-    if path.endswith(".keras"):
-        with zipfile.ZipFile(path) as archive:
-            source = io.BytesIO(archive.read(_MEMBER))
-    else:
-        source = path
-    with h5py.File(source, "r") as file:
+def _open_group(path: str) -> Iterator[h5py.Group]:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open_hdf5(path))
+        if _GROUP not in file and path.endswith(".keras"):
+            file = stack.enter_context(open_hdf5(path, format_1.MEMBER))
         yield file[_GROUP]
 
 
-def _write_group(file, snapshot):
-    group = file.create_group(_GROUP)
-    header = snapshot.header | {"variables": [[v.path, list(v.shape), str(v.dtype)] for v, _ in snapshot.values]}
-    group["header"] = np.frombuffer(json.dumps(header).encode(), "uint8")
-    for name, variables in snapshot.extras.items():
-        entries = group.create_group(name)
-        for i, parts in variables.items():
-            values = np.stack([part.numpy() for part in parts])
-            if name != "replicated" or (values != values[0]).any():
-                _write(entries, str(i), values)
+def _put_state(content: Hdf5File, snapshot: Snapshot) -> None:
+    group = content.group(_GROUP)
+    values = {name: np.stack([np.asarray(part) for part in parts]) for name, parts in snapshot.beside.items()}
+    header = snapshot.header | {"beside": list(values)}
+    content.put(group, "header", np.frombuffer(json.dumps(header).encode(), "uint8"))
+    variables = content.group(f"{_GROUP}/variables")
+    for i, value in enumerate(values.values()):
+        content.put(variables, str(i), value)
+    content.group(f"{_GROUP}/callbacks")
     for name, arrays in snapshot.callbacks.items():
-        entries = group.create_group(f"callbacks/{name}")
+        entries = content.group(f"{_GROUP}/callbacks/{name}")
         for i, array in enumerate(arrays):
-            _write(entries, str(i), np.asarray(array))
-    group.require_group("callbacks")
-
-
-def _write(entries, name, array):
-    """HDF5 has no bfloat16: such an array is stored as the bits that it is."""
-    if array.dtype.kind != "V":
-        entries[name] = array
-    else:
-        entries[name] = array.view("uint16")
-        entries[name].attrs["dtype"] = array.dtype.name
-
-
-def _read(dataset):
-    array = dataset[()]
-    return array.view(tf.as_dtype(dataset.attrs["dtype"]).as_numpy_dtype) if "dtype" in dataset.attrs else array
-
-
-def _read_list(entries):
-    return [_read(entries[name]) for name in sorted(entries, key=int)]
+            content.put(entries, str(i), np.asarray(array))

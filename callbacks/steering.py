@@ -14,6 +14,7 @@ _PLAIN: dict[type, tuple[str, ...]] = {
     keras.callbacks.ReduceLROnPlateau: ("wait", "cooldown_counter", "best"),
     keras.callbacks.ModelCheckpoint: ("best",),
     keras.callbacks.History: ("epoch", "history"),
+    keras.callbacks.SwapEMAWeights: ("_ema_weights_in_model",),
     GlobalStepTensorBoard: ("kept_seconds",),
 }
 # attributes that are lists of arrays
@@ -28,7 +29,7 @@ def gather(callbacks: Iterable[keras.callbacks.Callback]) -> tuple[dict[str, dic
     """
     plain, arrays = {}, {}
     for name, callback in _named(callbacks):
-        plain[name] = {attribute: _to_plain(getattr(callback, attribute)) for attribute in _of(_PLAIN, callback)}
+        plain[name] = {attribute: to_plain(getattr(callback, attribute)) for attribute in _of(_PLAIN, callback)}
         for attribute in _of(_ARRAYS, callback):
             if getattr(callback, attribute) is not None:
                 arrays[f"{name}.{attribute}"] = list(getattr(callback, attribute))
@@ -67,11 +68,16 @@ def _of(attributes: dict[type, tuple[str, ...]], callback: keras.callbacks.Callb
     return next((names for kind, names in attributes.items() if isinstance(callback, kind)), ())
 
 
-def _to_plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """Returns a value as JSON can hold it: numbers, arrays and tensors as numbers and lists, what is neither as its text."""
     if isinstance(value, dict):
-        return {key: _to_plain(each) for key, each in value.items()}
+        return {str(key): to_plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_to_plain(each) for each in value]
+        return [to_plain(each) for each in value]
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    return np.asarray(value).item()
+    try:
+        array = np.asarray(value)
+    except Exception:  # an object of somebody's own class
+        return str(value)
+    return array.tolist() if array.dtype.kind in "biuf" else str(value)

@@ -1,0 +1,166 @@
+"""HDF5 files read with care and without copies: values go straight from the file into tensors.
+
+HDF5 would fill an array with zeros, then with the values, and these would be copied three times until they are a tensor. Of a
+`.keras` archive Keras reads everything from the beginning up to a variable, for each that does not follow the one before.
+"""
+
+import contextlib
+import io
+import os
+import struct
+import zipfile
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import h5py
+import keras
+import numpy as np
+import tensorflow as tf
+
+from callbacks.keras_private import H5IOStore, load_state
+
+WEIGHTS_MEMBER = "model.weights.h5"  # of an archive
+_LOCAL_HEADER = struct.Struct("<26xHH")  # of a member: the lengths of its name and of what else stands before its content
+
+
+def load_weights(model: keras.Model, path: str) -> None:
+    """Does what `model.load_weights(path)` does, for a model that Keras takes for unbuilt too.
+
+    Args:
+        model: a model that has its variables.
+        path: a `.weights.h5` or a `.keras` file that was verified.
+
+    Raises:
+        ValueError: if the file does not fit the model.
+        OSError: if it cannot be read.
+    """
+    with _open_part(path, WEIGHTS_MEMBER) as content, contextlib.closing(_ReadStore(path, content)) as store:
+        errors = load_state(model, store)
+    for name, error in errors.items():
+        raise ValueError(f"{len(errors)} objects could not be loaded from {path}, first {name}: {error}")
+
+
+@contextlib.contextmanager
+def open_hdf5(path: str, member: str = WEIGHTS_MEMBER) -> Iterator[h5py.File]:
+    """Opens a checkpoint's HDF5 part for reading, on file systems without locks too.
+
+    Args:
+        path: a `.weights.h5` or a `.keras` file.
+        member: where it is in an archive.
+    """
+    with _open_part(path, member) as content, h5py.File(content, "r") as file:
+        yield file
+
+
+def read_dataset(group: h5py.Group, name: str) -> np.ndarray:
+    """Reads an array; nothing but a plain dataset of this very file is read.
+
+    Raises:
+        KeyError: if there is none of that name.
+        ValueError: if it is a link, or stored outside of the file.
+    """
+    dataset = _dataset(group, name)
+    if dataset.attrs.get("dtype") is None:
+        return dataset[()]
+    return dataset[()].view(tf.as_dtype(dataset.attrs["dtype"]).as_numpy_dtype)  # HDF5 has no bfloat16, say
+
+
+def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
+    if name not in group:
+        raise KeyError(name)
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{group.name}/{name} is a link")
+    dataset = group[name]
+    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
+        raise ValueError(f"{group.name}/{name} is no plain dataset")
+    return dataset
+
+
+class _Part(io.RawIOBase):
+    """A part of a file, as HDF5 reads a file."""
+
+    def __init__(self, file: BinaryIO, begin: int, size: int):
+        self._descriptor, self._begin, self._size = file.fileno(), begin, size
+        self._at = 0
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self):
+        return self._at
+
+    def readinto(self, buffer):
+        wanted = memoryview(buffer)[: max(self._size - self._at, 0)]
+        count = os.preadv(self._descriptor, [wanted], self._begin + self._at)
+        self._at += count
+        return count
+
+
+class _Values(np.ndarray):
+    """A view of a tensor's memory, so TensorFlow can use the tensor without copying."""
+
+    tensor: tf.Tensor | None = None  # parts of such an array have none
+
+    def __tf_tensor__(self, dtype=None, name=None):
+        if self.tensor is not None and dtype in (None, self.tensor.dtype):
+            self.flags.writeable = False  # it is a variable's value now
+            return self.tensor
+        return tf.convert_to_tensor(self.view(np.ndarray), dtype, name=name)
+
+
+class _ReadStore(H5IOStore):
+    """What Keras's layers ask for their variables, with values that come from the file and not through HDF5."""
+
+    def __init__(self, path: str, content: _Part):
+        self._content = content
+        super().__init__(path)
+
+    def _get_h5_file(self, path_or_io, mode=None):
+        if path_or_io.suffix == ".keras":
+            return h5py.File(self._content, "r")
+        return h5py.File(path_or_io, "r", locking=False)  # HDF5 itself looks faster into a file of its own
+
+    def __getitem__(self, key):
+        dataset = _dataset(self._h5_entry_group, key)
+        begin, dtype = dataset.id.get_offset(), dataset.dtype
+        if begin is None or not dataset.shape or not _is_common(dtype) or "dtype" in dataset.attrs:
+            return super().__getitem__(key)  # it is empty, in pieces, a single number, or of another kind
+        with tf.device("/cpu:0"):
+            tensor = tf.raw_ops.Empty(shape=dataset.shape, dtype=dtype)
+        array = tensor._numpy()  # the only way to write to a tensor; nobody else has it yet
+        self._content.seek(begin)
+        left = array.reshape(-1).view("uint8").data
+        while left:
+            count = self._content.readinto(left)
+            if not count:
+                raise OSError(f"{dataset.name} ends early")
+            left = left[count:]
+        values = array.view(_Values)
+        values.tensor = tensor
+        return values
+
+
+def _is_common(dtype: np.dtype) -> bool:
+    return dtype.kind in "biuf" and dtype.itemsize <= 8 and dtype.isnative
+
+
+@contextlib.contextmanager
+def _open_part(path: str, member: str) -> Iterator[_Part]:
+    with open(path, "rb") as file:
+        if not path.endswith(".keras"):
+            yield _Part(file, 0, os.fstat(file.fileno()).st_size)
+            return
+        with zipfile.ZipFile(file) as archive:
+            found = archive.getinfo(member)
+        before = os.pread(file.fileno(), _LOCAL_HEADER.size, found.header_offset)
+        begin = found.header_offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(before))
+        yield _Part(file, begin, found.file_size)
+
+

@@ -1,0 +1,253 @@
+"""The state of training at one instant, and how it leaves the device.
+
+A snapshot is taken between two batches, by references: TensorFlow copies a variable's value when the variable is next
+written. Those copies are dear, since they take fresh memory. So a thread copies the values into memory of our own while the
+next batch computes its gradients, and lets each reference go: then there is mostly nothing left for TensorFlow to copy.
+"""
+
+import mmap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from callbacks.counters import Counts
+from callbacks.keras_part import SavedObject, saved_assets, saved_objects, values_of
+from callbacks.keras_private import model_archive_json, read_variables
+from callbacks.ranks import ranks
+from callbacks.replicas import components
+from callbacks.state_tree import StateTree, Variable
+
+_ALIGNMENT = 64  # bytes
+
+
+@dataclass
+class Group:
+    """A group of Keras's part of the file.
+
+    Args:
+        path: of the group.
+        name: of the object, an attribute of the group.
+        values: name of a dataset -> its value.
+    """
+
+    path: str
+    name: str | None
+    values: dict[str, Any]  # a tensor, from `fetch` on an array
+
+
+@dataclass
+class Snapshot:
+    """The state of training between two batches.
+
+    Args:
+        counts: the counters.
+        header: what the file stores as JSON.
+        groups: Keras's part of the file.
+        beside: name of a variable -> what each replica has of it, where Keras's part does not hold that bit for bit.
+        callbacks: name of a callback and attribute -> arrays.
+        members: further members of a `.keras` archive: name -> content. None for a `.weights.h5` file.
+    """
+
+    counts: Counts
+    header: dict[str, Any]
+    groups: list[Group]
+    beside: dict[str, list[Any]]
+    callbacks: dict[str, list[np.ndarray]]
+    members: dict[str, bytes] | None
+
+    def values(self) -> Iterable[tuple[dict | list, Any]]:
+        """Yields where each value is kept, a container and a key of it."""
+        for group in self.groups:
+            yield from ((group.values, key) for key in group.values)
+        for parts in self.beside.values():
+            yield from ((parts, i) for i in range(len(parts)))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all values, near enough to the size of the file."""
+        return sum(_size(container[key]) for container, key in self.values())
+
+    def fetch(self, memory: "HostMemory") -> None:
+        """Copies the values into memory of our own, and lets each tensor go as soon as its value is there."""
+        memory.reserve(self.size + _ALIGNMENT * sum(1 for _ in self.values()))
+        begin, copies = 0, {}
+        for container, key in self.values():
+            tensor = container[key]
+            if isinstance(tensor, tf.Tensor):
+                if id(tensor) not in copies:  # what wraps an optimizer saves its variables once more
+                    copies[id(tensor)], begin = memory.copy(tensor, begin)
+                container[key] = copies[id(tensor)]
+
+
+class HostMemory:
+    """Memory for the values of a snapshot, which is kept from one save to the next.
+
+    Its first use costs more than all copying, since the system has to provide every page of it.
+    """
+
+    def __init__(self) -> None:
+        self._bytes = np.empty(0, "uint8")
+
+    def reserve(self, size: int) -> None:
+        """Makes room for so many bytes, and has the system provide them."""
+        if size > len(self._bytes):
+            self._bytes = np.empty(0, "uint8")  # let go first, so that there are never two
+            block = mmap.mmap(-1, size)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                block.madvise(mmap.MADV_HUGEPAGE)
+            self._bytes = np.frombuffer(block, "uint8")
+            self._bytes[:: mmap.PAGESIZE] = 0
+
+    def copy(self, tensor: tf.Tensor, begin: int) -> tuple[np.ndarray, int]:
+        """Copies a tensor's value to a place, and returns the copy and where the next one may begin."""
+        source = tensor._numpy()  # a view of a tensor in the host's memory
+        end = begin + source.nbytes
+        target = self._bytes[begin:end]
+        np.copyto(target, source.reshape(-1).view("uint8"))
+        return target.view(source.dtype).reshape(source.shape), -(-end // _ALIGNMENT) * _ALIGNMENT
+
+
+@dataclass(frozen=True)
+class KerasPart:
+    """What Keras's part of the file holds at an instant.
+
+    Args:
+        plan: what it was read by.
+        tensors: the value of each variable, by the variable's `id`.
+        groups: the groups of the file with their values.
+    """
+
+    plan: "SnapshotPlan"
+    tensors: dict[int, tf.Tensor]
+    groups: list[Group]
+
+
+class SnapshotPlan:
+    """What a snapshot of a model reads, and where each value goes; good until the model's structure changes.
+
+    Args:
+        model: the model.
+        tree: its state tree.
+        is_archive: whether a `.keras` archive is written.
+
+    Attributes:
+        header: what the file's header says of the variables.
+        members: further members of a `.keras` archive: name -> content. None for a `.weights.h5` file.
+    """
+
+    def __init__(self, model: keras.Model, tree: StateTree, is_archive: bool):
+        self._tree = tree
+        self._trainable = _are_trainable(tree)
+        self._names = {id(variable): name for name, variable in tree.variables.items()}
+        self._objects = saved_objects(model)
+        self._in_keras_part = {id(v): v for each in self._objects for v in each.values.values() if isinstance(v, Variable)}
+        self._shared = _shared(tree)
+        strategy = model.distribute_strategy
+        may_differ = strategy.num_replicas_in_sync * ranks().size > 1
+        self._beside = {
+            name: variable
+            for name, variable in tree.variables.items()
+            if id(variable) not in self._in_keras_part or (may_differ and name not in self._shared)
+        }
+        self._keras_part_reader = VariableReader([components(strategy, v)[:1] for v in self._in_keras_part.values()])
+        self._beside_reader = VariableReader([components(strategy, v) for v in self._beside.values()])
+        self.header = {
+            "variables": {name: [list(v.shape), tf.as_dtype(v.dtype).name] for name, v in tree.variables.items()},
+            "metrics_variables": sorted(tree.metrics),
+            "optimizers": {name: self._describe(optimizer) for name, optimizer in tree.optimizers.items()},
+        }
+        self.members = None
+        if is_archive:
+            self.members = {name: text.encode() for name, text in model_archive_json(model).items()} | saved_assets(self._objects)
+
+    def is_for(self, tree: StateTree) -> bool:
+        """Whether the plan is good for the model that has this state tree now."""
+        return self._tree.is_like(tree) and self._trainable == _are_trainable(tree)
+
+    def read_keras_part(self) -> KerasPart:
+        """Reads what Keras's part of the file holds now; only objects that make arrays of their own are asked again."""
+        tensors = dict(zip(self._in_keras_part, (first for (first,) in self._keras_part_reader.read()), strict=True))
+        return KerasPart(self, tensors, [_group(each, tensors) for each in self._objects])
+
+    def read_beside(self) -> dict[str, list[tf.Tensor]]:
+        """Reads what each replica has now of the variables that Keras's part does not hold bit for bit."""
+        return dict(zip(self._beside, self._beside_reader.read(), strict=True))
+
+    def shared_values(self, part: KerasPart, beside: Mapping[str, Sequence[tf.Tensor]]) -> dict[str, tf.Tensor]:
+        """Returns the values that have to be equal on all replicas: of trainable variables and of optimizers."""
+        in_keras_part = {self._names.get(key, ""): tensor for key, tensor in part.tensors.items()}
+        return {name: in_keras_part[name] if name in in_keras_part else beside[name][0] for name in self._shared}
+
+    def changed_since(self, earlier: KerasPart, now: KerasPart) -> dict[str, list[tf.Tensor]]:
+        """Returns the variables of Keras's part that were written between two readings, with their values now."""
+        return {
+            self._names[key]: [tensor]
+            for key, tensor in now.tensors.items()
+            if key in self._names and self._names[key] not in self._beside and not _is_same(earlier.tensors[key], tensor)
+        }
+
+    def _describe(self, optimizer):
+        updated = getattr(optimizer, "_trainable_variables", [])
+        return {"built": bool(optimizer.built), "updates": [self._names[id(v)] for v in updated if id(v) in self._names]}
+
+
+def _are_trainable(tree: StateTree) -> list[bool]:
+    return [bool(variable.trainable) for variable in tree.variables.values()]
+
+
+def _shared(tree: StateTree) -> dict[str, Variable]:
+    """The variables that every replica updates alike."""
+    of_optimizers = {id(v) for optimizer in tree.optimizers.values() for v in optimizer.variables}
+    return {
+        name: v for name, v in tree.variables.items() if id(v) in of_optimizers or (isinstance(v, keras.Variable) and v.trainable)
+    }
+
+
+class VariableReader:
+    """Reads the values that many variables have at one instant, with one call for each device.
+
+    Args:
+        variables: for each variable, what each replica of interest has of it.
+    """
+
+    def __init__(self, variables: Iterable[Sequence[tf.Variable]]):
+        variables = list(variables)
+        self._counts = [len(parts) for parts in variables]
+        flat = [part for parts in variables for part in parts]
+        places: dict[str, list[int]] = {}
+        for place, part in enumerate(flat):
+            places.setdefault(part.device, []).append(place)
+        self._devices = [
+            (of_device, [flat[i].handle for i in of_device], [flat[i].dtype.as_datatype_enum for i in of_device])
+            for of_device in places.values()
+        ]
+
+    def read(self) -> list[list[tf.Tensor]]:
+        """Returns the values, in the order and shape of `variables`."""
+        found: dict[int, tf.Tensor] = {}
+        for places, handles, types in self._devices:
+            found |= dict(zip(places, read_variables(handles, types), strict=True))
+        values = iter(found[place] for place in range(len(found)))
+        return [[next(values) for _ in range(count)] for count in self._counts]
+
+
+def _group(each: SavedObject, tensors: Mapping[int, tf.Tensor]) -> Group:
+    stored = values_of(each.saveable) if each.makes_arrays else each.values
+    name = getattr(each.saveable, "name", None)
+    values = {key: tensors[id(value)] if isinstance(value, Variable) else value for key, value in stored.items()}
+    return Group(each.path, name if isinstance(name, str) else None, values)
+
+
+def _is_same(before: Any, after: Any) -> bool:
+    """Whether a variable was not written between two readings: then both are the same memory."""
+    if ":CPU:" in before.device and before.shape.rank:
+        return before._numpy().ctypes.data == after._numpy().ctypes.data
+    return bool(tf.reduce_all(tf.equal(before, after)))
+
+
+def _size(value: Any) -> int:
+    return value.shape.num_elements() * value.dtype.size if isinstance(value, tf.Tensor) else value.nbytes

@@ -1,0 +1,187 @@
+"""The state tree: everything that training can change and that is reachable from a model, by name.
+
+A name is the shortest path of attributes and items from the model: `_layers[0]._kernel`, `d_optimizer._momentums[3]`. It is
+the same in another process that builds the same model, where Keras's own names (`dense_7/kernel`) are not.
+"""
+
+import functools
+import operator
+import sys
+from collections.abc import Iterable
+from enum import Enum
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from callbacks.keras_private import KerasSaveable, global_seed_generator
+
+Variable = keras.Variable | tf.Variable
+
+# Objects of these libraries are not searched unless `_SEARCHED` names their class; objects of the user's own classes are.
+_LIBRARIES = {*sys.stdlib_module_names, "keras", "tensorflow", "numpy", "h5py", __package__}
+_SEARCHED = (KerasSaveable, keras.random.SeedGenerator, tf.Module, tf.random.Generator, tf.train.ExponentialMovingAverage)
+# Attributes of every Keras layer that hold no state: leaving them out halves the time of a visit.
+_BOOKKEEPING = frozenset(
+    ("_build_shapes_dict", "_call_has_context_arg", "_inbound_nodes", "_outbound_nodes", "_tracked", "call_signature_parameters")
+)
+_NOT_NUMBERS = (tf.string, tf.resource, tf.variant)
+GLOBAL_SEEDS = "keras.random"  # the name of the generator that Keras draws from where no seed is given
+
+
+class _Kind(Enum):
+    OTHER = 0
+    VARIABLE = 1
+    SEQUENCE = 2
+    MAPPING = 3
+    OBJECT = 4
+    OPTIMIZER = 5
+
+
+_CONTAINERS = (_Kind.SEQUENCE, _Kind.MAPPING)
+
+
+class StateTree:
+    """The variables of a model and the objects that own them, as they were when the tree was made.
+
+    Args:
+        model: the root.
+    """
+
+    def __init__(self, model: keras.Model):
+        # One entry for each object that was visited, the model first. Lists, and not an object for each: a save waits for this.
+        self._values: list[Any] = []
+        self._kinds: list[_Kind] = []
+        self._parents: list[int] = []
+        self._labels: list[str] = []
+        self._seen: set[int] = set()
+        self._optimizers: list[tuple[Any, int, str]] = []
+        self._visited = 0
+        self._add(model, _Kind.OBJECT, -1, "")
+        seeds = global_seed_generator()
+        if seeds is not None:
+            self._add(seeds, _Kind.OBJECT, -1, GLOBAL_SEEDS)
+        self._visit()
+        # Optimizers come last. They list the variables that they update, which are to be named after their layers.
+        for optimizer, parent, label in self._optimizers:  # grows meanwhile
+            self._append(optimizer, _Kind.OBJECT, parent, label)
+            self._visit()
+
+    def is_like(self, other: "StateTree") -> bool:
+        """Whether the other tree was made from the same objects."""
+        return list(map(id, self._values)) == list(map(id, other._values))
+
+    @functools.cached_property
+    def variables(self) -> dict[str, Variable]:
+        """Name -> variable. Each variable is there once, under its shortest name."""
+        return {self._name(place): self._values[place] for place in self._variable_places}
+
+    @functools.cached_property
+    def metrics(self) -> frozenset[str]:
+        """The names of the variables that belong to metrics."""
+        return frozenset(self._name(place) for place in self._variable_places if self._is_part_of(place, keras.metrics.Metric))
+
+    @functools.cached_property
+    def optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
+        """Name -> optimizer, an outer one before those that it wraps."""
+        return {self._name(place): self._values[place] for place in self._places_of(keras.optimizers.Optimizer)}
+
+    @functools.cached_property
+    def outer_optimizers(self) -> list[keras.optimizers.Optimizer]:
+        """The optimizers that no other optimizer wraps."""
+        kind = keras.optimizers.Optimizer
+        return [self._values[place] for place in self._places_of(kind) if not self._is_part_of(place, kind)]
+
+    @property
+    def is_built(self) -> bool:
+        """Whether every layer has its variables."""
+        return all(self._values[place].built for place in self._places_of(keras.Layer))
+
+    def _visit(self) -> None:
+        while self._visited < len(self._values):
+            place = self._visited
+            self._visited += 1
+            value, kind = self._values[place], self._kinds[place]
+            if kind is _Kind.OBJECT:
+                self._visit_attributes(value, place)
+            elif kind is _Kind.SEQUENCE:
+                self._visit_items(enumerate(value), place)
+            elif kind is _Kind.MAPPING:
+                self._visit_items(value.items(), place)
+
+    def _visit_attributes(self, owner: Any, place: int) -> None:
+        found = [
+            (name.startswith("_"), name, child, kind)
+            for name, child in vars(owner).items()
+            if (kind := _KINDS.get(type(child)) or _kind(type(child))) is not _Kind.OTHER
+            and id(child) not in self._seen
+            and (kind not in _CONTAINERS or child)
+            and name not in _BOOKKEEPING
+            and not name.startswith("_self_")  # TensorFlow's record of the same attributes
+        ]
+        found.sort(key=operator.itemgetter(0, 1))
+        for _, name, child, kind in found:
+            self._add(child, kind, place, f".{name}")
+
+    def _visit_items(self, items: Iterable[tuple[Any, Any]], place: int) -> None:
+        for number, (key, child) in enumerate(items):
+            kind = _KINDS.get(type(child)) or _kind(type(child))
+            if kind is not _Kind.OTHER and id(child) not in self._seen:
+                self._add(child, kind, place, f"[{key!r}]" if isinstance(key, (int, str, tuple)) else f"[#{number}]")
+
+    def _add(self, value: Any, kind: _Kind, parent: int, label: str) -> None:
+        if id(value) in self._seen:
+            return
+        self._seen.add(id(value))
+        if kind is _Kind.OPTIMIZER:
+            self._optimizers.append((value, parent, label))
+        else:
+            self._append(value, kind, parent, label)
+
+    def _append(self, value: Any, kind: _Kind, parent: int, label: str) -> None:
+        self._values.append(value)
+        self._kinds.append(kind)
+        self._parents.append(parent)
+        self._labels.append(label)
+
+    def _name(self, place: int) -> str:
+        labels = []
+        while place >= 0:
+            labels.append(self._labels[place])
+            place = self._parents[place]
+        return "".join(reversed(labels)).removeprefix(".")
+
+    def _is_part_of(self, place: int, kind: type) -> bool:
+        while (place := self._parents[place]) >= 0:
+            if isinstance(self._values[place], kind):
+                return True
+        return False
+
+    def _places_of(self, kind: type) -> list[int]:
+        return [place for place, value in enumerate(self._values) if isinstance(value, kind)]
+
+    @functools.cached_property
+    def _variable_places(self) -> list[int]:
+        places = [place for place, kind in enumerate(self._kinds) if kind is _Kind.VARIABLE]
+        within = {id(self._values[place]._value) for place in places if isinstance(self._values[place], keras.Variable)}
+        return [
+            place for place in places if id(self._values[place]) not in within and self._values[place].dtype not in _NOT_NUMBERS
+        ]
+
+
+_KINDS: dict[type, _Kind] = {}
+
+
+def _kind(of: type) -> _Kind:
+    if issubclass(of, (keras.Variable, tf.Variable)):
+        kind = _Kind.VARIABLE
+    elif issubclass(of, (list, tuple)):
+        kind = _Kind.SEQUENCE
+    elif issubclass(of, dict):
+        kind = _Kind.MAPPING
+    elif issubclass(of, keras.optimizers.Optimizer):
+        kind = _Kind.OPTIMIZER
+    else:
+        is_searched = issubclass(of, _SEARCHED) or of.__module__.partition(".")[0] not in _LIBRARIES
+        kind = _Kind.OBJECT if is_searched and of.__dictoffset__ else _Kind.OTHER
+    return _KINDS.setdefault(of, kind)
