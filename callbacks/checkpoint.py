@@ -14,7 +14,7 @@ from callbacks.errors import InputError
 from callbacks.holding import parts_of
 from callbacks.lock import Lock
 from callbacks.ranks import ranks
-from callbacks.restoring import Checkpoint, latest_checkpoint, metrics_of, named_checkpoint, newest_first
+from callbacks.restoring import Checkpoint, find_on_chief, latest_checkpoint, metrics_of, named_checkpoint, newest_first
 from callbacks.running_fit import running_fit
 from callbacks.template import FIELDS, Template
 from callbacks.writer import Writer
@@ -206,7 +206,7 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
             return
         find = latest_checkpoint if self.resume is True else named_checkpoint
         what = self.template.text if isinstance(self.resume, bool) else os.fspath(self.resume)
-        self.resumed_from = ranks().on_chief(lambda: find(what))
+        self.resumed_from = find_on_chief(lambda: find(what))
         if self.resumed_from:
             self._restored = state.restore(self.model, self.resumed_from.path)
             self._validated = {name: value for name, value in self.resumed_from.metrics.items() if name.startswith("val_")}

@@ -184,8 +184,8 @@ def restore(model: keras.Model, path: str) -> Restored:
     ranks().give_chiefs_values(_saved(model))
     for name, variables in (("unsaved", _unsaved(model)), ("replicated", _replicated(model))):
         for i, value in lists[name].items():
-            if i < len(variables):  # a single replica has no list of what differs between replicas
-                assign_components(strategy, variables[i], value)
+            if int(i) < len(variables):  # a single replica has no list of what differs between replicas
+                assign_components(strategy, variables[int(i)], value)
     counts = Counts(**header["counts"])
     counters_of(model).go_on_from(counts, metrics, header["logs"])
     return Restored(counts, header["callbacks"], arrays, header["stopped"])
@@ -198,7 +198,7 @@ def _load(model, path):
         header = _header(group, path)
         _check_fit(header["variables"], _saved(model), path)
         load_weights(model, path)
-        lists = {name: {int(i): _read(each) for i, each in group[name].items()} for name in ("unsaved", "replicated")}
+        lists = {name: {i: _read(each) for i, each in group[name].items()} for name in ("unsaved", "replicated")}
         arrays = {name: _read_list(entries) for name, entries in group["callbacks"].items()}
         return header, lists, _read_list(group["metrics"]), arrays
 
@@ -208,12 +208,13 @@ def _of_all_ranks(extras):
     world = ranks()
     if world.size == 1:
         return extras
-    own = {(name, i): [part.numpy() for part in parts] for name, held in extras.items() for i, parts in held.items()}
+    own = {f"{name}/{i}": [part.numpy() for part in parts] for name, held in extras.items() for i, parts in held.items()}
     sums = world.gather({key: [zlib.crc32(part.tobytes()) for part in parts] for key, parts in own.items()})
-    differ = [key for key in own if key[0] == "metrics" or any(each[key] != sums[0][key] for each in sums)]
+    differ = [key for key in own if key.startswith("metrics/") or any(each[key] != sums[0][key] for each in sums)]
     gathered = world.gather({key: own[key] for key in differ})
-    for name, i in differ:
-        extras[name][i] = [tf.constant(part) for each in gathered for part in each[name, i]]
+    for key in differ:
+        name, _, i = key.partition("/")
+        extras[name][int(i)] = [tf.constant(part) for each in gathered for part in each[key]]
     return extras
 
 
