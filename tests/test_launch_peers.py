@@ -103,7 +103,10 @@ def test_a_caller_that_has_closed_its_socket_does_not_count_as_root(connect, mon
         monkeypatch.setattr(peers, unavailable, lambda *ends: iter(()))
     caller, connection = connect(OTHER)
     caller.sendall(b"PUT /global/0 HTTP/1.0\r\n\r\n")
+    ends = caller.getsockname(), caller.getpeername()
+    assert peers._user_of(*ends) == OTHER
     caller.close()
+    assert peers._user_of(*ends) is None
     assert not peers.is_trusted(connection)
     caller, connection = connect(OTHER)
     caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close resets the connection

@@ -65,11 +65,17 @@ def test_scalars_of_numpy_stay_scalars_of_their_type(dtype):
 
 def test_views_and_several_arrays_keep_their_places():
     base = np.arange(24.0).reshape(4, 6)
-    value = {"b": base[::2, ::-1], "a": [np.float32(0.5), base.T.astype("int16")], "c": 1}
+    value = {
+        "b": base[::2, ::-1],
+        "d": [np.arange(9.0)[::2], np.arange(9, dtype="uint8")[::-2]],
+        "a": [np.float32(0.5), base.T.astype("int16")],
+        "c": 1,
+    }
     found = decode(encode(value))
-    assert list(found) == ["b", "a", "c"]
+    assert list(found) == ["b", "d", "a", "c"]
     np.testing.assert_array_equal(found["b"], value["b"])
     np.testing.assert_array_equal(found["a"][1], value["a"][1])
+    assert [each.tolist() for each in found["d"]] == [[0.0, 2.0, 4.0, 6.0, 8.0], [8, 6, 4, 2, 0]]
 
 
 def test_a_large_array_takes_its_own_size():
