@@ -1,6 +1,7 @@
 """`GlobalStepCheckpoint`: checkpoints named by the global step, from which training goes on exactly."""
 
 import contextlib
+import functools
 import math
 import os
 import tempfile
@@ -11,12 +12,12 @@ import keras
 
 from callbacks import files, preemption, retention, state, steering
 from callbacks.copyable import Copyable
-from callbacks.counters import Counts, counters_of
+from callbacks.counters import Counts, counters_of, metrics_results
 from callbacks.errors import InputError
 from callbacks.lock import Lock
 from callbacks.ranks import ranks
 from callbacks.replicas import components
-from callbacks.restoring import Checkpoint, latest_checkpoint, metrics_of, named_checkpoint, newest_first
+from callbacks.restoring import Checkpoint, find_on_chief, latest_checkpoint, metrics_of, named_checkpoint, newest_first
 from callbacks.running_fit import running_fit
 from callbacks.snapshot import HostMemory, KerasPart, SnapshotPlan
 from callbacks.state_tree import StateTree
@@ -146,8 +147,9 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         self._last_saved = self._counters.read() if self.resumed_from else None
         self._last_time = self._clock()
         self._plan_next_save()
-        if self.template.metrics:
-            self._counters.before_first_batch(lambda names: self._check_metrics(names, fit.validates))
+        if self.template.metrics and type(self.model).train_step is keras.Model.train_step:
+            # What another train step logs shows only when it does.
+            self._counters.before_first_batch(lambda: self._check_metrics(fit.validates))
         self._trains = True
         if not self._has_list:
             self.on_all_callbacks_began()
@@ -240,7 +242,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
             return
         find = latest_checkpoint if self.resume is True else named_checkpoint
         what = self.template.text if isinstance(self.resume, bool) else os.fspath(self.resume)
-        self.resumed_from = ranks().on_chief(lambda: find(what))
+        self.resumed_from = find_on_chief(lambda: find(what))
         if self.resumed_from:
             self._restored = stored = state.read_state(self.resumed_from.path)
             self._assign_or_wait(stored)
@@ -254,7 +256,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         try:
             stored.assign_to(self.model)
         except state.NotBuilt:
-            self._counters.before_first_batch(lambda _: stored.assign_to(self.model))
+            self._counters.before_first_batch(lambda: stored.assign_to(self.model))
             return
         if not stored.counts.epoch_ended:
             self._keep_learning_rates()
@@ -265,9 +267,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
             rate = getattr(optimizer, "learning_rate", None)
             if isinstance(rate, keras.Variable):  # not a schedule
                 restored = keras.ops.convert_to_numpy(rate)
-                self._counters.before_first_batch(
-                    lambda _, optimizer=optimizer, restored=restored: setattr(optimizer, "learning_rate", restored)
-                )
+                self._counters.before_first_batch(functools.partial(setattr, optimizer, "learning_rate", restored), build=False)
 
     def _plan_next_save(self):
         if self.save_freq != "epoch":
@@ -390,10 +390,9 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
             if isinstance(other, GlobalStepCheckpoint) and other is not self and other.template == self.template:
                 raise InputError(f"Two callbacks of this fit write to {self.template.text!r}. Give each its own template.")
 
-    def _check_metrics(self, names, validates):
+    def _check_metrics(self, validates):
         """Raises before the first batch if a name needs a metric that will never come."""
-        if type(self.model).train_step is not keras.Model.train_step:
-            return  # what such a model logs shows only when it does
+        names = list(metrics_results(self.model))
         valid = {*names, "learning_rate"} | ({f"val_{name}" for name in names} if validates is not False else set())
         for name in self.template.metrics:
             if name not in valid:

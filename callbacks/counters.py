@@ -104,7 +104,7 @@ class Counters:
         self._positioned_at = 0
         self._rest: _Rest | None = None
         self._fit = None
-        self._before_first_batch: list[Callable[[list[str]], None]] = []
+        self._before_first_batch: list[tuple[Callable[[], None], bool]] = []
         self._before_save: list[Callable[[], None]] = []
         self.saving = Saving()
         self.batches_per_epoch: int | None = None
@@ -197,14 +197,15 @@ class Counters:
         self._rest.data_seeks = True
         return self._epoch, self._rest.counts.samples_in_epoch
 
-    def before_first_batch(self, act: Callable[[list[str]], None]) -> None:
-        """Has something done in the `fit` under way just before its first batch, when the metrics have names.
+    def before_first_batch(self, act: Callable[[], None], build: bool = True) -> None:
+        """Registers a function to call just before the first batch of the `fit` under way; to be called in `on_train_begin`.
 
         Args:
-            act: called with the names of the metrics that Keras will log. To be registered in `on_train_begin`.
+            act: the function.
+            build: whether it needs the variables that the first batch would make, of metrics and of layers.
         """
         self._forget_other_fits()
-        self._before_first_batch.append(act)
+        self._before_first_batch.append((act, build))
 
     def before_save(self, act: Callable[[], None]) -> None:
         """Has something done in the `fit` under way just before each checkpoint, by whoever stands later in the list too.
@@ -253,6 +254,7 @@ class Counters:
 
     def _wrap(self) -> None:
         model, train_step, make_train_function = self._model, self._model.train_step, self._model.make_train_function
+        self._train_step = train_step
 
         def counted_train_step(data):
             # Counting waits for the data and the step for counting, for two reasons. What does not depend on the data, say
@@ -317,30 +319,30 @@ class Counters:
         if not rest.data_seeks:
             for _ in range(done):
                 next(iterator)
-        self._build_metrics(iterator)
+        self._build(iterator)
         rest.restore_metrics()
         with self._strategy.scope():
-            restored = {name: float(result) for name, result in self._model.get_metrics_result().items()}
+            restored = metrics_results(self._model)
         if restored.keys() == rest.logs.keys():
             rest.logs = restored
 
     def _act_before_first_batch(self, iterator):
         acts, self._before_first_batch = self._before_first_batch, []
-        self._build_metrics(iterator)
-        names = list(self._model.get_metrics_result())
-        for act in acts:
-            act(names)
+        if any(build for _, build in acts):
+            self._build(iterator)
+        for act, _ in acts:
+            act()
 
-    def _build_metrics(self, iterator):
+    def _build(self, iterator):
         """Makes the variables that the first batch would make: without training on it, and without drawing from the data."""
-        model = self._model
-        spec = iterator.element_spec
+        model, spec = self._model, iterator.element_spec
         if type(model).train_step is keras.Model.train_step:
             if self._strategy.num_replicas_in_sync == 1:  # with several, `fit` has built them already
                 with self._strategy.scope():
                     model._symbolic_build(data_batch=tf.nest.map_structure(_symbolic, spec))
-        elif not StateTree(model).is_built or not _has_metrics(model):
-            step = tf.function(lambda data: self._strategy.run(model.train_step, args=(data,)), autograph=False)
+        elif not StateTree(model).is_built or not all(getattr(metric, "built", True) for metric in model.metrics):
+            # Not the train step that counts: initial values must not depend on the data that counting waits for.
+            step = tf.function(lambda data: self._strategy.run(self._train_step, args=(data,)), autograph=False)
             step.get_concrete_function(spec)
 
 
@@ -358,6 +360,20 @@ def counters_of(model: keras.Model) -> Counters:
     return getattr(model, _ATTRIBUTE)
 
 
+def metrics_results(model: keras.Model) -> dict[str, Any]:
+    """Returns the running metrics of a model as its logs name them: scalars as numbers, others as arrays."""
+
+    def flat(results):
+        for name, result in results.items():
+            if isinstance(result, dict):
+                yield from flat(result)
+            else:
+                array = keras.ops.convert_to_numpy(result)
+                yield name, float(array) if array.ndim == 0 else array
+
+    return dict(sorted(flat(model.get_metrics_result())))
+
+
 def tensors_of(data: Any) -> list[tf.Tensor]:
     """The tensors of any structure, those of ragged and sparse ones too."""
     return [leaf for leaf in tf.nest.flatten(data, expand_composites=True) if isinstance(leaf, tf.Tensor)]
@@ -366,10 +382,6 @@ def tensors_of(data: Any) -> list[tf.Tensor]:
 def _batch_size(data: Any) -> tf.Tensor:
     first = next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
     return first.dense_shape[0] if isinstance(first, tf.SparseTensor) else tf.shape(first, out_type="int64")[0]
-
-
-def _has_metrics(model: keras.Model) -> bool:
-    return all(metric.built for metric in model.metrics if hasattr(metric, "built"))
 
 
 def _symbolic(spec):

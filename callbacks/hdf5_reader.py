@@ -162,5 +162,3 @@ def _open_part(path: str, member: str) -> Iterator[_Part]:
         before = os.pread(file.fileno(), _LOCAL_HEADER.size, found.header_offset)
         begin = found.header_offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(before))
         yield _Part(file, begin, found.file_size)
-
-

@@ -10,6 +10,7 @@ import keras
 import tensorflow as tf
 
 from callbacks import preemption
+from callbacks.errors import CheckpointWriteError, InputError
 
 Value = TypeVar("Value")
 
@@ -21,8 +22,10 @@ class RanksDiffer(RuntimeError):
 class Ranks:
     """A world of one rank, and what a larger one has to offer.
 
-    Every method is a collective: all ranks have to call it, in the same order, or none. What is not plain data of Python and
-    numpy need not pass.
+    Every method is a collective: all ranks have to call it, in the same order, or none.
+
+    Values travel as plain data (`callbacks.plain_data`): None, bool, int, float, str, lists, dicts with string keys, numpy
+    arrays and numpy scalars. Tuples arrive as lists. Code never travels: ranks cannot tell who sends in another's place.
 
     Attributes:
         rank: this process, from 0. Rank 0 is the chief, the only one that writes.
@@ -41,11 +44,11 @@ class Ranks:
         return self.rank == 0
 
     def gather(self, value: Any) -> Sequence[Any]:
-        """What each rank gave, in the order of ranks, for every rank."""
+        """What each rank gave, in the order of ranks, for every rank. The value is plain data."""
         return [value]
 
     def broadcast(self, value: Any) -> Any:
-        """What the chief gave, for every rank."""
+        """What the chief gave, for every rank. The value is plain data; what other ranks give is not looked at."""
         return value
 
     def any(self, flag: bool) -> bool:
@@ -89,17 +92,51 @@ class Ranks:
         self.gather(None)
 
     def on_chief(self, act: Callable[[], Value]) -> Value:
-        """Has the chief do something: every rank gets what it returned, or raises what it raised."""
-        value, error = None, None
+        """Calls `act` on the chief alone. Every rank returns what it returned, or raises what it raised.
+
+        Args:
+            act: returns plain data.
+
+        Raises:
+            Exception: on the chief, the very exception of `act`; on other ranks one of the same class and text, if the class is
+                in `_ERRORS` or an `OSError`, else a RuntimeError that names the class.
+        """
+        outcome: dict[str, Any] = {}
+        raised = None
         if self.is_chief:
             try:
-                value = act()
-            except Exception as raised:
-                error = raised
-        value, error = self.broadcast((value, error))
-        if error is not None:
-            raise error
-        return value
+                outcome = {"value": act()}
+            except Exception as error:
+                raised, outcome = error, {"error": _to_plain(error)}
+        outcome = self.broadcast(outcome)
+        if raised is not None:
+            raise raised
+        if "error" in outcome:
+            raise _to_error(**outcome["error"])
+        return outcome["value"]
+
+
+# Exceptions that arrive as what they are: the name that travels is only looked up here.
+_ERRORS: dict[str, type[Exception]] = {
+    each.__name__: each for each in (InputError, CheckpointWriteError, RanksDiffer, OSError, ValueError, RuntimeError)
+}
+
+
+def _to_plain(error: Exception) -> dict[str, Any]:
+    """An exception as plain data: the arguments of `_to_error`."""
+    if isinstance(error, OSError) and isinstance(error.errno, int):
+        paths = [None if path is None else str(path) for path in (error.filename, error.filename2)]
+        return {"name": "OSError", "message": str(error.strerror), "number": error.errno, "paths": paths}
+    name = type(error).__name__
+    if _ERRORS.get(name) is type(error):
+        return {"name": name, "message": str(error)}
+    return {"name": "RuntimeError", "message": f"The chief raised {name}: {error}"}
+
+
+def _to_error(name: str, message: str, number: int | None = None, paths: Sequence[str | None] = (None, None)) -> Exception:
+    if number is not None:
+        return OSError(number, message, paths[0], None, paths[1])  # Python makes it of the subclass that the number stands for
+    return _ERRORS[name](message)
 
 
 _current = Ranks()

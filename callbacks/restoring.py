@@ -3,7 +3,8 @@
 import dataclasses
 import os
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 
 import keras
 
@@ -109,10 +110,21 @@ def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Che
     >>> checkpoint = restore(model, "runs/mnist/checkpoints/model_batch_at_{batch:05d}.weights.h5")
     >>> print(checkpoint.batch, checkpoint.metrics["loss"])
     """
-    checkpoint = ranks().on_chief(lambda: latest_checkpoint(template_or_directory))
+    checkpoint = find_on_chief(lambda: latest_checkpoint(template_or_directory))
     if checkpoint is not None:
         state.restore(model, checkpoint.path)
     return checkpoint
+
+
+def find_on_chief(find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    """The checkpoint that the chief finds, for every rank."""
+
+    def found():
+        checkpoint = find()
+        return asdict(checkpoint) if checkpoint else None
+
+    plain = ranks().on_chief(found)
+    return Checkpoint(**plain) if plain else None
 
 
 def metrics_of(path: str) -> dict[str, float]:

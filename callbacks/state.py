@@ -247,7 +247,9 @@ def _check_fit(header: dict[str, Any], tree: StateTree, path: str) -> None:
     """Compares names, shapes and dtypes; metrics, which may be others, and what need not exist are left out."""
     stored = header["variables"]
     unused = {
-        id(v) for name, each in header["optimizers"].items() if not each["built"] and name in tree.optimizers
+        id(v)
+        for name, each in header["optimizers"].items()
+        if not each["built"] and name in tree.optimizers
         for v in tree.optimizers[name].variables
     }
     optional = {*header["metrics_variables"], *tree.metrics}

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from callbacks import event_files
@@ -326,14 +327,14 @@ class GlobalStepTensorBoard(keras.callbacks.TensorBoard):
             profile = next(Path(self._profiling.name).rglob("*.xplane.pb")).read_bytes()
         self._profiling.cleanup()
         self._profiling, self._is_profiled = None, True
-        profiles = ranks().gather(profile)
+        profiles = ranks().gather(np.frombuffer(profile, "uint8"))
         if ranks().is_chief:
             session = Path(
                 self.log_dir, "batches", "plugins", "profile", f"batch_{self._start_batch:05d}_to_{self._stop_batch:05d}"
             )
             session.mkdir(parents=True, exist_ok=True)
             for rank in self._profile_ranks:
-                (session / f"rank-{rank}.xplane.pb").write_bytes(profiles[rank])
+                (session / f"rank-{rank}.xplane.pb").write_bytes(profiles[rank].tobytes())
 
     def _with_learning_rate(self, logs):
         """Named as in Keras; read in half the time of `keras.ops.convert_to_numpy`."""

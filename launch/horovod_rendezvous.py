@@ -1,6 +1,7 @@
 """Horovod's rendezvous server, where its ranks find each other, behind a list of the addresses that it answers.
 
 Its requests come from Horovod's C++ side and have no room for a secret: an address that passed the launchers' handshake is let in.
+From this host only processes of this user and of root are.
 """
 
 import importlib.util
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Collection
 from typing import Any
 
+from launch.peers import is_trusted
 from launch.world import Layout, horovod_host
 
 
@@ -43,7 +45,7 @@ def serve(bind: str, allowed: Collection[str]) -> Any:
             socketserver.TCPServer.server_bind(self)  # without the look-up of a name, which may take seconds
 
         def verify_request(self, request, client_address):
-            return client_address[0] in allowed
+            return client_address[0] in allowed and is_trusted(request)
 
     server = Server((bind, 0), Handler, 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -2,6 +2,7 @@
 
 Node 0 listens on the port that every node was told. Who knows the run's secret learns there where the launchers talk, and
 hangs up; when all have come, that port is free again, for rank 0 to listen on. Each node then says what it is about to start.
+Where the run stays on one host and has no secret, both sides refuse a process of another user.
 Node 0 compares, and keeps the connections: through them it starts and ends the ranks of all nodes.
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 from launch.arguments import LOOPBACK, Plan
 from launch.errors import LaunchError
 from launch.messages import Link, SealedLink
+from launch.peers import is_trusted
 
 PATIENCE = 5.0  # seconds for one step of a handshake
 RETRY = 0.5
@@ -78,8 +80,8 @@ def gather(plan: Plan, secret: bytes, facts: dict[str, Any], check: Callable[[],
         raise LaunchError(f"Port {plan.meeting[1]}, where the nodes meet, is in use: {error.strerror}. Name another one.") from None
     with meeting, socket.create_server((bind, 0), backlog=plan.nodes + 16) as talking:
         port = talking.getsockname()[1]
-        _answer(meeting, lambda caller: _show_the_way(caller, secret, port))
-        _answer(talking, lambda caller: came.put(_let_in(caller, secret)))
+        _answer(meeting, secret, lambda caller: _show_the_way(caller, secret, port))
+        _answer(talking, secret, lambda caller: came.put(_let_in(caller, secret)))
         try:
             return _wait_for_all(plan, facts, came, check)
         finally:  # wakes the two threads that wait for callers
@@ -157,7 +159,10 @@ class _Call(SealedLink):
 def _call(host, port, secret):
     connection = socket.create_connection((host, port), timeout=PATIENCE)
     try:
-        return _Call(connection, secret, server=False)
+        call = _Call(connection, secret, server=False)
+        if not secret and not is_trusted(connection):
+            raise ConnectionError("another user listens there")
+        return call
     except OSError:
         connection.close()
         raise
@@ -173,13 +178,16 @@ def _answer_of(link, plan):
     return messages[0]
 
 
-def _answer(listener, greet):
+def _answer(listener, secret, greet):
     def listen():
         while True:
             try:
                 connection, _ = listener.accept()
             except OSError:  # the end of the meeting
                 return
+            if not secret and not is_trusted(connection):
+                connection.close()
+                continue
             threading.Thread(target=greet, args=(connection,), daemon=True).start()
 
     threading.Thread(target=listen, daemon=True).start()

@@ -116,3 +116,36 @@ def test_what_would_let_ranks_differ_is_refused_before_training(found, what, err
     received = of_both(found, "what_would_let_ranks_differ_is_refused")[what]
     assert received.startswith("InputError: ")
     assert error in received
+
+
+def test_plain_data_of_any_length_goes_between_ranks(found):
+    received = of_both(found, "plain_data_goes_between_ranks")
+    assert received["gathered"] == [[1, "bfloat16", 0, [0, None]], [10_000, "bfloat16", 3, [1, None]]]
+    assert received["broadcast"] == [0.0, 1.0, 2.0]
+    assert received["returned on the chief"] == {"path": "a", "sizes": [1, 2]}
+
+
+def test_what_the_chief_raises_reaches_all_ranks(found):
+    chief, other = (each["what_the_chief_raises_reaches_all_ranks"] for each in found)
+    known = [
+        "InputError: wrong",
+        "CheckpointWriteError: no space",
+        "RanksDiffer: differ",
+        "ValueError: value",
+        "RuntimeError: running",
+        "FileNotFoundError: [Errno 2] No such file: 'a'",
+        "OSError: [Errno 18] Invalid cross-device link: 'a' -> 'b'",
+        "OSError: plain",
+    ]
+    assert chief[: len(known)] == other[: len(known)] == known
+    assert chief[len(known) :] == [
+        "KeyError: 'key'", "UnicodeDecodeError: 'ascii' codec can't decode byte 0x78 in position 0: reason",
+    ]  # fmt: skip
+    assert other[len(known) :] == [f"RuntimeError: The chief raised {error}" for error in chief[len(known) :]]
+
+
+def test_a_pickle_in_place_of_a_ranks_message_is_refused_and_not_run(found):
+    received = of_both(found, "a_pickle_in_place_of_a_message_is_refused")
+    assert received["alone"].startswith("ValueError: Not a message of plain data: it begins with ")
+    assert received["behind a head"] == "ValueError: Not a message of plain data: its JSON part cannot be read."
+    assert not received["run"]

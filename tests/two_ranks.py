@@ -5,6 +5,7 @@ Every training is compared with the same one on one replica, which each rank doe
 
 import json
 import os
+import pickle
 import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -13,8 +14,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks import GlobalStepCheckpoint, counters_of
+from callbacks import CheckpointWriteError, GlobalStepCheckpoint, InputError, counters_of
 from callbacks.ranks import RanksDiffer, install
+from recipes.common import horovod_ranks
 from recipes.common.data import Arrays, validation_data
 from recipes.common.distribution import Distribution
 from recipes.common.horovod_ranks import HorovodRanks
@@ -256,10 +258,58 @@ def what_would_let_ranks_differ_is_refused(two, one):
     }
 
 
+@check
+def plain_data_goes_between_ranks(two, one):
+    rank, count = two.ranks.rank, 3 * two.ranks.rank
+    mine = {"text": "x" * 10 ** (4 * rank), "array": tf.ones([count], tf.bfloat16).numpy(), "pair": (rank, None)}
+    of_chief = two.ranks.broadcast({"array": np.arange(3.0)} if two.is_chief else object())
+    return {
+        "gathered": [
+            [len(each["text"]), str(each["array"].dtype), each["array"].size, each["pair"]] for each in two.ranks.gather(mine)
+        ],
+        "broadcast": of_chief["array"].tolist(),
+        "returned on the chief": two.ranks.on_chief(lambda: {"path": "a", "sizes": [1, 2]}),
+    }
+
+
+@check
+def what_the_chief_raises_reaches_all_ranks(two, one):
+    errors = [
+        InputError("wrong"), CheckpointWriteError("no space"), RanksDiffer("differ"), ValueError("value"), RuntimeError("running"),
+        FileNotFoundError(2, "No such file", "a"), OSError(18, "Invalid cross-device link", "a", None, "b"),
+        OSError("plain"), KeyError("key"), UnicodeDecodeError("ascii", b"x", 0, 1, "reason"),
+    ]  # fmt: skip
+
+    def fail(error):
+        raise error
+
+    return [error_of(lambda error=error: two.ranks.on_chief(lambda: fail(error))) for error in errors]
+
+
+@check
+def a_pickle_in_place_of_a_message_is_refused(two, one):
+    class Trap:
+        def __reduce__(self):
+            return os.mkdir, ("unpickled",)
+
+    right = horovod_ranks.encode
+    pickled = pickle.dumps(Trap())
+    found = {}
+    for name, sent in (
+        ("alone", pickled),
+        ("behind a head", right(None)[:8] + bytes([0] * 7 + [len(pickled)] + [0] * 8) + pickled),
+    ):
+        horovod_ranks.encode = right if two.is_chief else lambda _, sent=sent: sent
+        found[name] = error_of(lambda: two.ranks.gather("hello"))
+    horovod_ranks.encode = right
+    found["run"] = os.path.exists("unpickled")
+    return found
+
+
 def error_of(act):
     try:
         act()
-    except (ValueError, RanksDiffer) as error:
+    except (ValueError, RuntimeError, OSError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
 
 

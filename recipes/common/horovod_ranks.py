@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks import preemption
+from callbacks.plain_data import decode, encode, size_of
 from callbacks.ranks import Ranks, RanksDiffer
 
 # Horovod has no reduction of these; the wider type holds all their values.
@@ -36,10 +37,17 @@ class HorovodRanks(Ranks):
         self._asked_to_leave = 0
 
     def gather(self, value: Any) -> list[Any]:
-        return hvd.allgather_object(value, name="gather")
+        with tf.device("/cpu:0"):
+            received = hvd.allgather(_to_tensor(encode(value)), name="HorovodAllgather_gather")  # ranks may send other lengths
+        return [decode(message) for message in _split(received.numpy().data, self.size)]
 
     def broadcast(self, value: Any) -> Any:
-        return hvd.broadcast_object(value, name="broadcast")
+        message = encode(value) if self.is_chief else b""
+        with tf.device("/cpu:0"):
+            size = int(hvd.broadcast(tf.constant(len(message), tf.int64), root_rank=0, name="HorovodBroadcast_size"))
+            sent = _to_tensor(message) if self.is_chief else tf.zeros([size], tf.uint8)
+            received = hvd.broadcast(sent, root_rank=0, name="HorovodBroadcast_message")
+        return decode(received.numpy().data)
 
     def any(self, flag: bool) -> bool:
         return bool(hvd.allreduce(tf.constant(flag, tf.int32), op=hvd.Max, name="HorovodAllreduce_any"))
@@ -80,7 +88,7 @@ class HorovodRanks(Ranks):
     def give_chiefs_values(self, variables: Sequence[keras.Variable]) -> None:
         for i, variable in enumerate(variables):
             sent = tf.cast(variable.value, _wire_type(variable.value))
-            variable.assign(tf.cast(hvd.broadcast(sent, root_rank=0, name=f"chief_{i}"), variable.value.dtype))
+            variable.assign(tf.cast(hvd.broadcast(sent, root_rank=0, name=f"HorovodBroadcast_chief_{i}"), variable.value.dtype))
 
     def expect_equal(self, values: Mapping[str, tf.Tensor], when: str) -> None:
         self.settle()
@@ -115,6 +123,22 @@ def first_difference(sums: Sequence[Sequence[int]]) -> tuple[int, int] | None:
             if each != most_common:
                 return rank, i
     return None
+
+
+def _to_tensor(message: bytes) -> tf.Tensor:
+    return tf.constant(np.frombuffer(message, np.uint8))
+
+
+def _split(received: memoryview, count: int) -> list[memoryview]:
+    """The messages of so many ranks, which stand one after the other."""
+    messages = []
+    for _ in range(count):
+        size = size_of(received)
+        messages.append(received[:size])
+        received = received[size:]
+    if received:
+        raise ValueError(f"The messages of {count} ranks are followed by {len(received)} bytes more.")
+    return messages
 
 
 def _checksum(value: tf.Tensor) -> int:

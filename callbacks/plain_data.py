@@ -1,0 +1,162 @@
+"""What ranks tell each other, as bytes: JSON and the contents of arrays. Reading it back runs nobody's code, as pickle would.
+
+A message is
+
+    8 bytes   magic and version     b"PLAIN\\0\\0\\1"
+    2 x 8     size of the JSON part, size of the array part (unsigned, big-endian)
+              the JSON part
+              the array part: the contents of all arrays, in the order in which the JSON part names them
+
+In the JSON part null, booleans, numbers, strings and lists stand for themselves. An object has one key, which says what it is:
+
+    {"dict": {...}}             a dict
+    {"array": [DTYPE, SHAPE]}   a numpy array
+    {"scalar": DTYPE}           a numpy scalar
+"""
+
+import json
+import math
+import re
+import struct
+import sys
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+_HEAD = struct.Struct(">8s2Q")
+_MAGIC = b"PLAIN\x00\x00\x01"
+_DEEPEST = 64  # levels of lists and dicts
+_BUILTIN = re.compile(r"[<>|][biufcSUmM][1-9][0-9]*(\[[0-9A-Za-z]+\])?")  # as `dtype.str` names them; no objects, no fields
+_EXTENSIONS = {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4")}
+
+
+def encode(value: Any) -> bytes:
+    """Turns plain data into a message.
+
+    Args:
+        value: None, a bool, int, float or str, a list or tuple, a dict with string keys, or a numpy array or scalar of any dtype
+            without objects and fields; nested up to 64 levels.
+
+    Raises:
+        TypeError: if a part of the value is anything else.
+        ValueError: if it is nested deeper, or has an integer of thousands of digits.
+    """
+    contents: list[memoryview] = []
+    text = json.dumps(_to_tree(value, contents, 0), separators=(",", ":")).encode("ascii")
+    size = sum(len(content) for content in contents)
+    return b"".join([_HEAD.pack(_MAGIC, len(text), size), text, *contents])
+
+
+def decode(message: bytes | memoryview) -> Any:
+    """Turns a message back into the value. Tuples come back as lists, arrays as copies that can be written to.
+
+    Raises:
+        ValueError: if this is not a message that `encode` can have made.
+    """
+    view = memoryview(message)
+    if len(view) < _HEAD.size or len(view) != size_of(view):
+        raise ValueError(f"Not a message of plain data: it has {len(view)} bytes, and its head says otherwise.")
+    _, text_size, _ = _HEAD.unpack_from(view)
+    text, contents = view[_HEAD.size : _HEAD.size + text_size], view[_HEAD.size + text_size :]
+    try:
+        tree = json.loads(str(text, "ascii"))
+    except (ValueError, RecursionError):
+        raise ValueError("Not a message of plain data: its JSON part cannot be read.") from None
+    reader = _Reader(contents)
+    value = reader.value(tree, 0)
+    if reader.left:
+        raise ValueError(f"Not a message of plain data: {reader.left} bytes belong to no array.")
+    return value
+
+
+def size_of(message: bytes | memoryview) -> int:
+    """The bytes of the message that begins here, as its head says.
+
+    Raises:
+        ValueError: if this is not the beginning of a message.
+    """
+    if len(message) >= _HEAD.size:
+        magic, *sizes = _HEAD.unpack_from(message)
+        if magic == _MAGIC:
+            return _HEAD.size + sum(sizes)
+    raise ValueError(f"Not a message of plain data: it begins with {bytes(message[:8])!r}.")
+
+
+def _to_tree(value, contents, depth):
+    if depth > _DEEPEST:
+        raise ValueError(f"Plain data is nested up to {_DEEPEST} levels. Received: more.")
+    if isinstance(value, (np.ndarray, np.generic)):
+        name = _name_of(value.dtype)
+        contents.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
+        return {"array": [name, value.shape]} if isinstance(value, np.ndarray) else {"scalar": name}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_to_tree(each, contents, depth + 1) for each in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {"dict": {key: _to_tree(each, contents, depth + 1) for key, each in value.items()}}
+    raise TypeError(
+        "Plain data is None, bool, int, float, str, lists, dicts with string keys, numpy arrays and scalars. "
+        f"Received: {type(value).__name__} {value!r:.100}"
+    )
+
+
+class _Reader:
+    """Builds a value from its JSON part, and takes the contents of arrays in the order in which it meets them."""
+
+    def __init__(self, contents: memoryview):
+        self._contents = contents
+
+    @property
+    def left(self) -> int:
+        """Bytes that no array has taken."""
+        return len(self._contents)
+
+    def value(self, tree: Any, depth: int) -> Any:
+        if depth > _DEEPEST:
+            raise ValueError(f"Not a message of plain data: it is nested more than {_DEEPEST} levels.")
+        if isinstance(tree, list):
+            return [self.value(each, depth + 1) for each in tree]
+        if not isinstance(tree, dict):
+            return tree
+        match tree:
+            case {"dict": dict(entries), **rest} if not rest:
+                return {key: self.value(each, depth + 1) for key, each in entries.items()}
+            case {"array": [str(name), list(shape)], **rest} if not rest:
+                return self._array(name, shape)
+            case {"scalar": str(name), **rest} if not rest:
+                return self._array(name, [])[()]
+        raise ValueError(f"Not a message of plain data: its JSON part has an object with the keys {list(tree)!r:.100}.")
+
+    def _array(self, name: str, shape: list[Any]) -> np.ndarray:
+        dtype = _dtype_of(name)
+        if not all(type(length) is int and 0 <= length <= sys.maxsize for length in shape):
+            raise ValueError(f"Not a message of plain data: an array has the shape {shape!r:.100}.")
+        size = math.prod(shape) * dtype.itemsize
+        if size > len(self._contents):
+            raise ValueError(f"Not a message of plain data: an array is larger than the {len(self._contents)} bytes that are left.")
+        content, self._contents = self._contents[:size], self._contents[size:]
+        array = np.ndarray(shape, dtype, content).copy()
+        if dtype.kind == "U" and (array.reshape(-1).view(f"{dtype.str[0]}u4") > sys.maxunicode).any():
+            raise ValueError("Not a message of plain data: an array of text has a number that is no character.")
+        return array
+
+
+def _name_of(dtype):
+    if dtype in _EXTENSIONS.values():
+        return dtype.name
+    if not _BUILTIN.fullmatch(dtype.str):
+        raise TypeError(f"Plain data has arrays of numbers, booleans, dates and text. Received: dtype {dtype}")
+    return dtype.str
+
+
+def _dtype_of(name):
+    if name in _EXTENSIONS:
+        return _EXTENSIONS[name]
+    try:
+        if _BUILTIN.fullmatch(name):
+            return np.dtype(name)
+    except (TypeError, ValueError):  # a size that the kind does not have
+        pass
+    raise ValueError(f"Not a message of plain data: an array has the dtype {name!r:.100}.")

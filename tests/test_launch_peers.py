@@ -1,0 +1,198 @@
+"""On its own host a launcher talks to processes of its user and of root, and to no others."""
+
+import contextlib
+import os
+import random
+import socket
+import subprocess
+import sys
+
+import pytest
+from launching import need_horovod, python, sh, skip, wait_for
+
+from launch import peers
+from launch.ports import Ports
+
+OTHER, ANOTHER = 65534, 65533  # users
+
+ASK = """
+import os, socket, sys
+user, port, request = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+if user:
+    os.setgroups([])
+    os.setuid(user)
+with socket.socket() as connection:
+    connection.settimeout(10)
+    connection.connect(("127.0.0.1", port))
+    try:
+        connection.sendall(request.encode() + b"\\r\\n\\r\\n")
+        print(connection.recv(100).decode())
+    except (BrokenPipeError, ConnectionResetError):
+        pass
+"""
+LISTEN = """
+import os, socket, sys
+os.setuid(int(sys.argv[1]))
+with socket.create_server(("127.0.0.1", int(sys.argv[2]))) as server:
+    print("listens", flush=True)
+    while True:
+        connection, _ = server.accept()
+        connection.sendall(b"0" * 32)
+        print(connection.recv(32), flush=True)
+        try:
+            print(connection.recv(1000), flush=True)
+        except OSError:
+            pass
+"""
+
+
+@pytest.fixture
+def as_root():
+    if os.geteuid():
+        skip("ROOT", "only root can be several users")
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+@pytest.fixture
+def connect(listener, as_root):
+    """Makes a connection to a server of this process: (the end of a user, the server's end)."""
+    with contextlib.ExitStack() as stack:
+
+        def connect(user, family=socket.AF_INET):
+            os.seteuid(user)
+            try:
+                caller = stack.enter_context(socket.socket(family))
+            finally:
+                os.seteuid(0)
+            host = "::ffff:127.0.0.1" if family == socket.AF_INET6 else "127.0.0.1"
+            caller.connect((host, listener.getsockname()[1]))
+            return caller, stack.enter_context(listener.accept()[0])
+
+        yield connect
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+@pytest.mark.parametrize("unavailable", ["_ask_kernel", "_read_proc"])
+def test_the_same_user_and_root_are_trusted_and_nobody_else_is(connect, monkeypatch, family, unavailable):
+    monkeypatch.setattr(peers, unavailable, lambda *ends: iter(()))
+    found = {}
+    for me in (0, OTHER):
+        monkeypatch.setattr(peers.os, "geteuid", lambda me=me: me)
+        found[me] = [peers.is_trusted(connect(user, family)[1]) for user in (0, OTHER, ANOTHER)]
+    assert found == {0: [True, False, False], OTHER: [True, True, False]}
+
+
+def test_each_user_is_reported_once(connect, capfd):
+    peers._report.cache_clear()
+    for user in (OTHER, OTHER, ANOTHER):
+        peers.is_trusted(connect(user)[1])
+    assert capfd.readouterr().err == (
+        "[launch] refused a connection from this host, which belongs to user 65534\n"
+        "[launch] refused a connection from this host, which belongs to user 65533\n"
+    )
+
+
+@pytest.mark.parametrize("unavailable", ["_ask_kernel", "_read_proc", None])
+def test_a_caller_that_has_closed_its_socket_does_not_count_as_root(connect, monkeypatch, unavailable):
+    if unavailable:
+        monkeypatch.setattr(peers, unavailable, lambda *ends: iter(()))
+    caller, connection = connect(OTHER)
+    caller.sendall(b"PUT /global/0 HTTP/1.0\r\n\r\n")
+    ends = caller.getsockname(), caller.getpeername()
+    assert peers._user_of(*ends) == OTHER
+    caller.close()
+    assert peers._user_of(*ends) is None
+    assert not peers.is_trusted(connection)
+    caller, connection = connect(OTHER)
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # close resets the connection
+    caller.close()
+    assert not peers.is_trusted(connection)
+
+
+def test_one_that_closes_while_its_user_is_looked_up_is_refused(connect, monkeypatch):
+    caller, connection = connect(OTHER)
+
+    def look(*ends):
+        caller.close()
+        return 0
+
+    monkeypatch.setattr(peers, "_user_of", look)
+    assert not peers.is_trusted(connection)
+
+
+class Connection:
+    """Its two ends."""
+
+    def __init__(self, peer, own):
+        self.getpeername, self.getsockname = lambda: (peer, 1), lambda: (own, 2)
+
+
+def test_other_hosts_are_not_looked_at_and_all_addresses_of_this_one_are(monkeypatch):
+    monkeypatch.setattr(peers, "_user_of", lambda *ends: ANOTHER)
+    assert peers.is_trusted(Connection("10.1.2.4", "10.1.2.3"))
+    assert not peers.is_trusted(Connection("10.1.2.3", "10.1.2.3"))
+    assert not peers.is_trusted(Connection("127.0.0.1", "127.0.0.1"))
+    assert not peers.is_trusted(Connection("127.0.0.9", "10.1.2.3"))
+
+
+def ask(user, port, request=""):
+    """What a server answers to a process of a user."""
+    found = subprocess.run([sys.executable, "-S", "-c", ASK, str(user), str(port), request], capture_output=True, text=True)
+    assert not found.returncode, found.stderr
+    return found.stdout.strip()
+
+
+def test_horovods_rendezvous_answers_no_other_user_of_this_host(launch, as_root):
+    need_horovod()
+    run = launch("--standalone", *sh("echo $HOROVOD_GLOO_RENDEZVOUS_PORT > port; sleep 60"))
+    port = run.file("port")
+    request = "GET /global/0 HTTP/1.0"
+    assert "404" in ask(0, port, request)
+    assert ask(OTHER, port, request) == ""
+    assert ask(OTHER, port, request) == ""
+    assert "404" in ask(0, port, request)
+    os.kill(run.process.pid, 15)
+    assert run.finish()[2].count("refused a connection from this host, which belongs to user 65534") == 1
+
+
+@pytest.fixture
+def port():
+    return Ports().take_next(random.randrange(10_000, 30_000))
+
+
+def node(launch, port, number, env=None):
+    flags = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "30", "--node-rank", number]
+    return launch(*flags, *python("pass"), env=env)
+
+
+@pytest.mark.parametrize(("env", "answered"), [({}, False), ({"LAUNCH_SECRET": "hush"}, True)])
+def test_without_a_secret_node_0_answers_no_other_user_of_this_host(launch, port, as_root, env, answered):
+    zero = node(launch, port, 0, env)
+    wait_for(lambda: is_open(port), "node 0")
+    assert len(ask(0, port)) == 32
+    assert len(ask(OTHER, port)) == (32 if answered else 0)
+    one = node(launch, port, 1, env)
+    assert [zero.finish()[0], one.finish()[0]] == [0, 0]
+
+
+def is_open(port):
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+        return True
+
+
+def test_a_node_without_a_secret_says_nothing_to_another_users_node_0(launch, port, as_root):
+    command = [sys.executable, "-S", "-c", LISTEN, str(OTHER), str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "listens\n"
+            flags = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "1", "--node-rank", "1"]
+            code, _, err = launch(*flags, *sh("touch started")).finish()
+            assert code == 1 and f"node 1 waited 1 s for 127.0.0.1:{port}: another user listens there" in err
+        finally:
+            other.terminate()
+        assert "node" not in other.stdout.read()
