@@ -107,7 +107,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         """Sets what belongs to a run, and is not copied with the callback."""
         self._model = None
         self.resumed_from: Checkpoint | None = None
-        self._writer: Writer | None = None
+        self._writer = Writer(self._background)
         self._last_in_list = _LastInList(self)
         self._memory = HostMemory()
         self._plan: SnapshotPlan | None = None
@@ -130,7 +130,6 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
 
     def on_train_begin(self, logs=None):
         preemption.training_begins()
-        self._writer = self._writer or Writer(self._background)
         fit = running_fit(self)
         self._callbacks = fit.callbacks
         self._has_list = fit.has_list

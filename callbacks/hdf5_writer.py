@@ -57,7 +57,7 @@ class Hdf5File:
         if getattr(value, "dtype", None) is not None and value.dtype.name == "bfloat16":
             dataset.attrs["dtype"] = "bfloat16"
 
-    def write(self, write: Callable[[Any], None]) -> None:
+    def write(self, write: Callable[[Any], Any]) -> None:
         """Gives the whole content to a function, piece by piece, in the order of the file."""
         self._file.close()
         position = 0
@@ -113,7 +113,7 @@ class _SparseImage(io.RawIOBase):
         self.size = max(self.size, self._position)
         return len(source)
 
-    def copy(self, begin: int, end: int, write: Callable[[Any], None]) -> None:
+    def copy(self, begin: int, end: int, write: Callable[[Any], Any]) -> None:
         """Gives a part of the content to a function."""
         self.seek(begin)
         while self._position < end:

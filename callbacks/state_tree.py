@@ -9,14 +9,14 @@ import operator
 import sys
 from collections.abc import Iterable
 from enum import Enum
-from typing import Any
+from typing import Any, TypeAlias
 
 import keras
 import tensorflow as tf
 
 from callbacks.keras_private import KerasSaveable, global_seed_generator
 
-Variable = keras.Variable | tf.Variable
+Variable: TypeAlias = keras.Variable | tf.Variable
 
 # Objects of these libraries are not searched unless `_SEARCHED` names their class; objects of the user's own classes are.
 _LIBRARIES = {*sys.stdlib_module_names, "keras", "tensorflow", "numpy", "h5py", __package__}

@@ -1,8 +1,6 @@
 """Writing beside training: one save at a time, whose failure training hears of at its next batch."""
 
 import atexit
-import os
-import re
 import sys
 import time
 import warnings
@@ -25,7 +23,8 @@ class Writer:
     """
 
     def __init__(self, background: bool):
-        self._executor = ThreadPoolExecutor(1, "checkpoint-writer") if background else None
+        self._background = background
+        self._executor: ThreadPoolExecutor | None = None
         self._in_flight: Future | None = None
         self._path = ""
         self.slowest = 0.0  # seconds that the longest write has taken
@@ -72,7 +71,8 @@ class Writer:
             return size, seconds
 
         self._path = path
-        if self._executor:
+        if self._background:
+            self._executor = self._executor or ThreadPoolExecutor(1, "checkpoint-writer")
             self._in_flight = self._executor.submit(timed)
             atexit.register(self._say_failure)
             return
@@ -116,7 +116,5 @@ class Writer:
 
 
 def _failure(path, error):
-    told = re.search(r"errno = (\d+)", str(error))  # HDF5 hides it in a long text, in errors of several classes
-    number = getattr(error, "errno", None) or (told and int(told[1]))
-    cause = os.strerror(number) if number else error
+    cause = getattr(error, "strerror", None) or error
     return CheckpointWriteError(f"Could not write the checkpoint {path}: {cause}. The checkpoints before it are intact.")
