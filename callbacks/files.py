@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from callbacks.errors import InputError
 from callbacks.lock import SILENCE, Owner, is_running
 from callbacks.template import Template
 
@@ -36,6 +37,7 @@ _HEAD = struct.Struct(">8s5Q")
 _TRAILER_SIZE = _HEAD.size + hashlib.sha256().digest_size
 _CHUNK = 1 << 22
 _PIECE = 1 << 19  # of a chunk, read at once: it stays in a core's cache until its checksum is taken
+_NAME_BYTES = 255  # of a file on Linux
 _in_flight: dict[str, str] = {}  # temporaries that this process is writing, and what each will be
 _TEMPORARY = re.compile(r"\.tmp-(?P<pid>\d+)@(?P<host>[^@]+)@(?P<name>.+)")
 
@@ -96,6 +98,22 @@ def commit(path: str, trailer: Trailer, write: Callable[[str], None], check: Cal
 def temporary_name(name: str) -> str:
     """The hidden name under which this process writes `name`; it keeps the suffix, which Keras insists on."""
     return f".tmp-{os.getpid()}@{socket.gethostname()}@{name}"
+
+
+def check_name_lengths(template: Template) -> None:
+    """Checks that the file system takes every name of a template, and the hidden name beside it.
+
+    Raises:
+        InputError: if a name may be too long.
+    """
+    *directories, name = template.longest().split("/")
+    spare = len("4194304") - len(str(os.getpid()))  # a later process may have a pid of more digits
+    for part in (*directories, temporary_name(name) + "_" * spare):
+        if len(os.fsencode(part)) > _NAME_BYTES:
+            raise InputError(
+                f"A name has at most {_NAME_BYTES} bytes, hidden prefix and large counters included. Give a template with "
+                f"shorter names. Received: {template.text!r}, with names of up to {len(os.fsencode(part))} bytes."
+            )
 
 
 def sweep(template: Template, fenced: Owner | None = None) -> None:

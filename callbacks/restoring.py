@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import keras
@@ -31,14 +32,34 @@ class Checkpoint:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint stores about itself.
+
+    Args:
+        template: the last part of the template that made it.
+        counts: its counters.
+        metrics: the newest value of each logged metric when it was made.
+    """
+
+    template: str
+    counts: Counts
+    metrics: dict[str, float]
+
+    def is_made_by(self, template: Template, path: str) -> bool:
+        """Whether the file stores this template, and the counters that give this path."""
+        return self.template == os.path.basename(template.text) and template.makes(path, self.counts)
+
+
 def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | None:
     """The checkpoint with the highest batch stored in it, of those that verify.
 
-    Damaged and foreign files are passed over, each with a warning that names it.
+    Damaged and foreign files are passed over, each with a warning that names it. So are files of another template whose names
+    this template matches too: `m_{batch}` and `m_{epoch}` in one directory are two runs, and neither resumes from the other.
 
     Args:
         template_or_directory: a template (`"run/model_batch_at_{batch:05d}.weights.h5"`), the path of one file, or a
-            directory, whose files may have been named by several templates.
+            directory, whose files may have been named by several templates. `~` is the home directory.
 
     Returns:
         The checkpoint, or None where there is none.
@@ -51,8 +72,11 @@ def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | 
     >>> latest = latest_checkpoint("runs/mnist/checkpoints")
     >>> model.load_weights(latest.path)
     """
+    template = _template_with_fields(template_or_directory)
     for path, _ in newest_first(template_or_directory):
         try:
+            if template is not None:
+                _refuse_another_template(template, path)
             return read_whole(path)
         except (files.Damaged, OSError) as error:
             _pass_over(path, error)
@@ -112,9 +136,21 @@ def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Che
     return checkpoint
 
 
-def metrics_of(path: str) -> dict[str, float]:
-    """The metrics that a checkpoint tells, without a look at the rest of it."""
-    return state.read_header(path)["metrics"]
+def own_checkpoints(template: Template) -> Iterator[tuple[str, files.Trailer, Stored]]:
+    """Yields the path, the trailer and the header of each checkpoint that this template made, the highest batch first."""
+    for path, trailer in newest_first(template.text):
+        stored = read_stored(path)
+        if stored is not None and stored.is_made_by(template, path):
+            yield path, trailer, stored
+
+
+def read_stored(path: str) -> Stored | None:
+    """Reads what a checkpoint stores about itself; None for a foreign or corrupt file, or one of an unknown format."""
+    try:
+        header = state.read_header(path)
+        return Stored(header["template"], Counts(**header["counts"]), header["metrics"])
+    except Exception:  # h5py, zipfile and json raise errors of many classes for a corrupt file
+        return None
 
 
 def newest_first(template_or_directory: str | os.PathLike) -> list[tuple[str, files.Trailer]]:
@@ -132,10 +168,27 @@ def newest_first(template_or_directory: str | os.PathLike) -> list[tuple[str, fi
 def candidates(template_or_directory: str | os.PathLike) -> list[str]:
     """The paths that a template can have made, or a directory's files with a checkpoint's suffix."""
     text = os.fspath(template_or_directory)
-    if os.path.isdir(text):
-        entries = [entry.path for entry in os.scandir(text) if not entry.name.startswith(".")]
+    directory = os.path.expanduser(text)
+    if os.path.isdir(directory):
+        entries = [entry.path for entry in os.scandir(directory) if not entry.name.startswith(".")]
         return [path for path in entries if path.endswith(SUFFIXES)]
-    return Template(text).files()
+    return Template(text).expanded().files()
+
+
+def _template_with_fields(template_or_directory):
+    """The template; None for a directory or a file's path, which take checkpoints of any template."""
+    text = os.fspath(template_or_directory)
+    if os.path.isdir(os.path.expanduser(text)):
+        return None
+    template = Template(text).expanded()
+    return template if template.has_fields else None
+
+
+def _refuse_another_template(template, path):
+    """Raises if the file stores another template, before the whole file is read."""
+    stored = read_stored(path)
+    if stored is not None and stored.template != os.path.basename(template.text):
+        raise files.Damaged(f"it was saved by another template, {stored.template}. To resume from it, give its path")
 
 
 def _pass_over(path, error):
