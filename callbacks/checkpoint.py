@@ -119,7 +119,7 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
         fit = running_fit(self)
         self._callbacks = fit.callbacks
         self._check_alone()
-        ranks().on_chief(self._claim)
+        ranks().on_chief(lambda: self._claim(fit.loop))
         self._kept = None
         self._validated = {}
         self._epoch_save_is_due = self._waits_for_metrics = False
@@ -194,11 +194,11 @@ class GlobalStepCheckpoint(keras.callbacks.ModelCheckpoint):
             return self._last_path
         return self.resumed_from.path if self.resumed_from else None
 
-    def _claim(self):
+    def _claim(self, loop):
         _prepare_directory(self.template.directory)
         files.finish_own(self.template)
         self._lock = Lock(self.template.text, self.template.directory)
-        self._lock.acquire()
+        self._lock.acquire(loop)
         files.sweep(self.template, self._lock.taken_from)
 
     def _resume(self):
