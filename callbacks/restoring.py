@@ -172,6 +172,8 @@ def candidates(template_or_directory: str | os.PathLike) -> list[str]:
     if os.path.isdir(directory):
         entries = [entry.path for entry in os.scandir(directory) if not entry.name.startswith(".")]
         return [path for path in entries if path.endswith(SUFFIXES)]
+    if not os.path.lexists(directory) and "{" not in text and not text.endswith(SUFFIXES):
+        raise InputError(f"There is no such directory: {text}")
     return Template(text).expanded().files()
 
 

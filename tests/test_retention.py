@@ -114,6 +114,7 @@ def test_files_of_a_template_with_the_same_names_stay_and_no_run_resumes_from_th
     """Only what is stored in `m_40` shows that 40 are samples."""
     template, other = str(tmp_path / "m_{batch}.weights.h5"), str(tmp_path / "m_{samples}.weights.h5")
     fit(small_model(), GlobalStepCheckpoint(template), GlobalStepCheckpoint(other, save_freq=3))
+    os.utime(tmp_path / "m_10.weights.h5", (0, 0))  # of two files of one batch, the other one is looked at first
     again = GlobalStepCheckpoint(template, keep_last=1, resume=True)
     with pytest.warns(
         UserWarning, match=r"Passed over .*m_40\.weights\.h5: it was saved by another template, m_{samples}\.weights\.h5"
