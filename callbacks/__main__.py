@@ -14,10 +14,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table. Returns 1 if `verify` finds a damaged file, 2 for bad input, else 0."""
     parser = argparse.ArgumentParser(prog="python -m callbacks", description="Checkpoints of a template or in a directory.")
     parser.add_argument("command", choices=("list", "verify"), help="list: as their last bytes tell; verify: read every byte")
-    parser.add_argument("template_or_directory")
+    parser.add_argument("template_or_directory", help="a template, a file, a directory of checkpoints or a run's directory")
     args = parser.parse_args(argv)
     try:
-        paths = candidates(args.template_or_directory)
+        paths = _paths_at(args.template_or_directory)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -38,6 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "verify":
         print(f"{len(paths)} files, {damaged} damaged" if damaged else f"{len(paths)} files, all whole")
     return 1 if damaged and args.command == "verify" else 0
+
+
+def _paths_at(template_or_directory: str) -> list[str]:
+    """The checkpoints there; or, at the directory of a run, those in its `checkpoints/`."""
+    below = os.path.join(template_or_directory, "checkpoints")
+    return candidates(template_or_directory) or (candidates(below) if os.path.isdir(below) else [])
 
 
 def _look(paths: list[str], whole: bool) -> Iterator[tuple[str, Checkpoint | files.Trailer | None, str]]:

@@ -17,7 +17,7 @@ from callbacks.errors import InputError
 from callbacks.lock import Lock
 from callbacks.ranks import ranks
 from callbacks.replicas import components
-from callbacks.restoring import Checkpoint, find_on_chief, latest_checkpoint, metrics_of, named_checkpoint, newest_first
+from callbacks.restoring import Checkpoint, find_on_chief, latest_checkpoint, named_checkpoint, own_checkpoints, read_stored
 from callbacks.running_fit import running_fit
 from callbacks.snapshot import HostMemory, KerasPart, SnapshotPlan
 from callbacks.state_tree import StateTree
@@ -47,7 +47,8 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
     Args:
         filepath: the template of the files' names (`callbacks.template.Template`): the fields `{batch}` `{epoch}` `{samples}`
             `{step}` `{replicas}`, and any logged metric. Without a counter it is one file, replaced at each save. A file
-            whose name needs a metric of the validation waits for the first one.
+            whose name needs a metric of the validation waits for the first one. A relative path starts at the directory that
+            is current when the callback is made; `~` is the home directory.
         monitor, save_best_only, mode, initial_value_threshold: as in ModelCheckpoint; with an integer `save_freq` too.
             `keep_best` goes by the same monitor.
         verbose: 0 for silence, 1 for a line at each save.
@@ -88,7 +89,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         background: bool = True,
         resume: bool | str | os.PathLike = False,
     ):
-        self.template = Template(os.fspath(filepath))
+        self.template = Template(os.fspath(filepath)).absolute()
         keep = {"keep_last": keep_last, "keep_every": keep_every, "keep_best": keep_best}
         _check_arguments(self.template, save_weights_only, save_freq, save_secs, keep)
         weights_only = self.template.suffix == ".weights.h5"
@@ -135,7 +136,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         self._has_list = fit.has_list
         self._last_in_list.join(self._callbacks)
         self._check_alone()
-        ranks().on_chief(self._claim)
+        ranks().on_chief(lambda: self._claim(fit.loop))
         self._kept = None
         self._validated = {}
         self._epoch_is_saved = self._waits_for_metrics = False
@@ -228,11 +229,11 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
             return self._last_path
         return self.resumed_from.path if self.resumed_from else None
 
-    def _claim(self):
+    def _claim(self, loop):
         _prepare_directory(self.template.directory)
         files.finish_own(self.template)
         self._lock = Lock(self.template.text, self.template.directory)
-        self._lock.acquire()
+        self._lock.acquire(loop)
         files.sweep(self.template, self._lock.taken_from)
 
     def _resume(self):
@@ -358,25 +359,27 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
             return
         if self._kept is None:
             # Later ones than where this run began are another run's.
-            present = newest_first(self.template.text)
-            self._kept = {each: self._kept_of(each, trailer) for each, trailer in present if trailer.batch <= self._begins_at}
-        self._kept[path] = retention.Kept(path, batch, metrics.get(self.monitor))
+            present = own_checkpoints(self.template)
+            earlier = [(each, stored) for each, trailer, stored in present if trailer.batch <= self._begins_at]
+            self._kept = {each: self._kept_of(each, stored.counts.batch, stored.metrics) for each, stored in earlier}
+        self._kept[path] = self._kept_of(path, batch, metrics)
         if self._keep["keep_best"] and self.monitor_op is None:
             self._set_monitor_op()
         lower = self._keep["keep_best"] is None or self.monitor_op is keras.ops.less
         for old in retention.to_delete(list(self._kept.values()), **self._keep, lower_is_better=lower):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(old)
+            stored = read_stored(old)  # once more: another program may have replaced the file since
+            if stored is not None and stored.is_made_by(self.template, old):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(old)
             del self._kept[old]
 
-    def _kept_of(self, path, trailer):
-        value = metrics_of(path).get(self.monitor) if self._keep["keep_best"] else None
-        return retention.Kept(path, trailer.batch, value)
+    def _kept_of(self, path, batch, metrics):
+        return retention.Kept(path, batch, metrics.get(self.monitor))
 
     def _warn_of_later_checkpoints(self):
         if self.resume is True or not self.template.counters or not ranks().is_chief:
             return
-        newest = next(iter(newest_first(self.template.text)), None)
+        newest = next(own_checkpoints(self.template), None)
         if newest and newest[1].batch > self._begins_at:
             warnings.warn(
                 f"{newest[0]} is of another run, which came to batch {newest[1].batch}; this one begins at {self._begins_at}. "
@@ -430,6 +433,7 @@ class _LastInList(keras.callbacks.Callback):
 
 
 def _check_arguments(template, save_weights_only, save_freq, save_secs, keep):
+    files.check_name_lengths(template)
     weights_only = template.suffix == ".weights.h5"
     if save_weights_only not in (None, weights_only):
         raise InputError(

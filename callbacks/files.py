@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from callbacks import checksum, format_1
+from callbacks.errors import InputError
 from callbacks.lock import SILENCE, Owner, is_running
 from callbacks.template import Template
 
@@ -34,6 +35,7 @@ MAGIC = b"GSTEP\x00\x00\x02"
 _HEAD = struct.Struct(">8s5Q")
 TRAILER_SIZE = _HEAD.size + checksum.SIZE
 _DIGEST_SIZES = {MAGIC: checksum.SIZE, format_1.MAGIC: format_1.DIGEST_SIZE}
+_NAME_BYTES = 255  # of a file on Linux
 _in_flight: dict[str, str] = {}  # temporaries that this process is writing, and what each will be
 _TEMPORARY = re.compile(r"\.tmp-(?P<pid>\d+)@(?P<host>[^@]+)@(?P<name>.+)")
 
@@ -147,6 +149,22 @@ def _write_durably(path: str, trailer: Trailer, write: Callable[[Output], None])
 def temporary_name(name: str) -> str:
     """The hidden name under which this process writes `name`; it keeps the suffix, which Keras insists on."""
     return f".tmp-{os.getpid()}@{socket.gethostname()}@{name}"
+
+
+def check_name_lengths(template: Template) -> None:
+    """Checks that the file system takes every name of a template, and the hidden name beside it.
+
+    Raises:
+        InputError: if a name may be too long.
+    """
+    *directories, name = template.longest().split("/")
+    spare = len("4194304") - len(str(os.getpid()))  # a later process may have a pid of more digits
+    for part in (*directories, temporary_name(name) + "_" * spare):
+        if len(os.fsencode(part)) > _NAME_BYTES:
+            raise InputError(
+                f"A name has at most {_NAME_BYTES} bytes, hidden prefix and large counters included. Give a template with "
+                f"shorter names. Received: {template.text!r}, with names of up to {len(os.fsencode(part))} bytes."
+            )
 
 
 def sweep(template: Template, fenced: Owner | None = None) -> None:

@@ -12,8 +12,8 @@ import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.random import seed_generator
 from keras.src.saving import saving_lib
-from keras.src.saving.saving_lib import H5IOStore
 from keras.src.saving.keras_saveable import KerasSaveable
+from keras.src.saving.saving_lib import H5IOStore
 from keras.src.utils.naming import to_snake_case
 from tensorflow.python.client import device_lib
 from tensorflow.python.eager import context, execute

@@ -7,28 +7,36 @@ import hashlib
 import json
 import os
 import socket
+import sys
 import tempfile
 import threading
-from dataclasses import asdict, dataclass
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 
 from callbacks.errors import InputError
 
 SILENCE = 60  # seconds without a sign of life after which a holder counts as dead, on whatever host
 _HEARTBEAT = 15
+_acquiring = threading.Lock()
+_held: dict[str, "Lock"] = {}  # by token: the locks that this process has taken
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that holds a template, as its lock file tells.
+    """A process that holds a template, as the lock file names it.
 
     Args:
         host: its host's name.
-        pid: its process id there.
+        pid: its process id, in its PID namespace.
         started: when that process started, in clock ticks since the host's start: a pid is used again, the pair is not.
         job: the Slurm job, the same through all requeues; empty without Slurm.
-        restart: which life of the job.
+        restart: which attempt of the job.
         since: when it took the lock, for the message.
+        boot: the id of the host's boot. Empty in a lock file of an older version, as are the next two.
+        pid_namespace: the namespace that `pid` counts in. Two containers may have one host name and equal pids.
+        token: differs for each lock that is taken, also by one process.
     """
 
     host: str
@@ -37,20 +45,58 @@ class Owner:
     job: str
     restart: int
     since: str
+    boot: str = ""
+    pid_namespace: str = ""
+    token: str = ""
 
     @classmethod
     def this_process(cls) -> "Owner":
         """The owner that this process would be."""
         environment = os.environ
         job = environment.get("SLURM_ARRAY_JOB_ID", environment.get("SLURM_JOB_ID", ""))
+        restart = environment.get("SLURM_RESTART_COUNT", "")
         return cls(
             host=socket.gethostname(),
             pid=os.getpid(),
             started=_started(os.getpid()) or 0,
             job=f"{job}_{environment['SLURM_ARRAY_TASK_ID']}" if "SLURM_ARRAY_TASK_ID" in environment else job,
-            restart=int(environment.get("SLURM_RESTART_COUNT", 0)),
+            restart=int(restart) if restart.isdecimal() else 0,
             since=datetime.now().isoformat(" ", "seconds"),
+            boot=_boot(),
+            pid_namespace=_pid_namespace(),
+            token=uuid.uuid4().hex,
         )
+
+    def shares_pids_with(self, other: "Owner") -> bool:
+        """Whether both count pids in one namespace of one boot, so that each can see whether the other is there."""
+        same_boot = self.boot == other.boot and self.pid_namespace == other.pid_namespace
+        return self.host == other.host and (same_boot or not (self.boot and other.boot))  # an older version names the host only
+
+    def is_process_of(self, other: "Owner") -> bool:
+        """Whether both are one process."""
+        return self.shares_pids_with(other) and (self.pid, self.started) == (other.pid, other.started)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A training loop: a call of `fit`, or all that a thread runs.
+
+    Args:
+        thread: the thread's identifier.
+        fit: the `id` of the frame of `fit`; None for a loop of the user's own. The frame itself would keep its data alive.
+    """
+
+    thread: int
+    fit: int | None = None
+
+    def excludes(self, other: "Loop") -> bool:
+        """Whether this loop still runs beside the other. One thread runs loops of the user's own one after the other."""
+        frame = sys._current_frames().get(self.thread)
+        if self.fit is None:
+            return frame is not None and self.thread != other.thread
+        while frame is not None and id(frame) != self.fit:
+            frame = frame.f_back
+        return frame is not None and self != other
 
 
 class LockLost(RuntimeError):
@@ -71,25 +117,34 @@ class Lock:
         self.path = os.path.join(directory, f".lock-{name}")
         self._released = threading.Event()
         self._owner: Owner | None = None
+        self._loop = Loop(threading.get_ident())
         self.taken_from: Owner | None = None  # whoever held it before, and counts as dead, but may not know that
 
-    def acquire(self) -> None:
+    def acquire(self, loop: Loop | None = None) -> None:
         """Takes the lock, from a dead holder too, and keeps showing a sign of life until `release`.
 
+        A training loop of this process that ended without a `release`, by an exception say, is no obstacle.
+
+        Args:
+            loop: the training loop that needs the lock; by default all that this thread runs.
+
         Raises:
-            InputError: if a living run holds it.
+            InputError: if a living run holds it, or if the lock file cannot be read or written.
         """
-        holder = self._read()
+        self._loop = loop or Loop(threading.get_ident())
         mine = Owner.this_process()
-        if holder is not None and not is_dead(holder, mine, self._silent_for()):
-            raise InputError(
-                f"{self._template} is in use by another run: process {holder.pid} on {holder.host}, since {holder.since}. "
-                f"Stop it, or use another template or directory. (It counts as dead after {SILENCE} s without a sign of life.)"
-            )
-        self.taken_from = holder
-        if not self._write(mine) or self._read() != mine:  # somebody else took it from the dead at the same moment
-            raise InputError(f"{self._template} was taken by another run at this very moment. Use another template or directory.")
-        self._owner = mine
+        with _acquiring, self._naming(InputError, ". Use another template or directory."):
+            holder = self._read()
+            if holder is not None:
+                self._refuse_living(holder, mine)
+            if not self._write(mine) or self._read() != mine:  # somebody else took it from the dead at the same moment
+                raise InputError(
+                    f"{self._template} was taken by another run at this very moment. Use another template or directory."
+                )
+            if holder is not None and holder.token in _held:
+                _held.pop(holder.token)._released.set()  # its loop has ended, and its heartbeat has not
+            _held[mine.token] = self
+        self.taken_from, self._owner = holder, mine
         self._sweep()
         self._released.clear()
         threading.Thread(target=self._show_life, name="checkpoint-lock", daemon=True).start()
@@ -99,48 +154,77 @@ class Lock:
         """To be called before anything of the run is changed.
 
         Raises:
-            LockLost: if somebody else has taken the lock: this process was taken for dead.
+            LockLost: if somebody else has taken the lock: this process was taken for dead. Also if the lock cannot be read.
         """
-        holder = self._read()
+        with self._naming(LockLost):
+            holder = self._read()
         if holder is None:
             raise LockLost(f"the lock {self.path} is gone, so a later life of this run has begun and ended")
         if holder != self._owner:
             raise LockLost(f"process {holder.pid} on {holder.host}, a later life of this run, has taken over at {holder.since}")
 
     def renew(self) -> None:
-        """Writes the lock again, after its directory was removed and made again."""
-        self._write(self._owner)
+        """Writes the lock again, after its directory was removed and made again.
+
+        Raises:
+            LockLost: if it cannot be written.
+        """
+        with self._naming(LockLost):
+            self._write(self._owner)
 
     def release(self) -> None:
         """Gives the lock back, if it is still ours; more than once does no harm."""
         if self._owner is None:
             return
         self._released.set()
-        if self._read() == self._owner:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if self._read() == self._owner:
                 os.unlink(self.path)
+        _held.pop(self._owner.token, None)
         self._owner = None
         atexit.unregister(self.release)
 
+    def _refuse_living(self, holder, mine):
+        if holder.is_process_of(mine):
+            other = _held.get(holder.token)
+            if other is not None and other._loop.excludes(self._loop):
+                raise InputError(
+                    f"{self._template} is in use by another training loop of this process, since {holder.since}. "
+                    "Wait for its end, or use another template or directory."
+                )
+        elif not is_dead(holder, mine, self._silent_for()):
+            raise InputError(
+                f"{self._template} is in use by another run: process {holder.pid} on {holder.host}, since {holder.since}. "
+                f"Stop it, or use another template or directory. (It counts as dead after {SILENCE} s without a sign of life.)"
+            )
+
     def _show_life(self):
         while not self._released.wait(_HEARTBEAT):
-            if self._read() == self._owner:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the file system may answer again at the next heartbeat
+                if self._read() == self._owner:
                     os.utime(self.path)
+
+    @contextlib.contextmanager
+    def _naming(self, kind: type[Exception], advice: str = "") -> Iterator[None]:
+        """Turns an error of the file system into one line that names the lock."""
+        try:
+            yield
+        except OSError as error:
+            raise kind(f"The lock {self.path} cannot be read or written: {error.strerror or error}{advice}") from None
 
     def _read(self):
         try:
             with open(self.path) as file:
-                return Owner(**json.load(file))
+                stored = json.load(file)
+            return Owner(**{field.name: stored[field.name] for field in fields(Owner) if field.name in stored})
         except FileNotFoundError:
             return None
         except (ValueError, TypeError):
             return None  # written by a version that nobody knows, or cut off by a crash of the machine
 
     def _write(self, owner):
-        directory, name = os.path.split(self.path)
-        descriptor, temporary = tempfile.mkstemp(prefix=f"{name}.", dir=directory or ".")
-        with open(descriptor, "w") as file:
+        temporary = f"{self.path}.{owner.token}"
+        with open(temporary, "x") as file:  # with the mode of the umask: a group shares its directories
             json.dump(asdict(owner), file)
         try:
             os.replace(temporary, self.path)
@@ -151,14 +235,17 @@ class Lock:
     def _sweep(self):
         """Removes what a process left that was killed while it took this lock."""
         for path in glob.glob(f"{glob.escape(self.path)}.*"):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):  # gone, or another user's in a sticky directory
                 os.unlink(path)
 
     def _silent_for(self):
         """Seconds since the holder's last sign of life, by the file system's clock: hosts disagree about the time."""
         directory, name = os.path.split(self.path)
         with tempfile.NamedTemporaryFile(prefix=f"{name}.", dir=directory or ".") as now:
-            return os.fstat(now.fileno()).st_mtime - os.stat(self.path).st_mtime
+            try:
+                return os.fstat(now.fileno()).st_mtime - os.stat(self.path).st_mtime
+            except FileNotFoundError:  # released meanwhile
+                return float("inf")
 
 
 def is_dead(holder: Owner, mine: Owner, silent_for: float) -> bool:
@@ -170,23 +257,48 @@ def is_dead(holder: Owner, mine: Owner, silent_for: float) -> bool:
         silent_for: seconds since its last sign of life.
 
     Returns:
-        True for this process itself, for a process of this host that is gone, for an earlier life of the same Slurm job, and
-        for whoever has been silent for `SILENCE` seconds.
+        True for a process of this boot and PID namespace that has ended, for an earlier attempt of the same Slurm job, and for
+        any process that has been silent for `SILENCE` seconds.
     """
-    earlier_life = bool(holder.job) and holder.job == mine.job and holder.restart < mine.restart
-    gone = holder.host == mine.host and (holder.pid == mine.pid or _started(holder.pid) != holder.started)
-    return earlier_life or gone or silent_for > SILENCE
+    earlier_attempt = bool(holder.job) and holder.job == mine.job and holder.restart < mine.restart
+    ended = holder.shares_pids_with(mine) and not _is_alive(holder)
+    return earlier_attempt or ended or silent_for > SILENCE
 
 
 def is_running(pid: int) -> bool:
-    """Whether this host has such a process."""
-    return _started(pid) is not None
+    """Whether this PID namespace has such a process."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # another user's
+    return True
+
+
+def _is_alive(owner):
+    return is_running(owner.pid) and _started(owner.pid) in (owner.started, None)  # /proc may hide another user's processes
 
 
 def _started(pid: int) -> int | None:
-    """A process's start in clock ticks since the host's (proc(5), field 22); None where there is no such process."""
+    """A process's start in clock ticks since the host's (proc(5), field 22); None where /proc shows no such process."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return int(file.read().rpartition(")")[2].split()[19])
     except OSError:
         return None
+
+
+def _boot():
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def _pid_namespace():
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""

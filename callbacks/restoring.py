@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 import keras
@@ -33,14 +33,34 @@ class Checkpoint:
     metrics: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint stores about itself.
+
+    Args:
+        template: the last part of the template that made it.
+        counts: its counters.
+        metrics: the newest value of each logged metric when it was made.
+    """
+
+    template: str
+    counts: Counts
+    metrics: dict[str, float]
+
+    def is_made_by(self, template: Template, path: str) -> bool:
+        """Whether the file stores this template, and the counters that give this path."""
+        return self.template == os.path.basename(template.text) and template.makes(path, self.counts)
+
+
 def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | None:
     """The checkpoint with the highest batch stored in it, of those that verify.
 
-    Damaged and foreign files are passed over, each with a warning that names it.
+    Damaged and foreign files are passed over, each with a warning that names it. So are files of another template whose names
+    this template matches too: `m_{batch}` and `m_{epoch}` in one directory are two runs, and neither resumes from the other.
 
     Args:
         template_or_directory: a template (`"run/model_batch_at_{batch:05d}.weights.h5"`), the path of one file, or a
-            directory, whose files may have been named by several templates.
+            directory, whose files may have been named by several templates. `~` is the home directory.
 
     Returns:
         The checkpoint, or None where there is none.
@@ -53,8 +73,11 @@ def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | 
     >>> latest = latest_checkpoint("runs/mnist/checkpoints")
     >>> model.load_weights(latest.path)
     """
+    template = _template_with_fields(template_or_directory)
     for path, _ in newest_first(template_or_directory):
         try:
+            if template is not None:
+                _refuse_another_template(template, path)
             return read_whole(path)
         except (files.Damaged, OSError) as error:
             _pass_over(path, error)
@@ -70,7 +93,12 @@ def read_whole(path: str) -> Checkpoint:
         OSError: if it cannot be read.
     """
     trailer = files.verify(path)
-    header = state.read_header(path)
+    try:
+        header = state.read_header(path)
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # h5py, zipfile and json raise errors of many classes for what nobody wrote this way
+        raise files.Damaged(f"its state cannot be read: {type(error).__name__}: {error}") from None
     if [header["counts"][name] for name in ("batch", "step", "epoch", "samples")] != list(dataclasses.astuple(trailer)):
         raise files.Damaged("its trailer and its header name different counters")
     if not Template(header["template"]).is_true_of(path, Counts(**header["counts"])):
@@ -127,9 +155,21 @@ def find_on_chief(find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
     return Checkpoint(**plain) if plain else None
 
 
-def metrics_of(path: str) -> dict[str, float]:
-    """The metrics that a checkpoint tells, without a look at the rest of it."""
-    return state.read_header(path)["metrics"]
+def own_checkpoints(template: Template) -> Iterator[tuple[str, files.Trailer, Stored]]:
+    """Yields the path, the trailer and the header of each checkpoint that this template made, the highest batch first."""
+    for path, trailer in newest_first(template.text):
+        stored = read_stored(path)
+        if stored is not None and stored.is_made_by(template, path):
+            yield path, trailer, stored
+
+
+def read_stored(path: str) -> Stored | None:
+    """Reads what a checkpoint stores about itself; None for a foreign or corrupt file, or one of an unknown format."""
+    try:
+        header = state.read_header(path)
+        return Stored(header["template"], Counts(**header["counts"]), header["metrics"])
+    except Exception:  # h5py, zipfile and json raise errors of many classes for a corrupt file
+        return None
 
 
 def newest_first(template_or_directory: str | os.PathLike) -> list[tuple[str, files.Trailer]]:
@@ -147,10 +187,29 @@ def newest_first(template_or_directory: str | os.PathLike) -> list[tuple[str, fi
 def candidates(template_or_directory: str | os.PathLike) -> list[str]:
     """The paths that a template can have made, or a directory's files with a checkpoint's suffix."""
     text = os.fspath(template_or_directory)
-    if os.path.isdir(text):
-        entries = [entry.path for entry in os.scandir(text) if not entry.name.startswith(".")]
+    directory = os.path.expanduser(text)
+    if os.path.isdir(directory):
+        entries = [entry.path for entry in os.scandir(directory) if not entry.name.startswith(".")]
         return [path for path in entries if path.endswith(SUFFIXES)]
-    return Template(text).files()
+    if not os.path.lexists(directory) and "{" not in text and not text.endswith(SUFFIXES):
+        raise InputError(f"There is no such directory: {text}")
+    return Template(text).expanded().files()
+
+
+def _template_with_fields(template_or_directory):
+    """The template; None for a directory or a file's path, which take checkpoints of any template."""
+    text = os.fspath(template_or_directory)
+    if os.path.isdir(os.path.expanduser(text)):
+        return None
+    template = Template(text).expanded()
+    return template if template.has_fields else None
+
+
+def _refuse_another_template(template, path):
+    """Raises if the file stores another template, before the whole file is read."""
+    stored = read_stored(path)
+    if stored is not None and stored.template != os.path.basename(template.text):
+        raise files.Damaged(f"it was saved by another template, {stored.template}. To resume from it, give its path")
 
 
 def _pass_over(path, error):

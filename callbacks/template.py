@@ -5,7 +5,7 @@ import glob
 import os
 import re
 import string
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from callbacks.errors import InputError
@@ -14,6 +14,9 @@ COUNTERS = ("batch", "epoch", "samples", "step")
 FIELDS = (*COUNTERS, "replicas")
 SUFFIXES = (".weights.h5", ".keras")
 _VALID = ", ".join(f"{{{field}}}" for field in FIELDS) + ", or a logged metric such as {val_loss}"
+_LARGE = [int(f"{digit}0" * 30, 16) for digit in "123456789abcdef"]  # shows every digit of every base, and every separator
+_LONG = 10**12  # a counter that no run exceeds
+_NUMBER = "(?:[0-9][0-9.,_]*(?:[eE][-+][0-9]+)?|0*(?:nan|inf|NAN|INF))%?"
 
 
 @dataclass(frozen=True)
@@ -28,27 +31,41 @@ class Template:
     last.weights.h5                          last.weights.h5 (one file, replaced at each save)
     ```
 
+    A counter matches digits only, as its format spec writes them: `m_{batch:05d}.keras` matches neither `m_best_00050.keras`
+    nor `m_50.keras`. A metric matches what a formatted number looks like.
+
     Args:
         text: the path, relative or absolute. Its suffix decides what is saved: `.weights.h5`, or `.keras` for the whole model.
 
     Raises:
-        InputError: if the suffix is unknown, a field is no plain name, its format no format of a number, or the braces do not
-            close.
+        InputError: if the text is a URL, the suffix is unknown, a field is no plain name, has a conversion or a format that is
+            no format of a number, or the braces do not close.
     """
 
     text: str
 
     def __post_init__(self):
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", self.text):
+            raise InputError(
+                "A checkpoint becomes visible by an atomic rename, so it needs a POSIX file system. Give a path on a local or "
+                f"mounted one. Received: {self.text!r}"
+            )
         if not self.text.endswith(SUFFIXES):
             raise InputError(
                 f"The filepath provided must end in .weights.h5, or in .keras for the whole model. Received: {self.text!r}"
             )
-        for field, spec in self._fields():
+        for field, spec, conversion in self._fields():
             if not field.isidentifier():
                 raise InputError(f"A field is a plain name in braces, {_VALID}. Received: {{{field}}} in {self.text!r}")
+            if conversion:
+                raise InputError(
+                    f"A field takes no conversion. Use {{{field}}}. Received: {{{field}!{conversion}}} in {self.text!r}"
+                )
+            if "/" in spec:
+                raise InputError(f"A format must not put a slash into a name. Received: {{{field}:{spec}}} in {self.text!r}")
             try:
-                format(0 if field in FIELDS else 0.0, spec)
-            except ValueError as error:
+                _look(field, spec)
+            except (ValueError, OverflowError) as error:
                 raise InputError(f"{{{field}:{spec}}} in {self.text!r} is no format of a number: {error}") from None
 
     @property
@@ -59,17 +76,22 @@ class Template:
     @property
     def directory(self) -> str:
         """The part of the path that no field changes."""
-        return os.path.dirname(self._parts()[0][0]) or "."
+        return os.path.dirname(self._parts[0][0]) or "."
+
+    @property
+    def has_fields(self) -> bool:
+        """Whether the text differs from a plain path."""
+        return any(True for _ in self._fields())
 
     @property
     def counters(self) -> tuple[str, ...]:
         """The fields that change while training goes on; empty for a name that is replaced at each save."""
-        return tuple(field for field, _ in self._fields() if field != "replicas")
+        return tuple(field for field, _, _ in self._fields() if field != "replicas")
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The fields that are logged metrics."""
-        return tuple(field for field, _ in self._fields() if field not in FIELDS)
+        return tuple(field for field, _, _ in self._fields() if field not in FIELDS)
 
     def format(self, counts: object, metrics: Mapping[str, float]) -> str:
         """The path of a checkpoint.
@@ -80,10 +102,22 @@ class Template:
         """
         return self.text.format(**{**metrics, **{field: getattr(counts, field) for field in FIELDS}})
 
+    def longest(self) -> str:
+        """A path as long as this template makes them: with large counters, and with metrics of many digits."""
+        return "".join(literal + _longest(field, spec) for literal, field, spec, _ in self._parts)
+
+    def expanded(self) -> "Template":
+        """The same template with the home directory in place of a leading `~`."""
+        return Template(_with_home(self.text))
+
+    def absolute(self) -> "Template":
+        """The same template from the root, so that a later change of the working directory does not move it."""
+        return Template(os.path.join(_escaped(os.getcwd()), _with_home(self.text)))
+
     @property
     def pattern(self) -> str:
         """What `glob` finds the files with, and maybe others."""
-        return "".join(glob.escape(literal) + ("*" if field else "") for literal, field in self._parts())
+        return "".join(glob.escape(literal) + ("*" if field else "") for literal, field, _, _ in self._parts)
 
     def files(self) -> list[str]:
         """The existing paths that this template can have made, in no particular order."""
@@ -93,28 +127,83 @@ class Template:
         """Whether this template can have made the path."""
         return self._regex.fullmatch(path) is not None
 
+    def makes(self, path: str, counts: object) -> bool:
+        """Whether this template makes the path from these counters, with some value of each metric."""
+        return re.fullmatch(self._expression(counts), path) is not None
+
     def is_true_of(self, path: str, counts: object) -> bool:
         """Whether the counters in a file's name are these; a name that this template cannot have made claims nothing."""
-        name = Template(os.path.basename(self.text))
-        true = "".join(
-            re.escape(literal + (format(getattr(counts, field), spec) if field in FIELDS else ""))
-            + ("[^/]+" if field and field not in FIELDS else "")
-            for literal, field, spec, _ in name._parse()
-        )
-        return not name.matches(os.path.basename(path)) or re.fullmatch(true, os.path.basename(path)) is not None
+        template, name = Template(os.path.basename(self.text)), os.path.basename(path)
+        return not template.matches(name) or template.makes(name, counts)
 
     @functools.cached_property
     def _regex(self):
-        return re.compile("".join(re.escape(literal) + ("[^/]+" if field else "") for literal, field in self._parts()))
+        return re.compile(self._expression())
 
-    def _fields(self) -> list[tuple[str, str]]:
-        return [(field, spec) for _, field, spec, _ in self._parse() if field is not None]
+    def _expression(self, counts: object = None) -> str:
+        """A regular expression of the paths: of all, or of those with these counters."""
 
-    def _parts(self) -> list[tuple[str, str | None]]:
-        return [(literal, field) for literal, field, _, _ in self._parse()]
+        def look(field, spec):
+            known = counts is not None and field in FIELDS
+            return re.escape(format(getattr(counts, field), spec)) if known else _look(field, spec)
 
-    def _parse(self):
+        return "".join(re.escape(literal) + (look(field, spec) if field else "") for literal, field, spec, _ in self._parts)
+
+    def _fields(self) -> Iterator[tuple[str, str, str | None]]:
+        return ((field, spec, conversion) for _, field, spec, conversion in self._parts if field is not None)
+
+    @functools.cached_property
+    def _parts(self) -> list[tuple[str, str | None, str, str | None]]:
+        """Literal text, and the field that follows it, its spec and its conversion; the field is None after the last one."""
+        parts, literal = [], ""
         try:
-            return list(string.Formatter().parse(self.text))
+            for text, field, spec, conversion in string.Formatter().parse(self.text):
+                literal += text  # a doubled brace ends a literal without a field
+                if field is not None:
+                    parts.append((literal, field, spec or "", conversion))
+                    literal = ""
         except ValueError as error:
             raise InputError(f"The braces in {self.text!r} do not form fields: {error}") from None
+        return [*parts, (literal, None, "", None)]
+
+
+def _look(field: str, spec: str) -> str:
+    """A regular expression of what a field looks like when it is formatted with the spec."""
+    return _look_of_counter(spec) if field in FIELDS else _look_of_metric(spec)
+
+
+def _look_of_counter(spec: str) -> str:
+    """Only the shortest counters are filled up: a longer one starts with a digit above zero, or with the prefix of its base."""
+    shortest, large = format(0, spec), [format(number, spec) for number in _LARGE]
+    unfilled = "".join(large)
+    no_zero = "" if unfilled.startswith("0") else "(?!0)"
+    return f"(?:{_any_of(shortest + unfilled)}{{{len(shortest)}}}|{no_zero}{_any_of(unfilled)}{{{len(shortest) + 1},}})"
+
+
+def _look_of_metric(spec: str) -> str:
+    format(0.0, spec)
+    fill = re.match("(.)[<>=^]", spec)
+    filled = f"{_any_of(fill[1] if fill else ' ')}*"
+    return f"{filled}[-+ ]?{filled}{_NUMBER}{filled}"
+
+
+def _longest(field: str | None, spec: str) -> str:
+    if field is None:
+        return ""
+    values = [_LONG] if field in FIELDS else [-_LONG / 7, -1 / _LONG / 7]
+    return max((format(value, spec) for value in values), key=len)
+
+
+def _any_of(characters: str) -> str:
+    return f"[{''.join(re.escape(each) for each in sorted(set(characters)))}]"
+
+
+def _with_home(text: str) -> str:
+    head, slash, rest = text.partition("/")
+    home = os.path.expanduser(head)
+    return text if home == head else _escaped(home) + slash + rest
+
+
+def _escaped(path: str) -> str:
+    """The text of a template that is this very path."""
+    return path.replace("{", "{{").replace("}", "}}")

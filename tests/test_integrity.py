@@ -12,6 +12,7 @@ from conftest import ROOT
 from small import fit, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError, files, latest_checkpoint, restore
+from callbacks.__main__ import main
 
 
 @pytest.fixture(scope="module", params=[".weights.h5", ".keras"])
@@ -167,6 +168,23 @@ def test_the_command_line_lists_and_verifies(copies):
     assert code == 1 and "2 files, 1 damaged" in out and f"{newer}: its checksum" in out
     code, out, errors = run_cli("list", directory / "none_{batch}.keras")
     assert code == 2 and errors.splitlines()[-1].startswith("error: no checkpoints at")
+
+
+def test_the_command_line_says_that_a_directory_does_not_exist(tmp_path, capsys):
+    assert main(["list", str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err == f"error: There is no such directory: {tmp_path}/none\n"
+
+
+def test_the_command_line_finds_the_checkpoints_of_a_runs_directory(copies, tmp_path_factory, capsys):
+    directory, older, newer = copies
+    run = tmp_path_factory.mktemp("run")
+    directory.rename(run / "checkpoints")
+    assert main(["list", str(run)]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[-1] for row in rows] == [str(run / "checkpoints" / path.name) for path in (older, newer)]
+    shutil.copy(run / "checkpoints" / older.name, run)
+    assert main(["list", str(run)]) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]] == [str(run / older.name)]
 
 
 def test_state_in_an_archive_is_no_code(trained):

@@ -1,18 +1,24 @@
 """One run per template: a second one is refused, and nobody waits for the dead."""
 
 import dataclasses
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, USER_ENVIRONMENT
-from small import fit, names, small_model
+from small import Do, fit, names, small_model
 
-from callbacks import GlobalStepCheckpoint, InputError
-from callbacks.lock import SILENCE, Lock, Owner, is_dead
+from callbacks import GlobalStepCheckpoint, InputError, lock
+from callbacks.lock import SILENCE, Lock, LockLost, Owner, is_dead
 
 HOLD = """
 import sys, time
@@ -28,9 +34,9 @@ def hold(tmp_path):
     """A living process that holds a template."""
     started = []
 
-    def start(template, **environment):
+    def start(template, *, before=(), **environment):
         process = subprocess.Popen(
-            [sys.executable, "-c", HOLD, template, tmp_path],
+            [*before, sys.executable, "-c", HOLD, template, tmp_path],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
@@ -89,7 +95,35 @@ def test_a_holder_that_has_been_silent_is_no_obstacle_wherever_it_is(tmp_path, h
     assert not os.path.exists(lock.path)
 
 
-ME = Owner(host="here", pid=10, started=500, job="7", restart=2, since="")
+def test_a_holder_in_another_container_of_the_same_host_name_is_refused_until_it_is_silent(tmp_path, hold):
+    in_container = ["unshare", "--pid", "--fork", "--mount-proc"]
+    if subprocess.run([*in_container, "true"], capture_output=True).returncode:
+        pytest.skip("no PID namespace can be made here")
+    template = str(tmp_path / "b{batch}.weights.h5")
+    hold(template, before=in_container)
+    taker = Lock(template, str(tmp_path))
+    with pytest.raises(InputError, match=r"in use by another run: process \d on"):
+        taker.acquire()
+    ago = time.time() - SILENCE - 1
+    os.utime(taker.path, (ago, ago))
+    taker.acquire()
+    taker.release()
+
+
+def test_the_lock_of_an_older_version_names_a_holder_by_host_and_process(tmp_path):
+    taker = Lock("b{batch}.keras", str(tmp_path))
+    with subprocess.Popen(["sleep", "600"]) as holder:
+        started = int(Path(f"/proc/{holder.pid}/stat").read_text().rpartition(")")[2].split()[19])
+        owner = {"host": os.uname().nodename, "pid": holder.pid, "started": started, "job": "", "restart": 0, "since": "2025"}
+        Path(taker.path).write_text(json.dumps(owner))
+        with pytest.raises(InputError, match=f"process {holder.pid}"):
+            taker.acquire()
+        holder.kill()
+    taker.acquire()
+    taker.release()
+
+
+ME = Owner(host="here", pid=10, started=500, job="7", restart=2, since="", boot="b1", pid_namespace="n1")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +138,12 @@ ME = Owner(host="here", pid=10, started=500, job="7", restart=2, since="")
         (dict(host="elsewhere", pid=11, job="", restart=0), 0, False),
         (dict(pid=os.getpid(), job=""), 0, True),  # a pid that is used again: it started at another time
         (dict(pid=2**22 + 1, job=""), 0, True),  # no such process
+        (dict(pid=2**22 + 1, job="", boot="", pid_namespace=""), 0, True),  # the same, in a lock of an older version
+        (dict(pid=2**22 + 1, job="", boot="b2"), 0, False),  # another machine of the same name, for all that we know
+        (dict(pid=2**22 + 1, job="", boot="b2"), SILENCE + 1, True),
+        (dict(pid=2**22 + 1, job="", pid_namespace="n2"), 0, False),  # another container of this host
+        (dict(pid=2**22 + 1, job="", pid_namespace="n2"), SILENCE + 1, True),
+        (dict(pid=2**22 + 1, boot="b2", restart=1), 0, True),
     ],
 )
 def test_when_a_holder_counts_as_dead(holder, silent_for, dead):
@@ -128,4 +168,162 @@ def test_a_lock_that_nobody_can_read_is_no_obstacle(tmp_path):
             file.write(content)
         lock.acquire()
         lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_restart_count_that_is_no_number_is_the_first_attempt(monkeypatch):
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "x")
+    assert Owner.this_process().restart == 0
+
+
+@pytest.fixture
+def umask():
+    """Sets the umask of this process for the test."""
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
+
+
+@pytest.mark.parametrize("mask", [0o002, 0o022, 0o077])
+def test_the_mode_of_the_lock_follows_the_umask(tmp_path, umask, mask):
+    umask(mask)
+    held = Lock("b{batch}.keras", str(tmp_path))
+    held.acquire()
+    assert os.stat(held.path).st_mode & 0o777 == 0o666 & ~mask
+    held.release()
+
+
+TAKE_AS_ANOTHER_USER = """
+import os, sys
+from callbacks import InputError
+from callbacks.lock import Lock
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+try:
+    Lock(sys.argv[1], sys.argv[2]).acquire()
+    print("taken")
+except InputError as error:
+    print(error)
+"""
+
+
+def test_another_user_is_refused_in_one_line_and_takes_over_from_a_dead_run(umask, monkeypatch):
+    monkeypatch.setattr(lock, "_HEARTBEAT", 600)  # the lock falls silent when the test says so
+    if os.geteuid():
+        pytest.skip("only root can act as another user")
+    directory = tempfile.mkdtemp()  # not under tmp_path, which other users cannot enter
+    os.chmod(directory, 0o777)
+
+    def other_user():
+        command = [sys.executable, "-c", TAKE_AS_ANOTHER_USER, "b{batch}.keras", directory]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=USER_ENVIRONMENT)
+        return done.stdout or done.stderr
+
+    try:
+        held = Lock("b{batch}.keras", directory)
+        held.acquire()
+        assert f"in use by another run: process {os.getpid()}" in other_user()
+        os.chmod(held.path, 0o600)
+        assert (
+            other_user()
+            == f"The lock {held.path} cannot be read or written: Permission denied. Use another template or directory.\n"
+        )
+        os.chmod(held.path, 0o644)
+        ago = time.time() - SILENCE - 1
+        os.utime(held.path, (ago, ago))
+        assert other_user() == "taken\n"
+        held.release()
+    finally:
+        shutil.rmtree(directory)
+
+
+def test_an_error_of_the_disk_does_not_end_the_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(lock, "_HEARTBEAT", 0.02)
+    held, aside = Lock("b{batch}.keras", str(tmp_path)), tmp_path / "aside"
+    held.acquire()
+    os.rename(held.path, aside)
+    os.mkdir(held.path)  # reading it is an error
+    time.sleep(0.2)
+    os.rmdir(held.path)
+    os.utime(aside, (0, 0))
+    os.rename(aside, held.path)
+    deadline = time.monotonic() + 30
+    while os.stat(held.path).st_mtime == 0:
+        assert time.monotonic() < deadline, "no sign of life"
+        time.sleep(0.01)
+    held.release()
+
+
+def test_a_lock_that_cannot_be_read_is_named_in_one_line(tmp_path):
+    held = Lock("b{batch}.keras", str(tmp_path))
+    held.acquire()
+    os.unlink(held.path)
+    os.mkdir(held.path)
+    with pytest.raises(LockLost, match=f"^The lock {held.path} cannot be read or written: Is a directory$"):
+        held.check()
+    with pytest.raises(LockLost, match=f"^The lock {held.path} cannot be read or written: Is a directory$"):
+        held.renew()
+    held.release()
+    with pytest.raises(InputError, match=f"^The lock {held.path} cannot be read or written: Is a directory. Use another"):
+        held.acquire()
+
+
+def fail():
+    raise InterruptedError
+
+
+def test_a_second_fit_of_this_process_is_refused_while_the_first_one_runs(tmp_path):
+    template, runs, may_end = str(tmp_path / "b{batch}.weights.h5"), threading.Event(), threading.Event()
+
+    def wait():
+        runs.set()
+        assert may_end.wait(60)
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(fit, small_model(), GlobalStepCheckpoint(template, save_freq=4), Do(5, wait))
+        assert runs.wait(60)
+        with pytest.raises(
+            InputError, match=r"b\{batch\}\.weights\.h5 is in use by another training loop of this process, since 20"
+        ):
+            fit(small_model(), GlobalStepCheckpoint(template))
+        may_end.set()
+        first.result()
+    fit(small_model(), GlobalStepCheckpoint(template, save_freq=4))
+    assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (10, 4, 8)]
+
+
+def test_a_fit_that_failed_blocks_no_other_fit_of_this_process(tmp_path):
+    template = str(tmp_path / "b{batch}.weights.h5")
+    with ThreadPoolExecutor(1) as pool:
+        failed = pool.submit(fit, small_model(), GlobalStepCheckpoint(template, save_freq=4), Do(5, fail))
+        assert isinstance(failed.exception(), InterruptedError)
+        with pytest.raises(InterruptedError):  # in another thread, while the first one still lives
+            fit(small_model(), GlobalStepCheckpoint(template, save_freq=4), Do(5, fail))
+        fit(small_model(), GlobalStepCheckpoint(template, save_freq=4))
+    assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (10, 4, 8)]
+    assert not list(tmp_path.glob(".lock*"))
+
+
+def test_a_loop_of_ones_own_holds_the_lock_until_its_thread_starts_another_or_ends(tmp_path):
+    def take():
+        Lock("b{batch}.keras", str(tmp_path)).acquire()
+
+    take()
+    take()
+    with ThreadPoolExecutor(1) as pool, pytest.raises(InputError, match="in use by another training loop of this process"):
+        pool.submit(take).result()
+    Path(Lock("b{batch}.keras", str(tmp_path)).path).unlink()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(take).result()
+    take()
+
+
+def test_a_run_whose_lock_another_fit_has_taken_saves_nothing_more(tmp_path):
+    first, second = Lock("b{batch}.keras", str(tmp_path)), Lock("b{batch}.keras", str(tmp_path))
+    first.acquire()
+    second.acquire()  # in the same second, by the same process
+    with pytest.raises(LockLost, match="has taken over"):
+        first.check()
+    first.release()
+    second.check()
+    second.release()
     assert list(tmp_path.iterdir()) == []

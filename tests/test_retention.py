@@ -1,13 +1,17 @@
 """Which checkpoints stay: the rules as lists, and what they delete on the disk."""
 
 import os
+import shutil
+import subprocess
+from collections import Counter
 
 import keras
 import pytest
 from small import Do, arrays, fit, names, small_model
 
-from callbacks import GlobalStepCheckpoint, InputError, latest_checkpoint
+from callbacks import GlobalStepCheckpoint, InputError, files, latest_checkpoint, state
 from callbacks.retention import Kept, to_delete
+from callbacks.template import Template
 
 
 def survivors(batches, values=None, **rules):
@@ -98,6 +102,86 @@ def test_another_runs_later_files_are_named_and_not_deleted(tmp_path):
     with pytest.warns(UserWarning, match=r"b20\.weights\.h5 is of another run, which came to batch 20; this one begins at 0"):
         fit(small_model(), GlobalStepCheckpoint(template, save_freq=4, keep_last=1))
     assert names(tmp_path) == [f"b{batch:02d}.weights.h5" for batch in (5, 10, 15, 20)]
+
+
+def test_files_of_a_template_that_begins_alike_stay(tmp_path):
+    best = GlobalStepCheckpoint(str(tmp_path / "m_best_{batch:05d}.weights.h5"), save_freq=2)
+    fit(small_model(), best, GlobalStepCheckpoint(str(tmp_path / "m_{batch:05d}.weights.h5"), save_freq=2, keep_last=1))
+    assert names(tmp_path) == ["m_00010.weights.h5", *(f"m_best_{batch:05d}.weights.h5" for batch in (2, 4, 6, 8, 10))]
+
+
+def test_files_of_a_template_with_the_same_names_stay_and_no_run_resumes_from_them(tmp_path):
+    """Only what is stored in `m_40` shows that 40 are samples."""
+    template, other = str(tmp_path / "m_{batch}.weights.h5"), str(tmp_path / "m_{samples}.weights.h5")
+    fit(small_model(), GlobalStepCheckpoint(template), GlobalStepCheckpoint(other, save_freq=3))
+    os.utime(tmp_path / "m_10.weights.h5", (0, 0))  # of two files of one batch, the other one is looked at first
+    again = GlobalStepCheckpoint(template, keep_last=1, resume=True)
+    with pytest.warns(
+        UserWarning, match=r"Passed over .*m_40\.weights\.h5: it was saved by another template, m_{samples}\.weights\.h5"
+    ):
+        fit(small_model(), again, epochs=2)
+    assert again.resumed_from.path == str(tmp_path / "m_10.weights.h5")
+    assert names(tmp_path) == [f"m_{number}.weights.h5" for number in (12, 20, 24, 36, 40)]
+    assert latest_checkpoint(tmp_path).batch == 20
+    assert latest_checkpoint(tmp_path / "m_40.weights.h5").samples == 40
+
+
+def test_files_of_a_template_with_equal_names_and_counters_stay(tmp_path):
+    """`{step}` and `{batch}` are equal here: only the stored template shows whose a file is."""
+    fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{step:02d}.weights.h5"), save_freq=2))
+    checkpoint, model = GlobalStepCheckpoint(str(tmp_path / "b{batch:02d}.weights.h5"), save_freq=5, keep_last=1), small_model()
+    fit(model, checkpoint)
+    fit(model, checkpoint)
+    assert names(tmp_path) == [f"b{number:02d}.weights.h5" for number in (2, 4, 6, 8, 20)]
+
+
+def test_files_whose_header_cannot_be_read_or_whose_name_lies_stay(tmp_path):
+    template = str(tmp_path / "b{batch:02d}.weights.h5")
+    fit(small_model(), GlobalStepCheckpoint(template, save_freq=2))
+    whole = (tmp_path / "b02.weights.h5").read_bytes()
+    (tmp_path / "b03.weights.h5").write_bytes(whole)
+    (tmp_path / "b04.weights.h5").write_bytes(bytes(len(whole) - 80) + whole[-80:])
+    (tmp_path / "b06.weights.h5").write_bytes(whole.replace(b'"batches_in_epoch"', b'"batches_in_epocH"'))
+    fit(small_model(), GlobalStepCheckpoint(template, keep_last=1, resume=True), epochs=2)
+    assert names(tmp_path) == [f"b{batch:02d}.weights.h5" for batch in (3, 4, 6, 20)]
+
+
+def test_a_file_that_another_program_replaced_stays(tmp_path):
+    def replace():
+        checkpoint._writer.finish()
+        shutil.copy(tmp_path / "b02.weights.h5", tmp_path / "b04.weights.h5")
+
+    checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch:02d}.weights.h5"), save_freq=2, keep_last=2)
+    fit(small_model(), Do(5, replace), checkpoint)
+    assert names(tmp_path) == ["b04.weights.h5", "b08.weights.h5", "b10.weights.h5"]
+
+
+def test_old_files_in_directories_with_counters_go(tmp_path):
+    template = str(tmp_path / "e{epoch}" / "x.weights.h5")
+    for epochs in (2, 4):
+        fit(small_model(), GlobalStepCheckpoint(template, keep_last=1, resume=True), epochs=epochs)
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/x*")] == ["e4/x.weights.h5"]
+
+
+def test_headers_are_read_once_and_not_at_each_save(tmp_path, monkeypatch):
+    template = str(tmp_path / "b{batch:02d}.weights.h5")
+    fit(small_model(), GlobalStepCheckpoint(template, save_freq=1))
+    reads, real = Counter(), state.read_header
+    monkeypatch.setattr(state, "read_header", lambda path: (reads.update([path]), real(path))[1])
+    checkpoint = GlobalStepCheckpoint(template, save_freq=1, keep_last=15, resume=True)
+    fit(small_model(), Do(1, reads.clear), checkpoint, epochs=2)
+    # the files that are there at the first save, once; the five that are deleted, once more
+    assert reads == {template.format(batch=batch): 2 if batch <= 5 else 1 for batch in range(1, 12)}
+
+
+def test_hidden_files_of_another_template_are_not_swept(tmp_path):
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    hidden = [f".tmp-{dead.pid}@{os.uname().nodename}@m_{name}.weights.h5" for name in ("00002", "2", "best_00002")]
+    for name in hidden:
+        (tmp_path / name).touch()
+    files.sweep(Template(str(tmp_path / "m_{batch:05d}.weights.h5")))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(hidden[1:])
 
 
 def test_a_file_that_is_gone_already_is_no_error(tmp_path):

@@ -1,0 +1,111 @@
+"""Names of checkpoints: which names a template makes, and which templates are refused."""
+
+import os
+
+import pytest
+from small import fit, names, small_model
+
+from callbacks import Counts, GlobalStepCheckpoint, InputError, latest_checkpoint
+from callbacks.template import Template
+
+NUMBERS = [0, 1, 9, 10, 99, 100, 999, 1000, 12_345, 99_999, 100_000, 1_234_567, 10**9 + 1]
+SPECS = [
+    *["", "d", "05d", "10", ",", "_", "09,", "x", "X", "#x", "#06x", "b", "_b", "o", "n", "+05d", " d"],
+    *[">8", "<8", "*^9", "=+8", "0^7d", "9>5", "-^9d", ".0f", "e", "g", "%"],
+]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_template_matches_the_names_that_it_makes_whatever_the_format(spec):
+    template = Template(f"/run/m_{{batch:{spec}}}.weights.h5")
+    for number in NUMBERS:
+        path = template.format(Counts(batch=number), {})
+        assert template.matches(path), path
+        assert template.makes(path, Counts(batch=number)), path
+        assert not template.makes(path, Counts(batch=2 * number + 1)), path
+
+
+@pytest.mark.parametrize("spec", ["", ".3f", "8.3f", "010.3f", "->8.3f", "*^12.2e", "=8.1f", "+.2f", ",.1f", "g", "%", "n"])
+def test_a_template_matches_names_with_any_value_of_a_metric(spec):
+    template = Template(f"/run/{{batch}}-{{loss:{spec}}}.keras")
+    for value in (0.0, -0.0, 0.5, -0.1234567, 1e-30, -1e300, 12345.678, float("nan"), float("inf"), float("-inf"), 3):
+        path = template.format(Counts(batch=50), {"loss": value})
+        assert template.matches(path) and template.makes(path, Counts(batch=50)), path
+
+
+@pytest.mark.parametrize(
+    "text, other",
+    [
+        ("m_{batch:05d}.keras", "m_best_00050.keras"),
+        ("m_{batch:05d}.keras", "m_50.keras"),
+        ("m_{batch:05d}.keras", "m_000050.keras"),
+        ("m_{batch:05d}.keras", "m_-0050.keras"),
+        ("m_{batch}.keras", "m_00050.keras"),
+        ("m_{batch}.keras", "m_.keras"),
+        ("m_{batch}.keras", "m_\u0665.keras"),  # an Arabic digit
+        ("m_{batch:x}.keras", "m_best.keras"),
+        ("m_{batch:>8}.keras", "m_      050x.keras"),
+        ("m_{loss}.keras", "m_fine.keras"),
+        ("m_{batch}.keras", "m_50-0.281.keras"),
+        ("m_{batch}-{loss:.3f}.keras", "m_50-best-0.281.keras"),
+        ("{epoch}/x.keras", "first/x.keras"),
+    ],
+)
+def test_a_template_does_not_match_names_that_it_cannot_make(text, other):
+    assert not Template(text).matches(other)
+
+
+@pytest.mark.parametrize("text", ["{epoch:02d}{batch:05d}.keras", "{batch:05d}{epoch:02d}.keras", "{epoch}{batch:05d}.keras"])
+def test_counters_may_stand_side_by_side(text):
+    for batch in NUMBERS:
+        assert Template(text).matches(text.format(epoch=3, batch=batch))
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("gs://bucket/m_{batch}.keras", r"atomic rename.*POSIX file system.*gs://bucket"),
+        ("s3://bucket/m_{batch}.keras", "POSIX file system"),
+        ("hdfs://host/m_{batch}.weights.h5", "POSIX file system"),
+        ("m_{batch!s:05d}.keras", r"no conversion.*\{batch!s\}"),
+        ("m_{batch:/>5d}.keras", r"slash.*\{batch:/>5d\}"),
+        ("m_{loss:/>9.1f}.keras", "slash"),
+        ("m_{batch:c}.keras", "no format of a number"),
+        ("m" * 220 + "_{batch}.keras", "at most 255 bytes"),
+        ("\u00e9" * 110 + "_{batch}.keras", "at most 255 bytes"),  # 118 characters
+        ("m" * 256 + "/{batch}.keras", "at most 255 bytes"),
+        ("{batch:0300d}/x.keras", "at most 255 bytes"),
+        ("m_{batch:0240d}.keras", "at most 255 bytes"),
+    ],
+)
+def test_a_template_that_cannot_name_files_is_refused_in_one_line_when_the_callback_is_made(text, words):
+    with pytest.raises(InputError, match=words) as raised:
+        GlobalStepCheckpoint(text)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_bucket_is_refused_where_checkpoints_are_looked_for():
+    with pytest.raises(InputError, match="POSIX file system"):
+        latest_checkpoint("gs://bucket/run")
+
+
+def test_a_relative_template_stays_where_it_was_when_the_callback_was_made(tmp_path, monkeypatch):
+    here, elsewhere = tmp_path / "a{b}", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    monkeypatch.chdir(here)
+    checkpoint = GlobalStepCheckpoint("run/b{batch}.weights.h5", keep_last=1, save_freq=5)
+    monkeypatch.chdir(elsewhere)
+    fit(small_model(), checkpoint)
+    assert names(elsewhere) == [] and names(here) == ["run"] and names(here / "run") == ["b10.weights.h5"]
+    assert checkpoint.newest == str(here / "run" / "b10.weights.h5")
+    assert sorted(os.listdir(tmp_path)) == ["a{b}", "elsewhere"]  # no lock is left anywhere
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home{x}"))
+    checkpoint = GlobalStepCheckpoint("~/run/b{batch}.weights.h5")
+    fit(small_model(), checkpoint)
+    newest = str(tmp_path / "home{x}" / "run" / "b10.weights.h5")
+    assert checkpoint.newest == newest
+    assert latest_checkpoint("~/run/b{batch}.weights.h5").path == latest_checkpoint("~/run").path == newest
