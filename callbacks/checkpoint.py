@@ -13,6 +13,7 @@ import keras
 from callbacks import files, preemption, retention, state, steering
 from callbacks.copyable import Copyable
 from callbacks.counters import Counts, counters_of, metrics_results
+from callbacks.device_memory import DeviceMemory
 from callbacks.errors import InputError
 from callbacks.lock import Lock
 from callbacks.ranks import ranks
@@ -111,6 +112,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         self._writer = Writer(self._background)
         self._last_in_list = _LastInList(self)
         self._memory = HostMemory()
+        self._device_memory = DeviceMemory()
         self._plan: SnapshotPlan | None = None
         self._keras_part: KerasPart | None = None
         self._restored: state.StoredState | None = None
@@ -120,7 +122,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         self._epoch_is_saved = False
         self._waits_for_metrics = False
         self._validated: dict[str, float] = {}
-        self._trains = False
+        self._trains = self._has_prepared = self._has_told_of_wait = False
         self._metrics_of_epoch: list = []
 
     best: float | None  # of the monitored metric
@@ -164,6 +166,8 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
 
     def on_train_batch_end(self, batch, logs=None):
         self._counters.logs = logs or {}
+        if not self._has_prepared:
+            self._prepare_memory()
         self._writer.raise_failure()
         if self._next_save and self._counters.reached(self._next_save):
             self._save()
@@ -214,11 +218,11 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
 
     def on_train_end(self, logs=None):
         self._save_if_trained()
-        self._trains = False
+        self._trains = self._has_prepared = False
         self._last_in_list.leave(self._callbacks)
         self.model._initial_epoch = None
         self._writer.finish()
-        self._memory, self._plan = HostMemory(), None
+        self._memory, self._device_memory, self._plan = HostMemory(), DeviceMemory(), None
         if ranks().is_chief:
             self._lock.release()
 
@@ -315,8 +319,30 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         path = self.template.format(snapshot.counts, metrics)
         self._last_saved, self._last_path, self._last_time = snapshot.counts, path, self._clock()
         if ranks().is_chief:
+            if self._background and (full := self._device_memory.full(snapshot.tensors())):
+                self._fetch_at_once(snapshot, full)
             self._writer.submit(path, lambda: self._write(snapshot, path))
         self._counters.saving.blocked += time.monotonic() - began
+
+    def _prepare_memory(self):
+        """Has the writer's thread make room for a snapshot, now that the first batch has made every variable."""
+        self._has_prepared = True
+        if self._background and ranks().is_chief:
+            size = StateTree(self.model).size
+            self._writer.prepare(lambda: self._memory.reserve(size))
+
+    def _fetch_at_once(self, snapshot, full):
+        """Copies the values before the next batch would make TensorFlow copy them on a device that has no room for that."""
+        began = time.monotonic()
+        snapshot.fetch(self._memory)
+        if not self._has_told_of_wait:
+            self._has_told_of_wait = True
+            warnings.warn(
+                f"Training waited {time.monotonic() - began:.2f} s while {snapshot.size / 1e6:.3g} MB were copied from "
+                f"{', '.join(full)}, which has no room for a second copy of the training state; so it will at each save. "
+                "A smaller batch leaves room.",
+                stacklevel=2,
+            )
 
     def _plan_of_now(self):
         tree = StateTree(self.model)

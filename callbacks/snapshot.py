@@ -66,6 +66,10 @@ class Snapshot:
         for parts in self.beside.values():
             yield from ((parts, i) for i in range(len(parts)))
 
+    def tensors(self) -> Iterable[tf.Tensor]:
+        """Yields the values that are still on their devices."""
+        return (container[key] for container, key in self.values() if isinstance(container[key], tf.Tensor))
+
     @property
     def size(self) -> int:
         """Bytes of all values, near enough to the size of the file."""

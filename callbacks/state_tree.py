@@ -5,6 +5,7 @@ the same in another process that builds the same model, where Keras's own names 
 """
 
 import functools
+import math
 import operator
 import sys
 from collections.abc import Iterable
@@ -91,6 +92,11 @@ class StateTree:
         """The optimizers that no other optimizer wraps."""
         kind = keras.optimizers.Optimizer
         return [self._values[place] for place in self._places_of(kind) if not self._is_part_of(place, kind)]
+
+    @property
+    def size(self) -> int:
+        """Bytes of all variables, of one replica."""
+        return sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in self.variables.values())
 
     @property
     def is_built(self) -> bool:

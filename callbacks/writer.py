@@ -52,6 +52,10 @@ class Writer:
                 )
         self.raise_failure()
 
+    def prepare(self, act: Callable[[], None]) -> None:
+        """Runs a function in the thread before the next save; where that fails, so will the save, and say why."""
+        self._thread().submit(act)
+
     def submit(self, path: str, write: Callable[[], int]) -> None:
         """Has a checkpoint written; there has to be room.
 
@@ -72,8 +76,7 @@ class Writer:
 
         self._path = path
         if self._background:
-            self._executor = self._executor or ThreadPoolExecutor(1, "checkpoint-writer")
-            self._in_flight = self._executor.submit(timed)
+            self._in_flight = self._thread().submit(timed)
             atexit.register(self._say_failure)
             return
         try:
@@ -98,6 +101,10 @@ class Writer:
         """
         if self._in_flight is not None:
             self._result()
+
+    def _thread(self) -> ThreadPoolExecutor:
+        self._executor = self._executor or ThreadPoolExecutor(1, "checkpoint-writer")
+        return self._executor
 
     def _result(self) -> tuple[int, float]:
         in_flight, self._in_flight = self._in_flight, None
