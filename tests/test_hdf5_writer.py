@@ -1,0 +1,220 @@
+"""`Hdf5File` makes what h5py makes of the same calls, in pieces that come in the order of the file."""
+
+import io
+import tracemalloc
+import zlib
+
+import h5py
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+
+from callbacks.hdf5_writer import Hdf5File
+
+LARGE = 1 << 16  # bytes from which on an array is written from its own memory
+PAGE = 1 << 16  # of the metadata's image in memory
+DTYPES = ("float16", "float32", "float64", "int8", "uint16", "int64", "bool", "complex64", ">f4", "<i2", ">u8")
+
+
+def tree(file):
+    """Name -> attributes; and of a dataset its type, shape, layout and bytes too. The root is there as "/"."""
+    found = {"/": [plain(file.attrs)]}
+
+    def note(name, node):
+        found[name] = [plain(node.attrs)]
+        if isinstance(node, h5py.Dataset):
+            found[name] += [node.dtype, node.id.get_type().equal(h5py.h5t.py_create(node.dtype, logical=True)), node.shape]
+            found[name] += [node.chunks, node.maxshape, node[()].tobytes()]
+
+    file.visititems(note)
+    return found
+
+
+def plain(attributes):
+    return {name: (type(value), value) for name, value in attributes.items()}
+
+
+def content_of(ours):
+    """What was written: its pieces, and the bytes that they make."""
+    pieces = []
+    ours.write(lambda piece: pieces.append(piece))
+    return pieces, b"".join(bytes(piece) for piece in pieces)
+
+
+def by_h5py(groups):
+    """The tree of a file that h5py has written: groups are path -> (attributes, datasets)."""
+    memory = io.BytesIO()
+    with h5py.File(memory, "w") as file:
+        for path, (attributes, values) in groups.items():
+            group = file.create_group(path)
+            group.attrs.update(attributes)
+            for name, value in values.items():
+                made = group.create_dataset(name, data=value)
+                if getattr(value, "dtype", None) == ml_dtypes.bfloat16:
+                    made.attrs["dtype"] = "bfloat16"
+    with h5py.File(memory, "r") as file:
+        return tree(file)
+
+
+def by_us(groups):
+    ours = Hdf5File()
+    for path, (attributes, values) in groups.items():
+        group = ours.group(path, attributes)
+        for name, value in values.items():
+            ours.put(group, name, value)
+    with h5py.File(io.BytesIO(content_of(ours)[1]), "r") as file:
+        return tree(file)
+
+
+def assert_as_by_h5py(groups):
+    found, expected = by_us(groups), by_h5py(groups)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert found[name] == expected[name], name
+
+
+@pytest.mark.parametrize("size", [12, LARGE - 8, LARGE, 5 * LARGE + 24], ids=["small", "just small", "just large", "large"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_array_is_stored_as_by_h5py(dtype, size):
+    values = np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 100, size // np.dtype(dtype).itemsize + 1).astype(dtype)
+    assert_as_by_h5py({"a": ({}, {"flat": values, "matrix": values[: len(values) // 2 * 2].reshape(-1, 2)})})
+
+
+@pytest.mark.parametrize("size", [3, LARGE])
+def test_bfloat16_is_stored_as_by_keras(size):
+    """h5py knows no bfloat16: it stores the bytes, and Keras tells the type in an attribute."""
+    values = np.linspace(-3, 3, size).astype(ml_dtypes.bfloat16)
+    assert_as_by_h5py({"a": ({}, {"bits": values})})
+    ours = Hdf5File()
+    ours.put(ours.group("vars"), "0", values)
+    store = keras.src.saving.saving_lib.H5IOStore(io.BytesIO(content_of(ours)[1]), mode="r")
+    read = keras.ops.convert_to_numpy(store.get("")["0"])
+    assert read.dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(read, values)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [3.5, np.float64(1e300), np.int32(-1), True, np.array(2.5, "float16"), np.zeros([0, 3], "float32"), np.zeros([4, 0, LARGE])],
+    ids=str,
+)
+def test_a_number_and_an_array_without_elements_are_stored_as_by_h5py(value):
+    assert_as_by_h5py({"a": ({}, {"value": value})})
+
+
+@pytest.mark.parametrize("make", [lambda a: a.T, lambda a: a[::2], lambda a: a[:, 1:], np.asfortranarray, lambda a: a[::-1]])
+def test_an_array_that_does_not_lie_in_order_is_stored_as_by_h5py(make):
+    matrix = np.arange(4 * LARGE, dtype="float32").reshape(512, -1)
+    value = make(matrix)
+    assert not value.flags.c_contiguous and value.nbytes > LARGE
+    assert_as_by_h5py({"a": ({}, {"value": value})})
+
+
+def test_groups_nest_and_carry_attributes_as_with_h5py():
+    kernel = np.arange(LARGE, dtype="float32")
+    groups = {
+        "vars": ({}, {}),
+        "layers/dense/vars": ({"name": "dense"}, {"0": kernel, "1": kernel[:3]}),
+        "layers/dense_1/vars": ({"name": "dense é"}, {"0": kernel + 1}),
+        "layers/block/items/0/inner": ({"name": "a" * 300}, {"value": np.float32(2)}),
+        "global_step": ({}, {"header": np.frombuffer(b'{"format": 2}', "uint8")}),
+        "global_step/variables": ({}, {str(i): np.full([3], i) for i in range(200)}),
+        "optimizer/vars": ({}, {str(i): kernel * i for i in range(20)}),
+    }
+    assert_as_by_h5py(groups)
+
+
+def test_metadata_of_many_pages_between_large_arrays_is_stored_as_by_h5py():
+    """Thousands of small values fill page after page of the image, and large ones lie across the pages' borders."""
+    random, groups = np.random.default_rng(0), {}
+    for i in range(20):
+        values = {f"small_{j}": random.normal(size=j) for j in range(60)}
+        values["large"] = random.integers(0, 256, LARGE + 977 * i).astype("uint8")
+        groups[f"group_{i}"] = ({"name": f"group {i}"}, values)
+    assert_as_by_h5py(groups)
+    ours = Hdf5File()
+    for path, (_, values) in groups.items():
+        group = ours.group(path)
+        for name, value in values.items():
+            ours.put(group, name, value)
+    of_metadata = [piece for piece in content_of(ours)[0] if len(piece) < LARGE]
+    assert sum(map(len, of_metadata)) > 5 * PAGE
+
+
+def test_a_large_array_is_written_from_its_own_memory_and_a_small_one_is_not():
+    large, small = np.arange(LARGE, dtype="float32"), np.arange(8, dtype="float32")
+    ours = Hdf5File()
+    group = ours.group("vars")
+    ours.put(group, "large", large)
+    ours.put(group, "small", small)
+    pieces, _ = content_of(ours)
+    own = [piece for piece in pieces if np.shares_memory(np.frombuffer(piece, "uint8"), large)]
+    assert [piece.nbytes for piece in own] == [large.nbytes]
+    assert not any(np.shares_memory(np.frombuffer(piece, "uint8"), small) for piece in pieces)
+
+
+def test_a_large_array_is_taken_as_it_is_when_it_is_written():
+    """That is why a snapshot's arrays stay as they are until the file is there."""
+    large = np.zeros(LARGE, "float32")
+    ours = Hdf5File()
+    ours.put(ours.group("vars"), "0", large)
+    large[:] = 7
+    with h5py.File(io.BytesIO(content_of(ours)[1]), "r") as file:
+        np.testing.assert_array_equal(file["vars/0"], large)
+
+
+def test_large_values_take_no_memory():
+    """64 arrays of 4 MB, all of the same memory: what is kept beside them is a page of metadata for each."""
+    array = np.ones(1 << 20, "float32")
+    tracemalloc.start()
+    ours = Hdf5File()
+    group = ours.group("vars")
+    for i in range(64):
+        ours.put(group, str(i), array)
+    seen = [0, 0]
+
+    def count(piece):
+        seen[0] += len(piece)
+        seen[1] = zlib.crc32(piece, seen[1])
+
+    ours.write(count)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seen[0] > 64 * array.nbytes
+    assert peak < 3 * array.nbytes
+
+
+def test_pieces_come_in_the_order_of_the_file_whatever_the_order_of_the_arrays():
+    """Each large array is found, in the stream of the pieces, at the place that HDF5 gave its dataset."""
+    random = np.random.default_rng(0)
+    arrays = {
+        name: random.integers(0, 256, LARGE + extra).astype("uint8") for name, extra in zip("zamb", (0, 5, 9, 1), strict=True)
+    }
+    ours = Hdf5File()
+    for name, array in arrays.items():
+        ours.put(ours.group(f"layers/{name}"), "0", array)
+    _, content = content_of(ours)
+    with h5py.File(io.BytesIO(content), "r") as file:
+        offsets = {name: file[f"layers/{name}/0"].id.get_offset() for name in arrays}
+    assert len(set(offsets.values())) == len(arrays)
+    for name, array in arrays.items():
+        assert content[offsets[name] :][: array.nbytes] == array.tobytes()
+
+
+def test_an_empty_file_is_one_of_hdf5():
+    with h5py.File(io.BytesIO(content_of(Hdf5File())[1]), "r") as file:
+        assert list(file) == []
+
+
+def test_the_same_values_make_the_same_bytes():
+    """Two runs that hold the same state write equal files."""
+
+    def write():
+        ours = Hdf5File()
+        group = ours.group("vars", {"name": "dense"})
+        ours.put(group, "0", np.ones(LARGE, "float32"))
+        ours.put(group, "1", np.ones(3))
+        return content_of(ours)[1]
+
+    assert write() == write()
