@@ -167,7 +167,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
     def on_train_batch_end(self, batch, logs=None):
         self._counters.logs = logs or {}
         if not self._has_prepared:
-            self._prepare_memory()
+            self._prepare_saves()
         self._writer.raise_failure()
         if self._next_save and self._counters.reached(self._next_save):
             self._save()
@@ -324,12 +324,13 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
             self._writer.submit(path, lambda: self._write(snapshot, path))
         self._counters.saving.blocked += time.monotonic() - began
 
-    def _prepare_memory(self):
-        """Has the writer's thread make room for a snapshot, now that the first batch has made every variable."""
+    def _prepare_saves(self):
+        """Does what the first save would have to do, now that the first batch has made every variable."""
         self._has_prepared = True
+        plan = self._plan_of_now()
+        plan.read_keras_part()
         if self._background and ranks().is_chief:
-            size = StateTree(self.model).size
-            self._writer.prepare(lambda: self._memory.reserve(size))
+            self._writer.prepare(lambda: self._memory.reserve(plan.size))
 
     def _fetch_at_once(self, snapshot, full):
         """Copies the values before the next batch would make TensorFlow copy them on a device that has no room for that."""
@@ -345,9 +346,8 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
             )
 
     def _plan_of_now(self):
-        tree = StateTree(self.model)
-        if self._plan is None or not self._plan.is_for(tree):
-            self._plan = SnapshotPlan(self.model, tree, self.template.suffix == ".keras")
+        if self._plan is None or not self._plan.is_current():
+            self._plan = SnapshotPlan(self.model, self.template.suffix == ".keras")
         return self._plan
 
     def _write(self, snapshot, path):

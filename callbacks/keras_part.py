@@ -5,6 +5,7 @@ nothing: it notes where each variable goes. So a save can read all variables at 
 needs neither the model nor Keras.
 """
 
+import functools
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class SavedObject:
     saveable: KerasSaveable
     values: dict[str, Variable | np.ndarray]
 
-    @property
+    @functools.cached_property
     def makes_arrays(self) -> bool:
         """Whether the object has to be asked again at each save."""
         return any(isinstance(value, np.ndarray) for value in self.values.values())

@@ -135,7 +135,6 @@ class SnapshotPlan:
 
     Args:
         model: the model.
-        tree: its state tree.
         is_archive: whether a `.keras` archive is written.
 
     Attributes:
@@ -143,12 +142,14 @@ class SnapshotPlan:
         members: further members of a `.keras` archive: name -> content. None for a `.weights.h5` file.
     """
 
-    def __init__(self, model: keras.Model, tree: StateTree, is_archive: bool):
-        self._tree = tree
+    def __init__(self, model: keras.Model, is_archive: bool):
+        self._model = model
+        self._tree = tree = StateTree(model)
         self._trainable = _are_trainable(tree)
         self._names = {id(variable): name for name, variable in tree.variables.items()}
-        self._objects = saved_objects(model)
-        self._in_keras_part = {id(v): v for each in self._objects for v in each.values.values() if isinstance(v, Variable)}
+        objects = saved_objects(model)
+        self._groups = [_PlannedGroup(each) for each in objects]
+        self._in_keras_part = {id(v): v for each in objects for v in each.values.values() if isinstance(v, Variable)}
         self._shared = _shared(tree)
         strategy = model.distribute_strategy
         may_differ = strategy.num_replicas_in_sync * ranks().size > 1
@@ -166,16 +167,22 @@ class SnapshotPlan:
         }
         self.members = None
         if is_archive:
-            self.members = {name: text.encode() for name, text in model_archive_json(model).items()} | saved_assets(self._objects)
+            self.members = {name: text.encode() for name, text in model_archive_json(model).items()} | saved_assets(objects)
 
-    def is_for(self, tree: StateTree) -> bool:
-        """Whether the plan is good for the model that has this state tree now."""
-        return self._tree.is_like(tree) and self._trainable == _are_trainable(tree)
+    def is_current(self) -> bool:
+        """Whether the plan is good for the model as it is now."""
+        is_same = self._tree.is_current() or self._tree.is_like(StateTree(self._model))
+        return is_same and self._trainable == _are_trainable(self._tree)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all variables, near enough to those of a snapshot."""
+        return self._tree.size
 
     def read_keras_part(self) -> KerasPart:
         """Reads what Keras's part of the file holds now; only objects that make arrays of their own are asked again."""
         tensors = dict(zip(self._in_keras_part, (first for (first,) in self._keras_part_reader.read()), strict=True))
-        return KerasPart(self, tensors, [_group(each, tensors) for each in self._objects])
+        return KerasPart(self, tensors, [each.read(tensors) for each in self._groups])
 
     def read_beside(self) -> dict[str, list[tf.Tensor]]:
         """Reads what each replica has now of the variables that Keras's part does not hold bit for bit."""
@@ -211,6 +218,23 @@ def _shared(tree: StateTree) -> dict[str, Variable]:
     }
 
 
+class _PlannedGroup:
+    """A group of Keras's part of the file, of which only the values change from save to save."""
+
+    def __init__(self, saved: SavedObject):
+        self._saved = saved
+        name = getattr(saved.saveable, "name", None)
+        self._name = name if isinstance(name, str) else None
+        self._keys = {key: id(value) for key, value in saved.values.items() if isinstance(value, Variable)}
+
+    def read(self, tensors: Mapping[int, tf.Tensor]) -> Group:
+        values: dict[str, Any] = {key: tensors[of] for key, of in self._keys.items()}
+        if self._saved.makes_arrays:
+            made = values_of(self._saved.saveable)
+            values = {key: values[key] if isinstance(value, Variable) else value for key, value in made.items()}
+        return Group(self._saved.path, self._name, values)
+
+
 class VariableReader:
     """Reads the values that many variables have at one instant, with one call for each device.
 
@@ -237,13 +261,6 @@ class VariableReader:
             found |= dict(zip(places, read_variables(handles, types), strict=True))
         values = iter(found[place] for place in range(len(found)))
         return [[next(values) for _ in range(count)] for count in self._counts]
-
-
-def _group(each: SavedObject, tensors: Mapping[int, tf.Tensor]) -> Group:
-    stored = values_of(each.saveable) if each.makes_arrays else each.values
-    name = getattr(each.saveable, "name", None)
-    values = {key: tensors[id(value)] if isinstance(value, Variable) else value for key, value in stored.items()}
-    return Group(each.path, name if isinstance(name, str) else None, values)
 
 
 def _is_same(before: Any, after: Any) -> bool:

@@ -58,15 +58,27 @@ class StateTree:
         self._seen: set[int] = set()
         self._optimizers: list[tuple[Any, int, str]] = []
         self._visited = 0
+        self._contents: list[tuple[Any, tuple]] = []  # of attributes, lists and dicts
+        self._empty: list[Any] = []  # lists and dicts without content
         self._add(model, _Kind.OBJECT, -1, "")
-        seeds = global_seed_generator()
-        if seeds is not None:
-            self._add(seeds, _Kind.OBJECT, -1, GLOBAL_SEEDS)
+        self._seeds = global_seed_generator()
+        if self._seeds is not None:
+            self._add(self._seeds, _Kind.OBJECT, -1, GLOBAL_SEEDS)
         self._visit()
         # Optimizers come last. They list the variables that they update, which are to be named after their layers.
         for optimizer, parent, label in self._optimizers:  # grows meanwhile
             self._append(optimizer, _Kind.OBJECT, parent, label)
             self._visit()
+
+    def is_current(self) -> bool:
+        """Whether a new tree of the model would be the same; False, in doubt, costs no more than a new tree."""
+        if any(self._empty) or global_seed_generator() is not self._seeds:
+            return False
+        for container, contents in self._contents:
+            now = container.values() if isinstance(container, dict) else container
+            if len(now) != len(contents) or not all(map(operator.is_, now, contents)):
+                return False
+        return True
 
     def is_like(self, other: "StateTree") -> bool:
         """Whether the other tree was made from the same objects."""
@@ -111,23 +123,31 @@ class StateTree:
             if kind is _Kind.OBJECT:
                 self._visit_attributes(value, place)
             elif kind is _Kind.SEQUENCE:
+                self._contents.append((value, tuple(value)))
                 self._visit_items(enumerate(value), place)
             elif kind is _Kind.MAPPING:
+                self._contents.append((value, tuple(value.values())))
                 self._visit_items(value.items(), place)
 
     def _visit_attributes(self, owner: Any, place: int) -> None:
+        self._contents.append((vars(owner), tuple(vars(owner).values())))
         found = [
             (name.startswith("_"), name, child, kind)
             for name, child in vars(owner).items()
             if (kind := _KINDS.get(type(child)) or _kind(type(child))) is not _Kind.OTHER
             and id(child) not in self._seen
-            and (kind not in _CONTAINERS or child)
+            and (kind not in _CONTAINERS or self._has_content(child))
             and name not in _BOOKKEEPING
             and not name.startswith("_self_")  # TensorFlow's record of the same attributes
         ]
         found.sort(key=operator.itemgetter(0, 1))
         for _, name, child, kind in found:
             self._add(child, kind, place, f".{name}")
+
+    def _has_content(self, container: Any) -> bool:
+        if not container:
+            self._empty.append(container)
+        return bool(container)
 
     def _visit_items(self, items: Iterable[tuple[Any, Any]], place: int) -> None:
         for number, (key, child) in enumerate(items):
