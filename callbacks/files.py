@@ -243,6 +243,8 @@ def _open_regular(path: str) -> BinaryIO:
 
 def _read_trailer(file: BinaryIO) -> tuple[Trailer, int, bytes, bytes]:
     total = os.fstat(file.fileno()).st_size
+    if total < TRAILER_SIZE:
+        raise Damaged(f"it has {total} bytes, too few for a checkpoint")
     for magic, digest_size in _DIGEST_SIZES.items():
         trailer_size = _HEAD.size + digest_size
         raw = os.pread(file.fileno(), trailer_size, max(total - trailer_size, 0))

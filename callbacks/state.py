@@ -277,7 +277,7 @@ def _check_fit(header: dict[str, Any], tree: StateTree, path: str) -> None:
 
 
 def _title(name: str, variable: Any) -> str:
-    return f"{name} ({variable.path})" if isinstance(variable, keras.Variable) else name
+    return variable.path if isinstance(variable, keras.Variable) else name
 
 
 def _of_all_ranks(beside: dict[str, list[Any]]) -> dict[str, list[Any]]:
