@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks import event_files
+from callbacks.copyable import Copyable
 from callbacks.counters import Counts, Saving, counters_of
 from callbacks.data_arrival import data_arrival_of
 from callbacks.errors import InputError
@@ -44,7 +45,7 @@ DESCRIPTIONS = {
 _LONGEST_SAMPLE = 10
 
 
-class GlobalStepTensorBoard(keras.callbacks.TensorBoard):
+class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
     """Writes curves for TensorBoard, all of them over the global batch, which no restart doubles back.
 
     ```python
@@ -106,10 +107,16 @@ class GlobalStepTensorBoard(keras.callbacks.TensorBoard):
         self.hparams = dict(hparams or {})
         self.kept_seconds = 0.0  # spent on the batches that the state of training holds, in all lives
         self._profile_ranks = tuple(profile_ranks)
-        self._profiling: tempfile.TemporaryDirectory | None = None
         self._clock, self._time = time.perf_counter, time.time
+        self._settings = frozenset(vars(self)) - {"_model", "_writers"}
+        self._forget_run()
+
+    def _forget_run(self):
+        """Sets what belongs to a run, and is not copied with the callback."""
         self._model: keras.Model | None = None
+        self._writers: dict = {}
         self._files: dict[str, EventFile] = {}
+        self._profiling: tempfile.TemporaryDirectory | None = None
 
     def set_model(self, model):
         if model is not self._model:
