@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import assert_same_weights, datasets
+from conftest import assert_same_weights
 
 from callbacks import GlobalStepCheckpoint, restore
 
@@ -220,14 +220,42 @@ def test_more_epochs_after_the_end_equal_one_longer_training(tmp_path):
     assert_same_end(whole, train(compiled, list, tmp_path, "longer", epochs=4))
 
 
-def test_an_epoch_save_includes_what_every_callback_did_at_the_end_of_the_epoch(tmp_path):
-    """Whatever their order: the plateau callback stands behind ours and lowers the rate in the same hook."""
-    plateau = keras.callbacks.ReduceLROnPlateau(monitor="loss", factor=0.1, patience=1, min_delta=100.0, min_lr=0)
-    model = compiled(keras.optimizers.SGD(1e-3))
-    template = str(tmp_path / "e{epoch}.weights.h5")
-    model.fit(dataset(), epochs=3, verbose=0, callbacks=[GlobalStepCheckpoint(template, save_freq="epoch"), plateau])
-    rates = [float(datasets(tmp_path / f"e{epoch}.weights.h5")["optimizer/vars/1"]) for epoch in (1, 2, 3)]
-    assert rates == pytest.approx([1e-3, 1e-4, 1e-5])
+def test_an_epoch_save_is_that_of_a_stock_checkpoint_in_its_place_and_a_resume_has_what_all_callbacks_did(tmp_path):
+    """The plateau callback stands behind the checkpoint and lowers the rate in the same hook."""
+
+    def make():
+        keras.backend.clear_session(free_memory=False)
+        keras.utils.set_random_seed(0)
+        return compiled(keras.optimizers.SGD(1e-3))
+
+    def run(checkpoint, *others):
+        model, rates = make(), Rates()
+        plateau = keras.callbacks.ReduceLROnPlateau(monitor="loss", factor=0.1, patience=1, min_delta=100.0, min_lr=0)
+        history = model.fit(dataset(), epochs=3, verbose=0, callbacks=[checkpoint, plateau, rates, *others])
+        return model, history.history, rates.seen
+
+    def ours():
+        return GlobalStepCheckpoint(tmp_path / "ours" / "e{epoch}.weights.h5", resume=True)
+
+    class CrashInTheThirdEpoch(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 2:
+                raise InterruptedError
+
+    (tmp_path / "stock").mkdir()
+    stock, history, rates = run(keras.callbacks.ModelCheckpoint(tmp_path / "stock" / "e{epoch}.weights.h5", save_weights_only=True))
+    assert rates[0] > rates[1] > rates[2]
+    with pytest.raises(InterruptedError):
+        run(ours(), CrashInTheThirdEpoch())
+    restored = make()
+    restore(restored, tmp_path / "ours" / "e2.weights.h5")
+    assert restored.optimizer.learning_rate.numpy() == np.float32(rates[1])
+    resumed, *seen = run(ours())
+    assert seen == [history, {2: rates[2]}]
+    for a, b in zip(stock.variables, resumed.variables, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
+    for epoch in (1, 2, 3):
+        assert_same_weights(*(tmp_path / kind / f"e{epoch}.weights.h5" for kind in ("stock", "ours")))
 
 
 def test_other_numbers_of_replicas_go_on_from_each_others_files(tmp_path, strategy):
