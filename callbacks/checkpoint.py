@@ -15,6 +15,7 @@ from callbacks.copyable import Copyable
 from callbacks.counters import Counts, counters_of, metrics_results
 from callbacks.device_memory import DeviceMemory
 from callbacks.errors import InputError
+from callbacks.last_in_list import LastInList
 from callbacks.lock import Lock
 from callbacks.ranks import ranks
 from callbacks.replicas import components
@@ -110,7 +111,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         self._model = None
         self.resumed_from: Checkpoint | None = None
         self._writer = Writer(self._background)
-        self._last_in_list = _LastInList(self)
+        self._last_in_list = LastInList(self.on_all_callbacks_began, self.on_all_callbacks_ended_epoch)
         self._memory = HostMemory()
         self._device_memory = DeviceMemory()
         self._plan: SnapshotPlan | None = None
@@ -279,7 +280,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
 
     def _save_if_trained(self):
         """Makes a last save, unless that very state was just saved."""
-        saved = self._last_saved.batch if self._last_saved else 0
+        saved = self._last_saved.batch if self._last_saved else self._begins_at
         if not self.save_best_only and self._counters.reached(saved + 1):
             self._save()
 
@@ -429,33 +430,6 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
                     f"{{{name}}} in {self.template.text!r} is neither a counter nor a metric of this run{why}. Use one of: "
                     + " ".join(f"{{{each}}}" for each in (*FIELDS, *sorted(valid)))
                 )
-
-
-class _LastInList(keras.callbacks.Callback):
-    """Calls a checkpoint callback when all callbacks of a `fit` are through, whatever that callback's place in their list.
-
-    `CallbackList` iterates over its list itself, so what is appended when training begins comes last from then on.
-    """
-
-    def __init__(self, owner: GlobalStepCheckpoint):
-        super().__init__()
-        self._owner = owner
-
-    def join(self, callbacks: list[keras.callbacks.Callback]) -> None:
-        """Becomes the last of the callbacks."""
-        self.leave(callbacks)
-        callbacks.append(self)
-
-    def leave(self, callbacks: list[keras.callbacks.Callback]) -> None:
-        """Is no longer one of the callbacks."""
-        if self in callbacks:
-            callbacks.remove(self)
-
-    def on_train_begin(self, logs=None):
-        self._owner.on_all_callbacks_began()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self._owner.on_all_callbacks_ended_epoch(epoch)
 
 
 def _check_arguments(template, save_weights_only, save_freq, save_secs, keep):

@@ -71,7 +71,7 @@ class Hdf5File:
 class _SparseImage(io.RawIOBase):
     """What HDF5 takes for a file: memory for the pages that it writes to, zeros elsewhere."""
 
-    _PAGE = 1 << 16
+    _PAGE = 1 << 12
 
     def __init__(self) -> None:
         self._pages: dict[int, bytearray] = {}

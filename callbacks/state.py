@@ -94,7 +94,7 @@ def write(snapshot: Snapshot, output: Output) -> None:
         if each.values or each.name:
             group = content.group(f"{each.path}/vars" if each.path else "vars", {"name": each.name} if each.name else {})
             for key, value in each.values.items():
-                content.put(group, key, value)
+                content.put(group, key, _to_host(value))
     _put_state(content, snapshot)
     if snapshot.members is None:
         content.write(output.write)
@@ -211,7 +211,8 @@ def read_state(path: str) -> StoredState:
         with _open_group(path) as group:
             header = _header(group, path)
             if header["format"] == FORMAT:
-                values = {name: read_dataset(group["variables"], str(i)) for i, name in enumerate(header["beside"])}
+                stored, types = group["variables"], header["variables"]
+                values = {name: _typed(read_dataset(stored, str(i)), types[name][1]) for i, name in enumerate(header["beside"])}
             else:
                 values = format_1.values(group)
             arrays = {
@@ -311,9 +312,22 @@ def _open_group(path: str) -> Iterator[h5py.Group]:
         yield file[_GROUP]
 
 
+def _to_host(value: Any) -> Any:
+    return value._numpy() if isinstance(value, tf.Tensor) else value
+
+
+def _stack(parts: list[Any]) -> np.ndarray:
+    return np.asarray(parts[0])[np.newaxis] if len(parts) == 1 else np.stack(parts)  # one large array is not copied
+
+
+def _typed(array: np.ndarray, dtype: str) -> np.ndarray:
+    """HDF5 returns what it has no type for, such as float8, as bytes."""
+    return array.view(tf.as_dtype(dtype).as_numpy_dtype) if array.dtype.kind == "V" else array
+
+
 def _put_state(content: Hdf5File, snapshot: Snapshot) -> None:
     group = content.group(_GROUP)
-    values = {name: np.stack([np.asarray(part) for part in parts]) for name, parts in snapshot.beside.items()}
+    values = {name: _stack([_to_host(part) for part in parts]) for name, parts in snapshot.beside.items()}
     header = snapshot.header | {"beside": list(values)}
     content.put(group, "header", np.frombuffer(json.dumps(header).encode(), "uint8"))
     variables = content.group(f"{_GROUP}/variables")
