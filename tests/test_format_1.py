@@ -9,7 +9,8 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from format_1_run import BATCH, BATCHES, STOPS_AFTER, build, train
+from format_1_run import BATCH, BATCHES, STOPS_AFTER, train
+from format_1_run import build as build_model
 from small import names
 
 from callbacks import GlobalStepCheckpoint, counters_of, files, latest_checkpoint, restore, state
@@ -18,6 +19,13 @@ from callbacks.__main__ import main
 STORED = Path(__file__).parent / "data" / "format_1"
 MIDDLE, ARCHIVE, EPOCH_END = STORED / "b10.weights.h5", STORED / "b10.keras", STORED / "b12.weights.h5"
 TWO_REPLICAS = STORED / "two_replicas_10.weights.h5"
+
+
+def build():
+    """The model of that run; without a graph, which would take most of the time of these tests."""
+    model = build_model()
+    model.run_eagerly = True
+    return model
 
 
 def counted(checkpoint):
