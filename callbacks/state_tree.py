@@ -81,8 +81,11 @@ class StateTree:
         return True
 
     def is_like(self, other: "StateTree") -> bool:
-        """Whether the other tree was made from the same objects."""
-        return list(map(id, self._values)) == list(map(id, other._values))
+        """Whether the other tree has the same variables, owned by the same objects."""
+        return self._identity() == other._identity()
+
+    def _identity(self) -> list[int]:
+        return [id(value) for value, kind in zip(self._values, self._kinds, strict=True) if kind not in _CONTAINERS]
 
     @functools.cached_property
     def variables(self) -> dict[str, Variable]:
@@ -124,7 +127,8 @@ class StateTree:
                 self._visit_attributes(value, place)
             elif kind is _Kind.SEQUENCE:
                 self._contents.append((value, tuple(value)))
-                self._visit_items(enumerate(value), place)
+                if any((_KINDS.get(of) or _kind(of)) is not _Kind.OTHER for of in set(map(type, value))):  # it may be long
+                    self._visit_items(enumerate(value), place)
             elif kind is _Kind.MAPPING:
                 self._contents.append((value, tuple(value.values())))
                 self._visit_items(value.items(), place)

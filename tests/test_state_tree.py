@@ -125,3 +125,10 @@ def test_training_changes_values_and_not_the_tree():
     tree = StateTree(model)
     fit(model)
     assert tree.is_like(StateTree(model))
+
+
+def test_what_an_object_notes_of_training_is_no_change_of_the_model(model):
+    tree = StateTree(model)
+    model.counter.kept = ["batch 50"]
+    model.counter.losses = [0.1, 0.2]
+    assert tree.is_like(StateTree(model))
