@@ -1,6 +1,8 @@
 """Any change of a byte is found, and whoever looks for the newest checkpoint passes over what is not one."""
 
+import os
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -8,6 +10,7 @@ import zipfile
 
 import keras
 import pytest
+import xxhash
 from conftest import ROOT
 from small import fit, small_model
 
@@ -45,13 +48,77 @@ def test_every_byte_of_a_file_is_guarded(trained, tmp_path):
     source = min(trained.iterdir(), key=lambda path: len(path.name))
     whole = source.read_bytes()
     path = tmp_path / source.name
-    for place in [*range(0, len(whole), 101), *range(len(whole) - 90, len(whole))]:
-        path.write_bytes(whole)
-        flip(path, place, bit=place % 8)
-        with pytest.raises(files.Damaged):
-            files.verify(path)
     path.write_bytes(whole)
+    with open(path, "r+b", buffering=0) as file:
+        for place, byte in enumerate(whole):
+            os.pwrite(file.fileno(), bytes([byte ^ 1 << place % 8]), place)
+            with pytest.raises(files.Damaged):
+                files.verify(path)
+            os.pwrite(file.fileno(), bytes([byte]), place)
     files.verify(path)
+
+
+def test_a_file_ends_with_its_counters_its_size_and_the_xxh3_of_everything_before_it(trained):
+    for path in trained.iterdir():
+        content, batch = path.read_bytes(), int(path.name[1:].split(".")[0])
+        magic, *numbers = struct.unpack(">8s5Q", content[-64:-16])
+        assert magic == b"GSTEP\x00\x00\x02"
+        assert numbers == [batch, batch, 1, 4 * batch, len(content) - 64]
+        assert content[-16:] == xxhash.xxh3_128_digest(content[:-16])
+
+
+def with_trailer(content, batch):
+    """The same file with another batch in its trailer, and the checksum of that."""
+    changed = content[:-56] + struct.pack(">Q", batch) + content[-48:-16]
+    return changed + xxhash.xxh3_128_digest(changed)
+
+
+def test_a_trailer_that_disagrees_with_the_header_is_found(copies):
+    """Its checksum is right, since the whole file was written that way."""
+    directory, older, newer = copies
+    assert with_trailer(newer.read_bytes(), 10) == newer.read_bytes()
+    lying = newer.with_name(newer.name.replace("10", "11"))
+    lying.write_bytes(with_trailer(newer.read_bytes(), 11))
+    newer.unlink()
+    files.verify(lying)
+    assert_passed_over(directory, lying, older, "its trailer and its header name different counters")
+    assert main(["verify", str(directory)]) == 1
+
+
+def test_the_checksum_is_no_signature_and_the_readme_says_so():
+    """Whoever changes a file can compute its checksum again, as `with_trailer` does."""
+    readme = (ROOT / "callbacks" / "README.md").read_text()
+    assert "no signature" in " ".join(readme.split())
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["a FIFO", "a directory"])
+def test_what_is_no_file_in_the_place_of_a_checkpoint_is_passed_over(copies, capsys, make):
+    """Nobody ever writes to the FIFO, so a reader that waits for that hangs."""
+    directory, older, newer = copies
+    newer.unlink()
+    make(newer)
+    assert_passed_over(directory, newer, older, "it is no regular file")
+    template = str(directory / older.name.replace("b5", "b{batch}"))
+    assert latest_checkpoint(template).path == str(older)  # a template's names are those of files
+    with pytest.raises(files.Damaged):
+        files.read_trailer(newer)
+    assert main(["list", str(directory)]) == 0
+    assert main(["verify", str(directory)]) == 1
+    assert f"{newer}: it is no regular file" in capsys.readouterr().out
+    with pytest.raises(InputError, match="it is no regular file"):
+        fit(small_model(), GlobalStepCheckpoint(template, resume=str(newer)))
+
+
+@pytest.mark.timeout(60)
+def test_training_resumes_beside_a_fifo_and_replaces_it(copies):
+    directory, older, newer = copies
+    newer.unlink()
+    os.mkfifo(newer)
+    checkpoint = GlobalStepCheckpoint(str(directory / older.name.replace("b5", "b{batch}")), save_freq=5, keep_last=5, resume=True)
+    fit(small_model(), checkpoint)
+    assert checkpoint.resumed_from.batch == 5
+    assert files.verify(newer).batch == 10
 
 
 @pytest.mark.parametrize(
@@ -118,8 +185,8 @@ def test_a_damaged_file_is_replaced_when_training_comes_to_it_again(copies):
 
 def test_an_unknown_version_is_named_and_not_taken_for_damage(copies, monkeypatch):
     directory, _, _ = copies
-    monkeypatch.setattr("callbacks.state.FORMAT", 2)
-    with pytest.raises(InputError, match=r"has format 1.*reads format 2"):
+    monkeypatch.setattr("callbacks.state.FORMAT", 3)
+    with pytest.raises(InputError, match=r"has format 2.*reads formats 1 and 3"):
         latest_checkpoint(directory)
 
 
@@ -138,7 +205,7 @@ def test_a_directory_of_ten_thousand_checkpoints_is_searched_in_a_second(trained
     body = source.read_bytes()
     suffix = "".join(source.suffixes)
     for batch in range(10_000):
-        (tmp_path / f"b{batch}{suffix}").write_bytes(body[-80:] if batch != 5 else body)  # tails alone: all are read, none is whole
+        (tmp_path / f"b{batch}{suffix}").write_bytes(body[-64:] if batch != 5 else body)  # tails alone: all are read, none is whole
     template = str(tmp_path / ("b{batch}" + suffix))
     with pytest.warns(UserWarning, match="Passed over"):
         began = time.process_time()
@@ -195,7 +262,6 @@ def test_state_in_an_archive_is_no_code(trained):
         if path.suffix == ".keras":
             assert sorted(zipfile.ZipFile(path).namelist()) == [
                 "config.json",
-                "global_step.h5",
                 "metadata.json",
                 "model.weights.h5",
             ]
