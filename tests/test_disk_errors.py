@@ -279,6 +279,7 @@ def small_disk(request, tmp_path):
     if done.returncode and not os.environ.get("CI"):
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
+    shutil.rmtree(directory / "lost+found", ignore_errors=True)
     yield directory
     subprocess.run(["umount", "--lazy", directory], check=True)
 
