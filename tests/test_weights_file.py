@@ -98,15 +98,17 @@ class Nested(keras.layers.Layer):
         self.mapped = {"a": dense(2), "b": self.listed[0]}
         self.tuple = (dense(2), keras.Sequential([dense(2), keras.layers.Dropout(0.5)]))
         self.nested = [[dense(2)], {"c": [dense(2)]}]
-        self.inner = [self.listed[0], *self.nested[0], *self.nested[1]["c"]]
+
+    def innermost(self):  # no property, since Keras finds layers through those too
+        return (*self.nested[0], *self.nested[1]["c"])
 
     def build(self, shape):
-        for layer in (*self.listed, *self.mapped.values(), *self.tuple, *self.inner):
+        for layer in (*self.listed, *self.mapped.values(), *self.tuple, *self.innermost()):
             if not layer.built:
                 layer.build((None, 2))
 
     def call(self, x, training=None):
-        for layer in (self.listed[0], self.listed[1], self.mapped["a"], *self.tuple, *self.inner):
+        for layer in (self.listed[0], self.listed[1], self.mapped["a"], *self.tuple, *self.innermost()):
             x = layer(x)
         return self.listed[2](x, training=training)
 
@@ -153,7 +155,7 @@ def of_words():
     return keras.Model([words, color], layers.Dense(1)(x))
 
 
-def twice_lists_its_layers():
+def with_a_shared_layer():
     """A layer that is used twice is stored once."""
     shared = keras.layers.Dense(2)
     inputs = keras.Input([2])
@@ -168,7 +170,7 @@ MODELS = {
     "large weights of bfloat16": wide_of_bfloat16,
     "layers in containers": nested,
     "vocabularies": of_words,
-    "a shared layer": twice_lists_its_layers,
+    "a shared layer": with_a_shared_layer,
 }
 
 
