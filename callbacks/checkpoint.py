@@ -331,7 +331,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         plan = self._plan_of_now()
         plan.read_keras_part()
         if self._background and ranks().is_chief:
-            self._writer.prepare(lambda: self._memory.reserve(plan.size))
+            self._writer.prepare(lambda: self._memory.reserve(plan.memory))
 
     def _fetch_at_once(self, snapshot, full):
         """Copies the values before the next batch would make TensorFlow copy them on a device that has no room for that."""

@@ -77,7 +77,7 @@ class Snapshot:
 
     def fetch(self, memory: "HostMemory") -> None:
         """Copies the values into memory of our own, and lets each tensor go as soon as its value is there."""
-        memory.reserve(self.size + _ALIGNMENT * sum(1 for _ in self.values()))
+        memory.reserve(memory_for({id(tensor): tensor for tensor in self.tensors()}.values()))
         begin, copies = 0, {}
         for container, key in self.values():
             tensor = container[key]
@@ -85,6 +85,11 @@ class Snapshot:
                 if id(tensor) not in copies:  # what wraps an optimizer saves its variables once more
                     copies[id(tensor)], begin = memory.copy(tensor, begin)
                 container[key] = copies[id(tensor)]
+
+
+def memory_for(values: Iterable[tf.Tensor | tf.Variable]) -> int:
+    """Returns the bytes of `HostMemory` that copies of these values take."""
+    return sum(_aligned(_size(value)) for value in values)
 
 
 class HostMemory:
@@ -112,7 +117,7 @@ class HostMemory:
         end = begin + source.nbytes
         target = self._bytes[begin:end]
         np.copyto(target, source.reshape(-1).view("uint8"))
-        return target.view(source.dtype).reshape(source.shape), -(-end // _ALIGNMENT) * _ALIGNMENT
+        return target.view(source.dtype).reshape(source.shape), begin + _aligned(source.nbytes)
 
 
 @dataclass(frozen=True)
@@ -175,9 +180,9 @@ class SnapshotPlan:
         return is_same and self._trainable == _are_trainable(self._tree)
 
     @property
-    def size(self) -> int:
-        """Bytes of all variables, near enough to those of a snapshot."""
-        return self._tree.size
+    def memory(self) -> int:
+        """Bytes of `HostMemory` that a snapshot takes."""
+        return memory_for(part for reader in (self._keras_part_reader, self._beside_reader) for part in reader.variables)
 
     def read_keras_part(self) -> KerasPart:
         """Reads what Keras's part of the file holds now; only objects that make arrays of their own are asked again."""
@@ -245,7 +250,7 @@ class VariableReader:
     def __init__(self, variables: Iterable[Sequence[tf.Variable]]):
         variables = list(variables)
         self._counts = [len(parts) for parts in variables]
-        flat = [part for parts in variables for part in parts]
+        self.variables = flat = [part for parts in variables for part in parts]
         places: dict[str, list[int]] = {}
         for place, part in enumerate(flat):
             places.setdefault(part.device, []).append(place)
@@ -270,5 +275,9 @@ def _is_same(before: Any, after: Any) -> bool:
     return bool(tf.reduce_all(tf.equal(before, after)))
 
 
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
 def _size(value: Any) -> int:
-    return value.shape.num_elements() * value.dtype.size if isinstance(value, tf.Tensor) else value.nbytes
+    return value.nbytes if isinstance(value, (np.ndarray, np.generic)) else value.shape.num_elements() * value.dtype.size

@@ -5,7 +5,6 @@ the same in another process that builds the same model, where Keras's own names 
 """
 
 import functools
-import math
 import operator
 import sys
 from collections.abc import Iterable
@@ -107,11 +106,6 @@ class StateTree:
         """The optimizers that no other optimizer wraps."""
         kind = keras.optimizers.Optimizer
         return [self._values[place] for place in self._places_of(kind) if not self._is_part_of(place, kind)]
-
-    @property
-    def size(self) -> int:
-        """Bytes of all variables, of one replica."""
-        return sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in self.variables.values())
 
     @property
     def is_built(self) -> bool:
