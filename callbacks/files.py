@@ -123,7 +123,11 @@ def commit(path: str, trailer: Trailer, write: Callable[[Output], None], check: 
         raise
     finally:
         del _in_flight[os.path.abspath(temporary)]
-    _fsync_directory(directory or ".")
+    try:
+        _fsync_directory(directory or ".")
+    except OSError as error:
+        lasts = "its name could not be flushed, so it may not outlast a crash of the machine"
+        raise OSError(error.errno, f"{error.strerror}: {lasts}") from error
     return size
 
 
@@ -136,14 +140,22 @@ def _write_durably(path: str, trailer: Trailer, write: Callable[[Output], None])
         output.write(_HEAD.pack(MAGIC, trailer.batch, trailer.step, trailer.epoch, trailer.samples, size))
         output.write(output.checksum.digest())
         os.fsync(descriptor)
-        if checksum.checksum_of_file(descriptor, output.tell()).digest() != output.checksum.digest():
-            raise OSError(errno.EIO, "what was read back is not what was written")
+        _check_what_was_written(descriptor, output)
     except BaseException:
         with contextlib.suppress(OSError):
             os.close(descriptor)
         raise
     os.close(descriptor)  # some file systems tell of a failed write only here
     return output.tell()
+
+
+def _check_what_was_written(descriptor: int, output: Output) -> None:
+    try:
+        is_same = checksum.checksum_of_file(descriptor, output.tell()).digest() == output.checksum.digest()
+    except EOFError:
+        is_same = False
+    if not is_same:
+        raise OSError(errno.EIO, "what was read back is not what was written")
 
 
 def temporary_name(name: str) -> str:

@@ -237,7 +237,6 @@ def test_a_write_that_a_disk_loses_in_silence_is_found_before_the_file_is_seen(t
         assert found == [trainer.name(2)]
 
 
-@pytest.mark.xfail(strict=True, reason="an EOFError without a text is all that says so")
 def test_a_file_that_ends_early_when_it_is_read_back_is_named_as_the_cause(tmp_path):
     """What remains where a disk loses the last write in silence."""
 
