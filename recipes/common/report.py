@@ -10,6 +10,7 @@ import keras
 from callbacks import GlobalStepCheckpoint, counters_of
 from recipes.common.data import EpochData
 from recipes.common.distribution import Distribution
+from recipes.common.paths import from_here
 
 
 class Report(keras.callbacks.Callback):
@@ -34,7 +35,7 @@ class Report(keras.callbacks.Callback):
         print(f"strategy     {distribution.name}, {_plural(distribution.replicas, 'replica')}: {distribution.hardware}")
         print(f"batch        {args.global_batch_size} samples, {share} on each replica")
         print(f"epochs       {args.epochs} of {self._data.num_batches} batches")
-        print(f"checkpoints  {self._checkpoint.template.text}, every {_every(args.save_freq)}")
+        print(f"checkpoints  {from_here(self._checkpoint.template.text)}, every {_every(args.save_freq)}")
         print(f"tensorboard  {args.workdir}/tensorboard")
         print(f"begins       {self._begins()}", flush=True)
 
@@ -45,13 +46,13 @@ class Report(keras.callbacks.Callback):
         resumed = self._checkpoint.resumed_from
         if not logs and resumed:
             print(
-                f"Nothing left to train: {resumed.path} stands at the end of epoch {counts.epoch}, --epochs is {self._args.epochs}."
+                f"Nothing left to train: {from_here(resumed.path)} stands at the end of epoch {counts.epoch}, --epochs is {self._args.epochs}."
             )
             logs = resumed.metrics
         if logs:
             print("result       " + ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))
         print(f"trained on   {counts.batch} batches, {counts.samples} samples, {_plural(counts.step, 'step')}")
-        print(f"checkpoint   {self._checkpoint.newest or 'none'}")
+        print(f"checkpoint   {from_here(self._checkpoint.newest) if self._checkpoint.newest else 'none'}")
         print(f"watch        {_tool('tensorboard')} --logdir {shlex.quote(self._args.workdir)}")
         print(f"train longer {self._longer()}", flush=True)
 
@@ -59,7 +60,7 @@ class Report(keras.callbacks.Callback):
         resumed = self._checkpoint.resumed_from
         if resumed is None:
             return "from scratch" if self._args.resume_from else "from scratch (--resume never)"
-        return f"from {resumed.path}: batch {resumed.batch}, epoch {resumed.epoch}"
+        return f"from {from_here(resumed.path)}: batch {resumed.batch}, epoch {resumed.epoch}"
 
     def _longer(self):
         if self._distribution.ranks:

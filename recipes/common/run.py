@@ -13,6 +13,7 @@ from callbacks.preemption import ignore_signals
 from callbacks.ranks import RanksDiffer, ranks
 from launch.world import read_world
 from recipes.common.data import BadSample
+from recipes.common.paths import from_here
 
 BAD_INPUT = 2
 FAILED = 1
@@ -34,7 +35,9 @@ def run(main: Callable[[], None]) -> None:
         main()
     except Preempted as left:
         if ranks().is_chief:
-            print(f"stopped      the same command goes on from {left.path or 'the beginning'}", flush=True)
+            print(
+                f"stopped      the same command goes on from {from_here(left.path) if left.path else 'the beginning'}", flush=True
+            )
         raise
     except InputError as error:
         _give_way(chief_too=False)  # what is wrong mostly is so on all ranks, and one line is enough
