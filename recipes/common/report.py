@@ -45,9 +45,8 @@ class Report(keras.callbacks.Callback):
         counts = counters_of(self.model).read()
         resumed = self._checkpoint.resumed_from
         if not logs and resumed:
-            print(
-                f"Nothing left to train: {from_here(resumed.path)} stands at the end of epoch {counts.epoch}, --epochs is {self._args.epochs}."
-            )
+            end = f"{from_here(resumed.path)} stands at the end of epoch {counts.epoch}"
+            print(f"Nothing left to train: {end}, --epochs is {self._args.epochs}.")
             logs = resumed.metrics
         if logs:
             print("result       " + ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))
