@@ -438,7 +438,7 @@ KINDS = {
     ),
     "DDIM": Kind(ddim),
     "VAE without call": Kind(vae, keras_saves=False),
-    "VAE built by its first batch": Kind(lazy_vae, keras_saves=False),
+    "VAE built by its first batch": Kind(lazy_vae, keras_saves=False, keras_mirrors=False),
     "LoRA": Kind(lora, data=tokens),
     "int8 and LoRA": Kind(quantized_lora),
     "stateful LSTM and GRU": Kind(stateful_rnn, data=series, keras_mirrors=False),  # the state has the global batch's size

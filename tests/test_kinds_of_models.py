@@ -71,6 +71,8 @@ class Run:
         with self.scope():
             model = self.kind.make()
         model.run_eagerly = self.eager
+        if model.distribute_strategy.num_replicas_in_sync > 1:
+            model.built = True  # as Keras asks for where it cannot build a model itself
         return model
 
     def fit(self, model, *callbacks):
@@ -84,6 +86,8 @@ class Run:
         """
         stock = directory / ("stock" + suffix)
         whole = self.fresh()
+        if whole.distribute_strategy.num_replicas_in_sync > 1:
+            counters_of(whole)  # TensorFlow adds up a GAN's loss in another order in a graph that also counts
         history = self.fit(whole, SaveWithKeras(COMPARED, stock))
 
         template = directory / "ours" / ("b{batch}" + suffix)
