@@ -1,5 +1,6 @@
 """A file holds what the model was at the batch that it names, whatever happens before it is written."""
 
+import copy
 import json
 import threading
 import zipfile
@@ -183,13 +184,21 @@ def test_clear_session_while_training_changes_no_file(tmp_path, clears):
         assert_same_weights(tmp_path / "quiet" / name, tmp_path / "cleared" / name)
 
 
+def compile_anew(model):
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", run_eagerly=True)
+
+
 def compile_again(model):
     """Compiles with another optimizer; the `fit` under way then needs its train function again."""
-    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", run_eagerly=True)
+    compile_anew(model)
     model.make_train_function()
 
 
-WHEN = {"at the end of an epoch": {"epoch": 1}, "after a batch": {"batch": 2}, "at the very end": {"epoch": 3}}
+WHEN = {
+    "at the end of an epoch": After(compile_again, epoch=1),
+    "after a batch": After(compile_again, batch=2),
+    "at the very end": After(compile_anew, epoch=3),
+}
 
 
 @pytest.mark.parametrize("is_first", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -201,7 +210,7 @@ def test_a_callback_that_compiles_the_model_loses_no_save(tmp_path, when, is_fir
         model = fresh(kind.make)
         checkpoint = GlobalStepCheckpoint(tmp_path / "b{batch}_s{step}.weights.h5", save_freq=2) if ours else After(None)
         last = After(lambda model: save_with_keras(model, tmp_path), epoch=3)
-        compiles = After(compile_again, **WHEN[when])
+        compiles = copy.copy(WHEN[when])
         model.fit(
             kind.data(), epochs=3, verbose=0, callbacks=[*((compiles, checkpoint) if is_first else (checkpoint, compiles)), last]
         )
