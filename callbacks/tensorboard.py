@@ -105,16 +105,17 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             embeddings_metadata,
         )
         self.hparams = dict(hparams or {})
-        self.kept_seconds = 0.0  # spent on the batches that the state of training holds, in all lives
         self._profile_ranks = tuple(profile_ranks)
         self._clock, self._time = time.perf_counter, time.time
-        self._settings = frozenset(vars(self)) - {"_model", "_writers"}
+        self._settings = frozenset(vars(self)) - {"_model", "_writers", "_summary_module"}
         self._forget_run()
 
     def _forget_run(self):
         """Sets what belongs to a run, and is not copied with the callback."""
         self._model: keras.Model | None = None
         self._writers: dict = {}
+        self._summary_module = None
+        self.kept_seconds = 0.0  # spent on the batches that the state of training holds, in all lives
         self._files: dict[str, EventFile] = {}
         self._profiling: tempfile.TemporaryDirectory | None = None
 
