@@ -15,6 +15,7 @@ from callbacks.copyable import Copyable
 from callbacks.counters import Counts, counters_of, metrics_results
 from callbacks.device_memory import DeviceMemory
 from callbacks.errors import InputError
+from callbacks.keras_private import global_seed_generator
 from callbacks.last_in_list import LastInList
 from callbacks.lock import Lock
 from callbacks.ranks import ranks
@@ -115,6 +116,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         self._memory = HostMemory()
         self._device_memory = DeviceMemory()
         self._plan: SnapshotPlan | None = None
+        self._seeds: keras.random.SeedGenerator | None = None
         self._keras_part: KerasPart | None = None
         self._restored: state.StoredState | None = None
         self._last_saved: Counts | None = None
@@ -224,6 +226,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         self.model._initial_epoch = None
         self._writer.finish()
         self._memory, self._device_memory, self._plan = HostMemory(), DeviceMemory(), None
+        self._seeds = None
         if ranks().is_chief:
             self._lock.release()
 
@@ -348,7 +351,8 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
 
     def _plan_of_now(self):
         if self._plan is None or not self._plan.is_current():
-            self._plan = SnapshotPlan(self.model, self.template.suffix == ".keras")
+            self._seeds = self._seeds or global_seed_generator()
+            self._plan = SnapshotPlan(self.model, self.template.suffix == ".keras", self._seeds)
         return self._plan
 
     def _write(self, snapshot, path):

@@ -141,15 +141,15 @@ class SnapshotPlan:
     Args:
         model: the model.
         is_archive: whether a `.keras` archive is written.
+        seeds: for the state tree.
 
     Attributes:
         header: what the file's header says of the variables.
-        members: further members of a `.keras` archive: name -> content. None for a `.weights.h5` file.
     """
 
-    def __init__(self, model: keras.Model, is_archive: bool):
-        self._model = model
-        self._tree = tree = StateTree(model)
+    def __init__(self, model: keras.Model, is_archive: bool, seeds: keras.random.SeedGenerator | None = None):
+        self._model, self._is_archive, self._seeds = model, is_archive, seeds
+        self._tree = tree = StateTree(model, seeds)
         self._trainable = _are_trainable(tree)
         self._names = {id(variable): name for name, variable in tree.variables.items()}
         objects = saved_objects(model)
@@ -170,14 +170,30 @@ class SnapshotPlan:
             "metrics_variables": sorted(tree.metrics),
             "optimizers": {name: self._describe(optimizer) for name, optimizer in tree.optimizers.items()},
         }
-        self.members = None
-        if is_archive:
-            self.members = {name: text.encode() for name, text in model_archive_json(model).items()} | saved_assets(objects)
+        self._assets = saved_assets(objects) if is_archive else {}
+        self._settings: tuple[list[float], dict[str, bytes]] | None = None
 
     def is_current(self) -> bool:
         """Whether the plan is good for the model as it is now."""
-        is_same = self._tree.is_current() or self._tree.is_like(StateTree(self._model))
-        return is_same and self._trainable == _are_trainable(self._tree)
+        if not self._tree.is_current():
+            tree = StateTree(self._model, self._seeds)
+            if not tree.is_like(self._tree):
+                return False
+            self._tree, self._settings = tree, None
+        return self._trainable == _are_trainable(self._tree)
+
+    def members(self) -> dict[str, bytes] | None:
+        """Returns the further members of a `.keras` archive, name -> content; None for a `.weights.h5` file.
+
+        The model's settings are written as JSON again where an attribute or a learning rate has changed since the last save.
+        """
+        if not self._is_archive:
+            return None
+        variables = (getattr(each, "_learning_rate", None) for each in self._tree.optimizers.values())
+        rates = [float(tf.convert_to_tensor(rate)) for rate in variables if isinstance(rate, keras.Variable)]
+        if self._settings is None or self._settings[0] != rates:
+            self._settings = rates, {name: text.encode() for name, text in model_archive_json(self._model).items()}
+        return self._settings[1] | self._assets
 
     @property
     def memory(self) -> int:

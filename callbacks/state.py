@@ -84,7 +84,7 @@ def take(
         "callbacks": plain,
         "stopped": steering.has_stopped(callbacks),
     }
-    return Snapshot(counts, header, part.groups, _of_all_ranks(beside), arrays, plan.members)
+    return Snapshot(counts, header, part.groups, _of_all_ranks(beside), arrays, plan.members())
 
 
 def write(snapshot: Snapshot, output: Output) -> None:
@@ -245,35 +245,45 @@ def restore(model: keras.Model, path: str) -> StoredState:
 
 
 def _check_fit(header: dict[str, Any], tree: StateTree, path: str) -> None:
-    """Compares names, shapes and dtypes; metrics, which may be others, and what need not exist are left out."""
-    stored = header["variables"]
-    unused = {
-        id(v)
-        for name, each in header["optimizers"].items()
-        if not each["built"] and name in tree.optimizers
-        for v in tree.optimizers[name].variables
-    }
-    optional = {*header["metrics_variables"], *tree.metrics}
-    optional |= {name for name in (*stored, *tree.variables) if name.startswith(GLOBAL_SEEDS)}
-    optional |= {name for name, variable in tree.variables.items() if id(variable) in unused}
-    for name, (shape, dtype) in stored.items():
-        here = tree.variables.get(name)
-        if here is not None and name not in optional and (list(here.shape), tf.as_dtype(here.dtype).name) != (shape, dtype):
+    """Compares names, shapes and dtypes; metrics, which may be others, and what need not exist are left out.
+
+    The variables of layers come first: where they differ, so do those of the optimizers, and these would name no cause.
+    """
+    stored, here = header["variables"], tree.variables
+    optional = {*header["metrics_variables"], *tree.metrics, *(each for each in (*stored, *here) if each.startswith(GLOBAL_SEEDS))}
+    for name, optimizer in header["optimizers"].items():
+        if not optimizer["built"]:
+            optional |= {each for each in here if each.startswith(f"{name}.")}
+    of_optimizers = tuple(f"{name}." for name in (*header["optimizers"], *tree.optimizers))
+    for are_of_optimizers in (False, True):
+        in_file, in_model = (
+            {
+                name: each
+                for name, each in variables.items()
+                if name not in optional and name.startswith(of_optimizers) == are_of_optimizers
+            }
+            for variables in (stored, here)
+        )
+        _compare(in_file, in_model, tree.is_built, path)
+
+
+def _compare(in_file: dict[str, Any], in_model: dict[str, Any], is_built: bool, path: str) -> None:
+    for name, (shape, dtype) in in_file.items():
+        variable = in_model.get(name)
+        if variable is not None and (list(variable.shape), tf.as_dtype(variable.dtype).name) != (shape, dtype):
             raise InputError(
-                f"{path} is of another model: {_title(name, here)} has shape {tuple(here.shape)} and dtype "
-                f"{tf.as_dtype(here.dtype).name} here, {tuple(shape)} and {dtype} in the file."
+                f"{path} is of another model: {_title(name, variable)} has shape {tuple(variable.shape)} and dtype "
+                f"{tf.as_dtype(variable.dtype).name} here, {tuple(shape)} and {dtype} in the file."
             )
-    missing = [name for name in stored if name not in tree.variables and name not in optional]
-    if missing and not tree.is_built:
-        raise NotBuilt(f"A checkpoint fills the variables of a model, and this one has no {missing[0]} before it is built.")
-    added = [name for name in tree.variables if name not in stored and name not in optional]
-    if missing or added:
-        where, names = ("the file", missing) if missing else ("this model", added)
-        shape = stored[missing[0]][0] if missing else tree.variables[added[0]].shape
-        title = missing[0] if missing else _title(added[0], tree.variables[added[0]])
+    missing, added = (name for name in in_file if name not in in_model), (name for name in in_model if name not in in_file)
+    for name in missing:
+        if not is_built:
+            raise NotBuilt(f"A checkpoint fills the variables of a model, and this one has no {name} before it is built.")
+        raise InputError(f"{path} is of another model: only the file has {name}, of shape {tuple(in_file[name][0])}.")
+    for name in added:
+        variable = in_model[name]
         raise InputError(
-            f"{path} is of another model: it has {len(stored)} variables, this one {len(tree.variables)}; "
-            f"the first that only {where} has is {title}, of shape {tuple(shape)}. {len(names)} are only there."
+            f"{path} is of another model: only this model has {_title(name, variable)}, of shape {tuple(variable.shape)}."
         )
 
 

@@ -46,9 +46,11 @@ class StateTree:
 
     Args:
         model: the root.
+        seeds: the generator that Keras draws from where no seed is given; by default the present one. A compiled train step
+            keeps the one that it was made with, also when `clear_session` has made Keras forget it.
     """
 
-    def __init__(self, model: keras.Model):
+    def __init__(self, model: keras.Model, seeds: keras.random.SeedGenerator | None = None):
         # One entry for each object that was visited, the model first. Lists, and not an object for each: a save waits for this.
         self._values: list[Any] = []
         self._kinds: list[_Kind] = []
@@ -60,7 +62,7 @@ class StateTree:
         self._contents: list[tuple[Any, tuple]] = []  # of attributes, lists and dicts
         self._empty: list[Any] = []  # lists and dicts without content
         self._add(model, _Kind.OBJECT, -1, "")
-        self._seeds = global_seed_generator()
+        self._seeds = seeds or global_seed_generator()
         if self._seeds is not None:
             self._add(self._seeds, _Kind.OBJECT, -1, GLOBAL_SEEDS)
         self._visit()
@@ -71,7 +73,7 @@ class StateTree:
 
     def is_current(self) -> bool:
         """Whether a new tree of the model would be the same; False, in doubt, costs no more than a new tree."""
-        if any(self._empty) or global_seed_generator() is not self._seeds:
+        if any(self._empty) or (self._seeds is None and global_seed_generator() is not None):
             return False
         for container, contents in self._contents:
             now = container.values() if isinstance(container, dict) else container
