@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import assert_same_weights, datasets
 from kinds import BATCHES, KINDS
-from small import names
+from small import Do, fit, names
 
 import callbacks.checkpoint
 from callbacks import GlobalStepCheckpoint, files, latest_checkpoint, restore, state
@@ -285,3 +285,33 @@ def test_settings_that_a_callback_changes_are_in_the_next_archive(tmp_path):
     model.fit(kind.data(), epochs=2, verbose=0, callbacks=[After(change, epoch=1), checkpoint, look])
     config, _ = parts(tmp_path / f"b{BATCHES + 1}.keras", tmp_path)
     assert config == parts(tmp_path / "stock.keras", tmp_path)[0]
+
+
+def test_draws_without_a_seed_resume_though_keras_has_forgotten_their_generator(tmp_path):
+    """The compiled train step keeps the generator that it was made with, and so does the checkpoint."""
+
+    class Clear(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            keras.backend.clear_session(free_memory=False)
+
+    class Noise(keras.layers.Layer):
+        def call(self, x):
+            return x + keras.random.normal(keras.ops.shape(x))
+
+    def train(directory, crash_after=None):
+        keras.backend.clear_session(free_memory=False)
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input((6,)), Noise(), keras.layers.Dense(1)])
+        model.compile("adam", "mse")
+        checkpoint = GlobalStepCheckpoint(str(directory / "b{batch:02d}.weights.h5"), save_freq=1, resume=True)
+        crash = [Do(crash_after, stop)] if crash_after else []
+        fit(model, checkpoint, Clear(), *crash, epochs=3, shuffle=False)
+        return [v.numpy() for v in model.variables]
+
+    def stop():
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "cut", 15)
+    for whole, resumed in zip(train(tmp_path / "whole"), train(tmp_path / "cut"), strict=True):
+        np.testing.assert_array_equal(whole, resumed)
