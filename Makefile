@@ -30,7 +30,7 @@ train: $(INSTALLED) ## train recipes.mnist, or go on from its newest checkpoint
 	$(BIN)/python -m recipes.mnist $(if $(GPU)$(filter single --strategy=single,$(ARGS)),,--virtual-devices 2) $(ARGS)
 
 test: $(HOROVOD_INSTALLED) ## the fast tests
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadgroup $(ARGS)
 
 test-all: $(HOROVOD_INSTALLED) ## all tests
 	$(BIN)/python -m pytest $(ARGS)

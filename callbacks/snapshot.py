@@ -166,7 +166,9 @@ class SnapshotPlan:
         self._keras_part_reader = VariableReader([components(strategy, v)[:1] for v in self._in_keras_part.values()])
         self._beside_reader = VariableReader([components(strategy, v) for v in self._beside.values()])
         self.header = {
-            "variables": {name: [list(v.shape), tf.as_dtype(v.dtype).name] for name, v in tree.variables.items()},
+            "variables": {
+                name: [list(v.shape), tf.as_dtype(v.dtype).name, getattr(v, "path", v.name)] for name, v in tree.variables.items()
+            },
             "metrics_variables": sorted(tree.metrics),
             "optimizers": {name: self._describe(optimizer) for name, optimizer in tree.optimizers.items()},
         }

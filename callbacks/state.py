@@ -236,10 +236,7 @@ def restore(model: keras.Model, path: str) -> StoredState:
         InputError: if the file belongs to another model.
     """
     stored = read_state(path)
-    try:
-        stored.assign_to(model)
-    except NotBuilt as error:
-        raise InputError(f"{error} Call the model on a batch, or give it an Input.") from None
+    stored.assign_to(model)
     counters_of(model).resume(stored.counts, stored.header["logs"], lambda: stored.assign_metrics(model))
     return stored
 
@@ -268,7 +265,7 @@ def _check_fit(header: dict[str, Any], tree: StateTree, path: str) -> None:
 
 
 def _compare(in_file: dict[str, Any], in_model: dict[str, Any], is_built: bool, path: str) -> None:
-    for name, (shape, dtype) in in_file.items():
+    for name, (shape, dtype, _) in in_file.items():
         variable = in_model.get(name)
         if variable is not None and (list(variable.shape), tf.as_dtype(variable.dtype).name) != (shape, dtype):
             raise InputError(
@@ -277,9 +274,13 @@ def _compare(in_file: dict[str, Any], in_model: dict[str, Any], is_built: bool, 
             )
     missing, added = (name for name in in_file if name not in in_model), (name for name in in_model if name not in in_file)
     for name in missing:
+        shape, _, path_there = in_file[name]
         if not is_built:
-            raise NotBuilt(f"A checkpoint fills the variables of a model, and this one has no {name} before it is built.")
-        raise InputError(f"{path} is of another model: only the file has {name}, of shape {tuple(in_file[name][0])}.")
+            raise NotBuilt(
+                f"A checkpoint fills the variables of a model. This one has no {path_there} before it is built: "
+                "call it on a batch, or give it an Input."
+            )
+        raise InputError(f"{path} is of another model: only the file has {path_there}, of shape {tuple(shape)}.")
     for name in added:
         variable = in_model[name]
         raise InputError(

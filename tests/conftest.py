@@ -11,6 +11,8 @@ from pathlib import Path
 if os.environ.get("TESTS_USE_GPU") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
 USER_ENVIRONMENT = dict(os.environ)  # what a user's process has, before this one silences TensorFlow
+if "PYTEST_XDIST_WORKER" in os.environ:  # the process that started this one has done so
+    USER_ENVIRONMENT.pop("TF_CPP_MIN_LOG_LEVEL", None)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import h5py
@@ -35,6 +37,13 @@ def pytest_configure(config):
         tf.config.experimental.set_memory_growth(gpu, True)
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(0)  # for fixtures of whole modules
+
+
+def pytest_collection_modifyitems(items):
+    """Tests of a file run in one process, which share its fixtures; so do those that use the launcher's port, all of them."""
+    for item in items:
+        uses_port = item.path.stem.startswith(("test_launch", "test_readme"))
+        item.add_marker(pytest.mark.xdist_group("launch" if uses_port else item.path.stem))
 
 
 @pytest.fixture(autouse=True)
