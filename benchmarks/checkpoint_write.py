@@ -20,7 +20,7 @@ from benchmarks.plain_write import write_plainly
 from callbacks import GlobalStepCheckpoint, restore
 
 SIZE = "1.2 GB"
-ROUNDS = {".weights.h5": 5, ".keras": 2}  # after one that is not counted
+ROUNDS = {".weights.h5": 7, ".keras": 7}  # after one that is not counted
 EVERY = 4  # batches
 
 
@@ -51,21 +51,18 @@ def times(suffix: str) -> tuple[int, float, float, float, float]:
 def extra_memory(suffix: str) -> int:
     """The highest memory of the process beside a save, less the highest without one, in bytes."""
     model = wide_model.build(SIZE)
-    peaks = {}
+    _forget_peak_memory()
+    _fit(model, 2 * EVERY)
+    without = _peak_memory()
     with tempfile.TemporaryDirectory() as directory:
+
+        def stop(batch, logs):
+            model.stop_training |= bool(glob.glob(f"{directory}/*{suffix}"))  # at the second save, which waits for the first
+
         checkpoint = GlobalStepCheckpoint(f"{directory}/{{batch}}{suffix}", save_freq=EVERY, keep_last=1)
-
-        def before(batch, logs):
-            if batch == 0:
-                _forget_peak_memory()
-            elif batch < EVERY:
-                peaks["without"] = _peak_memory()
-            elif glob.glob(f"{directory}/*{suffix}"):  # at the second save at the latest, which waits for the first
-                peaks.setdefault("with", _peak_memory())
-                model.stop_training = True
-
-        _fit(model, 3 * EVERY, keras.callbacks.LambdaCallback(on_train_batch_end=before), checkpoint)
-    return peaks["with"] - peaks["without"]
+        _forget_peak_memory()
+        _fit(model, 3 * EVERY, keras.callbacks.LambdaCallback(on_train_batch_begin=stop), checkpoint)
+        return _peak_memory() - without
 
 
 def _fit(model, batches, *callbacks):

@@ -21,6 +21,7 @@ import re
 import socket
 import stat
 import struct
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,13 +58,19 @@ class Trailer:
 class Output:
     """A new file that is written from its beginning to its end, with the checksum of what was to be written.
 
+    The disk begins while the rest is still being written: a thread flushes what is there.
+
     Args:
         descriptor: of the empty file.
     """
 
+    _FLUSHED_AT_ONCE = 1 << 28  # bytes
+
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
-        self._position = 0
+        self._position = self._flushed = 0
+        self._flusher: threading.Thread | None = None
+        self._error: OSError | None = None
         self.checksum = checksum.Checksum()
 
     def write(self, data: Any) -> int:
@@ -78,7 +85,42 @@ class Output:
         while left:
             left = left[os.write(self._descriptor, left) :]
         self._position += size
+        if self._position - self._flushed >= self._FLUSHED_AT_ONCE:
+            self._begin_flush()
         return size
+
+    def flush_to_disk(self) -> None:
+        """Waits until all of it is on the disk.
+
+        Raises:
+            OSError: of the first flush that fails; the system tells of an error only once.
+        """
+        self.wait()
+        os.fsync(self._descriptor)
+
+    def _begin_flush(self):
+        self.wait()
+        self._flushed = self._position
+        self._flusher = threading.Thread(target=self._flush, name="checkpoint-flush", daemon=True)
+        self._flusher.start()
+
+    def wait(self) -> None:
+        """Waits for the flush that was begun.
+
+        Raises:
+            OSError: if a flush has failed.
+        """
+        if self._flusher is not None:
+            self._flusher.join()
+            self._flusher = None
+        if self._error is not None:
+            raise self._error
+
+    def _flush(self):
+        try:
+            os.fdatasync(self._descriptor)
+        except OSError as error:
+            self._error = error
 
     def tell(self) -> int:
         """Returns how many bytes were written."""
@@ -133,15 +175,17 @@ def commit(path: str, trailer: Trailer, write: Callable[[Output], None], check: 
 
 def _write_durably(path: str, trailer: Trailer, write: Callable[[Output], None]) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    output = Output(descriptor)
     try:
-        output = Output(descriptor)
         write(output)
         size = output.tell()
         output.write(_HEAD.pack(MAGIC, trailer.batch, trailer.step, trailer.epoch, trailer.samples, size))
         output.write(output.checksum.digest())
-        os.fsync(descriptor)
+        output.flush_to_disk()
         _check_what_was_written(descriptor, output)
     except BaseException:
+        with contextlib.suppress(OSError):
+            output.wait()
         with contextlib.suppress(OSError):
             os.close(descriptor)
         raise

@@ -6,6 +6,7 @@ next batch computes its gradients, and lets each reference go: then there is mos
 """
 
 import mmap
+import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +33,13 @@ class Group:
         path: of the group.
         name: of the object, an attribute of the group.
         values: name of a dataset -> its value.
+        is_of_optimizer: whether the object is an optimizer.
     """
 
     path: str
     name: str | None
     values: dict[str, Any]  # a tensor, from `fetch` on an array
+    is_of_optimizer: bool
 
 
 @dataclass
@@ -75,11 +78,19 @@ class Snapshot:
         """Bytes of all values, near enough to the size of the file."""
         return sum(_size(container[key]) for container, key in self.values())
 
+    def _as_training_writes(self) -> list[tuple[dict | list, Any]]:
+        """The values in the order in which the next batch will write them: the last layer first, with its optimizer's variables."""
+        layers = [(group.values, key) for group in self.groups if not group.is_of_optimizer for key in group.values]
+        optimizers = [[(group.values, key) for key in group.values] for group in self.groups if group.is_of_optimizer]
+        ranked = [(place / len(each), value) for each in (layers, *optimizers) for place, value in enumerate(each)]
+        ranked.sort(key=operator.itemgetter(0), reverse=True)
+        return [value for _, value in ranked] + [(parts, i) for parts in self.beside.values() for i in range(len(parts))]
+
     def fetch(self, memory: "HostMemory") -> None:
         """Copies the values into memory of our own, and lets each tensor go as soon as its value is there."""
         memory.reserve(memory_for({id(tensor): tensor for tensor in self.tensors()}.values()))
         begin, copies = 0, {}
-        for container, key in self.values():
+        for container, key in self._as_training_writes():
             tensor = container[key]
             if isinstance(tensor, tf.Tensor):
                 if id(tensor) not in copies:  # what wraps an optimizer saves its variables once more
@@ -255,7 +266,7 @@ class _PlannedGroup:
         if self._saved.makes_arrays:
             made = values_of(self._saved.saveable)
             values = {key: values[key] if isinstance(value, Variable) else value for key, value in made.items()}
-        return Group(self._saved.path, self._name, values)
+        return Group(self._saved.path, self._name, values, isinstance(self._saved.saveable, keras.optimizers.Optimizer))
 
 
 class VariableReader:
