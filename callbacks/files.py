@@ -101,8 +101,10 @@ class Output:
     def _begin_flush(self):
         self.wait()
         self._flushed = self._position
-        self._flusher = threading.Thread(target=self._flush, name="checkpoint-flush", daemon=True)
-        self._flusher.start()
+        flusher = threading.Thread(target=self._flush, name="checkpoint-flush", daemon=True)
+        with contextlib.suppress(RuntimeError):  # Python is about to exit and starts no thread any more
+            flusher.start()
+            self._flusher = flusher
 
     def wait(self) -> None:
         """Waits for the flush that was begun.
