@@ -84,7 +84,7 @@ def take(
         "callbacks": plain,
         "stopped": steering.has_stopped(callbacks),
     }
-    return Snapshot(counts, header, part.groups, _of_all_ranks(beside), arrays, plan.members())
+    return Snapshot(counts, header, part.groups, _of_all_ranks(beside, plan.header["metrics_variables"]), arrays, plan.members())
 
 
 def write(snapshot: Snapshot, output: Output) -> None:
@@ -292,14 +292,17 @@ def _title(name: str, variable: Any) -> str:
     return variable.path if isinstance(variable, keras.Variable) else name
 
 
-def _of_all_ranks(beside: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    """Returns what all ranks have of each variable; only the chief's where all have equal values."""
+def _of_all_ranks(beside: dict[str, list[Any]], summed: Iterable[str]) -> dict[str, list[Any]]:
+    """Returns what all ranks have of each variable; only the chief's where all have equal values.
+
+    Metrics are summed over the ranks, so that equal values are not one value for all.
+    """
     world = ranks()
     if world.size == 1:
         return beside
     own = {name: [part.numpy() for part in parts] for name, parts in beside.items()}
     sums = world.gather({name: [zlib.crc32(part.tobytes()) for part in parts] for name, parts in own.items()})
-    differ = [name for name in sums[0] if any(each.get(name) != sums[0][name] for each in sums)]
+    differ = [name for name in sums[0] if name in summed or any(each.get(name) != sums[0][name] for each in sums)]
     gathered = world.gather({name: own.get(name, []) for name in differ})
     return own | {name: [part for each in gathered for part in each[name]] for name in differ}
 

@@ -152,3 +152,13 @@ def assert_same_weights(one, other):
     assert a.keys() == b.keys()
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def assert_same_rest(one, other):
+    """Two checkpoints hold the same beside their weights: counters, history, logs, and what each replica has for itself."""
+    header = lasting_header(one)
+    assert header == lasting_header(other)
+    with h5py.File(one, "r") as a, h5py.File(other, "r") as b:
+        for i, variable in enumerate(header["beside"]):
+            stored, expected = (file[f"global_step/variables/{i}"][()] for file in (a, b))
+            np.testing.assert_array_equal(stored, expected, err_msg=variable)
