@@ -339,7 +339,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
     def _fetch_at_once(self, snapshot, full):
         """Copies the values before the next batch would make TensorFlow copy them on a device that has no room for that."""
         began = time.monotonic()
-        snapshot.fetch(self._memory)
+        self._writer.prepare(lambda: snapshot.fetch(self._memory)).result()  # in the thread that may still be making the memory
         if not self._has_told_of_wait:
             self._has_told_of_wait = True
             warnings.warn(

@@ -1,10 +1,9 @@
 """Finding the newest checkpoint that is whole, and going on from it."""
 
-import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 
 import keras
 
@@ -99,7 +98,7 @@ def read_whole(path: str) -> Checkpoint:
         raise
     except Exception as error:  # h5py, zipfile and json raise errors of many classes for what nobody wrote this way
         raise files.Damaged(f"its state cannot be read: {type(error).__name__}: {error}") from None
-    if [header["counts"][name] for name in ("batch", "step", "epoch", "samples")] != list(dataclasses.astuple(trailer)):
+    if [header["counts"][name] for name in ("batch", "step", "epoch", "samples")] != list(astuple(trailer)):
         raise files.Damaged("its trailer and its header name different counters")
     if not Template(header["template"]).is_true_of(path, Counts(**header["counts"])):
         raise files.Damaged(f"its name lies: it holds batch {trailer.batch}")

@@ -52,9 +52,9 @@ class Writer:
                 )
         self.raise_failure()
 
-    def prepare(self, act: Callable[[], None]) -> None:
+    def prepare(self, act: Callable[[], None]) -> Future:
         """Runs a function in the thread before the next save; where that fails, so will the save, and say why."""
-        self._thread().submit(act)
+        return self._thread().submit(act)
 
     def submit(self, path: str, write: Callable[[], int]) -> None:
         """Has a checkpoint written; there has to be room.
