@@ -36,7 +36,7 @@ test-all: $(HOROVOD_INSTALLED) ## all tests
 	$(BIN)/python -m pytest $(ARGS)
 
 faults: $(INSTALLED) ## kill a training a hundred times at random instants, and look at what is left (15 minutes)
-	FAULTS=100 $(BIN)/python -m pytest -s tests/test_faults.py $(ARGS)
+	FAULTS=100 $(BIN)/python -m pytest -s tests/callbacks/test_faults.py $(ARGS)
 
 # Without a compiler the tests go on, and those of Horovod are skipped; exit code 2 tells.
 test test-all: GO_ON := || [ $$? -eq 2 ]

@@ -7,8 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights, datasets
+from compare import assert_same_weights, datasets
 from launching import need_horovod
+from processes import ROOT, USER_ENVIRONMENT
 
 
 def _gpus():
@@ -136,14 +137,14 @@ def test_what_holds_on_a_cpu_holds_on_a_gpu(file, tmp_path):
     """The held snapshot, counting under XLA, which Keras switches on there, and the way back."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'pytest'}"]
     environment = {**SHARED_GPU, "TESTS_USE_GPU": "1"}
-    done = subprocess.run([*command, f"tests/test_{file}.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*command, f"tests/callbacks/test_{file}.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:]
 
 
 @pytest.mark.parametrize("xla", [True, False])
 def test_a_save_on_a_gpu_holds_the_instant_though_training_goes_on(tmp_path, xla):
     code = f"""
-import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests/helpers")!r}]
 import keras, tensorflow as tf
 assert tf.config.list_physical_devices("GPU")
 from small import arrays

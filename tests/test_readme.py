@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, USER_ENVIRONMENT
 from launching import need_horovod
+from processes import ROOT, USER_ENVIRONMENT
 
 README = (ROOT / "README.md").read_text()
 
@@ -51,7 +51,7 @@ def test_a_command_trains(line, tmp_path):
 
 @pytest.mark.parametrize("line", [line for line in commands() if line not in TRAIN])
 def test_a_command_for_several_nodes_or_a_dry_run_prints_its_table(line, tmp_path):
-    """What it would do is printed; tests/test_launch_nodes.py does it."""
+    """What it would do is printed; tests/launch/test_launch_nodes.py does it."""
     assert "recipes.mnist" in run(line.replace("-m launch", "-m launch --dry-run"), tmp_path)
 
 

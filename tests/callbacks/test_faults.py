@@ -7,8 +7,9 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights
+from compare import assert_same_weights
 from faulty_run import BATCHES, TEMPLATE, build
+from processes import ROOT, USER_ENVIRONMENT
 
 from callbacks import files, latest_checkpoint
 
@@ -18,7 +19,7 @@ SEED = int(os.environ.get("FAULTS_SEED", 0))
 
 def start(directory, epochs):
     return subprocess.Popen(
-        [sys.executable, ROOT / "tests" / "faulty_run.py", directory, str(epochs)],
+        [sys.executable, ROOT / "tests/programs/faulty_run.py", directory, str(epochs)],
         env={**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -11,10 +11,10 @@ import uuid
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 
 from launch.build_horovod import TOOLS, how_to_install
 
-ROOT = Path(__file__).parent.parent
 FOREIGN = ("SLURM_", "LAUNCH_", "TF_CPP_MIN_LOG_LEVEL")  # what this process has and a user's does not
 PATIENCE = 60  # seconds for what takes less than one on an idle machine
 

@@ -8,7 +8,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
-from conftest import assert_same_weights, datasets
+from compare import assert_same_weights, datasets
 from kinds import BATCHES, KINDS
 from small import Do, fit, names
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import assert_same_weights
+from compare import assert_same_weights
 from small import fit, small_model
 
 import callbacks.checkpoint

@@ -10,8 +10,8 @@ import subprocess
 import time
 from pathlib import Path
 
-from conftest import USER_ENVIRONMENT
 from launching import skip, wait_for
+from processes import USER_ENVIRONMENT
 
 PACKAGES = "munge slurmctld slurmd slurm-client"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "scancel")

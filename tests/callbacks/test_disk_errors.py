@@ -19,7 +19,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, USER_ENVIRONMENT
+from processes import ROOT, USER_ENVIRONMENT
 from small import fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, files, latest_checkpoint
@@ -41,7 +41,7 @@ def compiled(tmp_path_factory):
             if not compiler and not os.environ.get("CI"):
                 pytest.skip("there is no C compiler")
             assert compiler, "there is no C compiler"
-            source = ROOT / "tests" / f"{name}.c"
+            source = ROOT / "tests/programs" / f"{name}.c"
             subprocess.run([compiler, "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
         return library
 
@@ -55,7 +55,7 @@ class Trainer:
         self.directory, self.suffix = directory, suffix
         self._said = open(directory / "said", "w+")  # noqa: SIM115, it stays open as long as the process runs
         self._process = subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "io_errors_run.py"],
+            [sys.executable, ROOT / "tests/programs/io_errors_run.py"],
             env={**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT), "LD_PRELOAD": str(library)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -382,7 +382,7 @@ def test_on_file_systems_without_locks_saving_resuming_listing_and_verifying_wor
             run.mkdir()
             shutil.copy(whole / f"b05{suffix}", run)
             runs.append((run, number, suffix))
-    environment = {**USER_ENVIRONMENT, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "LD_PRELOAD": str(compiled("no_locks"))}
+    environment = {**USER_ENVIRONMENT, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}", "LD_PRELOAD": str(compiled("no_locks"))}
     command = [sys.executable, "-c", WITHOUT_LOCKS, *(",".join(map(str, run)) for run in runs)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from bare_ranks import bare_ranks, run_ranks
-from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights, datasets
+from compare import assert_same_weights, datasets
+from processes import ROOT, USER_ENVIRONMENT
 from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 
 from callbacks import Counts, GlobalStepCheckpoint, InputError, counters_of, latest_checkpoint

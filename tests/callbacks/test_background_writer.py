@@ -13,7 +13,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights
+from compare import assert_same_weights
+from processes import ROOT, USER_ENVIRONMENT
 from small import BATCH, Do, arrays, fit, names, small_model
 
 import callbacks.checkpoint
@@ -85,7 +86,7 @@ def test_a_file_written_while_training_goes_on_equals_one_written_at_once(tmp_pa
 
 
 JITTED = f"""
-import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests/helpers")!r}]
 import keras
 from small import arrays
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, counters_of
@@ -173,7 +174,7 @@ def test_an_error_of_the_very_last_save_is_raised_by_fit(tmp_path, monkeypatch):
 def test_an_exception_in_training_leaves_the_save_in_flight_to_be_finished(tmp_path):
     """In a process of its own, which ends right after the exception."""
     code = f"""
-import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
+import sys; sys.path.insert(0, {str(ROOT / "tests/helpers")!r})
 import time
 from small import Do, fit, small_model
 from callbacks import GlobalStepCheckpoint, state
@@ -268,7 +269,7 @@ def test_no_batch_between_saves_reads_the_device(tmp_path, monkeypatch):
 def run_on(directory):
     """A training in a process of its own that saves every batch: (exit code, last line of stderr)."""
     code = f"""
-import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests/helpers")!r}]
 from small import fit, small_model
 from callbacks import GlobalStepCheckpoint
 fit(small_model(), GlobalStepCheckpoint({str(directory)!r} + "/b{{batch}}.weights.h5", save_freq=1))

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import assert_same_weights
+from compare import assert_same_weights
 
 from callbacks import GlobalStepCheckpoint, restore
 

@@ -7,7 +7,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, datasets
+from compare import datasets
+from processes import ROOT
 
 from callbacks import Counts, InputError, counters_of
 from recipes.common.data import Arrays, share_sizes, training_data, validation_data

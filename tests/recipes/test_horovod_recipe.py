@@ -12,8 +12,9 @@ import h5py
 import numpy as np
 import pytest
 from bare_ranks import bare_ranks, run_ranks
-from conftest import ROOT, USER_ENVIRONMENT, assert_same_rest, assert_same_weights, datasets, lasting_header
+from compare import assert_same_rest, assert_same_weights, datasets, lasting_header
 from launching import need_horovod
+from processes import ROOT, USER_ENVIRONMENT
 
 from callbacks import InputError, latest_checkpoint
 from callbacks.state import read_header

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, USER_ENVIRONMENT
 from launching import need_horovod
+from processes import ROOT, USER_ENVIRONMENT
 
 WALK = (ROOT / "recipes" / "README.md").read_text().split("## Your own model in ten minutes")[1]
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from conftest import assert_same_weights
+from compare import assert_same_weights
 from small import arrays, fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint

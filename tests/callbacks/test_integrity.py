@@ -11,7 +11,7 @@ import zipfile
 import keras
 import pytest
 import xxhash
-from conftest import ROOT
+from processes import ROOT
 from small import fit, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError, files, latest_checkpoint, restore

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from bare_ranks import bare_ranks, run_ranks
-from conftest import assert_same_weights
+from compare import assert_same_weights
 from launching import wait_for
 
 from callbacks import Counts, InputError, counters_of

@@ -8,7 +8,7 @@ import time
 import warnings
 
 import pytest
-from conftest import assert_same_weights
+from compare import assert_same_weights
 from launching import need_horovod, wait_for
 
 from callbacks import InputError

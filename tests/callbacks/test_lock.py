@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, USER_ENVIRONMENT
+from processes import ROOT, USER_ENVIRONMENT
 from small import Do, fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError, lock

@@ -20,7 +20,7 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def found(directory):
     """What each of two ranks found in all checks of two_ranks.py: a list of two."""
-    for code, _, errors in run_ranks(2, "tests/two_ranks.py", directory):
+    for code, _, errors in run_ranks(2, "tests/programs/two_ranks.py", directory):
         assert code == 0, errors
     return [json.loads((directory / f"found-{rank}.json").read_text()) for rank in range(2)]
 

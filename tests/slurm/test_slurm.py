@@ -12,8 +12,9 @@ from random import Random
 
 import pytest
 from cluster import Cluster, Job, require_slurm
-from conftest import ROOT, USER_ENVIRONMENT, assert_same_weights, datasets
+from compare import assert_same_weights, datasets
 from launching import need_horovod, wait_for
+from processes import ROOT, USER_ENVIRONMENT
 
 from callbacks import latest_checkpoint
 from launch.arguments import first_node

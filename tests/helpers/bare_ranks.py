@@ -5,8 +5,8 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from conftest import ROOT, USER_ENVIRONMENT
 from launching import need_horovod
+from processes import ROOT, USER_ENVIRONMENT
 
 from launch import horovod_rendezvous
 from launch.arguments import LOOPBACK

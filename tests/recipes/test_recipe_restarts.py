@@ -1,7 +1,7 @@
 """A recipe that is killed and started again ends as if nothing had happened."""
 
 import pytest
-from conftest import assert_same_weights
+from compare import assert_same_weights
 
 EPOCHS, BATCHES_PER_EPOCH = 4, 22
 PLANNED = EPOCHS * BATCHES_PER_EPOCH

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from bare_ranks import run_ranks
-from conftest import ROOT, USER_ENVIRONMENT, Process
+from processes import ROOT, USER_ENVIRONMENT, Process
 from small import BATCHES, arrays, fit, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -228,7 +228,7 @@ def test_share_of_data_wait_tells_slow_data_from_a_slow_step(tmp_path):
 LIFE_WITH_A_CLOCK = """
 import os, pathlib, signal, sys
 import keras
-sys.path.insert(0, "tests")
+sys.path.insert(0, "tests/helpers")
 from small import arrays, fit, small_model
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard
 

@@ -12,13 +12,14 @@ import keras
 import numpy as np
 import pytest
 from bare_ranks import run_ranks
-from conftest import ROOT, USER_ENVIRONMENT, assert_same_rest, assert_same_weights
+from compare import assert_same_rest, assert_same_weights
+from processes import ROOT, USER_ENVIRONMENT
 
 from callbacks import GlobalStepCheckpoint, Preempted, preemption
 from launch.processes import catches
 
 EPOCHS, LAST = 2, 178
-SCRIPT = ROOT / "tests" / "preempted_run.py"
+SCRIPT = ROOT / "tests/programs/preempted_run.py"
 # Place, signal, the rank that hears it, exit code, and the batch of the newest checkpoint afterwards: in one process, and where
 # the ranks have to agree first, for which the next batch carries the message.
 LIVES = [

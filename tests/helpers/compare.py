@@ -1,0 +1,44 @@
+"""What is in a checkpoint, read with h5py alone, and whether two hold the same."""
+
+import h5py
+import numpy as np
+
+from callbacks.state import read_header
+
+
+def datasets(path):
+    """Every array of a `.weights.h5` but the part that this project adds: name -> value."""
+    found = {}
+    with h5py.File(path, "r") as file:
+
+        def visit(name, item):
+            if isinstance(item, h5py.Dataset) and not name.startswith("global_step"):
+                found[name] = item[()]
+
+        file.visititems(visit)
+    return found
+
+
+def lasting_header(path):
+    """What a checkpoint tells beside its arrays, without the seconds that training has taken."""
+    header = read_header(str(path))
+    header["callbacks"].pop("GlobalStepTensorBoard-1", None)
+    return header
+
+
+def assert_same_weights(one, other):
+    """Two checkpoints hold bit-identical weights and optimizer state."""
+    a, b = datasets(one), datasets(other)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def assert_same_rest(one, other):
+    """Two checkpoints hold the same beside their weights: counters, history, logs, and what each replica has for itself."""
+    header = lasting_header(one)
+    assert header == lasting_header(other)
+    with h5py.File(one, "r") as a, h5py.File(other, "r") as b:
+        for i, variable in enumerate(header["beside"]):
+            stored, expected = (file[f"global_step/variables/{i}"][()] for file in (a, b))
+            np.testing.assert_array_equal(stored, expected, err_msg=variable)

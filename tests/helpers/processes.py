@@ -1,0 +1,46 @@
+"""Real processes that run recipes, in the environment that a user's shell has."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+# The tests count on CPU devices, also where there are GPUs: tests/test_gpu.py shows those to what it starts.
+if os.environ.get("TESTS_USE_GPU") != "1":
+    os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+USER_ENVIRONMENT = dict(os.environ)  # what a user's process has, before this one silences TensorFlow
+if "PYTEST_XDIST_WORKER" in os.environ:  # the process that started this one has done so
+    USER_ENVIRONMENT.pop("TF_CPP_MIN_LOG_LEVEL", None)
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+class Process:
+    """A recipe in a process of its own."""
+
+    def __init__(self, *args, cwd=ROOT, env=None, module="recipes.mnist"):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", module, *map(str, args)],
+            cwd=cwd,
+            env={**USER_ENVIRONMENT, **(env or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, timeout=300):
+        """Waits for the end: (exit code, standard output, standard error)."""
+        out, err = self.process.communicate(timeout=timeout)
+        return self.process.returncode, out, err
+
+    def kill_when(self, condition, timeout=300):
+        """Sends SIGKILL at the moment that the condition holds."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert self.process.poll() is None, f"ended by itself: {self.process.communicate()}"
+            assert time.monotonic() < deadline, "the moment did not come"
+            time.sleep(0.0005)
+        self.process.kill()
+        self.process.communicate()
