@@ -17,11 +17,11 @@ import numpy as np
 from benchmarks import wide_model
 from benchmarks.own_process import in_own_process
 from benchmarks.plain_write import write_plainly
-from callbacks import GlobalStepCheckpoint, restore
+from callbacks import GlobalStepCheckpoint, counters_of, restore
 
 SIZE = "1.2 GB"
-ROUNDS = {".weights.h5": 7, ".keras": 7}  # after one that is not counted
-EVERY = 4  # batches
+ROUNDS, UNCOUNTED = 9, 4  # the first saves, and the first plain writes, pay for memory that the system has to find
+EVERY = 20  # batches
 
 
 def times(suffix: str) -> tuple[int, float, float, float, float]:
@@ -41,16 +41,17 @@ def times(suffix: str) -> tuple[int, float, float, float, float]:
 
         reached: list[float] = []
         before = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: reached.append(time.perf_counter()))
-        _fit(model, ROUNDS[suffix] + 1, before, checkpoint, keras.callbacks.LambdaCallback(on_train_batch_end=after))
+        _fit(model, UNCOUNTED + ROUNDS, before, checkpoint, keras.callbacks.LambdaCallback(on_train_batch_end=after))
         path = checkpoint.newest
-        reads = [_read_times(model, path) for _ in range(ROUNDS[suffix] + 1)]
+        reads = [_read_times(model, path) for _ in range(UNCOUNTED + ROUNDS)]
         size = os.path.getsize(path)
-    return (size, *(statistics.median(column) for rows in (saves, reads) for column in zip(*rows[1:], strict=True)))
+    return (size, *(statistics.median(column) for rows in (saves, reads) for column in zip(*rows[UNCOUNTED:], strict=True)))
 
 
 def extra_memory(suffix: str) -> int:
     """The highest memory of the process beside a save, less the highest without one, in bytes."""
     model = wide_model.build(SIZE)
+    counters_of(model)  # so that the train function is traced once, as in a process that trains
     _forget_peak_memory()
     _fit(model, 2 * EVERY)
     without = _peak_memory()

@@ -15,6 +15,7 @@ from callbacks.copyable import Copyable
 from callbacks.counters import Counts, counters_of, metrics_results
 from callbacks.device_memory import DeviceMemory
 from callbacks.errors import InputError
+from callbacks.host_memory import HostMemory
 from callbacks.keras_private import global_seed_generator
 from callbacks.last_in_list import LastInList
 from callbacks.lock import Lock
@@ -22,7 +23,7 @@ from callbacks.ranks import ranks
 from callbacks.replicas import components
 from callbacks.restoring import Checkpoint, find_on_chief, latest_checkpoint, named_checkpoint, own_checkpoints, read_stored
 from callbacks.running_fit import running_fit
-from callbacks.snapshot import HostMemory, KerasPart, SnapshotPlan
+from callbacks.snapshot import KerasPart, SnapshotPlan
 from callbacks.state_tree import StateTree
 from callbacks.template import FIELDS, Template
 from callbacks.writer import Writer
@@ -317,6 +318,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
             return
         self._counters.about_to_save()
         began = time.monotonic()
+        self._memory.want()
         self._writer.make_room(f"The save of batch {self._counters.read().batch}")
         snapshot = state.take(self.model, self._plan_of_now(), self._callbacks, metrics, self._keras_part)
         snapshot.header["template"] = os.path.basename(self.template.text)
@@ -334,7 +336,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         plan = self._plan_of_now()
         plan.read_keras_part()
         if self._background and ranks().is_chief:
-            self._writer.prepare(lambda: self._memory.reserve(plan.memory))
+            self._writer.prepare(lambda: self._memory.provide(plan.memory))
 
     def _fetch_at_once(self, snapshot, full):
         """Copies the values before the next batch would make TensorFlow copy them on a device that has no room for that."""
@@ -371,6 +373,8 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         if self.verbose:
             print(f"\nBatch {counts.batch}: saved {path} ({size / 1e6:.1f} MB in {time.monotonic() - began:.2f} s)", flush=True)
         self._delete_old(path, counts.batch, snapshot.header["metrics"])
+        if self._background:
+            snapshot.release(self._memory)
         return size
 
     def _is_best(self, metrics):

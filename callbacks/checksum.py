@@ -14,22 +14,23 @@ _PIECE = 1 << 19  # bytes read at once: they stay in a core's cache until they a
 Checksum = xxhash.xxh3_128
 
 
-def checksum_of_file(descriptor: int, size: int) -> Checksum:
-    """Reads the first bytes of a file into a checksum.
+def update_from_file(checksum: Checksum, descriptor: int, begin: int, end: int) -> int:
+    """Reads a part of a file into a checksum.
 
     Args:
+        checksum: of what comes before the part.
         descriptor: of the open file.
-        size: how many bytes.
+        begin: where the part begins, in bytes.
+        end: where it ends.
+
+    Returns:
+        How many bytes there were: fewer than asked for if the file ends before.
 
     Raises:
-        EOFError: if the file is shorter.
         OSError: if it cannot be read.
     """
-    checksum, piece, position = Checksum(), memoryview(bytearray(_PIECE)), 0
-    while position < size:
-        count = os.preadv(descriptor, [piece[: min(_PIECE, size - position)]], position)
-        if not count:
-            raise EOFError
+    piece, position = memoryview(bytearray(_PIECE)), begin
+    while position < end and (count := os.preadv(descriptor, [piece[: min(_PIECE, end - position)]], position)):
         checksum.update(piece[:count])
         position += count
-    return checksum
+    return position - begin

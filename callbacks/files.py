@@ -56,22 +56,23 @@ class Trailer:
 
 
 class Output:
-    """A new file that is written from its beginning to its end, with the checksum of what was to be written.
+    """A new file that is written from its beginning to its end, and compared with what was to be written.
 
-    The disk begins while the rest is still being written: a thread flushes what is there.
+    A thread flushes what is there and reads it back, while the rest is still being written.
 
     Args:
         descriptor: of the empty file.
     """
 
-    _FLUSHED_AT_ONCE = 1 << 28  # bytes
+    _FLUSHED_AT_ONCE = 1 << 27  # bytes
 
     def __init__(self, descriptor: int):
         self._descriptor = descriptor
-        self._position = self._flushed = 0
+        self._position = self._read = 0
         self._flusher: threading.Thread | None = None
         self._error: OSError | None = None
         self.checksum = checksum.Checksum()
+        self._checksum_of_file = checksum.Checksum()
 
     def write(self, data: Any) -> int:
         """Writes all of a buffer.
@@ -85,26 +86,28 @@ class Output:
         while left:
             left = left[os.write(self._descriptor, left) :]
         self._position += size
-        if self._position - self._flushed >= self._FLUSHED_AT_ONCE:
+        if self._position - self._read >= self._FLUSHED_AT_ONCE and not self._is_flushing():
             self._begin_flush()
         return size
 
-    def flush_to_disk(self) -> None:
-        """Waits until all of it is on the disk.
+    def tell(self) -> int:
+        """Returns how many bytes were written."""
+        return self._position
+
+    def flush(self) -> None:
+        """Does nothing, since nothing waits to be written; `zipfile` asks for it."""
+
+    def finish(self) -> None:
+        """Waits until all of it is on the disk, and compares what is there with what was to be written.
 
         Raises:
-            OSError: of the first flush that fails; the system tells of an error only once.
+            OSError: of the first flush that fails, since the system tells of an error only once; EIO if the bytes differ.
         """
         self.wait()
         os.fsync(self._descriptor)
-
-    def _begin_flush(self):
-        self.wait()
-        self._flushed = self._position
-        flusher = threading.Thread(target=self._flush, name="checkpoint-flush", daemon=True)
-        with contextlib.suppress(RuntimeError):  # Python is about to exit and starts no thread any more
-            flusher.start()
-            self._flusher = flusher
+        self._read_back(self._position)
+        if self._read != self._position or self._checksum_of_file.digest() != self.checksum.digest():
+            raise OSError(errno.EIO, "what was read back is not what was written")
 
     def wait(self) -> None:
         """Waits for the flush that was begun.
@@ -118,26 +121,32 @@ class Output:
         if self._error is not None:
             raise self._error
 
-    def _flush(self):
+    def _is_flushing(self):
+        return self._flusher is not None and self._flusher.is_alive()
+
+    def _begin_flush(self):
+        self.wait()
+        flusher = threading.Thread(target=self._flush, args=[self._position], name="checkpoint-flush", daemon=True)
+        with contextlib.suppress(RuntimeError):  # Python is about to exit and starts no thread any more
+            flusher.start()
+            self._flusher = flusher
+
+    def _flush(self, end):
         try:
             os.fdatasync(self._descriptor)
+            self._read_back(end)
         except OSError as error:
             self._error = error
 
-    def tell(self) -> int:
-        """Returns how many bytes were written."""
-        return self._position
-
-    def flush(self) -> None:
-        """Does nothing, since nothing waits to be written; `zipfile` asks for it."""
+    def _read_back(self, end):
+        self._read += checksum.update_from_file(self._checksum_of_file, self._descriptor, self._read, end)
 
 
 def commit(path: str, trailer: Trailer, write: Callable[[Output], None], check: Callable[[], None] = lambda: None) -> int:
     """Writes a checkpoint so that it is either not there or intact, whenever the process or the machine dies.
 
-    Everything goes to a hidden file beside the target, which is flushed to the disk and then renamed over it: a rename
-    within a directory is atomic (POSIX), and the flush of the directory makes the new name last. Before the rename the file
-    is read back and its checksum compared with the one of the values in memory.
+    Everything goes to a hidden file beside the target, which is flushed to the disk, read back, and then renamed over it: a
+    rename within a directory is atomic (POSIX), and the flush of the directory makes the new name last.
 
     Args:
         path: the file to make or to replace.
@@ -183,8 +192,7 @@ def _write_durably(path: str, trailer: Trailer, write: Callable[[Output], None])
         size = output.tell()
         output.write(_HEAD.pack(MAGIC, trailer.batch, trailer.step, trailer.epoch, trailer.samples, size))
         output.write(output.checksum.digest())
-        output.flush_to_disk()
-        _check_what_was_written(descriptor, output)
+        output.finish()
     except BaseException:
         with contextlib.suppress(OSError):
             output.wait()
@@ -193,15 +201,6 @@ def _write_durably(path: str, trailer: Trailer, write: Callable[[Output], None])
         raise
     os.close(descriptor)  # some file systems tell of a failed write only here
     return output.tell()
-
-
-def _check_what_was_written(descriptor: int, output: Output) -> None:
-    try:
-        is_same = checksum.checksum_of_file(descriptor, output.tell()).digest() == output.checksum.digest()
-    except EOFError:
-        is_same = False
-    if not is_same:
-        raise OSError(errno.EIO, "what was read back is not what was written")
 
 
 def temporary_name(name: str) -> str:
@@ -278,16 +277,22 @@ def verify(path: str) -> Trailer:
     """
     with _open_regular(path) as file:
         trailer, size, head, digest = _read_trailer(file)
-        try:
-            if head.startswith(MAGIC):
-                found = checksum.checksum_of_file(file.fileno(), size + len(head)).digest()
-            else:
-                found = format_1.digest(file.fileno(), size, head)
-        except EOFError:
-            raise Damaged("it ends early") from None
+        found = _digest(file.fileno(), size, head)
     if found != digest:
         raise Damaged("its checksum does not match its content")
     return trailer
+
+
+def _digest(descriptor: int, size: int, head: bytes) -> bytes:
+    if not head.startswith(MAGIC):
+        try:
+            return format_1.digest(descriptor, size, head)
+        except EOFError:
+            raise Damaged("it ends early") from None
+    found, end = checksum.Checksum(), size + len(head)
+    if checksum.update_from_file(found, descriptor, 0, end) != end:
+        raise Damaged("it ends early")
+    return found.digest()
 
 
 def _open_regular(path: str) -> BinaryIO:

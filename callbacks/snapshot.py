@@ -1,8 +1,9 @@
 """The state of training at one instant, and how it leaves the device.
 
-A snapshot is taken between two batches, by references: TensorFlow copies a variable's value when the variable is next
-written. Those copies are dear, since they take fresh memory. So a thread copies the values into memory of our own while the
-next batch computes its gradients, and lets each reference go: then there is mostly nothing left for TensorFlow to copy.
+A snapshot is taken between two batches, by references: TensorFlow moves a variable to new memory when it is next written,
+and leaves the old memory to the snapshot. That is dear, since the new memory is fresh. So a thread copies the values into
+memory of our own while the next batch computes its gradients, and lets each reference go. A value that training has written
+before its turn came stays where it is. So each value is kept once: in memory of our own, or where the variable was.
 """
 
 import mmap
@@ -16,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks.counters import Counts
+from callbacks.host_memory import HostMemory
 from callbacks.keras_part import SavedObject, saved_assets, saved_objects, values_of
 from callbacks.keras_private import model_archive_json, read_variables
 from callbacks.ranks import ranks
@@ -53,6 +55,7 @@ class Snapshot:
         beside: name of a variable -> what each replica has of it, where Keras's part does not hold that bit for bit.
         callbacks: name of a callback and attribute -> arrays.
         members: further members of a `.keras` archive: name -> content. None for a `.weights.h5` file.
+        variables: the variable that a tensor in the host's memory was read from, by the tensor's `id`.
     """
 
     counts: Counts
@@ -61,6 +64,7 @@ class Snapshot:
     beside: dict[str, list[Any]]
     callbacks: dict[str, list[np.ndarray]]
     members: dict[str, bytes] | None
+    variables: dict[int, tf.Variable]
 
     def values(self) -> Iterable[tuple[dict | list, Any]]:
         """Yields where each value is kept, a container and a key of it."""
@@ -86,49 +90,45 @@ class Snapshot:
         ranked.sort(key=operator.itemgetter(0), reverse=True)
         return [value for _, value in ranked] + [(parts, i) for parts in self.beside.values() for i in range(len(parts))]
 
-    def fetch(self, memory: "HostMemory") -> None:
+    def fetch(self, memory: HostMemory) -> None:
         """Copies the values into memory of our own, and lets each tensor go as soon as its value is there."""
-        memory.reserve(memory_for({id(tensor): tensor for tensor in self.tensors()}.values()))
+        memory.begin(memory_for({id(tensor): tensor for tensor in self.tensors()}.values()))
         begin, copies = 0, {}
         for container, key in self._as_training_writes():
             tensor = container[key]
-            if isinstance(tensor, tf.Tensor):
-                if id(tensor) not in copies:  # what wraps an optimizer saves its variables once more
-                    copies[id(tensor)], begin = memory.copy(tensor, begin)
-                container[key] = copies[id(tensor)]
+            if not isinstance(tensor, tf.Tensor):
+                continue
+            if id(tensor) not in copies:  # what wraps an optimizer saves its variables once more
+                end = begin + _aligned(_size(tensor))
+                if self._has_moved(tensor):
+                    memory.give_back(begin, end)
+                    copies[id(tensor)] = tensor
+                else:
+                    copies[id(tensor)] = memory.copy(tensor._numpy(), begin)
+                begin = end
+            container[key] = copies[id(tensor)]
+
+    def release(self, memory: HostMemory) -> None:
+        """Lets all values go, and has the memory provided that the next snapshot takes."""
+        self.groups.clear()
+        self.beside.clear()
+        memory.provide()
+
+    def _has_moved(self, tensor):
+        """Whether the variable has other memory by now, so that nobody but this snapshot holds the value's."""
+        variable = self.variables.get(id(tensor))
+        if variable is None or _size(tensor) < mmap.PAGESIZE:
+            return False
+        try:
+            (now,) = read_variables([variable.handle], [variable.dtype.as_datatype_enum])
+        except tf.errors.OpError:  # the variable is gone
+            return True
+        return not _is_same_memory(tensor, now)
 
 
 def memory_for(values: Iterable[tf.Tensor | tf.Variable]) -> int:
     """Returns the bytes of `HostMemory` that copies of these values take."""
     return sum(_aligned(_size(value)) for value in values)
-
-
-class HostMemory:
-    """Memory for the values of a snapshot, which is kept from one save to the next.
-
-    Its first use costs more than all copying, since the system has to provide every page of it.
-    """
-
-    def __init__(self) -> None:
-        self._bytes = np.empty(0, "uint8")
-
-    def reserve(self, size: int) -> None:
-        """Makes room for so many bytes, and has the system provide them."""
-        if size > len(self._bytes):
-            self._bytes = np.empty(0, "uint8")  # let go first, so that there are never two
-            block = mmap.mmap(-1, size)
-            if hasattr(mmap, "MADV_HUGEPAGE"):
-                block.madvise(mmap.MADV_HUGEPAGE)
-            self._bytes = np.frombuffer(block, "uint8")
-            self._bytes[:: mmap.PAGESIZE] = 0
-
-    def copy(self, tensor: tf.Tensor, begin: int) -> tuple[np.ndarray, int]:
-        """Copies a tensor's value to a place, and returns the copy and where the next one may begin."""
-        source = tensor._numpy()  # a view of a tensor in the host's memory
-        end = begin + source.nbytes
-        target = self._bytes[begin:end]
-        np.copyto(target, source.reshape(-1).view("uint8"))
-        return target.view(source.dtype).reshape(source.shape), begin + _aligned(source.nbytes)
 
 
 @dataclass(frozen=True)
@@ -222,6 +222,12 @@ class SnapshotPlan:
         """Reads what each replica has now of the variables that Keras's part does not hold bit for bit."""
         return dict(zip(self._beside, self._beside_reader.read(), strict=True))
 
+    def variables_of(self, part: KerasPart, beside: Mapping[str, Sequence[tf.Tensor]]) -> dict[int, tf.Variable]:
+        """Returns the variable that each tensor in the host's memory was read from, by the tensor's `id`."""
+        tensors = [*part.tensors.values(), *(tensor for parts in beside.values() for tensor in parts)]
+        variables = [*self._keras_part_reader.variables, *self._beside_reader.variables]
+        return {id(tensor): v for tensor, v in zip(tensors, variables, strict=True) if _is_on_host(tensor)}
+
     def shared_values(self, part: KerasPart, beside: Mapping[str, Sequence[tf.Tensor]]) -> dict[str, tf.Tensor]:
         """Returns the values that have to be equal on all replicas: of trainable variables and of optimizers."""
         in_keras_part = {self._names.get(key, ""): tensor for key, tensor in part.tensors.items()}
@@ -299,9 +305,17 @@ class VariableReader:
 
 def _is_same(before: Any, after: Any) -> bool:
     """Whether a variable was not written between two readings: then both are the same memory."""
-    if ":CPU:" in before.device and before.shape.rank:
-        return before._numpy().ctypes.data == after._numpy().ctypes.data
+    if _is_on_host(before) and before.shape.rank:
+        return _is_same_memory(before, after)
     return bool(tf.reduce_all(tf.equal(before, after)))
+
+
+def _is_same_memory(one: tf.Tensor, other: tf.Tensor) -> bool:
+    return one._numpy().ctypes.data == other._numpy().ctypes.data
+
+
+def _is_on_host(tensor: tf.Tensor) -> bool:
+    return ":CPU:" in tensor.device
 
 
 def _aligned(size: int) -> int:

@@ -71,9 +71,9 @@ def take(
     counts = counters.read()
     now, beside = plan.read_keras_part(), plan.read_beside()
     ranks().expect_equal(plan.shared_values(now, beside), f"At batch {counts.batch}")
-    part = now
-    if earlier is not None and earlier.plan is plan:
-        part = earlier
+    part = earlier if earlier is not None and earlier.plan is plan else now
+    variables = plan.variables_of(part, beside)
+    if part is earlier:
         beside |= plan.changed_since(earlier, now)
     plain, arrays = steering.gather(callbacks)
     header = plan.header | {
@@ -84,7 +84,8 @@ def take(
         "callbacks": plain,
         "stopped": steering.has_stopped(callbacks),
     }
-    return Snapshot(counts, header, part.groups, _of_all_ranks(beside, plan.header["metrics_variables"]), arrays, plan.members())
+    beside = _of_all_ranks(beside, plan.header["metrics_variables"])
+    return Snapshot(counts, header, part.groups, beside, arrays, plan.members(), variables)
 
 
 def write(snapshot: Snapshot, output: Output) -> None:

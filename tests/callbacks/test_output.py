@@ -15,7 +15,7 @@ TRAILER = Trailer(1, 1, 1, 4)
 
 @pytest.fixture
 def small_flushes(monkeypatch):
-    """Flushes after each MB, not after each 256 MB."""
+    """Flushes after each MB, not after each 128 MB."""
     monkeypatch.setattr(Output, "_FLUSHED_AT_ONCE", 1 << 20)
 
 
@@ -25,10 +25,15 @@ def write_three(output):
 
 
 def test_the_disk_begins_while_the_rest_is_written(tmp_path, monkeypatch, small_flushes):
-    flushed = []
-    monkeypatch.setattr(os, "fdatasync", lambda descriptor: flushed.append(os.fstat(descriptor).st_size))
-    files.commit(str(tmp_path / "a.weights.h5"), TRAILER, write_three)
-    assert len(flushed) == 3 and flushed[0] < 3 << 20
+    began = threading.Event()
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: began.set())
+
+    def write(output):
+        output.write(MEGABYTE)
+        assert began.wait(60)
+        output.write(MEGABYTE)
+
+    files.commit(str(tmp_path / "a.weights.h5"), TRAILER, write)
     files.verify(str(tmp_path / "a.weights.h5"))
 
 
