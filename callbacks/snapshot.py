@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from callbacks.counters import Counts
 from callbacks.keras_part import SavedObject, saved_assets, saved_objects, values_of
-from callbacks.keras_private import model_archive_json, read_variables
+from callbacks.keras_private import array_view, constant_learning_rate, model_archive_json, read_variables, updated_variables
 from callbacks.ranks import ranks
 from callbacks.replicas import components
 from callbacks.state_tree import StateTree, Variable
@@ -124,7 +124,7 @@ class HostMemory:
 
     def copy(self, tensor: tf.Tensor, begin: int) -> tuple[np.ndarray, int]:
         """Copies a tensor's value to a place, and returns the copy and where the next one may begin."""
-        source = tensor._numpy()  # a view of a tensor in the host's memory
+        source = array_view(tensor)
         end = begin + source.nbytes
         target = self._bytes[begin:end]
         np.copyto(target, source.reshape(-1).view("uint8"))
@@ -202,8 +202,8 @@ class SnapshotPlan:
         """
         if not self._is_archive:
             return None
-        variables = (getattr(each, "_learning_rate", None) for each in self._tree.optimizers.values())
-        rates = [float(tf.convert_to_tensor(rate)) for rate in variables if isinstance(rate, keras.Variable)]
+        variables = map(constant_learning_rate, self._tree.optimizers.values())
+        rates = [float(tf.convert_to_tensor(rate)) for rate in variables if rate is not None]
         if self._settings is None or self._settings[0] != rates:
             self._settings = rates, {name: text.encode() for name, text in model_archive_json(self._model).items()}
         return self._settings[1] | self._assets
@@ -236,8 +236,8 @@ class SnapshotPlan:
         }
 
     def _describe(self, optimizer):
-        updated = getattr(optimizer, "_trainable_variables", [])
-        return {"built": bool(optimizer.built), "updates": [self._names[id(v)] for v in updated if id(v) in self._names]}
+        updated = [self._names[id(v)] for v in updated_variables(optimizer) if id(v) in self._names]
+        return {"built": bool(optimizer.built), "updates": updated}
 
 
 def _are_trainable(tree: StateTree) -> list[bool]:
@@ -300,7 +300,7 @@ class VariableReader:
 def _is_same(before: Any, after: Any) -> bool:
     """Whether a variable was not written between two readings: then both are the same memory."""
     if ":CPU:" in before.device and before.shape.rank:
-        return before._numpy().ctypes.data == after._numpy().ctypes.data
+        return array_view(before).ctypes.data == array_view(after).ctypes.data
     return bool(tf.reduce_all(tf.equal(before, after)))
 
 
