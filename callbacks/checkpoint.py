@@ -12,20 +12,24 @@ import keras
 
 from callbacks import files, preemption, retention, state, steering
 from callbacks.copyable import Copyable
-from callbacks.counters import Counts, counters_of, metrics_results
+from callbacks.counters import Counts, counters_of
 from callbacks.device_memory import DeviceMemory
 from callbacks.errors import InputError
+from callbacks.fit_hooks import fit_hooks_of, running_fit
 from callbacks.host_memory import HostMemory
-from callbacks.keras_private import global_seed_generator
+from callbacks.keras_private import global_seed_generator, set_initial_epoch
 from callbacks.last_in_list import LastInList
 from callbacks.lock import Lock
+from callbacks.metric_results import metric_results
 from callbacks.ranks import ranks
 from callbacks.replicas import components
 from callbacks.restoring import Checkpoint, find_on_chief, latest_checkpoint, named_checkpoint, own_checkpoints, read_stored
-from callbacks.running_fit import running_fit
+from callbacks.resumed_epoch import resumed_epoch_of
+from callbacks.save_costs import save_costs_of
 from callbacks.snapshot import KerasPart, SnapshotPlan
 from callbacks.state_tree import StateTree
 from callbacks.template import FIELDS, Template
+from callbacks.tensorboard import GlobalStepTensorBoard
 from callbacks.writer import Writer
 
 TIME_TO_LEAVE = 10  # seconds that a run needs beside the save, to agree with other ranks and to end
@@ -125,6 +129,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         self._next_save = 0
         self._epoch_is_saved = False
         self._waits_for_metrics = False
+        self._logs: dict[str, float] = {}  # the last that Keras reported
         self._validated: dict[str, float] = {}
         self._trains = self._has_prepared = self._has_told_of_wait = False
         self._metrics_of_epoch: list = []
@@ -133,7 +138,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
 
     def set_model(self, model):
         super().set_model(model)
-        self._counters = counters_of(model)
+        self._counters, self._hooks, self._costs = counters_of(model), fit_hooks_of(model), save_costs_of(model)
 
     def on_train_begin(self, logs=None):
         preemption.training_begins()
@@ -146,7 +151,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         self._kept = None
         self._validated = {}
         self._epoch_is_saved = self._waits_for_metrics = False
-        self._counters.batches_per_epoch = (self.params or {}).get("steps")
+        resumed_epoch_of(self.model).batches_per_epoch = (self.params or {}).get("steps")
         self._resume()
         self._begins_at = self._counters.read().batch
         self._warn_of_later_checkpoints()
@@ -155,7 +160,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         self._plan_next_save()
         if self.template.metrics and type(self.model).train_step is keras.Model.train_step:
             # What another train step logs shows only when it does.
-            self._counters.before_first_batch(lambda: self._check_metrics(fit.validates))
+            self._hooks.before_first_batch(lambda: self._check_metrics(fit.validates))
         self._trains = True
         if not self._has_list:
             self.on_all_callbacks_began()
@@ -169,7 +174,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
             self._leave_if_asked()
 
     def on_train_batch_end(self, batch, logs=None):
-        self._counters.logs = logs or {}
+        self._logs = logs or {}
         if not self._has_prepared:
             self._prepare_saves()
         self._writer.raise_failure()
@@ -196,8 +201,8 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
 
     def on_epoch_end(self, epoch, logs=None):
         self._counters.end_epoch()
-        self._counters.logs = logs or {}
-        self._validated = {name: value for name, value in self._counters.logs.items() if name.startswith("val_")}
+        self._logs = logs or {}
+        self._validated = {name: value for name, value in self._logs.items() if name.startswith("val_")}
         self._epoch_is_saved = self.save_freq == "epoch" or self._waits_for_metrics
         self._waits_for_metrics = False
         # The weights in the file are those of this place in the list, as with ModelCheckpoint. The state that training resumes
@@ -224,7 +229,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         self._save_if_trained()
         self._trains = self._has_prepared = False
         self._last_in_list.leave(self._callbacks)
-        self.model._initial_epoch = None
+        set_initial_epoch(self.model, None)
         self._writer.finish()
         self._memory, self._device_memory, self._plan = HostMemory(), DeviceMemory(), None
         self._seeds = None
@@ -255,17 +260,18 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         if self.resumed_from:
             self._restored = stored = state.read_state(self.resumed_from.path)
             self._assign_or_wait(stored)
-            self._counters.resume(stored.counts, stored.header["logs"], lambda: stored.assign_metrics(self.model))
+            stored.resume_epoch(self.model)
+            self._logs = stored.header["logs"]
             self._validated = {name: value for name, value in self.resumed_from.metrics.items() if name.startswith("val_")}
             begin = self.params["epochs"] if stored.header["stopped"] else self._counters.epoch_to_begin
-            self.model._initial_epoch = begin
+            set_initial_epoch(self.model, begin)
 
     def _assign_or_wait(self, stored):
         """Restores the variables, before the first batch if only that can build them."""
         try:
             stored.assign_to(self.model)
         except state.NotBuilt:
-            self._counters.before_first_batch(lambda: stored.assign_to(self.model))
+            self._hooks.before_first_batch(lambda: stored.assign_to(self.model))
             return
         if not stored.counts.epoch_ended:
             self._keep_learning_rates()
@@ -276,7 +282,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
             rate = getattr(optimizer, "learning_rate", None)
             if isinstance(rate, keras.Variable):  # not a schedule
                 restored = keras.ops.convert_to_numpy(rate)
-                self._counters.before_first_batch(functools.partial(setattr, optimizer, "learning_rate", restored), build=False)
+                self._hooks.before_first_batch(functools.partial(setattr, optimizer, "learning_rate", restored), build=False)
 
     def _plan_next_save(self):
         if self.save_freq != "epoch":
@@ -309,18 +315,20 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
             preemption.ask(preemption.WARNED)
 
     def _save(self):
-        metrics = {**self._validated, **self._counters.logs}
+        metrics = {**self._validated, **self._logs}
         missing = [name for name in self.template.metrics if name not in metrics]
         if missing:
             self._waits_for_metrics = True
             return
         if self.save_best_only and not self._is_best(metrics):
             return
-        self._counters.about_to_save()
+        for callback in self._callbacks:
+            if isinstance(callback, GlobalStepTensorBoard):
+                callback.end_batch(self._logs)  # its curves and its state are those after this batch
         began = time.monotonic()
         self._memory.want()
         self._writer.make_room(f"The save of batch {self._counters.read().batch}")
-        snapshot = state.take(self.model, self._plan_of_now(), self._callbacks, metrics, self._keras_part)
+        snapshot = state.take(self.model, self._plan_of_now(), self._callbacks, self._logs, metrics, self._keras_part)
         snapshot.header["template"] = os.path.basename(self.template.text)
         path = self.template.format(snapshot.counts, metrics)
         self._last_saved, self._last_path, self._last_time = snapshot.counts, path, self._clock()
@@ -328,7 +336,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
             if self._background and (full := self._device_memory.full(snapshot.tensors())):
                 self._fetch_at_once(snapshot, full)
             self._writer.submit(path, lambda: self._write(snapshot, path))
-        self._counters.saving.blocked += time.monotonic() - began
+        self._costs.blocked += time.monotonic() - began
 
     def _prepare_saves(self):
         """Does what the first save would have to do, now that the first batch has made every variable."""
@@ -368,8 +376,8 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         trailer = files.Trailer(counts.batch, counts.step, counts.epoch, counts.samples)
         size = files.commit(path, trailer, lambda output: state.write(snapshot, output), self._lock.check)
-        self._counters.saving.seconds += time.monotonic() - began
-        self._counters.saving.size += size
+        self._costs.seconds += time.monotonic() - began
+        self._costs.size += size
         if self.verbose:
             print(f"\nBatch {counts.batch}: saved {path} ({size / 1e6:.1f} MB in {time.monotonic() - began:.2f} s)", flush=True)
         self._delete_old(path, counts.batch, snapshot.header["metrics"])
@@ -429,7 +437,7 @@ class GlobalStepCheckpoint(Copyable, keras.callbacks.ModelCheckpoint):
 
     def _check_metrics(self, validates):
         """Raises before the first batch if a name needs a metric that will never come."""
-        names = list(metrics_results(self.model))
+        names = list(metric_results(self.model))
         valid = {*names, "learning_rate"} | ({f"val_{name}" for name in names} if validates is not False else set())
         for name in self.template.metrics:
             if name not in valid:

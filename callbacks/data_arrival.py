@@ -1,14 +1,14 @@
 """When a batch reaches the train step: what passes until then, training waits for its data."""
 
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks.counters import tensors_of
-
-_ATTRIBUTE = "_data_arrival"
+from callbacks.attached import attach, attached
+from callbacks.fit_hooks import fit_hooks_of, tensors_of
 
 
 class DataArrival:
@@ -28,25 +28,22 @@ class DataArrival:
         with tf.device("/cpu:0"):
             self._batches = tf.Variable(0, trainable=False, dtype="int64", name="batches_that_arrived")
         takes_a_batch = [tf.TensorSpec([], tf.int64)]
-        call_back = tf.function(self._call_back, takes_a_batch, autograph=False).get_concrete_function()
-        pass_by = tf.function(lambda before: tf.constant(1, "int64"), takes_a_batch, autograph=False).get_concrete_function()
-        train_step = model.train_step
+        self._if_sampled = tf.function(self._call_back, takes_a_batch, autograph=False).get_concrete_function()
+        self._else = tf.function(lambda before: tf.constant(1, "int64"), takes_a_batch, autograph=False).get_concrete_function()
+        fit_hooks_of(model).around_train_step(self._watch)
 
-        def watched_train_step(data):
-            if tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group) == 0:
-                with tf.device("/cpu:0"):
-                    with tf.control_dependencies(tensors_of(data)):
-                        before = self._batches.read_value()
-                    is_sampled = tf.equal(before % self.every, 0)
-                    # Not `tf.cond`: where a graph has control flow, TensorFlow takes longer over each of its operations.
-                    (one,) = tf.raw_ops.StatelessIf(
-                        cond=is_sampled, input=[before], Tout=[tf.int64], then_branch=call_back, else_branch=pass_by
-                    )
-                    self._batches.assign_add(one)
-            return train_step(data)
-
-        model.train_step = tf.autograph.experimental.do_not_convert(watched_train_step)
-        model.make_train_function(force=True)  # `fit` has made one already
+    def _watch(self, train_step: Callable[[Any], Any], data: Any) -> Any:
+        if tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group) == 0:
+            with tf.device("/cpu:0"):
+                with tf.control_dependencies(tensors_of(data)):
+                    before = self._batches.read_value()
+                is_sampled = tf.equal(before % self.every, 0)
+                # Not `tf.cond`: in a graph with control flow, TensorFlow takes longer over each op.
+                (one,) = tf.raw_ops.StatelessIf(
+                    cond=is_sampled, input=[before], Tout=[tf.int64], then_branch=self._if_sampled, else_branch=self._else
+                )
+                self._batches.assign_add(one)
+        return train_step(data)
 
     def _call_back(self, before):
         # Not stateful: TensorFlow would have other stateful operations of the step wait for it.
@@ -59,13 +56,11 @@ class DataArrival:
 
 
 def data_arrival_of(model: keras.Model, every: int) -> DataArrival | None:
-    """The same object each time; None for a model that XLA compiles, that runs eagerly, or in executions of several batches."""
+    """Returns the same object each time; None for a model that XLA compiles, that runs eagerly or several batches at once."""
     if model.jit_compile or model.run_eagerly or model.steps_per_execution > 1:
         return None
-    if not hasattr(model, _ATTRIBUTE):
-        setattr(model, _ATTRIBUTE, DataArrival(model, every))
-    arrival = getattr(model, _ATTRIBUTE)
+    arrival = attached(model, DataArrival) or attach(model, DataArrival(model, every))
     if arrival.every != every:
         arrival.every = every
-        model.make_train_function(force=True)
+        fit_hooks_of(model).trace_again()
     return arrival

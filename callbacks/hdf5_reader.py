@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks.keras_private import H5IOStore, load_state
+from callbacks.keras_private import H5IOStore, array_view, load_state
 
 WEIGHTS_MEMBER = "model.weights.h5"  # of an archive
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a member: the lengths of its name and of what else stands before its content
@@ -134,7 +134,7 @@ class _ReadStore(H5IOStore):
             return super().__getitem__(key)  # it is empty, in pieces, a single number, or of another kind
         with tf.device("/cpu:0"):
             tensor = tf.raw_ops.Empty(shape=dataset.shape, dtype=dtype)
-        array = tensor._numpy()  # the only way to write to a tensor; nobody else has it yet
+        array = array_view(tensor)  # the only way to write to a tensor; nobody else has it yet
         self._content.seek(begin)
         left = array.reshape(-1).view("uint8").data
         while left:

@@ -1,4 +1,4 @@
-"""The private names of Keras and TensorFlow that the checkpoints need, each with what is done where a version lacks it.
+"""The private names of Keras and TensorFlow that this repository needs, and what is done where a version lacks one.
 
 Seen in Keras 3.6 to 3.15 and TensorFlow 2.17 to 2.21.
 """
@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.random import seed_generator
@@ -20,6 +21,16 @@ from tensorflow.python.eager import context, execute
 
 # Since Keras 3.14 the saving walk also visits containers within containers.
 VISITS_NESTED_CONTAINERS = hasattr(saving_lib, "_container_path_present")
+
+# Methods that `fit_hooks` replaces. A version without one of them raises AttributeError when a hook is registered.
+EPOCH_LOGS = "_get_metrics_result_or_logs"  # of a model: logs of the last batch -> logs of an epoch or of a validation
+APPLY_GRADIENTS = "_backend_apply_gradients"  # of an optimizer, on each replica: clips, accumulates and updates
+ALL_REDUCE = "_all_reduce_sum_gradients"  # of an optimizer, on each replica: sums over the replicas
+
+# Attributes of every Keras layer that hold no state. An unknown one costs the time of a visit.
+BOOKKEEPING = frozenset(
+    ("_build_shapes_dict", "_call_has_context_arg", "_inbound_nodes", "_outbound_nodes", "_tracked", "call_signature_parameters")
+)
 
 
 def saved_children(saveable: KerasSaveable) -> Iterator[tuple[str, Any]]:
@@ -100,3 +111,78 @@ def memory_limits() -> dict[str, int]:
     """Returns the bytes that TensorFlow's allocator may take on each GPU: `"/gpu:0"` -> bytes."""
     gpus = [device for device in device_lib.list_local_devices() if device.device_type == "GPU"]
     return {f"/gpu:{device.name.rpartition(':')[2]}": device.memory_limit for device in gpus}
+
+
+def native_variable(variable: keras.Variable | tf.Variable) -> tf.Variable:
+    """Returns TensorFlow's variable; `keras.Variable.value` may return a cast of it."""
+    return variable._value if isinstance(variable, keras.Variable) else variable
+
+
+def array_view(tensor: tf.Tensor) -> np.ndarray:
+    """Returns a writable view of a tensor's memory on the CPU, a copy of it from another device; `numpy()` always copies."""
+    return tensor._numpy()
+
+
+def symbolic_build(model: keras.Model, element_spec: Any) -> None:
+    """Builds a model, its metrics and its losses without data.
+
+    Args:
+        model: a compiled model with Keras's own train step.
+        element_spec: of a batch of its data.
+    """
+    batch = tf.nest.map_structure(lambda spec: keras.KerasTensor(tuple(spec.shape), spec.dtype.name), element_spec)
+    model._symbolic_build(data_batch=batch)
+
+
+def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
+    """Sets the epoch, 0-based, with which the running `fit` begins, in `on_train_begin`; None leaves it to `fit`'s argument."""
+    model._initial_epoch = epoch
+
+
+def layers_of(model: keras.Model) -> list[keras.Layer]:
+    """Returns the model and all layers in it."""
+    return model._flatten_layers()
+
+
+def batches_of_validation(model: keras.Model) -> int | None:
+    """Returns how many batches the validation of the running `fit` has; None if unknown, or in an `evaluate` outside `fit`."""
+    validation = getattr(model, "_eval_epoch_iterator", None)
+    return validation and validation.num_batches
+
+
+def updated_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """Returns the variables that an optimizer was built for."""
+    return getattr(optimizer, "_trainable_variables", [])
+
+
+def constant_learning_rate(optimizer: keras.optimizers.Optimizer) -> keras.Variable | None:
+    """Returns the variable that holds the learning rate; None under a schedule."""
+    rate = getattr(optimizer, "_learning_rate", None)
+    return rate if isinstance(rate, keras.Variable) else None
+
+
+def accumulated_gradients(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
+    """Returns the sums of the gradients of some variables since the last update."""
+    return [optimizer._accumulated_gradients[optimizer._get_variable_index(variable)] for variable in variables]
+
+
+def accumulate_gradients(
+    optimizer: keras.optimizers.Optimizer, grads: Sequence[tf.Tensor], accumulated: Sequence[keras.Variable]
+) -> None:
+    """Adds gradients to their sums."""
+    optimizer._backend_increment_gradient_accumulators(grads, accumulated)
+
+
+def is_update_due(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
+    """Returns whether this batch is the last of an accumulation, before it is counted in `iterations`."""
+    return tf.equal((tf.convert_to_tensor(optimizer._iterations) + 1) % optimizer.gradient_accumulation_steps, 0)
+
+
+def update_and_reset(
+    optimizer: keras.optimizers.Optimizer, grads: Sequence[tf.Tensor], variables: Sequence[keras.Variable]
+) -> None:
+    """Clips gradients, updates variables with them, and resets the accumulated gradients."""
+    grads = optimizer._clip_gradients(grads)
+    optimizer._apply_weight_decay(variables)
+    optimizer._backend_update_step(grads, variables, optimizer.learning_rate)
+    optimizer._backend_reset_gradient_accumulators()

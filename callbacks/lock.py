@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import socket
-import sys
 import tempfile
 import threading
 import uuid
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 
 from callbacks.errors import InputError
+from callbacks.fit_hooks import Loop
 
 SILENCE = 60  # seconds without a sign of life after which a holder counts as dead, on whatever host
 _HEARTBEAT = 15
@@ -75,28 +75,6 @@ class Owner:
     def is_process_of(self, other: "Owner") -> bool:
         """Whether both are one process."""
         return self.shares_pids_with(other) and (self.pid, self.started) == (other.pid, other.started)
-
-
-@dataclass(frozen=True)
-class Loop:
-    """A training loop: a call of `fit`, or all that a thread runs.
-
-    Args:
-        thread: the thread's identifier.
-        fit: the `id` of the frame of `fit`; None for a loop of the user's own. The frame itself would keep its data alive.
-    """
-
-    thread: int
-    fit: int | None = None
-
-    def excludes(self, other: "Loop") -> bool:
-        """Whether this loop still runs beside the other. One thread runs loops of the user's own one after the other."""
-        frame = sys._current_frames().get(self.thread)
-        if self.fit is None:
-            return frame is not None and self.thread != other.thread
-        while frame is not None and id(frame) != self.fit:
-            frame = frame.f_back
-        return frame is not None and self != other
 
 
 class LockLost(RuntimeError):

@@ -2,17 +2,17 @@
 
 from collections.abc import Sequence
 
-import keras
 import numpy as np
 import tensorflow as tf
 
+from callbacks.keras_private import native_variable
 from callbacks.ranks import ranks
 from callbacks.state_tree import Variable
 
 
 def components(strategy: tf.distribute.Strategy, variable: Variable) -> Sequence[tf.Variable]:
     """Returns what each replica of this process has of a variable."""
-    return strategy.experimental_local_results(variable._value if isinstance(variable, keras.Variable) else variable)
+    return strategy.experimental_local_results(native_variable(variable))
 
 
 def assign_components(strategy: tf.distribute.Strategy, variable: Variable, value: np.ndarray) -> None:

@@ -19,7 +19,7 @@ import tensorflow as tf
 from callbacks.counters import Counts
 from callbacks.host_memory import HostMemory
 from callbacks.keras_part import SavedObject, saved_assets, saved_objects, values_of
-from callbacks.keras_private import model_archive_json, read_variables
+from callbacks.keras_private import array_view, constant_learning_rate, model_archive_json, read_variables, updated_variables
 from callbacks.ranks import ranks
 from callbacks.replicas import components
 from callbacks.state_tree import StateTree, Variable
@@ -104,7 +104,7 @@ class Snapshot:
                     memory.give_back(begin, end)
                     copies[id(tensor)] = tensor
                 else:
-                    copies[id(tensor)] = memory.copy(tensor._numpy(), begin)
+                    copies[id(tensor)] = memory.copy(array_view(tensor), begin)
                 begin = end
             container[key] = copies[id(tensor)]
 
@@ -202,8 +202,8 @@ class SnapshotPlan:
         """
         if not self._is_archive:
             return None
-        variables = (getattr(each, "_learning_rate", None) for each in self._tree.optimizers.values())
-        rates = [float(tf.convert_to_tensor(rate)) for rate in variables if isinstance(rate, keras.Variable)]
+        variables = map(constant_learning_rate, self._tree.optimizers.values())
+        rates = [float(tf.convert_to_tensor(rate)) for rate in variables if rate is not None]
         if self._settings is None or self._settings[0] != rates:
             self._settings = rates, {name: text.encode() for name, text in model_archive_json(self._model).items()}
         return self._settings[1] | self._assets
@@ -242,8 +242,8 @@ class SnapshotPlan:
         }
 
     def _describe(self, optimizer):
-        updated = getattr(optimizer, "_trainable_variables", [])
-        return {"built": bool(optimizer.built), "updates": [self._names[id(v)] for v in updated if id(v) in self._names]}
+        updated = [self._names[id(v)] for v in updated_variables(optimizer) if id(v) in self._names]
+        return {"built": bool(optimizer.built), "updates": updated}
 
 
 def _are_trainable(tree: StateTree) -> list[bool]:
@@ -311,7 +311,7 @@ def _is_same(before: Any, after: Any) -> bool:
 
 
 def _is_same_memory(one: tf.Tensor, other: tf.Tensor) -> bool:
-    return one._numpy().ctypes.data == other._numpy().ctypes.data
+    return array_view(one).ctypes.data == array_view(other).ctypes.data
 
 
 def _is_on_host(tensor: tf.Tensor) -> bool:

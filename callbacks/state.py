@@ -32,9 +32,10 @@ from callbacks.errors import InputError
 from callbacks.files import TRAILER_SIZE, Output
 from callbacks.hdf5_reader import WEIGHTS_MEMBER, load_weights, open_hdf5, read_dataset
 from callbacks.hdf5_writer import Hdf5File
-from callbacks.keras_private import make_global_seed_generator
+from callbacks.keras_private import array_view, make_global_seed_generator
 from callbacks.ranks import ranks
 from callbacks.replicas import assign_components
+from callbacks.resumed_epoch import resumed_epoch_of
 from callbacks.snapshot import KerasPart, Snapshot, SnapshotPlan
 from callbacks.state_tree import GLOBAL_SEEDS, StateTree
 
@@ -51,6 +52,7 @@ def take(
     model: keras.Model,
     plan: SnapshotPlan,
     callbacks: Iterable[keras.callbacks.Callback],
+    logs: dict[str, Any],
     metrics: dict[str, Any],
     earlier: KerasPart | None = None,
 ) -> Snapshot:
@@ -60,6 +62,7 @@ def take(
         model: the model in training.
         plan: what to read.
         callbacks: all callbacks of the running `fit`.
+        logs: the last logs that Keras reported, for the header.
         metrics: the newest value of each logged metric, for the header.
         earlier: what Keras's part of the file is to hold, if that was read before; what was written since goes beside it.
 
@@ -67,8 +70,7 @@ def take(
         RanksDiffer: if the ranks had different values at the snapshot before.
     """
     callbacks = list(callbacks)
-    counters = counters_of(model)
-    counts = counters.read()
+    counts = counters_of(model).read()
     now, beside = plan.read_keras_part(), plan.read_beside()
     ranks().expect_equal(plan.shared_values(now, beside), f"At batch {counts.batch}")
     part = earlier if earlier is not None and earlier.plan is plan else now
@@ -79,7 +81,7 @@ def take(
     header = plan.header | {
         "format": FORMAT,
         "counts": counts.to_json(),
-        "logs": steering.to_plain(counters.logs),
+        "logs": steering.to_plain(logs),
         "metrics": steering.to_plain(metrics),
         "callbacks": plain,
         "stopped": steering.has_stopped(callbacks),
@@ -172,6 +174,10 @@ class StoredState:
         tree = StateTree(model)
         self._assign(model, tree, set(tree.metrics))
 
+    def resume_epoch(self, model: keras.Model) -> None:
+        """Sets the counters; the next `fit` finishes the epoch that the checkpoint stands in."""
+        resumed_epoch_of(model).resume(self.counts, self.header["logs"], lambda: self.assign_metrics(model))
+
     def _assign(self, model: keras.Model, tree: StateTree, names: set[str]) -> None:
         beside = self.beside if self.header["format"] == FORMAT else format_1.named(self.beside, tree, model)
         with model.distribute_strategy.scope():
@@ -238,7 +244,7 @@ def restore(model: keras.Model, path: str) -> StoredState:
     """
     stored = read_state(path)
     stored.assign_to(model)
-    counters_of(model).resume(stored.counts, stored.header["logs"], lambda: stored.assign_metrics(model))
+    stored.resume_epoch(model)
     return stored
 
 
@@ -328,7 +334,7 @@ def _open_group(path: str) -> Iterator[h5py.Group]:
 
 
 def _to_host(value: Any) -> Any:
-    return value._numpy() if isinstance(value, tf.Tensor) else value
+    return array_view(value) if isinstance(value, tf.Tensor) else value
 
 
 def _stack(parts: list[Any]) -> np.ndarray:

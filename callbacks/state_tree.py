@@ -14,17 +14,13 @@ from typing import Any, TypeAlias
 import keras
 import tensorflow as tf
 
-from callbacks.keras_private import KerasSaveable, global_seed_generator
+from callbacks.keras_private import BOOKKEEPING, KerasSaveable, global_seed_generator, native_variable
 
 Variable: TypeAlias = keras.Variable | tf.Variable
 
 # Objects of these libraries are not searched unless `_SEARCHED` names their class; objects of the user's own classes are.
 _LIBRARIES = {*sys.stdlib_module_names, "keras", "tensorflow", "numpy", "h5py", __package__}
 _SEARCHED = (KerasSaveable, keras.random.SeedGenerator, tf.Module, tf.random.Generator, tf.train.ExponentialMovingAverage)
-# Attributes of every Keras layer that hold no state: leaving them out halves the time of a visit.
-_BOOKKEEPING = frozenset(
-    ("_build_shapes_dict", "_call_has_context_arg", "_inbound_nodes", "_outbound_nodes", "_tracked", "call_signature_parameters")
-)
 _NOT_NUMBERS = (tf.string, tf.resource, tf.variant)
 GLOBAL_SEEDS = "keras.random"  # the name of the generator that Keras draws from where no seed is given
 
@@ -137,7 +133,7 @@ class StateTree:
             if (kind := _KINDS.get(type(child)) or _kind(type(child))) is not _Kind.OTHER
             and id(child) not in self._seen
             and (kind not in _CONTAINERS or self._has_content(child))
-            and name not in _BOOKKEEPING
+            and name not in BOOKKEEPING  # half the time of a visit
             and not name.startswith("_self_")  # TensorFlow's record of the same attributes
         ]
         found.sort(key=operator.itemgetter(0, 1))
@@ -189,7 +185,7 @@ class StateTree:
     @functools.cached_property
     def _variable_places(self) -> list[int]:
         places = [place for place, kind in enumerate(self._kinds) if kind is _Kind.VARIABLE]
-        within = {id(self._values[place]._value) for place in places if isinstance(self._values[place], keras.Variable)}
+        within = {id(native_variable(self._values[place])) for place in places if isinstance(self._values[place], keras.Variable)}
         return [
             place for place in places if id(self._values[place]) not in within and self._values[place].dtype not in _NOT_NUMBERS
         ]

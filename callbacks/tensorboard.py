@@ -1,5 +1,6 @@
 """`GlobalStepTensorBoard`: one set of curves for a run, over the batches trained on since training began."""
 
+import dataclasses
 import importlib.util
 import math
 import os
@@ -15,12 +16,13 @@ import tensorflow as tf
 
 from callbacks import event_files
 from callbacks.copyable import Copyable
-from callbacks.counters import Counts, Saving, counters_of
+from callbacks.counters import Counts, counters_of
 from callbacks.data_arrival import data_arrival_of
 from callbacks.errors import InputError
 from callbacks.event_files import EventFile
+from callbacks.fit_hooks import running_fit
 from callbacks.ranks import ranks
-from callbacks.running_fit import running_fit
+from callbacks.save_costs import save_costs_of
 
 DESCRIPTIONS = {
     "batch_steps_per_second": "Batches per second, since the point before; time of validation left out.",
@@ -123,7 +125,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         if model is not self._model:
             self._files = {}
         self._model = model
-        self._counters = counters_of(model)
+        self._counters, self._costs = counters_of(model), save_costs_of(model)
 
     def on_train_begin(self, logs=None):
         if not set(self._profile_ranks) <= set(range(ranks().size)):
@@ -134,7 +136,6 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._data_arrival = data_arrival_of(self.model, self._data_sample)
         if self._data_arrival:
             self._data_arrival.act = self._note_wait
-        self._counters.before_save(self._end_batch)
         self._is_one_of_many = ranks().size > 1
         self._has_begun = False
         self._is_profiled = self._stop_batch == 0
@@ -153,8 +154,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._batch_began = self._clock()
 
     def on_train_batch_end(self, batch, logs=None):
-        self._counters.logs = logs or {}
-        self._end_batch()
+        self.end_batch(logs or {})
 
     def on_test_batch_begin(self, batch, logs=None):
         pass
@@ -232,7 +232,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._window = counts
         self._window_began = self._clock()
         self._validated_for = 0.0
-        self._saving = Saving(**vars(self._counters.saving))
+        self._costs_before = dataclasses.replace(self._costs)
         self._durations: list[float] = []  # seconds of each batch
         self._alone: list[float] = []  # until this rank began to wait for the others
         self._waits: dict[int, float] = {}  # for data, by the batch's place in the list of durations
@@ -242,8 +242,12 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         if self._batch_began is not None:
             self._waits[len(self._durations)] = self._clock() - self._batch_began
 
-    def _end_batch(self) -> None:
-        """What is to be done after a batch, once; a checkpoint that is taken before our turn asks for it earlier."""
+    def end_batch(self, logs: Mapping[str, float]) -> None:
+        """Notes the end of a batch, once; a checkpoint that is taken before this callback's turn calls it first.
+
+        Args:
+            logs: those of the batch.
+        """
         if self._batch_began is None:
             return
         began, self._batch_began = self._batch_began, None
@@ -257,7 +261,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             ready = ranks().gradients_ready_at
             self._alone.append(seconds if ready is None else ready - began)
         if self._counters.reached(self._next_point):
-            self._write_point(self._counters.read(), self._counters.logs)
+            self._write_point(self._counters.read(), logs)
         if self._profiling and self._counters.reached(self._stop_batch):
             self._end_profile()
 
@@ -289,7 +293,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         return values
 
     def _checkpoints(self):
-        now, before = self._counters.saving, self._saving
+        now, before = self._costs, self._costs_before
         seconds = now.seconds - before.seconds
         return {
             "checkpoint/blocked_seconds": now.blocked - before.blocked,

@@ -11,6 +11,9 @@ too would depend on how the batch is shared, and clipping takes a norm that is n
 import keras
 import tensorflow as tf
 
+from callbacks import keras_private
+from callbacks.fit_hooks import around_apply, take_over_all_reduce
+
 
 def dense(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """Has an optimizer see sparse gradients as dense ones, as under several replicas.
@@ -21,12 +24,11 @@ def dense(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     Returns:
         The same optimizer.
     """
-    apply = optimizer.apply
 
-    def apply_dense(grads, trainable_variables=None):
+    def apply_dense(apply, grads, trainable_variables=None):
         apply([grad if grad is None else tf.convert_to_tensor(grad) for grad in grads], trainable_variables)
 
-    optimizer.apply = apply_dense
+    around_apply(optimizer, apply_dense)
     return optimizer
 
 
@@ -43,9 +45,8 @@ def summing(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer
         The same optimizer.
     """
     inner = optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
-    apply_to_one_replica = inner._backend_apply_gradients
 
-    def apply_sum(grads, variables):
+    def apply_sum(apply_to_one_replica, grads, variables):
         replica = tf.distribute.get_replica_context()
         summed = replica.all_reduce(tf.distribute.ReduceOp.SUM, [tf.convert_to_tensor(grad) for grad in grads])
         if inner.gradient_accumulation_steps:
@@ -54,26 +55,21 @@ def summing(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer
             apply_to_one_replica(summed, variables)
 
     def accumulate(strategy, grads, variables):
-        steps = inner.gradient_accumulation_steps
-        accumulated = [inner._accumulated_gradients[inner._get_variable_index(variable)] for variable in variables]
+        accumulated = keras_private.accumulated_gradients(inner, variables)
 
         def update(grads):
-            mean = [(grad + so_far) / steps for grad, so_far in zip(grads, accumulated, strict=True)]
-            mean = inner._clip_gradients(mean)
-            inner._apply_weight_decay(variables)
-            inner._backend_update_step(mean, variables, inner.learning_rate)
-            inner._backend_reset_gradient_accumulators()
+            mean = [(grad + so_far) / inner.gradient_accumulation_steps for grad, so_far in zip(grads, accumulated, strict=True)]
+            keras_private.update_and_reset(inner, mean, variables)
 
         def add(grads):
-            inner._backend_increment_gradient_accumulators(grads, accumulated)
+            keras_private.accumulate_gradients(inner, grads, accumulated)
 
         # The condition stands outside of what each replica does, where strategies of TensorFlow allow one.
         tf.cond(
-            tf.equal((tf.convert_to_tensor(inner._iterations) + 1) % steps, 0),
+            keras_private.is_update_due(inner),
             lambda: strategy.extended.call_for_each_replica(update, args=(grads,)),
             lambda: strategy.extended.call_for_each_replica(add, args=(grads,)),
         )
 
-    inner._backend_apply_gradients = apply_sum
-    inner._all_reduce_sum_gradients = lambda grads_and_variables: grads_and_variables
+    take_over_all_reduce(inner, apply_sum)
     return optimizer

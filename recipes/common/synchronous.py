@@ -15,13 +15,14 @@ import keras
 import tensorflow as tf
 
 from callbacks import InputError, counters_of
+from callbacks.attached import attach, attached
+from callbacks.fit_hooks import around_apply, fit_hooks_of
+from callbacks.keras_private import batches_of_validation, layers_of, symbolic_build
 from callbacks.ranks import RanksDiffer
 
 if TYPE_CHECKING:
     from recipes.common.horovod_ranks import HorovodRanks
 
-_AVERAGED = "batches_averaged"  # attribute of an optimizer that averages: how often it has
-_ATTRIBUTE = "_synchronous_training"
 _VALIDATION_BATCHES = 16  # between two looks at whether any rank was asked to leave; in training each batch tells
 
 
@@ -41,24 +42,37 @@ def averaging(optimizer: keras.optimizers.Optimizer, ranks: "HorovodRanks") -> k
     """
     if keras.mixed_precision.dtype_policy().name == "mixed_float16" and not _scales_loss(optimizer):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
-    apply = optimizer.apply
-    with tf.device("/cpu:0"):
-        averaged = tf.Variable(tf.zeros([], tf.int64), trainable=False, name=_AVERAGED)
+    averaged = attach(optimizer, AveragedBatches())
 
     def ready():
         ranks.gradients_ready_at = time.perf_counter()
 
-    def apply_average(grads, trainable_variables=None):
+    def apply_average(apply, grads, trainable_variables=None):
         parts = [part for part in tf.nest.flatten(grads, expand_composites=True) if part is not None]
         with tf.control_dependencies(parts), tf.device("/cpu:0"):
             tf.numpy_function(ready, [], [])
         grads = ranks.average(grads, "grads")
-        averaged.assign_add(1)
+        averaged.count()
         apply(grads, trainable_variables)
 
-    optimizer.apply = apply_average
-    setattr(optimizer, _AVERAGED, lambda: int(averaged.numpy()))
+    around_apply(optimizer, apply_average)
     return optimizer
+
+
+class AveragedBatches:
+    """Counts the batches whose gradients an optimizer has averaged. It is attached to each optimizer that averages."""
+
+    def __init__(self):
+        with tf.device("/cpu:0"):
+            self._batches = tf.Variable(tf.zeros([], tf.int64), trainable=False, name="batches_averaged")
+
+    def count(self) -> None:
+        """Counts a batch, in the graph of the train step."""
+        self._batches.assign_add(1)
+
+    def read(self) -> int:
+        """Returns how many were counted so far."""
+        return int(self._batches.numpy())
 
 
 class Synchronous(keras.callbacks.Callback):
@@ -79,13 +93,11 @@ class Synchronous(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         model = self.model
         _refuse_what_differs(model, self.params, self._ranks)
-        if not hasattr(model, _ATTRIBUTE):
-            setattr(model, _ATTRIBUTE, _Training(model, self._ranks))
-        getattr(model, _ATTRIBUTE).begin()
+        self._training = attached(model, _Training) or attach(model, _Training(model, self._ranks))
+        self._training.begin()
 
     def on_test_begin(self, logs=None):
-        validation = getattr(self.model, "_eval_epoch_iterator", None)  # of a `fit`; None in an `evaluate` of its own
-        batches = self._ranks.gather(validation and validation.num_batches)
+        batches = self._ranks.gather(batches_of_validation(self.model))
         self._agrees_in_validation = None not in batches and len(set(batches)) == 1
 
     def on_test_batch_end(self, batch, logs=None):
@@ -93,7 +105,7 @@ class Synchronous(keras.callbacks.Callback):
             self._ranks.average_logs([])  # whether any rank was asked to leave
 
     def on_train_end(self, logs=None):
-        getattr(self.model, _ATTRIBUTE).end()
+        self._training.end()
         self._ranks.settle()
 
 
@@ -105,7 +117,9 @@ class _Training:
         self._runs = self._has_started = self._is_proven = False
         self._local_is_equal = False  # what each rank keeps for itself, such as BatchNorm's statistics, began equal
         self._counters = counters_of(model)
-        self._wrap()
+        self._hooks = fit_hooks_of(model)
+        self._hooks.around_execution(self._synchronize)
+        self._hooks.around_epoch_logs(self._of_all_ranks)
 
     def begin(self) -> None:
         """To be called before other callbacks restore anything."""
@@ -120,7 +134,7 @@ class _Training:
     def _switch_off_jit(self):
         if self._model.jit_compile:
             self._model.jit_compile = False
-            self._model.make_train_function(force=True)  # `fit` has made one already
+            self._hooks.trace_again()
             if self._ranks.is_chief:
                 print("jit_compile  off: XLA cannot compile Horovod's collectives", flush=True)
 
@@ -129,37 +143,21 @@ class _Training:
             self._ranks.give_chiefs_values(_local(self._model))
             self._local_is_equal = True
 
-    def _wrap(self):
-        model, make_train_function, merge = self._model, self._model.make_train_function, self._model._get_metrics_result_or_logs
-
-        def make_synchronous_train_function(force=False):
-            if model.train_function is None or force:
-                make_train_function(force=True)
-                model.train_function = self._synchronous(model.train_function)
-            return model.train_function
-
-        model.make_train_function = make_synchronous_train_function
-        make_synchronous_train_function(force=True)  # `fit` has made one already
-        model._get_metrics_result_or_logs = lambda logs: self._of_all_ranks(merge, logs)
-
-    def _synchronous(self, train_function: Callable) -> Callable:
-        def synchronous_train_function(iterator):
-            if not self._runs:
-                return train_function(iterator)
-            if not self._has_started:
-                self._start(iterator)
-            logs = train_function(iterator)
-            if not self._is_proven:
-                self._prove()
-            return self._average(logs)
-
-        return synchronous_train_function
+    def _synchronize(self, execute: Callable[[Any], Any], iterator: Any) -> Any:
+        if not self._runs:
+            return execute(iterator)
+        if not self._has_started:
+            self._start(iterator)
+        logs = execute(iterator)
+        if not self._is_proven:
+            self._prove()
+        return self._average(logs)
 
     def _start(self, iterator: Any) -> None:
         """Before the first batch: every rank gets what the chief has, from its checkpoint perhaps."""
         model = self._model
         if not model.built:
-            model._symbolic_build(data_batch=tf.nest.map_structure(_symbolic, iterator.element_spec))
+            symbolic_build(model, iterator.element_spec)
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         self._equalize_local()
@@ -168,7 +166,8 @@ class _Training:
         self._has_started = True
 
     def _averaged(self) -> int:
-        return getattr(self._model.optimizer, _AVERAGED)()
+        averaged = attached(self._model.optimizer, AveragedBatches)
+        return averaged.read() if averaged else 0
 
     def _prove(self) -> None:
         """After the first batch: this rank took part in averaging, and all ranks hold the same bits."""
@@ -206,12 +205,12 @@ class _Training:
 
 def _refuse_what_differs(model: keras.Model, params: dict[str, Any], ranks: "HorovodRanks") -> None:
     """Raises, on every rank, before anything is trained."""
-    if not hasattr(model.optimizer, _AVERAGED):
+    if attached(model.optimizer, AveragedBatches) is None:
         raise InputError(
             f"The optimizer {model.optimizer.name!r} does not average over the ranks. "
             "Compile the model with distribution.optimizer(optimizer)."
         )
-    for layer in model._flatten_layers():
+    for layer in layers_of(model):
         if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
             raise InputError(f"{layer.path}: BatchNormalization(synchronized=True) does not reach over processes. Leave it out.")
     if params["steps"] is None:
@@ -244,7 +243,3 @@ def _local(model: keras.Model) -> list[keras.Variable]:
 
 def _scales_loss(optimizer: keras.optimizers.Optimizer) -> bool:
     return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
-
-
-def _symbolic(spec: Any) -> keras.KerasTensor:
-    return keras.KerasTensor(tuple(spec.shape), spec.dtype.name)

@@ -15,11 +15,13 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks import CheckpointWriteError, GlobalStepCheckpoint, InputError, counters_of
+from callbacks.attached import attached
 from callbacks.ranks import RanksDiffer, install
 from recipes.common import horovod_ranks
 from recipes.common.data import Arrays, validation_data
 from recipes.common.distribution import Distribution
 from recipes.common.horovod_ranks import HorovodRanks
+from recipes.common.synchronous import AveragedBatches
 
 BATCHES, BATCH = 8, 8
 optimizers = keras.optimizers
@@ -223,7 +225,7 @@ class World(Distribution):
         super().__init__(two.name, two.devices, None, two.ranks)
 
     def optimizer(self, optimizer):
-        return optimizer if hasattr(optimizer, "batches_averaged") else super().optimizer(optimizer)
+        return optimizer if attached(optimizer, AveragedBatches) else super().optimizer(optimizer)
 
 
 @check

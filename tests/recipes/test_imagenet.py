@@ -100,7 +100,7 @@ def test_a_run_that_goes_on_in_the_middle_of_an_epoch_sees_the_same_parts_of_the
         Counts(batch=6, epoch=2, samples=24),
         Counts(batch=10, epoch=2, samples=40, batches_in_epoch=4, samples_in_epoch=16),
     ):
-        counters_of(model).resume(counts, {})
+        counters_of(model).resume(counts)
         counters_of(model).begin_epoch(1)
         data.on_epoch_begin()
         epochs.append([[part.numpy() for part in batch] for batch in data.get_tf_dataset()])

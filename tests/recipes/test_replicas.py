@@ -94,7 +94,7 @@ def test_what_is_random_in_a_sample_depends_on_its_number_and_the_epoch_and_on_n
         counters = counters_of(model)
         for epoch in (0, 1):
             done = begin if epoch == 0 else 0  # the last of the three goes on from the middle of an epoch
-            counters.resume(Counts(epoch=epoch + 1, batches_in_epoch=done, samples_in_epoch=8 * done), {})
+            counters.resume(Counts(epoch=epoch + 1, batches_in_epoch=done, samples_in_epoch=8 * done))
             counters.begin_epoch(epoch)
             data = training_data(numbered(30), model, where, global_batch_size=8, seed=5, prepare=noisy)
             data.on_epoch_begin()

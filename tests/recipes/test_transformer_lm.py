@@ -62,7 +62,7 @@ def test_windows_follow_one_another_and_the_targets_are_the_tokens_after():
 def epoch_of(model, where, number, **options):
     """The first token of each window, batch by batch."""
     counters = counters_of(model)
-    counters.resume(Counts(epoch=number + 1, **options), {})
+    counters.resume(Counts(epoch=number + 1, **options))
     counters.begin_epoch(number)
     windows = Windows(np.arange(81, dtype="uint8"), 1, 256, "numbers")
     data = training_data(windows, model, where, global_batch_size=8, seed=5, epochs_per_pass=3)

@@ -1,0 +1,35 @@
+"""Objects of this package that belong to a model or an optimizer: all under one attribute of it, one object of each class."""
+
+from typing import Any, TypeVar
+
+_ATTRIBUTE = "_global_step_attached"
+Attached = TypeVar("Attached")
+
+
+class _Objects:
+    """The objects of one owner. Neither Keras nor the state tree searches this class for variables.
+
+    Attributes:
+        by_class: class -> object.
+    """
+
+    def __init__(self) -> None:
+        self.by_class: dict[type, Any] = {}
+
+
+def attach(owner: Any, value: Attached) -> Attached:
+    """Attaches an object, in place of an earlier one of the same class, and returns it.
+
+    Args:
+        owner: a model or an optimizer.
+        value: the object.
+    """
+    if not hasattr(owner, _ATTRIBUTE):
+        setattr(owner, _ATTRIBUTE, _Objects())
+    getattr(owner, _ATTRIBUTE).by_class[type(value)] = value
+    return value
+
+
+def attached(owner: Any, kind: type[Attached]) -> Attached | None:
+    """Returns the object of a class that is attached to a model or an optimizer; None if there is none."""
+    return getattr(owner, _ATTRIBUTE).by_class.get(kind) if hasattr(owner, _ATTRIBUTE) else None

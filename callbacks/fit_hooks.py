@@ -1,0 +1,251 @@
+"""The seam to Keras's `fit`: the only file that replaces methods of a model or an optimizer, or looks for the running `fit`.
+
+Keras has no hooks in the train step, between a batch's data and its logs, or in an optimizer. Counters, data arrival, rank
+synchronization and gradient reduction register functions here instead.
+"""
+
+import functools
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from callbacks import keras_private
+from callbacks.attached import attach, attached
+from callbacks.state_tree import StateTree
+
+
+class FitHooks:
+    """Calls registered functions in the training of one model. `fit_hooks_of(model)` makes it.
+
+    An execution is one call of Keras's train function, which trains on `steps_per_execution` batches. Its parts, in order:
+
+    1. `around_execution`: the function that was registered last comes first;
+    2. `before_first_batch`: once in each `fit`;
+    3. `instead_of_execution`: a function that returns logs ends the execution here;
+    4. Keras's train function, and in it `around_train_step`: the function that was registered last comes first;
+    5. `after_execution`.
+    """
+
+    def __init__(self, model: keras.Model):
+        self._model = model
+        self._model_train_step = self._train_step = model.train_step
+        self._make_keras_train_function = model.make_train_function
+        self._keras_train_function: Callable[[Any], Any] | None = None
+        self._execution: Callable[[Any], Any] = self._execute
+        self._before_tracing: list[Callable[[], None]] = []
+        self._before_first_batch: list[tuple[Callable[[], None], bool]] = []
+        self._instead: list[Callable[[Any], Any]] = []
+        self._after: list[Callable[[], None]] = []
+        self._history: keras.callbacks.History | None = None
+        _replace(model, "train_step", tf.autograph.experimental.do_not_convert(lambda data: self._train_step(data)))
+        _replace(model, "make_train_function", self._make_train_function)
+        self.trace_again()
+
+    def around_train_step(self, call: Callable[[Callable, Any], Any]) -> None:
+        """Registers a function to call in place of the train step; each replica traces it.
+
+        Args:
+            call: gets the train step and the batch, and returns the logs: `lambda train_step, data: train_step(data)`.
+        """
+        self._train_step = functools.partial(call, self._train_step)
+        self.trace_again()
+
+    def before_tracing(self, act: Callable[[], None]) -> None:
+        """Registers a function to call before each making of a train function, which then traces the train step."""
+        self._before_tracing.append(act)
+
+    def around_execution(self, call: Callable[[Callable, Any], Any]) -> None:
+        """Registers a function to call in place of an execution.
+
+        Args:
+            call: gets the execution and the data iterator, and returns the logs: `lambda execute, iterator: execute(iterator)`.
+        """
+        self._execution = functools.partial(call, self._execution)
+
+    def before_first_batch(self, act: Callable[[], None], build: bool = True) -> None:
+        """Registers a function to call just before the first batch of the running `fit`; to be called in `on_train_begin`.
+
+        Args:
+            act: the function.
+            build: whether it needs the variables that the first batch would make, of metrics and of layers.
+        """
+        history = getattr(self._model, "history", None)  # Keras makes a new one for each `fit`
+        if self._history is not history:
+            self._history, self._before_first_batch = history, []
+        self._before_first_batch.append((act, build))
+
+    def instead_of_execution(self, call: Callable[[Any], Any]) -> None:
+        """Registers a function that may take the place of Keras's train function.
+
+        Args:
+            call: gets the data iterator. Returns the logs if the batches are not to be trained on, else None.
+        """
+        self._instead.append(call)
+
+    def after_execution(self, act: Callable[[], None]) -> None:
+        """Registers a function to call after each execution that has trained."""
+        self._after.append(act)
+
+    def around_epoch_logs(self, call: Callable[[Callable, dict], dict]) -> None:
+        """Registers a function to call where Keras makes the logs of an epoch or of a validation from its metrics.
+
+        Args:
+            call: gets Keras's method and the logs of the last batch, and returns the logs:
+                `lambda make_logs, logs: make_logs(logs)`.
+        """
+        _replace(self._model, keras_private.EPOCH_LOGS, functools.partial(call, getattr(self._model, keras_private.EPOCH_LOGS)))
+
+    def trace_again(self) -> None:
+        """Has the next batch trace the train step, if `fit` has made a train function already."""
+        if self._model.train_function is not None:
+            self._model.make_train_function(force=True)
+
+    def build(self, iterator: Any) -> None:
+        """Makes the variables that the first batch would make, without training on it or drawing from the data.
+
+        Args:
+            iterator: the data iterator of the execution.
+        """
+        model, spec, strategy = self._model, iterator.element_spec, self._model.distribute_strategy
+        if type(model).train_step is keras.Model.train_step:
+            if strategy.num_replicas_in_sync == 1:  # with several, `fit` has built them already
+                with strategy.scope():
+                    keras_private.symbolic_build(model, spec)
+        elif not StateTree(model).is_built or not all(getattr(metric, "built", True) for metric in model.metrics):
+            # Without the registered functions: initial values must not depend on the data, as what they add does.
+            step = tf.function(lambda data: strategy.run(self._model_train_step, args=(data,)), autograph=False)
+            step.get_concrete_function(spec)
+
+    def _make_train_function(self, force=False):
+        if self._model.train_function is None or force:
+            for act in self._before_tracing:
+                act()
+            self._make_keras_train_function(force=True)
+            self._keras_train_function = self._model.train_function
+            self._model.train_function = lambda iterator: self._execution(iterator)
+        return self._model.train_function
+
+    def _execute(self, iterator):
+        if self._before_first_batch:
+            self._act_before_first_batch(iterator)
+        for call in self._instead:
+            logs = call(iterator)
+            if logs is not None:
+                return logs
+        assert self._keras_train_function is not None
+        logs = self._keras_train_function(iterator)
+        for act in self._after:
+            act()
+        return logs
+
+    def _act_before_first_batch(self, iterator):
+        acts, self._before_first_batch = self._before_first_batch, []
+        if any(build for _, build in acts):
+            self.build(iterator)
+        for act, _ in acts:
+            act()
+
+
+def fit_hooks_of(model: keras.Model) -> FitHooks:
+    """Returns the hooks of a model, the same object each time."""
+    return attached(model, FitHooks) or attach(model, FitHooks(model))
+
+
+def around_apply(optimizer: keras.optimizers.Optimizer, call: Callable[..., None]) -> None:
+    """Registers a function to call in place of `optimizer.apply`.
+
+    Args:
+        optimizer: the optimizer.
+        call: gets `apply`, the gradients, and the variables or nothing:
+            `lambda apply, grads, trainable_variables=None: apply(grads, trainable_variables)`.
+    """
+    _replace(optimizer, "apply", functools.partial(call, optimizer.apply))
+
+
+def take_over_all_reduce(optimizer: keras.optimizers.Optimizer, call: Callable[[Callable, Any, Any], None]) -> None:
+    """Registers a function that sums gradients over the replicas before the optimizer clips and accumulates them.
+
+    Keras sums after that; now it does not.
+
+    Args:
+        optimizer: the optimizer, not one that wraps another.
+        call: gets, on each replica, Keras's method that clips, accumulates and updates, the gradients and the variables.
+    """
+    update = getattr(optimizer, keras_private.APPLY_GRADIENTS)
+    _replace(optimizer, keras_private.APPLY_GRADIENTS, functools.partial(call, update))
+    _replace(optimizer, keras_private.ALL_REDUCE, lambda grads_and_variables: grads_and_variables)
+
+
+def _replace(owner: keras.Model | keras.optimizers.Optimizer, method: str, by: Callable) -> None:
+    setattr(owner, method, by)
+
+
+def tensors_of(data: Any) -> list[tf.Tensor]:
+    """Returns the tensors of any structure, those of ragged and sparse ones too."""
+    return [leaf for leaf in tf.nest.flatten(data, expand_composites=True) if isinstance(leaf, tf.Tensor)]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A training loop: a call of `fit`, or all that a thread runs.
+
+    Args:
+        thread: the thread's identifier.
+        fit: the `id` of the frame of `fit`; None for a loop of the user's own. The frame itself would keep its data alive.
+    """
+
+    thread: int
+    fit: int | None = None
+
+    def excludes(self, other: "Loop") -> bool:
+        """Whether this loop still runs beside the other. One thread runs loops of the user's own one after the other."""
+        frame = sys._current_frames().get(self.thread)
+        if self.fit is None:
+            return frame is not None and self.thread != other.thread
+        while frame is not None and id(frame) != self.fit:
+            frame = frame.f_back
+        return frame is not None and self != other
+
+
+@dataclass(frozen=True)
+class RunningFit:
+    """The `fit` that runs a callback: what it knows and passes to no callback.
+
+    Args:
+        loop: the `fit`, or a loop of the user's own, for the lock.
+        callbacks: all callbacks of it, in their order: the list itself, over which Keras iterates. Only the callback that asks
+            where there is no `CallbackList`.
+        has_list: whether there is one.
+        validates: whether it was given validation data; None where nobody calls `fit`.
+    """
+
+    loop: Loop
+    callbacks: list[keras.callbacks.Callback]
+    has_list: bool
+    validates: bool | None
+
+
+def running_fit(asking: keras.callbacks.Callback) -> RunningFit:
+    """Looks up the stack for the `fit` that runs a callback; to be called in `on_train_begin`.
+
+    Keras has no public way: a callback can neither save the state of EarlyStopping beside it nor tell a name that waits for
+    `val_loss` from one that would wait forever.
+    """
+    callbacks, has_list, validates, loop = [asking], False, None, Loop(threading.get_ident())
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, keras.callbacks.CallbackList) and asking in caller.callbacks:
+            callbacks, has_list = caller.callbacks, True
+        if caller is asking.model and frame.f_code.co_name == "fit":
+            loop = Loop(threading.get_ident(), id(frame))
+            validates = frame.f_locals.get("validation_data") is not None
+            break
+        frame = frame.f_back
+    return RunningFit(loop, callbacks, has_list, validates)

@@ -1,0 +1,78 @@
+"""Finishes an epoch that an earlier process began.
+
+Keras runs whole epochs only. So `fit` runs the epoch from its first batch, and executions whose batches are trained on already
+return the restored logs and train on nothing.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from callbacks.attached import attach, attached
+from callbacks.counters import Counts, counters_of
+from callbacks.fit_hooks import fit_hooks_of
+from callbacks.metric_results import metric_results
+
+
+class ResumedEpoch:
+    """Skips the batches of a resumed epoch that are trained on already. `resumed_epoch_of(model)` makes it.
+
+    Attributes:
+        batches_per_epoch: how many batches `fit` plans for an epoch; None if unknown.
+    """
+
+    def __init__(self, model: keras.Model):
+        self._model = model
+        self._counters = counters_of(model)
+        self._hooks = fit_hooks_of(model)
+        self.batches_per_epoch: int | None = None
+        self._executions_to_skip: int | None = None  # known at the first execution
+        self._logs: dict[str, Any] = {}
+        self._restore_metrics: Callable[[], None] = lambda: None
+        self._hooks.instead_of_execution(self._skip)
+
+    def resume(self, counts: Counts, logs: dict[str, Any], restore_metrics: Callable[[], None]) -> None:
+        """Sets the counters to those of a checkpoint; the next `fit` finishes the epoch that the checkpoint stands in.
+
+        Args:
+            counts: what the checkpoint was trained on.
+            logs: the last logs that Keras reported.
+            restore_metrics: gives the model's metrics the values that they had then; called when `fit` has reset them.
+        """
+        self._counters.resume(counts)
+        self._executions_to_skip, self._logs, self._restore_metrics = None, dict(logs), restore_metrics
+
+    def _skip(self, iterator: Any) -> dict[str, Any] | None:
+        """Returns the logs of an execution that is skipped; None for one that trains."""
+        counts = self._counters.unfinished
+        if counts is None:
+            return None
+        if self._executions_to_skip is None:
+            self._executions_to_skip = self._begin(counts, iterator)
+        if self._executions_to_skip == 0:
+            return None
+        self._executions_to_skip -= 1
+        return self._logs
+
+    def _begin(self, counts: Counts, iterator: Any) -> int:
+        """Restores the metrics, moves the data past the batches that are done, and returns how many executions to skip."""
+        done = counts.batches_in_epoch
+        if not self._counters.data_seeks:
+            for _ in range(done):
+                next(iterator)
+        self._hooks.build(iterator)
+        self._restore_metrics()
+        with self._model.distribute_strategy.scope():
+            restored = metric_results(self._model)
+        if restored.keys() == self._logs.keys():
+            self._logs = restored
+        per_execution, planned = self._model.steps_per_execution, self.batches_per_epoch
+        if planned is None:
+            return done // per_execution
+        return -(-planned // per_execution) - -(-max(planned - done, 0) // per_execution)
+
+
+def resumed_epoch_of(model: keras.Model) -> ResumedEpoch:
+    """Returns the resumed epoch of a model, the same object each time."""
+    return attached(model, ResumedEpoch) or attach(model, ResumedEpoch(model))

@@ -1,0 +1,27 @@
+"""What the checkpoints of a model have cost."""
+
+from dataclasses import dataclass
+
+import keras
+
+from callbacks.attached import attach, attached
+
+
+@dataclass
+class SaveCosts:
+    """What checkpoints have cost so far, in this process.
+
+    Args:
+        blocked: seconds that training stood still.
+        seconds: seconds that the files took to be written, mostly beside training.
+        size: their bytes.
+    """
+
+    blocked: float = 0.0
+    seconds: float = 0.0
+    size: int = 0
+
+
+def save_costs_of(model: keras.Model) -> SaveCosts:
+    """Returns the costs of a model's checkpoints, the same object each time."""
+    return attached(model, SaveCosts) or attach(model, SaveCosts())
