@@ -6,7 +6,7 @@ They need Keras and TensorFlow and nothing else of this repository.
 from callbacks.batch_aware import BatchAwareCheckpoint
 from callbacks.checkpoint import GlobalStepCheckpoint
 from callbacks.counters import Counters, Counts, counters_of
-from callbacks.errors import CheckpointWriteError, InputError
+from callbacks.errors import CheckpointWriteError, EventWriteError, InputError
 from callbacks.preemption import Preempted, catch_signals
 from callbacks.restoring import Checkpoint, latest_checkpoint, restore
 from callbacks.tensorboard import GlobalStepTensorBoard
@@ -17,6 +17,7 @@ __all__ = [
     "CheckpointWriteError",
     "Counters",
     "Counts",
+    "EventWriteError",
     "GlobalStepCheckpoint",
     "GlobalStepTensorBoard",
     "InputError",

@@ -10,3 +10,7 @@ class InputError(ValueError):
 
 class CheckpointWriteError(OSError):
     """A checkpoint could not be written. Names the file and the cause; earlier checkpoints are intact."""
+
+
+class EventWriteError(OSError):
+    """TensorBoard's events could not be written in the middle of a run. Names the directory and the cause."""

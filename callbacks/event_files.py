@@ -6,16 +6,17 @@ import socket
 import struct
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import tensorflow as tf
 
-from callbacks.errors import InputError
+from callbacks.errors import EventWriteError, InputError
+from callbacks.file_identity import identity
 
 LIFE = uuid.uuid4().hex  # of this process; each event file tells it, so that restarts can be counted
 _PATTERN = "events.out.tfevents.*"
-_LONGEST_WAIT = 10  # seconds for the clock to pass the newest file's name
 _Event = tf.compat.v1.Event
 
 
@@ -23,28 +24,47 @@ class EventFile:
     """What this process adds to a directory that TensorBoard reads as one run.
 
     TensorBoard reads a directory's files in the order of their names, each to its end, and gives up the earlier ones: so
-    there is one writer for each directory, and its file has to sort after the others.
+    there is one writer for each directory, and its file has to sort after the others. If the directory is deleted, moved or
+    unmounted while training runs, a warning says so, and nothing is written from then on.
 
     Args:
         directory: where; it is made.
         describe: what TensorBoard shall say about a tag, in Markdown.
 
     Raises:
-        InputError: here and in each method, if nothing can be written there.
+        InputError: if nothing can be written there.
+        EventWriteError: in each method, if nothing can be written there any more.
     """
 
     def __init__(self, directory: str, describe: Callable[[str], str]):
         self._directory, self._describe = directory, describe
         self._described: set[str] = set()
+        self._is_lost = False
         try:
             os.makedirs(directory, exist_ok=True)
-            _wait_for_a_later_name(directory)
-            now = time.time()
-            name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.{os.getpid()}.{LIFE}"
-            self._records = tf.io.TFRecordWriter(os.path.join(directory, name))
+            name = f"events.out.tfevents.{_next_second(directory):010d}.{socket.gethostname()}.{os.getpid()}.{LIFE}"
+            self._path = os.path.join(directory, name)
+            self._records = tf.io.TFRecordWriter(self._path)
+            self._write(_Event(wall_time=time.time(), file_version="brain.Event:2"))
+            self._identity = identity(self._path)
         except (OSError, tf.errors.OpError) as error:
-            raise self._refused(error) from None
-        self._write(_Event(wall_time=now, file_version="brain.Event:2"))
+            raise InputError(str(error) if isinstance(error, EventWriteError) else self._refusal(error)) from None
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the file is no longer where it was made. That is said once; training does not need the file to continue."""
+        try:
+            is_in_place = self._is_lost or identity(self._path) == self._identity
+        except OSError as error:
+            raise EventWriteError(self._refusal(error)) from None
+        if not is_in_place:
+            self._is_lost = True
+            warnings.warn(
+                f"The curves in {self._directory} are lost from here on: it was deleted, moved or unmounted while training ran. "
+                "Training continues without them; the next start makes the directory again.",
+                stacklevel=2,
+            )
+        return self._is_lost
 
     def begin(self, step: int, wall_time: float) -> None:
         """Says that training goes on: TensorBoard drops what it has read of this step and later ones.
@@ -54,7 +74,7 @@ class EventFile:
             wall_time: now, in seconds since 1970.
         """
         start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START, msg=LIFE)
-        self._write(_Event(wall_time=wall_time, step=step, session_log=start))
+        self._add(_Event(wall_time=wall_time, step=step, session_log=start))
 
     def scalars(self, step: int, wall_time: float, values: Mapping[str, float]) -> None:
         """Adds a point to each tag. On return it has left the process: a kill does not lose it.
@@ -73,11 +93,11 @@ class EventFile:
                 value.metadata.plugin_data.plugin_name = "scalars"
                 value.metadata.data_class = 1  # DATA_CLASS_SCALAR
                 value.metadata.summary_description = self._describe(tag)
-        self._write(event)
+        self._add(event)
 
     def summary(self, serialized: bytes, wall_time: float) -> None:
         """Adds a summary, as TensorBoard's own code makes them, that belongs to no step."""
-        self._write(_Event(wall_time=wall_time, summary=tf.compat.v1.Summary.FromString(serialized)))
+        self._add(_Event(wall_time=wall_time, summary=tf.compat.v1.Summary.FromString(serialized)))
 
     def text(self, step: int, wall_time: float, tag: str, markdown: str) -> None:
         """Adds a text. On return it has left the process: a kill does not lose it.
@@ -95,24 +115,28 @@ class EventFile:
         value.metadata.plugin_data.plugin_name = "text"
         value.metadata.data_class = 2  # DATA_CLASS_TENSOR
         value.metadata.summary_description = self._describe(tag)
-        self._write(event)
+        self._add(event)
 
     def adopt(self, directory: str) -> None:
         """Adds what `tf.summary` has written to another directory. On return it has left the process."""
         for path in Path(directory).glob(_PATTERN):
             for event in _events(path):
                 if event.HasField("summary"):
-                    self._write(event)
+                    self._add(event)
+
+    def _add(self, event):
+        if not self.is_lost:
+            self._write(event)
 
     def _write(self, event):
         try:
             self._records.write(event.SerializeToString())
             self._records.flush()
         except tf.errors.OpError as error:
-            raise self._refused(error) from None
+            raise EventWriteError(self._refusal(error)) from None
 
-    def _refused(self, error):
-        return InputError(f"TensorBoard's events cannot be written to {self._directory}: {error}")
+    def _refusal(self, error):
+        return f"TensorBoard's events cannot be written to {self._directory}: {error}"
 
 
 def lives(directory: str) -> dict[str, float]:
@@ -156,14 +180,8 @@ def _events(path: Path) -> Iterator[tf.compat.v1.Event]:
             yield _Event.FromString(record[:-4])
 
 
-def _wait_for_a_later_name(directory):
-    """A file's name begins with the second in which it is made, and then the host."""
+def _next_second(directory: str) -> int:
+    """The time for a new file's name: now, or the second after the newest file's where that is ahead of the clock."""
     seconds = [path.name.split(".")[3] for path in Path(directory).glob(_PATTERN)]
     newest = max((int(second) for second in seconds if second.isdigit()), default=0)
-    wait = newest + 1 - time.time()
-    if wait > _LONGEST_WAIT:
-        raise InputError(
-            f"The newest event file in {directory} is {wait:.0f} s ahead of the clock of {socket.gethostname()}, and TensorBoard "
-            "reads files in the order of their times. Set the clock, or use another directory."
-        )
-    time.sleep(max(wait, 0))
+    return max(int(time.time()), newest + 1)

@@ -171,8 +171,7 @@ def commit(path: str, trailer: Trailer, write: Callable[[Output], None], check: 
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        if os.path.isdir(directory or "."):
-            check()  # whoever has taken over has removed the hidden file: that is the cause then, and not what came of it
+        check()  # whoever has taken over has removed the hidden file: that is the cause then, and not what came of it
         raise
     finally:
         del _in_flight[os.path.abspath(temporary)]

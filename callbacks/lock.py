@@ -141,15 +141,6 @@ class Lock:
         if holder != self._owner:
             raise LockLost(f"process {holder.pid} on {holder.host}, a later life of this run, has taken over at {holder.since}")
 
-    def renew(self) -> None:
-        """Writes the lock again, after its directory was removed and made again.
-
-        Raises:
-            LockLost: if it cannot be written.
-        """
-        with self._naming(LockLost):
-            self._write(self._owner)
-
     def release(self) -> None:
         """Gives the lock back, if it is still ours; more than once does no harm."""
         if self._owner is None:

@@ -87,7 +87,7 @@ def _to_tree(value, contents, depth):
     if depth > _DEEPEST:
         raise ValueError(f"Plain data is nested up to {_DEEPEST} levels. Received: more.")
     if isinstance(value, (np.ndarray, np.generic)):
-        name = _name_of(value.dtype)
+        name = dtype_name(value.dtype)
         contents.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
         return {"array": [name, value.shape]} if isinstance(value, np.ndarray) else {"scalar": name}
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -130,7 +130,7 @@ class _Reader:
         raise ValueError(f"Not a message of plain data: its JSON part has an object with the keys {list(tree)!r:.100}.")
 
     def _array(self, name: str, shape: list[Any]) -> np.ndarray:
-        dtype = _dtype_of(name)
+        dtype = dtype_named(name)
         if not all(type(length) is int and 0 <= length <= sys.maxsize for length in shape):
             raise ValueError(f"Not a message of plain data: an array has the shape {shape!r:.100}.")
         size = math.prod(shape) * dtype.itemsize
@@ -143,7 +143,12 @@ class _Reader:
         return array
 
 
-def _name_of(dtype):
+def dtype_name(dtype: np.dtype) -> str:
+    """Returns the name by which `dtype_named` finds a dtype.
+
+    Raises:
+        TypeError: if it is not one that plain data has.
+    """
     if dtype in _EXTENSIONS.values():
         return dtype.name
     if not _BUILTIN.fullmatch(dtype.str):
@@ -151,7 +156,12 @@ def _name_of(dtype):
     return dtype.str
 
 
-def _dtype_of(name):
+def dtype_named(name: str) -> np.dtype:
+    """Returns the dtype of a name.
+
+    Raises:
+        ValueError: if plain data has no such dtype.
+    """
     if name in _EXTENSIONS:
         return _EXTENSIONS[name]
     try:

@@ -26,6 +26,7 @@ INTERRUPTED = 130
 ENDED = 143
 CODES = {signal.SIGUSR1: WARNED, signal.SIGUSR2: WARNED, signal.SIGINT: INTERRUPTED, signal.SIGTERM: ENDED}
 BY_WEIGHT = (WARNED, INTERRUPTED, ENDED)  # of several reasons the first counts: a warning promises that the run is started again
+TIME_TO_LEAVE = 10  # seconds that a run needs beside the save, to agree with other ranks and to end
 JOB_END = "SLURM_JOB_END_TIME"  # seconds since 1970
 
 _asked = 0
@@ -87,9 +88,14 @@ def asked() -> int:
     return _asked
 
 
-def seconds_left() -> float | None:
-    """Seconds until the job ends; None where nobody has said."""
-    return None if _job_end is None else _job_end - time.time()
+def ask_before_job_ends(seconds: float) -> None:
+    """Notes that this process is to leave if its job ends so soon that a save would be cut off.
+
+    Args:
+        seconds: what a save may take.
+    """
+    if _job_end is not None and _job_end - time.time() < TIME_TO_LEAVE + seconds:
+        ask(WARNED)
 
 
 def _note(number: int, frame: FrameType | None) -> None:

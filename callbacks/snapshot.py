@@ -53,7 +53,7 @@ class Snapshot:
         header: what the file stores as JSON.
         groups: Keras's part of the file.
         beside: name of a variable -> what each replica has of it, where Keras's part does not hold that bit for bit.
-        callbacks: name of a callback and attribute -> arrays.
+        callbacks: name of a callback's state -> arrays.
         members: further members of a `.keras` archive: name -> content. None for a `.weights.h5` file.
         variables: the variable that a tensor in the host's memory was read from, by the tensor's `id`.
     """

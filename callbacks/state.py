@@ -3,11 +3,11 @@
 Keras's part of a file holds weights and optimizers. The rest is in the group `global_step` of the same HDF5 file (in a
 `.keras` archive, of its member `model.weights.h5`):
 
-    header                  JSON: format, template, counters, logs, metrics, plain state of callbacks; name, shape and dtype of
-                            every variable of the state tree; which variables each optimizer updates
+    header                  JSON: format, template, counters, logs, metrics, states of callbacks (`callback_state.py`); name,
+                            shape and dtype of every variable of the state tree; which variables each optimizer updates
     variables/<i>           what Keras's part does not hold bit for bit, shape [replicas, ...]: seeds, states, LoRA's adapters,
                             what differs between replicas, running metrics; the header's list `beside` names them
-    callbacks/<name>/<i>    arrays that callbacks keep (the best weights of EarlyStopping)
+    callbacks/<name>/<i>    arrays in the states of callbacks (the best weights of EarlyStopping)
 
 Nothing in it is code: it is read as JSON and as plain arrays.
 """
@@ -26,13 +26,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks import format_1, steering
+from callbacks import callback_state, format_1
+from callbacks.callback_state import CallbackStates
 from callbacks.counters import Counts, counters_of
 from callbacks.errors import InputError
 from callbacks.files import TRAILER_SIZE, Output
 from callbacks.hdf5_reader import WEIGHTS_MEMBER, load_weights, open_hdf5, read_dataset
 from callbacks.hdf5_writer import Hdf5File
 from callbacks.keras_private import array_view, make_global_seed_generator
+from callbacks.model_match import check_match
 from callbacks.ranks import ranks
 from callbacks.replicas import assign_components
 from callbacks.resumed_epoch import resumed_epoch_of
@@ -44,14 +46,10 @@ _GROUP = "global_step"
 _COMMENT = bytes(TRAILER_SIZE)  # an archive's last record has to know the size of what follows it
 
 
-class NotBuilt(InputError):
-    """The model lacks variables that its first batch will make."""
-
-
 def take(
     model: keras.Model,
     plan: SnapshotPlan,
-    callbacks: Iterable[keras.callbacks.Callback],
+    states: CallbackStates,
     logs: dict[str, Any],
     metrics: dict[str, Any],
     earlier: KerasPart | None = None,
@@ -61,7 +59,7 @@ def take(
     Args:
         model: the model in training.
         plan: what to read.
-        callbacks: all callbacks of the running `fit`.
+        states: of all callbacks of the running `fit`, read just now.
         logs: the last logs that Keras reported, for the header.
         metrics: the newest value of each logged metric, for the header.
         earlier: what Keras's part of the file is to hold, if that was read before; what was written since goes beside it.
@@ -69,7 +67,6 @@ def take(
     Raises:
         RanksDiffer: if the ranks had different values at the snapshot before.
     """
-    callbacks = list(callbacks)
     counts = counters_of(model).read()
     now, beside = plan.read_keras_part(), plan.read_beside()
     ranks().expect_equal(plan.shared_values(now, beside), f"At batch {counts.batch}")
@@ -77,17 +74,17 @@ def take(
     variables = plan.variables_of(part, beside)
     if part is earlier:
         beside |= plan.changed_since(earlier, now)
-    plain, arrays = steering.gather(callbacks)
     header = plan.header | {
         "format": FORMAT,
         "counts": counts.to_json(),
-        "logs": steering.to_plain(logs),
-        "metrics": steering.to_plain(metrics),
-        "callbacks": plain,
-        "stopped": steering.has_stopped(callbacks),
+        "logs": callback_state.as_json(logs),
+        "metrics": callback_state.as_json(metrics),
+        "callbacks": states.plain,
+        "hook": states.hook,
+        "stopped": states.has_stopped,
     }
     beside = _of_all_ranks(beside, plan.header["metrics_variables"])
-    return Snapshot(counts, header, part.groups, beside, arrays, plan.members(), variables)
+    return Snapshot(counts, header, part.groups, beside, states.arrays, plan.members(), variables)
 
 
 def write(snapshot: Snapshot, output: Output) -> None:
@@ -139,7 +136,7 @@ class StoredState:
         path: of the file, which only the chief reads.
         header: its JSON part.
         beside: name of a variable -> values, shape [replicas, ...]. In a file of format 1 the names are places in lists.
-        arrays: name of a callback and attribute -> arrays.
+        arrays: name of a callback's state -> arrays.
     """
 
     path: str
@@ -151,6 +148,12 @@ class StoredState:
     def counts(self) -> Counts:
         """The counters."""
         return Counts(**self.header["counts"])
+
+    @property
+    def callback_states(self) -> CallbackStates:
+        """The states of callbacks."""
+        hook = self.header.get("hook", "on_train_batch_end")  # the first files of format 2 do not say
+        return CallbackStates(self.header["callbacks"], self.arrays, hook, self.header["stopped"])
 
     def assign_to(self, model: keras.Model) -> None:
         """Gives a model all variables of the checkpoint; nothing is changed where the file does not fit.
@@ -199,7 +202,7 @@ class StoredState:
                 with model.distribute_strategy.scope():
                     optimizer.build([tree.variables[each] for each in stored["updates"]])
                 tree = StateTree(model)
-        _check_fit(self.header, tree, self.path)
+        check_match(self.header, tree, self.path)
         return tree
 
     def _load_keras_part(self, model: keras.Model) -> None:
@@ -246,57 +249,6 @@ def restore(model: keras.Model, path: str) -> StoredState:
     stored.assign_to(model)
     stored.resume_epoch(model)
     return stored
-
-
-def _check_fit(header: dict[str, Any], tree: StateTree, path: str) -> None:
-    """Compares names, shapes and dtypes; metrics, which may be others, and what need not exist are left out.
-
-    The variables of layers come first: where they differ, so do those of the optimizers, and these would name no cause.
-    """
-    stored, here = header["variables"], tree.variables
-    optional = {*header["metrics_variables"], *tree.metrics, *(each for each in (*stored, *here) if each.startswith(GLOBAL_SEEDS))}
-    for name, optimizer in header["optimizers"].items():
-        if not optimizer["built"]:
-            optional |= {each for each in here if each.startswith(f"{name}.")}
-    of_optimizers = tuple(f"{name}." for name in (*header["optimizers"], *tree.optimizers))
-    for are_of_optimizers in (False, True):
-        in_file, in_model = (
-            {
-                name: each
-                for name, each in variables.items()
-                if name not in optional and name.startswith(of_optimizers) == are_of_optimizers
-            }
-            for variables in (stored, here)
-        )
-        _compare(in_file, in_model, tree.is_built, path)
-
-
-def _compare(in_file: dict[str, Any], in_model: dict[str, Any], is_built: bool, path: str) -> None:
-    for name, (shape, dtype, _) in in_file.items():
-        variable = in_model.get(name)
-        if variable is not None and (list(variable.shape), tf.as_dtype(variable.dtype).name) != (shape, dtype):
-            raise InputError(
-                f"{path} is of another model: {_title(name, variable)} has shape {tuple(variable.shape)} and dtype "
-                f"{tf.as_dtype(variable.dtype).name} here, {tuple(shape)} and {dtype} in the file."
-            )
-    missing, added = (name for name in in_file if name not in in_model), (name for name in in_model if name not in in_file)
-    for name in missing:
-        shape, _, path_there = in_file[name]
-        if not is_built:
-            raise NotBuilt(
-                f"A checkpoint fills the variables of a model. This one has no {path_there} before it is built: "
-                "call it on a batch, or give it an Input."
-            )
-        raise InputError(f"{path} is of another model: only the file has {path_there}, of shape {tuple(shape)}.")
-    for name in added:
-        variable = in_model[name]
-        raise InputError(
-            f"{path} is of another model: only this model has {_title(name, variable)}, of shape {tuple(variable.shape)}."
-        )
-
-
-def _title(name: str, variable: Any) -> str:
-    return variable.path if isinstance(variable, keras.Variable) else name
 
 
 def _of_all_ranks(beside: dict[str, list[Any]], summed: Iterable[str]) -> dict[str, list[Any]]:

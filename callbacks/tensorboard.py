@@ -1,6 +1,5 @@
 """`GlobalStepTensorBoard`: one set of curves for a run, over the batches trained on since training began."""
 
-import dataclasses
 import importlib.util
 import math
 import os
@@ -9,20 +8,23 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from callbacks import event_files
+from callbacks.batch_profiler import BatchProfiler
 from callbacks.copyable import Copyable
 from callbacks.counters import Counts, counters_of
-from callbacks.data_arrival import data_arrival_of
+from callbacks.data_arrival import DataArrival, data_arrival_of
 from callbacks.errors import InputError
 from callbacks.event_files import EventFile
 from callbacks.fit_hooks import running_fit
 from callbacks.ranks import ranks
 from callbacks.save_costs import save_costs_of
+from callbacks.save_policy import next_multiple
+from callbacks.step_statistics import StepStatistics, ratio
 
 DESCRIPTIONS = {
     "batch_steps_per_second": "Batches per second, since the point before; time of validation left out.",
@@ -76,6 +78,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     Raises:
         InputError: when training begins, if nothing can be written to `log_dir`, or the run has no such rank to profile.
+        EventWriteError: during training, if nothing can be written there any more. Where `log_dir` was deleted, moved or
+            unmounted, a warning says so, and training continues without curves.
     """
 
     def __init__(
@@ -108,7 +112,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         )
         self.hparams = dict(hparams or {})
         self._profile_ranks = tuple(profile_ranks)
-        self._clock, self._time = time.perf_counter, time.time
+        self._time = time.time
         self._settings = frozenset(vars(self)) - {"_model", "_writers", "_summary_module"}
         self._forget_run()
 
@@ -117,9 +121,21 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._model: keras.Model | None = None
         self._writers: dict = {}
         self._summary_module = None
-        self.kept_seconds = 0.0  # spent on the batches that the state of training holds, in all lives
+        self._statistics = StepStatistics()
         self._files: dict[str, EventFile] = {}
-        self._profiling: tempfile.TemporaryDirectory | None = None
+        self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
+        self._data_arrival: DataArrival | None = None
+        self._validates = self._has_begun = False
+        self._next_point = math.inf
+        self._restarts, self._run_began = 0, 0.0
+
+    def get_state(self) -> dict[str, float]:
+        """Returns what a checkpoint keeps: the seconds spent on the batches that it holds."""
+        return {"kept_seconds": self._statistics.kept_seconds}
+
+    def set_state(self, state: dict[str, float]) -> None:
+        """Takes over what `get_state` returned."""
+        self._statistics.kept_seconds = state["kept_seconds"]
 
     def set_model(self, model):
         if model is not self._model:
@@ -135,11 +151,10 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._validates = running_fit(self).validates is not False
         self._data_arrival = data_arrival_of(self.model, self._data_sample)
         if self._data_arrival:
-            self._data_arrival.act = self._note_wait
-        self._is_one_of_many = ranks().size > 1
+            self._data_arrival.act = self._statistics.note_data
+        self._statistics.forget_batch()
+        self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
         self._has_begun = False
-        self._is_profiled = self._stop_batch == 0
-        self._batch_began: float | None = None
 
     def on_epoch_begin(self, epoch, logs=None):
         self._counters.begin_epoch(epoch)
@@ -148,10 +163,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             self._begin(self._counters.read())
 
     def on_train_batch_begin(self, batch, logs=None):
-        if not self._is_profiled and not self._profiling and self._counters.reached(self._start_batch - 1):
-            self._start_profile()
-        self._bound = self._counters.batch_bound
-        self._batch_began = self._clock()
+        self._profiler.begin_batch(self._counters)
+        self._statistics.begin_batch(self._counters.batch_bound)
 
     def on_train_batch_end(self, batch, logs=None):
         self.end_batch(logs or {})
@@ -160,10 +173,10 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         pass
 
     def on_test_begin(self, logs=None):
-        self._test_began = self._clock()
+        self._statistics.begin_validation()
 
     def on_test_end(self, logs=None):
-        self._validated_for += self._clock() - self._test_began
+        self._statistics.end_validation()
 
     def on_epoch_end(self, epoch, logs=None):
         counts = self._counters.read()
@@ -173,8 +186,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             self._write_epoch(counts.batch, epoch, logs or {})
 
     def on_train_end(self, logs=None):
-        if self._profiling:
-            self._end_profile()
+        if self._profiler.is_running:
+            self._write_profile()
 
     @property
     def _data_sample(self):
@@ -212,14 +225,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             self._log_write_dir = self.log_dir
             self._configure_embeddings()
         if self.hparams and has_tensorboard and event_files.is_empty(self.log_dir):
-            self._write_hparams()
-
-    def _write_hparams(self):
-        from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # half a second, so not at every start
-
-        values = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in self.hparams.items()}
-        summary = hparams_pb(values, start_time_secs=self._time())
-        EventFile(self.log_dir, _describe).summary(summary.SerializeToString(), self._time())
+            EventFile(self.log_dir, _describe).summary(_hparams_summary(self.hparams, self._time()), self._time())
 
     def _look_back(self, now):
         lives = event_files.lives(os.path.join(self.log_dir, "batches"))
@@ -227,20 +233,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._run_began = min(lives.values(), default=now)
 
     def _start_window(self, counts):
-        every = self.update_freq
-        self._next_point = math.inf if every == "epoch" else (counts.batch // every + 1) * every
-        self._window = counts
-        self._window_began = self._clock()
-        self._validated_for = 0.0
-        self._costs_before = dataclasses.replace(self._costs)
-        self._durations: list[float] = []  # seconds of each batch
-        self._alone: list[float] = []  # until this rank began to wait for the others
-        self._waits: dict[int, float] = {}  # for data, by the batch's place in the list of durations
-
-    def _note_wait(self) -> None:
-        """Called by the train step, from a thread of TensorFlow's, when the data of one of the sampled batches are there."""
-        if self._batch_began is not None:
-            self._waits[len(self._durations)] = self._clock() - self._batch_began
+        self._next_point = math.inf if self.update_freq == "epoch" else next_multiple(counts.batch, self.update_freq)
+        self._statistics.begin_window(counts, self._costs)
 
     def end_batch(self, logs: Mapping[str, float]) -> None:
         """Notes the end of a batch, once; a checkpoint that is taken before this callback's turn calls it first.
@@ -248,62 +242,38 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         Args:
             logs: those of the batch.
         """
-        if self._batch_began is None:
+        if not self._statistics.end_batch(self._counters.batch_bound, ranks().gradients_ready_at):
             return
-        began, self._batch_began = self._batch_began, None
-        seconds = self._clock() - began
-        trained = self._counters.batch_bound - self._bound
-        if not trained:
-            return  # a batch that was trained on before a restart, and is left out
-        self.kept_seconds += seconds
-        self._durations.append(seconds / trained)
-        if self._is_one_of_many:
-            ready = ranks().gradients_ready_at
-            self._alone.append(seconds if ready is None else ready - began)
         if self._counters.reached(self._next_point):
             self._write_point(self._counters.read(), logs)
-        if self._profiling and self._counters.reached(self._stop_batch):
-            self._end_profile()
+        if self._profiler.has_ended(self._counters):
+            self._write_profile()
 
     def _write_point(self, counts, logs):
-        of_ranks = ranks().gather(_percentile(self._alone, 50)) if self._is_one_of_many else []
+        of_ranks = ranks().gather(self._statistics.own_median()) if ranks().size > 1 else []
         if ranks().is_chief:
-            values = {f"batch_{name}": value for name, value in self._with_learning_rate(logs).items()} if logs else {}
-            values |= self._throughput(counts) | self._step_times() | self._checkpoints()
+            values = {f"batch_{name}": value for name, value in _with_learning_rate(self.model, logs).items()} if logs else {}
+            values |= self._speed(counts) | self._statistics.checkpoints(self._costs)
             if of_ranks:
                 slowest = max(of_ranks)
                 values |= {"ranks/step_spread_ms": 1e3 * (slowest - min(of_ranks)), "ranks/slowest": of_ranks.index(slowest)}
             now = self._time()
-            values |= {"run/restarts": self._restarts, "run/goodput": _ratio(self.kept_seconds, now - self._run_began)}
+            goodput = ratio(self._statistics.kept_seconds, now - self._run_began)
+            values |= {"run/restarts": self._restarts, "run/goodput": goodput}
             self._files["batches"].scalars(counts.batch, now, values)
         self._start_window(counts)
 
-    def _throughput(self, counts):
-        seconds = self._clock() - self._window_began - self._validated_for
-        speed = _ratio(counts.samples - self._window.samples, seconds)
-        values = {"throughput/samples_per_second": speed, "throughput/samples_per_second_per_replica": speed / counts.replicas}
-        if self.write_steps_per_second:
-            values["batch_steps_per_second"] = _ratio(counts.batch - self._window.batch, seconds)
-        return values
-
-    def _step_times(self):
-        values = {f"time/step_{name}_ms": 1e3 * _percentile(self._durations, n) for name, n in (("median", 50), ("p95", 95))}
+    def _speed(self, counts):
+        values = self._statistics.throughput(counts) | self._statistics.step_times()
         if self._data_arrival:
-            values["time/data_wait_share"] = _ratio(sum(self._waits.values()), sum(self._durations[i] for i in self._waits))
+            values["time/data_wait_share"] = self._statistics.data_wait_share()
+        if not self.write_steps_per_second:
+            del values["batch_steps_per_second"]
         return values
-
-    def _checkpoints(self):
-        now, before = self._costs, self._costs_before
-        seconds = now.seconds - before.seconds
-        return {
-            "checkpoint/blocked_seconds": now.blocked - before.blocked,
-            "checkpoint/write_seconds": seconds,
-            "checkpoint/write_megabytes_per_second": _ratio((now.size - before.size) / 1e6, seconds),
-        }
 
     def _write_epoch(self, batch, epoch, logs):
         of_validation = {name: value for name, value in logs.items() if name.startswith("val_")}
-        of_training = self._with_learning_rate({name: value for name, value in logs.items() if name not in of_validation})
+        of_training = _with_learning_rate(self.model, {name: value for name, value in logs.items() if name not in of_validation})
         now = self._time()
         self._files["train"].scalars(batch, now, {f"epoch_{name}": value for name, value in of_training.items()})
         if of_validation:
@@ -311,7 +281,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             self._files["validation"].scalars(batch, now, values)
         if self.histogram_freq and epoch % self.histogram_freq == 0:
             self._write_with_keras(self._log_weights, batch)
-        if self.embeddings_freq and epoch % self.embeddings_freq == 0:
+        if self.embeddings_freq and epoch % self.embeddings_freq == 0 and not self._files["train"].is_lost:
             self._log_embeddings(batch)
 
     def _write_with_keras(self, write, *arguments):
@@ -322,42 +292,15 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             self._writers.clear()
             self._files["train"].adopt(self._train_dir)
 
-    def _start_profile(self):
-        if self._counters.reached(self._stop_batch):
-            self._is_profiled = True  # in an earlier life
-            return
-        self._profiling = tempfile.TemporaryDirectory()
-        if ranks().rank in self._profile_ranks:
-            tf.profiler.experimental.start(self._profiling.name)
-
-    def _end_profile(self):
+    def _write_profile(self):
         """Has the chief write what ranks have profiled, since no other rank writes to the run's directory."""
-        assert self._profiling is not None
-        profile = b""
-        if ranks().rank in self._profile_ranks:
-            tf.profiler.experimental.stop()
-            profile = next(Path(self._profiling.name).rglob("*.xplane.pb")).read_bytes()
-        self._profiling.cleanup()
-        self._profiling, self._is_profiled = None, True
-        profiles = ranks().gather(np.frombuffer(profile, "uint8"))
-        if ranks().is_chief:
-            session = Path(
-                self.log_dir, "batches", "plugins", "profile", f"batch_{self._start_batch:05d}_to_{self._stop_batch:05d}"
-            )
+        profiles = self._profiler.take()
+        if ranks().is_chief and not self._files["batches"].is_lost:
+            name = f"batch_{self._start_batch:05d}_to_{self._stop_batch:05d}"
+            session = Path(self.log_dir, "batches", "plugins", "profile", name)
             session.mkdir(parents=True, exist_ok=True)
-            for rank in self._profile_ranks:
-                (session / f"rank-{rank}.xplane.pb").write_bytes(profiles[rank].tobytes())
-
-    def _with_learning_rate(self, logs):
-        """Named as in Keras; read in half the time of `keras.ops.convert_to_numpy`."""
-        optimizer = getattr(self.model.optimizer, "inner_optimizer", self.model.optimizer)
-        if optimizer is None:
-            return dict(logs)
-        if hasattr(optimizer, "optimizers"):
-            rates = {f"learning_rate_{each.name}": each.learning_rate for each in optimizer.optimizers}
-        else:
-            rates = {"learning_rate": optimizer.learning_rate}
-        return {**logs, **{name: float(tf.convert_to_tensor(rate)) for name, rate in rates.items()}}
+            for name, profile in profiles.items():
+                (session / name).write_bytes(profile)
 
 
 def _describe(tag: str) -> str:
@@ -369,10 +312,20 @@ def _describe(tag: str) -> str:
     return f"{name}: " + ("mean of this epoch's batches so far." if kind == "batch" else "of the epoch that ends here.")
 
 
-def _percentile(values: Sequence[float], n: int) -> float:
-    """The nearest of the values; ten times as fast as numpy's for as few as these."""
-    return sorted(values)[len(values) * n // 100] if values else 0.0
+def _with_learning_rate(model: keras.Model, logs: Mapping[str, float]) -> dict[str, float]:
+    """Named as in Keras; read in half the time of `keras.ops.convert_to_numpy`."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if optimizer is None:
+        return dict(logs)
+    if hasattr(optimizer, "optimizers"):
+        rates = {f"learning_rate_{each.name}": each.learning_rate for each in optimizer.optimizers}
+    else:
+        rates = {"learning_rate": optimizer.learning_rate}
+    return {**logs, **{name: float(tf.convert_to_tensor(rate)) for name, rate in rates.items()}}
 
 
-def _ratio(part, whole):
-    return part / whole if whole > 0 else 0.0
+def _hparams_summary(hparams: Mapping[str, Any], wall_time: float) -> bytes:
+    from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # half a second, so not at every start
+
+    values = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in hparams.items()}
+    return hparams_pb(values, start_time_secs=wall_time).SerializeToString()

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from callbacks.checkpoint_directory import DirectoryLost
 from callbacks.errors import CheckpointWriteError
 
 _WORTH_A_WARNING = 0.1  # seconds
@@ -20,14 +21,18 @@ class Writer:
 
     Args:
         background: False writes at once, and `submit` returns when the file is there.
+
+    Attributes:
+        background: the same.
+        slowest: seconds that the longest write has taken.
     """
 
     def __init__(self, background: bool):
-        self._background = background
+        self.background = background
         self._executor: ThreadPoolExecutor | None = None
         self._in_flight: Future | None = None
         self._path = ""
-        self.slowest = 0.0  # seconds that the longest write has taken
+        self.slowest = 0.0
 
     def make_room(self, reason: str) -> None:
         """Waits for the save in flight, if there is one, and says that training stood still.
@@ -75,7 +80,7 @@ class Writer:
             return size, seconds
 
         self._path = path
-        if self._background:
+        if self.background:
             self._in_flight = self._thread().submit(timed)
             atexit.register(self._say_failure)
             return
@@ -124,4 +129,5 @@ class Writer:
 
 def _failure(path, error):
     cause = getattr(error, "strerror", None) or error
-    return CheckpointWriteError(f"Could not write the checkpoint {path}: {cause}. The checkpoints before it are intact.")
+    earlier = "" if isinstance(error, DirectoryLost) else " The checkpoints before it are intact."
+    return CheckpointWriteError(f"Could not write the checkpoint {path}: {cause}.{earlier}")

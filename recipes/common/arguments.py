@@ -92,6 +92,7 @@ def recipe_parser(
     parser.add_argument("--keep-best", type=positive(int), metavar="N", help="keep the N with the lowest val_loss")
     parser.add_argument(
         "--resume",
+        type=resume,
         default="auto",
         metavar="auto|never|PATH",
         help="auto: go on from the newest checkpoint that verifies; PATH: from that one",
@@ -162,6 +163,13 @@ def not_negative(text):
 def save_freq(text):
     """An argparse type: `epoch`, or a number of batches."""
     return text if text == "epoch" else positive(int)(text)
+
+
+def resume(text):
+    """An argparse type: `auto`, `never`, or a path."""
+    if not text:
+        raise argparse.ArgumentTypeError("must be auto, never or the path of a checkpoint. Received: ''")
+    return text
 
 
 def batch_range(text):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from callbacks import CheckpointWriteError, InputError, Preempted, catch_signals
+from callbacks import CheckpointWriteError, EventWriteError, InputError, Preempted, catch_signals
 from callbacks.preemption import ignore_signals
 from callbacks.ranks import RanksDiffer, ranks
 from launch.world import read_world
@@ -25,9 +25,9 @@ _LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection 
 def run(main: Callable[[], None]) -> None:
     """Runs a recipe's `main` and leaves the process with its exit code.
 
-    0 done; 2 bad input; 75 stopped by USR1 or USR2, 143 by TERM and 130 by Ctrl-C, after a saved checkpoint; 1 a checkpoint
-    could not be written, a sample cannot be used, the ranks differ, or another rank has ended. Anything else fails with a
-    traceback.
+    0 done; 2 bad input; 75 stopped by USR1 or USR2, 143 by TERM and 130 by Ctrl-C, after a saved checkpoint; 1 a checkpoint or
+    TensorBoard's events could not be written, a sample cannot be used, the ranks differ, or another rank has ended. Anything
+    else fails with a traceback.
     """
     warnings.showwarning = _show_warning
     catch_signals()
@@ -42,7 +42,7 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         _give_way(chief_too=False)  # what is wrong mostly is so on all ranks, and one line is enough
         sys.exit(_say(error, BAD_INPUT))
-    except (BadSample, CheckpointWriteError, RanksDiffer) as error:
+    except (BadSample, CheckpointWriteError, EventWriteError, RanksDiffer) as error:
         sys.exit(_say(error, FAILED))
     except tf.errors.OpError as error:
         bad_input = re.search(r"InputError: (.*)\nTraceback", error.message)  # raised by what a dataset calls

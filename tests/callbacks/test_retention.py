@@ -11,6 +11,7 @@ from small import Do, arrays, fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError, files, latest_checkpoint, state
 from callbacks.retention import Kept, to_delete
+from callbacks.save_policy import SavePolicy
 from callbacks.template import Template
 
 
@@ -216,7 +217,8 @@ class Clock:
 def saved_after(tmp_path, seconds_per_batch, **triggers):
     """The batches saved in ten, when each takes so many seconds of an injected clock."""
     checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch:02d}.weights.h5"), **triggers)
-    checkpoint._clock = clock = Clock()
+    clock = Clock()
+    checkpoint._policy = SavePolicy(triggers["save_freq"], triggers.get("save_secs"), clock)
 
     class Tick(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):

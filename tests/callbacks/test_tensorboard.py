@@ -231,6 +231,7 @@ import keras
 sys.path.insert(0, "tests/helpers")
 from small import arrays, fit, small_model
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard
+from callbacks.step_statistics import StepStatistics
 
 directory, now, kill_at = pathlib.Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
 
@@ -253,7 +254,8 @@ class World(keras.callbacks.Callback):
         now += seconds
 
 board = GlobalStepTensorBoard(directory / "events", update_freq=10, write_graph=False)
-board._clock = board._time = lambda: now
+board._time = lambda: now
+board._statistics = StepStatistics(clock=board._time)
 checkpoint = GlobalStepCheckpoint(directory / "{batch}.weights.h5", save_freq=4, resume=True, background=False)
 world = World()
 fit(small_model(), board, world, checkpoint, epochs=4, validation_data=arrays(2))

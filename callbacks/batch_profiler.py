@@ -1,0 +1,57 @@
+"""Profiles of a range of global batches, for TensorBoard."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from callbacks.counters import Counters
+from callbacks.ranks import ranks
+
+
+class BatchProfiler:
+    """Profiles a range of global batches once, on some ranks; the chief writes what they have profiled.
+
+    Args:
+        first, last: the global batches; 0 for no profile.
+        profiled_ranks: the ranks.
+    """
+
+    def __init__(self, first: int, last: int, profiled_ranks: Sequence[int]):
+        self._first, self._last, self._ranks = first, last, profiled_ranks
+        self._is_done = last == 0
+        self._running: tempfile.TemporaryDirectory | None = None
+
+    def begin_batch(self, counters: Counters) -> None:
+        """Starts where the first of the batches is next, or one after it; to be called before each batch."""
+        if self._is_done or self._running or not counters.reached(self._first - 1):
+            return
+        if counters.reached(self._last):
+            self._is_done = True  # before a restart
+            return
+        self._running = tempfile.TemporaryDirectory()
+        if ranks().rank in self._ranks:
+            tf.profiler.experimental.start(self._running.name)
+
+    def has_ended(self, counters: Counters) -> bool:
+        """Whether the last of the batches was the one before: then `take` is due."""
+        return self._running is not None and counters.reached(self._last)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a profile is being made."""
+        return self._running is not None
+
+    def take(self) -> dict[str, bytes]:
+        """Ends the profile, and returns its files: name -> content. All ranks have to call it."""
+        assert self._running is not None
+        profile = b""
+        if ranks().rank in self._ranks:
+            tf.profiler.experimental.stop()
+            profile = next(Path(self._running.name).rglob("*.xplane.pb")).read_bytes()
+        self._running.cleanup()
+        self._running, self._is_done = None, True
+        profiles = ranks().gather(np.frombuffer(profile, "uint8"))
+        return {f"rank-{rank}.xplane.pb": profiles[rank].tobytes() for rank in self._ranks}

@@ -1,0 +1,29 @@
+"""Which state is the best so far, by the metric and the direction that `keras.callbacks.ModelCheckpoint` is told."""
+
+import warnings
+
+import keras
+
+
+class BestState(keras.callbacks.ModelCheckpoint):
+    """The part of `ModelCheckpoint` that compares metrics; what saves in Keras's way is replaced by a subclass."""
+
+    best: float | None  # of the monitored metric
+
+    def _is_best(self, metrics):
+        """Whether the monitored metric is better than ever before; if so, it is the one to beat from now on."""
+        value = metrics.get(self.monitor)
+        if value is None:
+            warnings.warn(f"Can save best model only with {self.monitor} available.", stacklevel=4)
+            return True
+        if self.monitor_op is None:
+            self._set_monitor_op()
+        if not self._is_improvement(value, self.best):
+            return False
+        self.best = value
+        return True
+
+    def _lower_is_better(self):
+        if self.monitor_op is None:
+            self._set_monitor_op()
+        return self.monitor_op is keras.ops.less

@@ -1,0 +1,251 @@
+"""The state of callbacks, which Keras forgets when a process ends.
+
+A callback with these two methods is resumed, whoever wrote it:
+
+    get_state() -> state      plain data: None, bool, int, float, str, lists, dicts with string keys, numpy arrays and scalars
+    set_state(state)          receives what `get_state` returned; tuples arrive as lists, arrays as copies of its own
+
+Keras's own callbacks have no such methods; an adapter reads and sets their attributes. A subclass of one with the two methods
+has both: the adapter keeps what Keras's class holds, and the methods keep what the subclass adds.
+
+In a file, a state is JSON, in which `{"array": [place, dtype, shape]}` and `{"scalar": [place, dtype]}` stand for an array and a
+numpy scalar, and `{"dict": {...}}` for a dict that would look like one of these three. The arrays lie beside it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from callbacks import plain_data
+from callbacks.errors import InputError
+
+_DEEPEST = 64  # levels of lists and dicts
+_MARKS = ({"array"}, {"scalar"}, {"dict"})
+_NATIVE = 8  # bytes of the largest number that HDF5 stores as what it is on every machine
+
+
+class Stateful(Protocol):
+    """A callback that is resumed."""
+
+    def get_state(self) -> Any:
+        """Returns all that the callback needs to continue, as plain data."""
+
+    def set_state(self, state: Any) -> None:
+        """Takes over what `get_state` returned."""
+
+
+class NotPlain(TypeError):
+    """A callback's state is not plain data. The message names the callback and the key."""
+
+
+@dataclass(frozen=True)
+class CallbackStates:
+    """The states of all callbacks of a `fit`, as a file holds them.
+
+    Args:
+        plain: name of the state -> its JSON part.
+        arrays: name of the state -> its arrays.
+        hook: the hook in which they were read. The callbacks before the one that saves had seen it, those after it had not.
+        has_stopped: whether a callback has ended training for good.
+    """
+
+    plain: dict[str, Any]
+    arrays: dict[str, list[np.ndarray]]
+    hook: str = "on_train_batch_end"
+    has_stopped: bool = False
+
+    def of(self, name: str) -> Any:
+        """Returns a state by its name, in objects of its own."""
+        state = _decode(self.plain[name], self.arrays.get(name, []))
+        for key, arrays in self.arrays.items():
+            of, dot, attribute = key.partition(".")
+            if dot and of == name:  # so format 1 and the first files of format 2 name the best weights of EarlyStopping
+                state[attribute] = [array.copy() for array in arrays]
+        return state
+
+
+def gather(callbacks: Iterable[keras.callbacks.Callback], hook: str) -> CallbackStates:
+    """Reads the states of all callbacks that have one; what they do next does not change the result.
+
+    Args:
+        callbacks: all callbacks of a `fit`.
+        hook: the hook of the callback that saves.
+
+    Raises:
+        NotPlain: if a state is not plain data.
+    """
+    callbacks = list(callbacks)
+    plain, arrays = {}, {}
+    for name, owner, source in _states(callbacks):
+        held: list[np.ndarray] = []
+        plain[name] = _encode(source.get_state(), _Place(owner), held, 0)
+        if held:
+            arrays[name] = held
+    stopped = any(isinstance(each, keras.callbacks.EarlyStopping) and each.stopped_epoch > 0 for each in callbacks)
+    return CallbackStates(plain, arrays, hook, stopped)
+
+
+def give_back(callbacks: Iterable[keras.callbacks.Callback], states: CallbackStates) -> None:
+    """Sets the states; a callback that had none when they were read stays as it is.
+
+    To be called after every `on_train_begin`, in which callbacks forget theirs.
+    """
+    for name, _, source in _states(callbacks):
+        if name in states.plain:
+            source.set_state(states.of(name))
+
+
+def check(callbacks: Iterable[keras.callbacks.Callback]) -> None:
+    """Checks that every state is plain data; to be called when training begins, after every `on_train_begin`.
+
+    Raises:
+        InputError: if one is not.
+    """
+    try:
+        gather(callbacks, "on_train_begin")
+    except NotPlain as error:
+        raise InputError(str(error)) from None
+
+
+def as_json(value: Any) -> Any:
+    """Returns a value as JSON can hold it: numbers, arrays and tensors as numbers and lists, what is neither as its text."""
+    if isinstance(value, dict):
+        return {str(key): as_json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(each) for each in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    try:
+        array = np.asarray(value)
+    except Exception:  # an object of somebody's own class
+        return str(value)
+    return array.tolist() if array.dtype.kind in "biuf" else str(value)
+
+
+class _KerasState:
+    """The state of one of Keras's own callbacks: some of its attributes."""
+
+    def __init__(self, callback: keras.callbacks.Callback, attributes: tuple[str, ...], arrays: tuple[str, ...] = ()):
+        self._callback, self._attributes, self._arrays = callback, attributes, arrays
+
+    def get_state(self) -> dict[str, Any]:
+        present = vars(self._callback)
+        state = {name: as_json(present[name]) for name in self._attributes if name in present}
+        for name in self._arrays:
+            if present.get(name) is not None:
+                # Keras replaces these arrays and never writes into them, so nobody has to copy them.
+                state[name] = [_read_only(array) for array in present[name]]
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        for name in (*self._attributes, *self._arrays):
+            if name in state:
+                setattr(self._callback, name, state[name])
+
+
+_ADAPTERS: dict[type, Callable[[Any], _KerasState]] = {
+    keras.callbacks.EarlyStopping: lambda callback: _KerasState(
+        callback, ("wait", "stopped_epoch", "best", "best_epoch"), ("best_weights",)
+    ),
+    keras.callbacks.ReduceLROnPlateau: lambda callback: _KerasState(callback, ("wait", "cooldown_counter", "best")),
+    keras.callbacks.ModelCheckpoint: lambda callback: _KerasState(callback, ("best",)),
+    keras.callbacks.History: lambda callback: _KerasState(callback, ("epoch", "history")),
+    keras.callbacks.SwapEMAWeights: lambda callback: _KerasState(callback, ("_ema_weights_in_model",)),
+    keras.callbacks.BackupAndRestore: lambda callback: _KerasState(callback, ("_current_epoch",)),  # its own backups name it
+}
+
+
+def _states(callbacks: Iterable[keras.callbacks.Callback]) -> Iterator[tuple[str, str, Stateful]]:
+    """Yields each state: its name, the class of its callback, and how to read and set it.
+
+    The next process gives it the same name: the class, and which callback of that class it is.
+    """
+    seen: Counter[str] = Counter()
+    for callback in callbacks:
+        kind = type(callback).__name__
+        adapter = next((adapt(callback) for of, adapt in _ADAPTERS.items() if isinstance(callback, of)), None)
+        is_stateful = all(callable(getattr(callback, method, None)) for method in ("get_state", "set_state"))
+        if adapter or is_stateful:
+            seen[kind] += 1
+            name = f"{kind}-{seen[kind]}"
+        if adapter:
+            yield name, kind, adapter
+        if is_stateful:
+            yield f"{name}-own" if adapter else name, kind, callback
+
+
+class _Place:
+    """Where a value is in a callback's state, for messages."""
+
+    def __init__(self, owner: str, path: str = "state"):
+        self._owner, self._path = owner, path
+
+    def __getitem__(self, key: str | int) -> "_Place":
+        return _Place(self._owner, f"{self._path}[{key!r}]")
+
+    def refuse(self, what: str) -> NotPlain:
+        return NotPlain(
+            f"{self._owner}.get_state() returns what a checkpoint cannot hold: {self._path} is {what}. A state is None, bool, int, "
+            "float, str, lists, dicts with string keys, numpy arrays and numpy scalars; turn a tensor into an array."
+        )
+
+
+def _encode(value: Any, place: _Place, arrays: list[np.ndarray], depth: int) -> Any:
+    """Returns the JSON part of a state, and appends its arrays."""
+    if depth > _DEEPEST:
+        raise place.refuse(f"nested more than {_DEEPEST} levels deep")
+    if isinstance(value, (np.ndarray, np.generic)):
+        try:
+            dtype = plain_data.dtype_name(value.dtype)
+        except TypeError:
+            raise place.refuse(f"an array of dtype {value.dtype}") from None
+        arrays.append(_stored(value))
+        at = len(arrays) - 1
+        return {"array": [at, dtype, list(value.shape)]} if isinstance(value, np.ndarray) else {"scalar": [at, dtype]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_encode(each, place[i], arrays, depth + 1) for i, each in enumerate(value)]
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise place.refuse(f"a dict with the key {key!r:.100}")
+        entries = {key: _encode(each, place[key], arrays, depth + 1) for key, each in value.items()}
+        return {"dict": entries} if entries.keys() in _MARKS else entries
+    raise place.refuse(f"of type {type(value).__name__}")
+
+
+def _decode(tree: Any, arrays: list[np.ndarray]) -> Any:
+    if isinstance(tree, list):
+        return [_decode(each, arrays) for each in tree]
+    match tree:
+        case {"array": [int(at), str(dtype), list(shape)], **rest} if not rest:
+            return _restored(arrays[at], dtype, shape)
+        case {"scalar": [int(at), str(dtype)], **rest} if not rest:
+            return _restored(arrays[at], dtype, [])[()]
+        case {"dict": dict(entries), **rest} if not rest:
+            return {key: _decode(each, arrays) for key, each in entries.items()}
+        case dict():
+            return {key: _decode(each, arrays) for key, each in tree.items()}
+    return tree
+
+
+def _stored(value: np.ndarray | np.generic) -> np.ndarray:
+    """Returns an array that nobody changes and that HDF5 can store: what HDF5 has no type for becomes bytes."""
+    array = np.asarray(value)
+    array = np.array(array, order="C") if array.flags.writeable else np.ascontiguousarray(array).reshape(array.shape)
+    return array if array.dtype.kind in "biuf" and array.dtype.itemsize <= _NATIVE else array.reshape(-1).view("uint8")
+
+
+def _restored(array: np.ndarray, dtype: str, shape: list[int]) -> np.ndarray:
+    return array.reshape(-1).view(plain_data.dtype_named(dtype)).reshape(shape).copy()
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view

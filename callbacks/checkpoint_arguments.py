@@ -1,0 +1,91 @@
+"""The checks of `GlobalStepCheckpoint`'s arguments: when it is made, and when training begins."""
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import keras
+
+from callbacks import files
+from callbacks.errors import InputError
+from callbacks.metric_results import metric_results
+from callbacks.template import FIELDS, Template
+
+
+def check_arguments(
+    template: Template,
+    save_weights_only: bool | None,
+    save_freq: int | str,
+    save_secs: float | None,
+    keep: Mapping[str, int | None],
+    resume: bool | str | os.PathLike,
+) -> None:
+    """Checks what can be checked without a model; the arguments are those of `GlobalStepCheckpoint`.
+
+    Raises:
+        InputError: if one of them is wrong, or two contradict each other.
+    """
+    files.check_name_lengths(template)
+    weights_only = template.suffix == ".weights.h5"
+    if save_weights_only not in (None, weights_only):
+        raise InputError(
+            "The suffix decides what is saved: .weights.h5 for weights only, .keras for the whole model. "
+            f"Received: save_weights_only={save_weights_only} with {template.text!r}"
+        )
+    if save_freq != "epoch" and not _is_positive(save_freq):
+        raise InputError(f"Unrecognized save_freq: {save_freq!r}. Expected 'epoch' or a number of batches, 1 or more.")
+    if save_secs is not None and not save_secs > 0:
+        raise InputError(f"save_secs is a number of seconds above 0, or None. Received: {save_secs!r}")
+    if not isinstance(resume, (bool, str, os.PathLike)) or resume == "":
+        raise InputError(f"resume is True, False, or the path of a checkpoint. Received: {resume!r}")
+    for name, value in keep.items():
+        _check_rule(template, name, value)
+
+
+def _check_rule(template: Template, name: str, value: Any) -> None:
+    if value is None:
+        return
+    if not _is_positive(value):
+        raise InputError(f"{name} is a whole number, 1 or more, or None. Received: {value!r}")
+    if not template.counters:
+        raise InputError(
+            f"{name} needs names that differ: a template with a counter, such as model_batch_at_{{batch:05d}}. "
+            f"Received: {template.text!r}"
+        )
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def check_alone(callback: keras.callbacks.ModelCheckpoint, callbacks: Iterable[keras.callbacks.Callback]) -> None:
+    """Checks that no other callback of the `fit` has the same template.
+
+    Raises:
+        InputError: if one has.
+    """
+    template = callback.template
+    if any(each is not callback and getattr(each, "template", None) == template for each in callbacks):
+        raise InputError(f"Two callbacks of this fit write to {template.text!r}. Give each its own template.")
+
+
+def check_metrics(template: Template, model: keras.Model, validates: bool | None) -> None:
+    """Checks that every metric in the names will come; called before the first batch, when the model has its metrics.
+
+    Args:
+        template: the names.
+        model: the model in training.
+        validates: whether `fit` has validation data; None if nobody knows.
+
+    Raises:
+        InputError: if a name needs a metric that will never come.
+    """
+    names = list(metric_results(model))
+    valid = {*names, "learning_rate"} | ({f"val_{name}" for name in names} if validates is not False else set())
+    for name in template.metrics:
+        if name not in valid:
+            why = " (fit has no validation_data)" if name.startswith("val_") and validates is False else ""
+            raise InputError(
+                f"{{{name}}} in {template.text!r} is neither a counter nor a metric of this run{why}. Use one of: "
+                + " ".join(f"{{{each}}}" for each in (*FIELDS, *sorted(valid)))
+            )

@@ -1,0 +1,62 @@
+"""Deletes the checkpoints that the rules of retention do not keep."""
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping
+
+from callbacks import retention
+from callbacks.restoring import own_checkpoints, read_stored
+from callbacks.template import Template
+
+
+class Pruner:
+    """Deletes old checkpoints of one run after each save; only files of its template, by their names and by what they store.
+
+    Args:
+        template: the names of the checkpoints.
+        keep: `keep_last`, `keep_every` and `keep_best`, as `retention.to_delete` takes them.
+        monitor: the metric that `keep_best` compares.
+        lower_is_better: returns the direction of that metric; called only for `keep_best`.
+        begins_at: the batch that training began at. Checkpoints of later batches are another run's.
+    """
+
+    def __init__(
+        self,
+        template: Template,
+        keep: Mapping[str, int | None],
+        monitor: str,
+        lower_is_better: Callable[[], bool],
+        begins_at: int,
+    ):
+        self._template, self._keep, self._monitor = template, keep, monitor
+        self._lower_is_better, self._begins_at = lower_is_better, begins_at
+        self._kept: dict[str, retention.Kept] | None = None
+
+    def prune(self, path: str, batch: int, metrics: Mapping[str, float]) -> None:
+        """Deletes what no rule keeps, now that one more checkpoint is there.
+
+        Args:
+            path: of the new checkpoint.
+            batch: the batch stored in it.
+            metrics: the metrics stored in it.
+        """
+        if not any(self._keep.values()):
+            return
+        if self._kept is None:
+            self._kept = self._find_earlier()
+        self._kept[path] = self._candidate(path, batch, metrics)
+        lower = self._keep["keep_best"] is None or self._lower_is_better()
+        for old in retention.to_delete(list(self._kept.values()), **self._keep, lower_is_better=lower):
+            stored = read_stored(old)  # once more: another program may have replaced the file since
+            if stored is not None and stored.is_made_by(self._template, old):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(old)
+            del self._kept[old]
+
+    def _find_earlier(self) -> dict[str, retention.Kept]:
+        present = own_checkpoints(self._template)
+        earlier = [(path, stored) for path, trailer, stored in present if trailer.batch <= self._begins_at]
+        return {path: self._candidate(path, stored.counts.batch, stored.metrics) for path, stored in earlier}
+
+    def _candidate(self, path: str, batch: int, metrics: Mapping[str, float]) -> retention.Kept:
+        return retention.Kept(path, batch, metrics.get(self._monitor))

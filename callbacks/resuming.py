@@ -1,0 +1,123 @@
+"""Resuming a training: finds the checkpoint, restores everything before the first batch, and says what will not be resumed."""
+
+import functools
+import os
+import warnings
+from collections.abc import Iterable
+
+import keras
+
+from callbacks import callback_state, state
+from callbacks.callback_state import CallbackStates
+from callbacks.counters import counters_of
+from callbacks.fit_hooks import fit_hooks_of
+from callbacks.keras_private import set_initial_epoch
+from callbacks.model_match import NotBuilt
+from callbacks.restoring import Checkpoint, find_on_chief, latest_checkpoint, named_checkpoint, own_checkpoints
+from callbacks.state_tree import StateTree
+from callbacks.template import Template
+
+
+def find_checkpoint(template: Template, resume: bool | str | os.PathLike) -> Checkpoint | None:
+    """Returns the checkpoint that a training resumes from, the same on every rank.
+
+    Args:
+        template: the names of the run's checkpoints.
+        resume: True for the newest of them that verifies, False for none, or the path of one.
+
+    Raises:
+        InputError: if there is no intact checkpoint at that path.
+    """
+    if resume is False:
+        return None
+    if resume is True:
+        return find_on_chief(lambda: latest_checkpoint(template.text))
+    return find_on_chief(lambda: named_checkpoint(os.fspath(resume)))
+
+
+def warn_of_later_checkpoints(template: Template, begins_at: int) -> None:
+    """Warns if the directory has checkpoints of another run that came further; to be called on the chief."""
+    if not template.counters:
+        return
+    newest = next(own_checkpoints(template), None)
+    if newest and newest[1].batch > begins_at:
+        warnings.warn(
+            f"{newest[0]} is of another run, which came to batch {newest[1].batch}; this one begins at {begins_at}. "
+            "It replaces files of equal names and deletes none of the others. Use another directory, or resume=True.",
+            stacklevel=3,
+        )
+
+
+class Resumption:
+    """Restores a model from a checkpoint, and then the callbacks of the `fit` that resumes.
+
+    Args:
+        model: a compiled model, in `on_train_begin` of the `fit`.
+        checkpoint: a checkpoint that was verified.
+        planned_epochs: the `epochs` of the `fit`.
+
+    Attributes:
+        logs: the last logs that Keras reported before the checkpoint.
+
+    Raises:
+        InputError: if the checkpoint is of another model. Nothing is changed then.
+    """
+
+    def __init__(self, model: keras.Model, checkpoint: Checkpoint, planned_epochs: int):
+        stored = state.read_state(checkpoint.path)
+        self._model, self._counters, self._counts = model, counters_of(model), stored.counts
+        self._restore_variables(stored)
+        stored.resume_epoch(model)
+        self.logs = stored.header["logs"]
+        self._states: CallbackStates | None = stored.callback_states
+        set_initial_epoch(model, planned_epochs if self._states.has_stopped else self._counters.epoch_to_begin)
+
+    def set_states(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
+        """Sets the states of callbacks; to be called after every callback's `on_train_begin`, in which they forget theirs."""
+        if self._states:
+            callback_state.give_back(callbacks, self._states)
+
+    def set_states_again(self, callbacks: Iterable[keras.callbacks.Callback], hook: str, batch: int = 0) -> None:
+        """Sets the states once more, in the hook in which they were saved.
+
+        In the middle of an epoch Keras calls the hooks of the batches that were trained on already. So callbacks would see
+        these batches twice. The callbacks that stand behind the one that saves had not seen the last hook: they see it now.
+
+        Args:
+            callbacks: all callbacks of the `fit`.
+            hook: the hook that the callback that saves is in.
+            batch: the hook's argument.
+        """
+        if self._states is None:
+            return
+        if self._counts.epoch_ended or self._counters.batch_bound > self._counts.batch:
+            self._states = None  # training has gone on
+        elif hook == self._states.hook and self._is_place_of_save(hook, batch):
+            self.set_states(callbacks)
+
+    def _is_place_of_save(self, hook, batch):
+        done, execution = self._counts.batches_in_epoch, self._model.steps_per_execution
+        if hook == "on_train_batch_end":  # of the last batches that are skipped
+            return batch + execution >= done
+        if hook == "on_train_batch_begin":  # of the first batches that are trained on
+            return batch + execution > done
+        return True
+
+    def _restore_variables(self, stored: state.StoredState) -> None:
+        """Restores the variables, just before the first batch if only that can build them."""
+        try:
+            stored.assign_to(self._model)
+        except NotBuilt:
+            fit_hooks_of(self._model).before_first_batch(lambda: stored.assign_to(self._model))
+            return
+        if not stored.counts.epoch_ended:
+            self._keep_learning_rates()
+
+    def _keep_learning_rates(self) -> None:
+        """What callbacks do to a rate when an epoch begins was done already, if it began in an earlier process."""
+        for optimizer in StateTree(self._model).optimizers.values():
+            rate = getattr(optimizer, "learning_rate", None)
+            if isinstance(rate, keras.Variable):  # not a schedule
+                restored = keras.ops.convert_to_numpy(rate)
+                keep = functools.partial(setattr, optimizer, "learning_rate", restored)
+                fit_hooks_of(self._model).before_first_batch(keep, build=False)

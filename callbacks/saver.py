@@ -1,0 +1,120 @@
+"""From a snapshot to a checkpoint: what is read, where the values wait, and the thread that writes them."""
+
+import time
+import warnings
+
+import keras
+
+from callbacks import files, state
+from callbacks.checkpoint_directory import CheckpointDirectory
+from callbacks.device_memory import DeviceMemory
+from callbacks.host_memory import HostMemory
+from callbacks.keras_private import global_seed_generator
+from callbacks.pruner import Pruner
+from callbacks.ranks import ranks
+from callbacks.save_costs import save_costs_of
+from callbacks.snapshot import Snapshot, SnapshotPlan
+from callbacks.template import Template
+from callbacks.writer import Writer
+
+
+class Saver:
+    """Has the checkpoints of one training written, beside training or at once.
+
+    Args:
+        model: the model in training.
+        template: the names of the checkpoints; the suffix decides what a snapshot holds.
+        writer: runs the writing.
+        directory: where checkpoints go; claimed by this run.
+        pruner: deletes old checkpoints.
+        device_memory: tells whether the devices have room for copies.
+        verbose: whether to print a line for each checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: keras.Model,
+        template: Template,
+        writer: Writer,
+        directory: CheckpointDirectory,
+        pruner: Pruner,
+        device_memory: DeviceMemory,
+        verbose: int,
+    ):
+        self._model, self._is_archive, self._writer = model, template.suffix == ".keras", writer
+        self._directory, self._pruner, self._device_memory, self._verbose = directory, pruner, device_memory, verbose
+        self._memory = HostMemory()
+        self._costs = save_costs_of(model)
+        self._plan: SnapshotPlan | None = None
+        self._seeds: keras.random.SeedGenerator | None = None
+        self._is_prepared = self._has_told_of_wait = False
+
+    def plan(self) -> SnapshotPlan:
+        """Returns what a snapshot of the model reads, as the model is now."""
+        if self._plan is None or not self._plan.is_current():
+            self._seeds = self._seeds or global_seed_generator()
+            self._plan = SnapshotPlan(self._model, self._is_archive, self._seeds)
+        return self._plan
+
+    def prepare(self) -> None:
+        """Does, once, what the first save would have to do; called when the first batch has made every variable."""
+        if self._is_prepared:
+            return
+        self._is_prepared = True
+        plan = self.plan()
+        plan.read_keras_part()
+        if self._writer.background and ranks().is_chief:
+            self._writer.prepare(lambda: self._memory.provide(plan.memory))
+
+    def want_memory(self) -> None:
+        """Says that a snapshot comes, so that no more memory is provided meanwhile."""
+        self._memory.want()
+
+    def free_memory(self) -> None:
+        """Frees the memory of the snapshots; no save may be in flight."""
+        self._memory, self._plan, self._seeds = HostMemory(), None, None
+
+    def submit(self, snapshot: Snapshot, path: str) -> None:
+        """Has a snapshot written; the writer has to have room. To be called on the chief.
+
+        Args:
+            snapshot: the state of training.
+            path: the checkpoint to make or to replace.
+
+        Raises:
+            CheckpointWriteError: if it is written at once and fails.
+        """
+        if self._writer.background and (full := self._device_memory.full(snapshot.tensors())):
+            self._fetch_at_once(snapshot, full)
+        self._writer.submit(path, lambda: self._write(snapshot, path))
+
+    def _fetch_at_once(self, snapshot: Snapshot, full: list[str]) -> None:
+        """Copies the values before the next batch would make TensorFlow copy them on a device that has no room for that."""
+        began = time.monotonic()
+        self._writer.prepare(lambda: snapshot.fetch(self._memory)).result()  # in the thread that may still be making the memory
+        if not self._has_told_of_wait:
+            self._has_told_of_wait = True
+            warnings.warn(
+                f"Training waited {time.monotonic() - began:.2f} s while {snapshot.size / 1e6:.3g} MB were copied from "
+                f"{', '.join(full)}, which has no room for a second copy of the training state; so it will at each save. "
+                "A smaller batch leaves room.",
+                stacklevel=2,
+            )
+
+    def _write(self, snapshot: Snapshot, path: str) -> int:
+        began = time.monotonic()
+        counts = snapshot.counts
+        if self._writer.background:
+            snapshot.fetch(self._memory)
+        self._directory.check()
+        self._directory.make_parents(path)
+        trailer = files.Trailer(counts.batch, counts.step, counts.epoch, counts.samples)
+        size = files.commit(path, trailer, lambda output: state.write(snapshot, output), self._directory.check)
+        self._costs.seconds += time.monotonic() - began
+        self._costs.size += size
+        if self._verbose:
+            print(f"\nBatch {counts.batch}: saved {path} ({size / 1e6:.1f} MB in {time.monotonic() - began:.2f} s)", flush=True)
+        self._pruner.prune(path, counts.batch, snapshot.header["metrics"])
+        if self._writer.background:
+            snapshot.release(self._memory)
+        return size
