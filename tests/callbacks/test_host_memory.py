@@ -20,7 +20,7 @@ def snapshot():
     model = keras.Sequential([keras.Input((WIDE,)), keras.layers.Dense(WIDE), keras.layers.Dense(WIDE)])
     model.compile("sgd", "mse")
     model.fit(np.ones((2, WIDE)), np.ones((2, WIDE)), verbose=0)
-    taken = state.take(model, SnapshotPlan(model, False), [], {})
+    taken = state.take(model, SnapshotPlan(model, False), [], {}, {})
     before = [variable.numpy() for variable in model.trainable_variables]
     model.layers[1].kernel.assign_add(tf.ones((WIDE, WIDE)))
     return taken, before
