@@ -1,0 +1,329 @@
+"""Anybody's callback with `get_state` and `set_state` ends a killed and resumed run as it ends the uninterrupted one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import h5py
+import keras
+import ml_dtypes
+import numpy as np
+import pytest
+from processes import ROOT, USER_ENVIRONMENT
+from small import BATCHES, Do, arrays, fit, names, small_model
+
+from callbacks import GlobalStepCheckpoint, InputError, Preempted, preemption
+from callbacks.callback_state import check, gather, give_back
+
+EPOCHS = 3
+
+
+class Journal(keras.callbacks.Callback):
+    """Notes every hook that it sees, in state of all kinds."""
+
+    def on_train_begin(self, logs=None):
+        self.batches = self.epochs = self.validations = 0
+        self.losses = np.zeros(0)
+        self.history = {"epochs": [], "last": None}
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epochs += 1
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches += 1
+        self.losses = np.append(self.losses, logs["loss"])
+        self.history["last"] = np.float32(logs["loss"])
+
+    def on_test_end(self, logs=None):
+        self.validations += 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.history["epochs"].append([epoch, logs["val_loss"]])
+
+    def get_state(self):
+        return {
+            "counts": (self.batches, self.epochs, self.validations),
+            "losses": self.losses,
+            "history": self.history,
+        }
+
+    def set_state(self, state):
+        self.batches, self.epochs, self.validations = state["counts"]
+        self.losses, self.history = state["losses"], state["history"]
+
+    def told(self):
+        """The state as JSON."""
+        state = self.get_state()
+        return json.loads(json.dumps(state | {"losses": self.losses.tolist()}, default=float))
+
+
+class PatientJournal(keras.callbacks.EarlyStopping):
+    """A subclass of one of Keras's own that adds state."""
+
+    def __init__(self):
+        super().__init__("loss", min_delta=1e9, patience=2)
+        self.epochs = 0
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.epochs += 1
+        super().on_epoch_end(epoch, logs)
+
+    def get_state(self):
+        return self.epochs
+
+    def set_state(self, state):
+        self.epochs = state
+
+
+def train(directory, *after, save_freq=1, **options):
+    """Trains with a journal before the checkpoint and one behind it: both."""
+    keras.utils.set_random_seed(0)
+    first, second = Journal(), Journal()
+    checkpoint = GlobalStepCheckpoint(directory / "b{batch:02d}.weights.h5", save_freq=save_freq, resume=True, background=False)
+    fit(small_model(**options), first, checkpoint, second, *after, epochs=EPOCHS, validation_data=arrays(2), shuffle=False)
+    return first, second
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """What journals tell at the end of a run that nothing happens to."""
+    first, second = train(tmp_path_factory.mktemp("whole"))
+    assert first.told() == second.told()
+    assert first.told()["counts"] == [EPOCHS * BATCHES, EPOCHS, EPOCHS]
+    return first.told()
+
+
+KILLED = f"""
+import os, pathlib, signal, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests/helpers")!r}, {str(ROOT / "tests/callbacks")!r}]
+import keras
+from small import Do
+from test_callback_state import train
+directory, after = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+train(directory, *[Do(after, lambda: os.kill(os.getpid(), signal.SIGKILL))] * (after > 0))
+"""
+
+
+@pytest.mark.parametrize("after", [14, 20], ids=["in an epoch", "in the last batch of an epoch"])
+def test_a_callback_of_ones_own_is_killed_and_resumed_wherever_it_stands_in_the_list(tmp_path, uninterrupted, after):
+    command = [sys.executable, "-c", KILLED, str(tmp_path), str(after)]
+    died = subprocess.run(command, cwd=ROOT, env=USER_ENVIRONMENT, capture_output=True, text=True)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert names(tmp_path)[-1] == f"b{after}.weights.h5"
+    for journal in train(tmp_path):
+        assert_told(journal.told(), uninterrupted)
+
+
+def assert_told(told, expected):
+    """The killed process may compute losses with other instructions, so that their last bits differ."""
+    assert told["counts"] == expected["counts"]
+    np.testing.assert_allclose(told["losses"], expected["losses"], rtol=1e-5)
+    assert [epoch for epoch, _ in told["history"]["epochs"]] == [epoch for epoch, _ in expected["history"]["epochs"]]
+
+
+@pytest.mark.parametrize("execution", [1, 2, 4])
+def test_batches_that_a_resume_skips_are_not_counted_twice(tmp_path, execution):
+    def fail():
+        raise InterruptedError
+
+    whole = train(tmp_path / "whole", steps_per_execution=execution)
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "failed", Do(7 if execution == 1 else 5, fail), steps_per_execution=execution)
+    resumed = train(tmp_path / "failed", steps_per_execution=execution)
+    assert [each.told() for each in resumed] == [each.told() for each in whole]
+
+
+class Ask(keras.callbacks.Callback):
+    """Asks the process to leave in a hook."""
+
+    def __init__(self, hook):
+        super().__init__()
+        self.seen = 0
+        setattr(self, hook, self._ask)
+
+    def _ask(self, *_, logs=None):
+        self.seen += 1
+        if self.seen == 4:
+            preemption.ask(75)
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_batch_begin"])
+def test_a_run_that_was_asked_to_leave_ends_as_the_uninterrupted_one(tmp_path, monkeypatch, uninterrupted, hook):
+    monkeypatch.setattr(preemption, "_asked", 0)
+    with pytest.raises(Preempted):
+        train(tmp_path, Ask(hook), save_freq=1000)
+    assert len(names(tmp_path)) == 1
+    monkeypatch.setattr(preemption, "_asked", 0)
+    for journal in train(tmp_path, save_freq=1000):
+        assert journal.told() == uninterrupted
+
+
+def test_set_state_comes_after_every_on_train_begin_and_before_the_first_batch(tmp_path):
+    hooks = []
+
+    class Notes(keras.callbacks.Callback):
+        def on_train_begin(self, logs=None):
+            hooks.append(f"begin {self.name}")
+
+        def on_train_batch_begin(self, batch, logs=None):
+            hooks.append("batch")
+
+        def get_state(self):
+            return self.name
+
+        def set_state(self, state):
+            hooks.append(f"set {state}")
+
+    def notes():
+        made = [Notes(), Notes()]
+        made[0].name, made[1].name = "a", "b"
+        return made
+
+    checkpoint = GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5", resume=True)
+    fit(small_model(), checkpoint, *notes())
+    hooks.clear()
+    fit(small_model(), GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5", resume=True), *notes(), epochs=2)
+    assert hooks == ["begin a", "begin b", "set a", "set b"] + ["batch"] * (2 * BATCHES)
+
+
+def test_a_subclass_of_one_of_kerass_own_keeps_what_keras_holds_and_what_it_adds(tmp_path):
+    for epochs in (1, 10):
+        callback = PatientJournal()
+        checkpoint = GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5", resume=True)
+        fit(small_model(), callback, checkpoint, epochs=epochs)
+    assert callback.epochs == 3
+    assert callback.stopped_epoch == 2  # it has waited for two epochs, one of them in the first run
+
+
+class Holder(keras.callbacks.Callback):
+    """Has any state."""
+
+    def __init__(self, state=None):
+        super().__init__()
+        self.state = state
+
+    def get_state(self):
+        return self.state
+
+    def set_state(self, state):
+        self.state = state
+
+
+PLAIN = {
+    "none": None,
+    "numbers": [True, 3, -1.5, float("inf")],
+    "text": {"a b": "ä\n", "": ""},
+    "like a mark": [{"array": [0, "<f4", [1]]}, {"dict": {}}, {"scalar": 1}, {"array": 1, "b": 2}],
+    "arrays": [np.arange(6, dtype="int16").reshape(2, 3), np.ones([3, 0]), np.array(2.5), np.eye(200)],
+    "scalars": [np.float64(0.1), np.int8(-3), np.bool_(True)],
+    "what HDF5 does not have": [
+        np.array([1, 2], ml_dtypes.bfloat16),
+        np.array(["a", "bcd"]),
+        np.array(["2020-01-01"], "datetime64[D]"),
+        np.array([1 + 2j]),
+        np.arange(3, dtype=">f4"),
+    ],
+    "not contiguous": np.arange(12).reshape(3, 4)[:, ::2],
+}
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+def test_plain_data_comes_back_as_it_was(tmp_path, suffix):
+    template = tmp_path / f"b{{batch}}{suffix}"
+    fit(small_model(), GlobalStepCheckpoint(template), Holder(PLAIN))
+    holder = Holder()
+    fit(small_model(), GlobalStepCheckpoint(template, resume=True), holder, epochs=2)
+    assert_same(holder.state, PLAIN)
+
+
+def assert_same(found, expected):
+    assert type(found) is type(expected)
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        for key in expected:
+            assert_same(found[key], expected[key])
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for a, b in zip(found, expected, strict=True):
+            assert_same(a, b)
+    elif isinstance(expected, (np.ndarray, np.generic)):
+        assert found.dtype == expected.dtype and found.shape == expected.shape
+        np.testing.assert_array_equal(found, expected)
+        assert isinstance(found, np.generic) or found.flags.writeable
+    else:
+        assert found == expected
+
+
+def test_what_a_callback_does_after_a_save_does_not_change_what_was_saved():
+    holder = Holder({"array": np.zeros(3), "list": [1]})
+    states = gather([holder], "on_train_batch_end")
+    holder.state["array"][:] = 7
+    holder.state["list"].append(2)
+    give_back([holder], states)
+    assert_same(holder.state, {"array": np.zeros(3), "list": [1]})
+
+
+@pytest.mark.parametrize(
+    "state, words",
+    [
+        ({"seen": {1, 2}}, r"state\['seen'\] is of type set"),
+        ({"a": [{"b": object()}]}, r"state\['a'\]\[0\]\['b'\] is of type object"),
+        ({"a": {3: 4}}, r"state\['a'\] is a dict with the key 3"),
+        ({"a": np.array([object()])}, r"state\['a'\] is an array of dtype object"),
+        (lambda: 0, r"state is of type function"),
+    ],
+)
+def test_a_state_that_is_not_plain_data_is_refused_before_the_first_batch(tmp_path, state, words):
+    model = small_model()
+    with pytest.raises(InputError, match=rf"^Holder.get_state\(\) returns what a checkpoint cannot hold: {words}.") as raised:
+        fit(model, GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5"), Holder(state))
+    assert "\n" not in str(raised.value)
+    assert int(model.optimizer.iterations.numpy()) == 0 and names(tmp_path) == []
+
+
+def test_a_tensor_is_refused_with_the_advice_to_make_it_an_array():
+    with pytest.raises(InputError, match="turn a tensor into an array"):
+        check([Holder([keras.ops.ones(2)])])
+
+
+def test_files_of_format_2_from_before_the_protocol_resume(tmp_path):
+    """They name the best weights `EarlyStopping-1.best_weights`, and do not say in which hook they were saved."""
+    template, old = tmp_path / "b{batch}.weights.h5", tmp_path / "old.h5"
+
+    def stopping():
+        return keras.callbacks.EarlyStopping("loss", patience=50, restore_best_weights=True)
+
+    first = stopping()
+    fit(small_model(), first, GlobalStepCheckpoint(template, save_freq=5), epochs=2)
+    states = gather([first], "on_train_batch_end")
+    shutil.copy(tmp_path / "b15.weights.h5", old)
+    with h5py.File(old, "r+") as file:
+        group = file["global_step"]
+        header = json.loads(group["header"][()].tobytes())
+        del header["hook"], header["callbacks"]["EarlyStopping-1"]["best_weights"]
+        del group["header"]
+        group["header"] = np.frombuffer(json.dumps(header).encode(), "uint8")
+        group.move("callbacks/EarlyStopping-1", "callbacks/EarlyStopping-1.best_weights")
+    from callbacks import state
+
+    found = state.read_state(str(old)).callback_states
+    second = stopping()
+    give_back([second], found)
+    assert found.hook == "on_train_batch_end"
+    assert second.best == found.plain["EarlyStopping-1"]["best"]
+    assert [each.shape for each in second.best_weights] == [each.shape for each in states.arrays["EarlyStopping-1"]]
+
+
+def test_kerass_own_callbacks_have_adapters():
+    own = [
+        keras.callbacks.EarlyStopping(),
+        keras.callbacks.ReduceLROnPlateau(),
+        keras.callbacks.ModelCheckpoint("a.keras"),
+        keras.callbacks.History(),
+        keras.callbacks.SwapEMAWeights(),
+        keras.callbacks.BackupAndRestore(os.devnull),
+    ]
+    assert list(gather([*own, keras.callbacks.TerminateOnNaN()], "").plain) == [f"{type(each).__name__}-1" for each in own]

@@ -1,0 +1,99 @@
+"""When a checkpoint is due, as the list of the batches that are saved: a policy needs no training and no time."""
+
+import pytest
+
+from callbacks.save_policy import SavePolicy, next_multiple
+
+
+class Clock:
+    """A clock that goes forward when told."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def saves(save_freq, save_secs=None, *, begin=0, batches=20, execution=1, seconds=1.0, epoch=10, is_saved=lambda batch: True):
+    """The batches that are saved, when training asks as the callback does: at each boundary, and at the end of each epoch."""
+    clock = Clock()
+    policy = SavePolicy(save_freq, save_secs, clock)
+    policy.begin(begin)
+    saved = []
+
+    def save(batch):
+        if is_saved(batch):
+            saved.append(batch)
+            policy.saved(batch)
+        else:
+            policy.postpone()
+
+    for batch in range(begin + execution, begin + batches + 1, execution):
+        clock.now += seconds * execution
+        if batch >= policy.next_batch:
+            save(batch)
+            policy.pass_batch(batch)
+        elif policy.may_be_due_by_time and policy.is_due_by_time():
+            save(batch)
+        if batch % epoch == 0 and policy.is_due_after_epoch():
+            save(batch)
+    return saved
+
+
+@pytest.mark.parametrize(
+    "save_freq, options, batches",
+    [
+        (5, {}, [5, 10, 15, 20]),
+        (5, {"begin": 7}, [10, 15, 20, 25]),
+        (5, {"begin": 10}, [15, 20, 25, 30]),
+        (50, {"batches": 171, "execution": 8, "epoch": 1000}, [56, 104, 152]),
+        (4, {"execution": 10}, [10, 20]),
+        (7, {"begin": 3}, [7, 14, 21]),
+        (1000, {}, []),
+        ("epoch", {}, [10, 20]),
+        ("epoch", {"epoch": 7}, [7, 14]),
+    ],
+)
+def test_batches_and_epochs(save_freq, options, batches):
+    assert saves(save_freq, **options) == batches
+
+
+@pytest.mark.parametrize(
+    "save_freq, save_secs, seconds, batches",
+    [
+        (1000, 3, 1, [3, 6, 9, 12, 15, 18]),
+        (1000, 3, 2, [2, 4, 6, 8, 10, 12, 14, 16, 18, 20]),
+        (1000, 30, 1, []),
+        (5, 3, 1, [3, 5, 8, 10, 13, 15, 18, 20]),  # seconds count from the last save, whatever made that due
+        ("epoch", 4, 1, [4, 8, 10, 14, 18, 20]),
+        (5, 0.1, 1, list(range(1, 21))),
+    ],
+)
+def test_seconds(save_freq, save_secs, seconds, batches):
+    assert saves(save_freq, save_secs, seconds=seconds) == batches
+
+
+def test_a_save_that_waits_for_a_validation_is_made_at_the_end_of_the_epoch():
+    assert saves(4, is_saved=lambda batch: batch >= 10) == [10, 12, 16, 20]
+
+
+def test_a_resumed_training_saves_at_the_batches_of_the_uninterrupted_one():
+    whole = saves(6, batches=40)
+    for begin in range(40):
+        assert saves(6, begin=begin, batches=40 - begin) == [batch for batch in whole if batch > begin]
+
+
+def test_begin_forgets_the_training_before():
+    clock = Clock()
+    policy = SavePolicy(5, 10.0, clock)
+    policy.postpone()
+    clock.now += 100
+    assert policy.is_due_by_time()
+    policy.begin(12)
+    assert (policy.next_batch, policy.saved_batch) == (15, 12)
+    assert not policy.is_due_by_time() and not policy.is_due_after_epoch()
+
+
+@pytest.mark.parametrize("batch, every, expected", [(0, 5, 5), (4, 5, 5), (5, 5, 10), (6, 1, 7)])
+def test_the_next_multiple_lies_above(batch, every, expected):
+    assert next_multiple(batch, every) == expected
