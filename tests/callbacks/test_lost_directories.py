@@ -1,0 +1,165 @@
+"""A directory that is deleted, moved or unmounted in mid-run is not made again, and what is lost is said in one line."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+from processes import ROOT, USER_ENVIRONMENT
+from small import Do, fit, names, small_model
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from callbacks import CheckpointWriteError, EventWriteError, GlobalStepCheckpoint, GlobalStepTensorBoard, InputError
+from callbacks.event_files import EventFile
+
+
+def delete(directory):
+    shutil.rmtree(directory)
+
+
+def move(directory):
+    os.rename(directory, f"{directory}-moved")
+
+
+def replace(directory):
+    os.rename(directory, f"{directory}-moved")
+    os.mkdir(directory)  # as an empty mount point is there when its disk is gone
+
+
+@pytest.mark.parametrize("background", [True, False])
+@pytest.mark.parametrize("lose", [delete, move, replace])
+def test_a_save_into_a_lost_directory_fails_with_its_name_and_makes_nothing(tmp_path, lose, background):
+    directory = tmp_path / "run"
+    checkpoint = GlobalStepCheckpoint(directory / "b{batch}.weights.h5", save_freq=2, background=background)
+
+    def lose_it():
+        checkpoint._writer.finish()
+        lose(directory)
+
+    with pytest.raises(CheckpointWriteError) as raised:
+        fit(small_model(), checkpoint, Do(5, lose_it))
+    said = str(raised.value)
+    assert said.startswith(
+        f"Could not write the checkpoint {directory}/b6.weights.h5: the directory {directory} was deleted, moved or unmounted"
+    )
+    assert "\n" not in said and "intact" not in said
+    assert list(directory.iterdir()) == [] if lose is replace else not directory.exists()
+    if lose is not delete:
+        assert names(tmp_path / "run-moved") == ["b2.weights.h5", "b4.weights.h5"]
+
+
+def test_a_lost_directory_above_those_that_a_template_makes_is_not_made_again(tmp_path):
+    directory = tmp_path / "run"
+    checkpoint = GlobalStepCheckpoint(directory / "s{samples}" / "b{batch}.weights.h5", save_freq=2, background=False)
+    with pytest.raises(CheckpointWriteError, match=f"the directory {directory} was deleted, moved or unmounted"):
+        fit(small_model(), checkpoint, Do(3, lambda: delete(directory)))
+    assert not directory.exists()
+
+
+UNMOUNTED = f"""
+import subprocess, sys
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests/helpers")!r}]
+from small import Do, fit, small_model
+from callbacks import GlobalStepCheckpoint
+
+disk = sys.argv[1]
+def mount():
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], check=True)
+def unmount():
+    checkpoint._writer.finish()
+    subprocess.run(["umount", disk], check=True)
+mount()
+checkpoint = GlobalStepCheckpoint(disk + "/run/b{{batch}}.weights.h5", save_freq=2)
+fit(small_model(), checkpoint, Do(5, unmount))
+"""
+
+
+def test_a_disk_that_is_unmounted_leaves_nothing_on_the_disk_below(tmp_path):
+    command = ["unshare", "--mount", sys.executable, "-c", UNMOUNTED, str(tmp_path)]
+    if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespace can be made here")
+    done = subprocess.run(command, capture_output=True, text=True, env=USER_ENVIRONMENT)
+    assert done.returncode == 1
+    assert f"CheckpointWriteError: Could not write the checkpoint {tmp_path}/run/b6.weights.h5" in done.stderr, done.stderr
+    assert done.stderr.rstrip().splitlines()[-1].count("was deleted, moved or unmounted while training ran") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("lose", [delete, move])
+def test_lost_curves_are_said_once_and_training_continues(tmp_path, lose):
+    events = tmp_path / "events"
+    board = GlobalStepTensorBoard(events, update_freq=2, write_graph=False)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model = small_model()
+        fit(model, board, Do(5, lambda: lose(events)), epochs=2)
+    said = [str(each.message) for each in caught if "lost" in str(each.message)]
+    assert sorted(each.split(" ")[3] for each in said) == [f"{events}/batches", f"{events}/train"]
+    assert all("\n" not in each and "was deleted, moved or unmounted" in each for each in said)
+    assert int(model.optimizer.iterations.numpy()) == 20
+    assert not events.exists()
+
+
+def test_a_profile_does_not_make_a_lost_directory_again(tmp_path):
+    events = tmp_path / "events"
+    board = GlobalStepTensorBoard(events, update_freq=100, write_graph=False, profile_batch=(4, 6))
+    with pytest.warns(UserWarning, match="curves .* are lost"):
+        fit(small_model(), board, Do(5, lambda: delete(events)))
+    assert not events.exists()
+
+
+FULL = f"""
+import resource, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+from recipes.common.run import run
+from recipes.mnist import main
+from callbacks import event_files
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+add = event_files.EventFile.scalars
+def scalars(self, step, *rest):
+    if step >= 20:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))  # as on a full disk, every write fails
+    add(self, step, *rest)
+event_files.EventFile.scalars = scalars
+run(lambda: main(sys.argv[1:]))
+"""
+
+
+def test_a_write_of_events_that_fails_in_mid_run_is_a_failure_and_not_bad_input(tmp_path):
+    flags = ["--model", "mlp", "--epochs", "2", "--workdir", str(tmp_path)]
+    done = subprocess.run([sys.executable, "-c", FULL, *flags], cwd=ROOT, capture_output=True, text=True, env=USER_ENVIRONMENT)
+    assert done.returncode == 1, done.stderr
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert said.startswith(f"error: TensorBoard's events cannot be written to {tmp_path}/tensorboard/batches: ")
+    assert "Traceback" not in done.stderr
+
+
+def test_a_directory_of_events_that_cannot_be_made_is_bad_input(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=f"events cannot be written to {tmp_path}/file/batches"):
+        fit(small_model(), GlobalStepTensorBoard(tmp_path / "file", write_graph=False))
+    assert not issubclass(EventWriteError, InputError)
+
+
+def test_after_an_event_file_that_is_ahead_of_the_clock_the_next_one_still_sorts_last(tmp_path):
+    describe = str
+    ahead = int(time.time()) + 86400
+    (tmp_path / f"events.out.tfevents.{ahead}.zzz.1.x").touch()
+    began = time.monotonic()
+    for i in range(3):
+        EventFile(str(tmp_path), describe).scalars(i, time.time(), {"loss": float(i)})
+    assert time.monotonic() - began < 1  # nobody waits for the clock
+    written = sorted(path.name for path in tmp_path.iterdir())[1:]
+    assert [int(name.split(".")[3]) for name in written] == [ahead + 1, ahead + 2, ahead + 3]
+    reader = EventAccumulator(str(tmp_path), {"scalars": 0}).Reload()
+    assert [(event.step, event.value) for event in reader.Scalars("loss")] == [(0, 0.0), (1, 1.0), (2, 2.0)]
+
+
+@pytest.mark.parametrize("resume", ["", None, 3])
+def test_what_is_no_path_to_resume_from_is_refused_in_one_line(resume):
+    with pytest.raises(InputError, match=r"^resume is True, False, or the path of a checkpoint. Received: .*$") as raised:
+        GlobalStepCheckpoint("b{batch}.weights.h5", resume=resume)
+    assert repr(resume) in str(raised.value)
