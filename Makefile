@@ -17,6 +17,7 @@ LINT_INSTALLED := .venv/installed-lint
 BENCH_INSTALLED := .venv/installed-bench
 NCCL := $(and $(filter command,$(firstword $(origin GPU))),$(GPU))
 HOROVOD_INSTALLED := $(or $(wildcard .venv/installed-horovod-nccl),.venv/installed-horovod$(if $(NCCL),-nccl))
+IN_TWO_PROCESSES := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -30,10 +31,10 @@ train: $(INSTALLED) ## train recipes.mnist, or go on from its newest checkpoint
 	$(BIN)/python -m recipes.mnist $(if $(GPU)$(filter single --strategy=single,$(ARGS)),,--virtual-devices 2) $(ARGS)
 
 test: $(HOROVOD_INSTALLED) ## the fast tests
-	$(BIN)/python -m pytest -m "not slow" --numprocesses 2 --dist loadgroup $(ARGS)
+	$(IN_TWO_PROCESSES) -m "not slow" $(ARGS)
 
 test-all: $(HOROVOD_INSTALLED) ## all tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(IN_TWO_PROCESSES) $(ARGS)
 
 faults: $(INSTALLED) ## kill a training a hundred times at random instants, and look at what is left (15 minutes)
 	FAULTS=100 $(BIN)/python -m pytest -s tests/callbacks/test_faults.py $(ARGS)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from compare import assert_same_weights, datasets
 from launching import need_horovod
-from processes import ROOT, USER_ENVIRONMENT
+from processes import PROGRAM_ENVIRONMENT, ROOT, USER_ENVIRONMENT, run_program
 
 
 def _gpus():
@@ -24,6 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not _gpus(), reason="nvidia-s
 ON_CPU = USER_ENVIRONMENT
 # Without TF32, the 10-bit multiplications that TensorFlow uses on newer GPUs: then both sides compute in float32.
 ON_GPU = {**USER_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "0", "NVIDIA_TF32_OVERRIDE": "0"}
+GPU_PROGRAM = {**ON_GPU, "PYTHONPATH": PROGRAM_ENVIRONMENT["PYTHONPATH"]}
 SHARED_GPU = {**ON_GPU, "TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # for processes that do not say so themselves
 TOLERANCE = 1e-5  # of each variable's largest weight: sums are taken in another order
 
@@ -72,15 +73,7 @@ def test_virtual_devices_are_refused_beside_a_gpu(tmp_path):
 
 
 def test_memory_grows_on_demand(tmp_path):
-    code = f"""
-import sys
-from recipes.mnist import main
-main({[*MLP[2:], "--workdir", str(tmp_path)]!r})
-import subprocess
-used = ["nvidia-smi", "--query-gpu=memory.used,memory.total", "--format=csv,noheader,nounits", "--id=0"]
-print("MEMORY", subprocess.run(used, capture_output=True, text=True).stdout)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ON_GPU, capture_output=True, text=True)
+    done = run_program("memory_on_gpu.py", *MLP[2:], "--workdir", tmp_path, env=GPU_PROGRAM)
     assert done.returncode == 0, done.stderr
     used, total = (int(number) for number in done.stdout.split("MEMORY ")[1].split(","))
     assert used < total / 2
@@ -143,23 +136,7 @@ def test_what_holds_on_a_cpu_holds_on_a_gpu(file, tmp_path):
 
 @pytest.mark.parametrize("xla", [True, False])
 def test_a_save_on_a_gpu_holds_the_instant_though_training_goes_on(tmp_path, xla):
-    code = f"""
-import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests/helpers")!r}]
-import keras, tensorflow as tf
-assert tf.config.list_physical_devices("GPU")
-from small import arrays
-from callbacks import GlobalStepCheckpoint
-if not {xla}:
-    tf.config.experimental.enable_op_determinism()
-for background in (True, False):
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4096), keras.layers.Dense(4096), keras.layers.Dense(1)])
-    model.compile("adam", "mse")
-    assert model.jit_compile is {xla}  # as Keras chooses on a GPU
-    template = f"{tmp_path}/{{background}}/b{{{{batch}}}}.weights.h5"
-    model.fit(*arrays(40), batch_size=4, verbose=0, callbacks=[GlobalStepCheckpoint(template, save_freq=5, background=background)])
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=SHARED_GPU, capture_output=True, text=True)
+    done = run_program("saves_on_gpu.py", tmp_path, xla, env={**GPU_PROGRAM, "TF_FORCE_GPU_ALLOW_GROWTH": "true"})
     assert done.returncode == 0, done.stderr
     written = sorted(path.name for path in (tmp_path / "True").iterdir())
     assert len(written) == 8

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from compare import assert_same_weights
-from processes import ROOT, USER_ENVIRONMENT
+from processes import PROGRAM_ENVIRONMENT, PROGRAMS, run_program
 from small import BATCH, Do, arrays, fit, names, small_model
 
 import callbacks.checkpoint
@@ -58,8 +58,15 @@ def embedding_model(spe):
     return model
 
 
-@pytest.mark.parametrize("suffix", [".weights.h5", pytest.param(".keras", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("replicas, spe", [(1, 1), (1, 4), (2, 1), (2, 4)])
+@pytest.mark.parametrize(
+    "suffix, replicas, spe",
+    [
+        (".weights.h5", 1, 1),
+        (".weights.h5", 2, 4),
+        pytest.param(".keras", 1, 4, marks=pytest.mark.slow),
+        pytest.param(".keras", 2, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_a_file_written_while_training_goes_on_equals_one_written_at_once(tmp_path, strategy, gate, suffix, replicas, spe):
     """The write begins only when eight more batches have changed every variable."""
     random = np.random.default_rng(0)
@@ -94,29 +101,9 @@ def test_a_file_written_while_training_goes_on_equals_one_written_at_once(tmp_pa
         np.testing.assert_array_equal(a, b)
 
 
-JITTED = f"""
-import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests/helpers")!r}]
-import keras
-from small import arrays
-from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, counters_of
-for background in (True, False):
-    keras.backend.clear_session()
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.layers.Dense(512), keras.layers.Dense(1)])  # built by its first batch, as is the optimizer
-    model.compile("adam", "mse", metrics=["mae"], jit_compile=True)
-    directory = f"{{sys.argv[1]}}/{{background}}"
-    checkpoint = GlobalStepCheckpoint(directory + "/b{{batch}}.weights.h5", save_freq=3, background=background)
-    board = GlobalStepTensorBoard(directory + "/events", update_freq=2, write_graph=False)
-    model.fit(*arrays(), batch_size=4, verbose=0, epochs=2, callbacks=[board, checkpoint])
-    assert model.jit_compile
-    print(counters_of(model).read().batch, counters_of(model).read().samples)
-"""
-
-
 def test_under_xla_counts_are_right_and_a_file_written_in_the_background_equals_one_written_at_once(tmp_path):
     """In a process of its own: under op determinism Keras leaves XLA out. On GPUs it is what Keras does by default."""
-    command = [sys.executable, "-c", JITTED, str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=USER_ENVIRONMENT)
+    done = run_program("saves_under_xla.py", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "20 80\n20 80\n"
     for batch in (3, 6, 9, 12, 15, 18, 20):
@@ -182,32 +169,14 @@ def test_an_error_of_the_very_last_save_is_raised_by_fit(tmp_path, monkeypatch):
 
 def test_an_exception_in_training_leaves_the_save_in_flight_to_be_finished(tmp_path):
     """In a process of its own, which ends right after the exception."""
-    code = f"""
-import sys; sys.path.insert(0, {str(ROOT / "tests/helpers")!r})
-import time
-from small import Do, fit, small_model
-from callbacks import GlobalStepCheckpoint, state
-import callbacks.checkpoint
-real = state.write
-def slow(*args):
-    time.sleep(1)
-    real(*args)
-callbacks.checkpoint.state.write = slow
-def fail():
-    raise {{error}}
-fit(small_model(), GlobalStepCheckpoint("{{directory}}/b{{{{batch}}}}.weights.h5", save_freq=4), Do(5, fail))
-"""
     runs = {}
-    for error in ("ValueError('boom')", "KeyboardInterrupt()"):
-        directory = tmp_path / error[:3]
-        script = code.format(error=error, directory=directory)
-        runs[error] = (
-            directory,
-            subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True, env=USER_ENVIRONMENT),
-        )
+    for error in ("ValueError", "KeyboardInterrupt"):
+        directory = tmp_path / error
+        command = [sys.executable, PROGRAMS / "ends_in_a_save.py", error, directory / "b{batch}.weights.h5"]
+        runs[error] = directory, subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=PROGRAM_ENVIRONMENT)
     for error, (directory, process) in runs.items():
         _, errors = process.communicate(timeout=120)
-        assert process.returncode and error.split("(")[0] in errors
+        assert process.returncode and error in errors
         assert sorted(path.name for path in directory.iterdir()) == ["b4.weights.h5"], errors  # no lock, no temporary
         files.verify(directory / "b4.weights.h5")
 
@@ -277,13 +246,7 @@ def test_no_batch_between_saves_reads_the_device(tmp_path, monkeypatch):
 
 def run_on(directory):
     """A training in a process of its own that saves every batch: (exit code, last line of stderr)."""
-    code = f"""
-import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests/helpers")!r}]
-from small import fit, small_model
-from callbacks import GlobalStepCheckpoint
-fit(small_model(), GlobalStepCheckpoint({str(directory)!r} + "/b{{batch}}.weights.h5", save_freq=1))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, env=USER_ENVIRONMENT)
+    done = run_program("save_each_batch.py", directory / "b{batch}.weights.h5")
     return done.returncode, done.stderr.strip().splitlines()[-1] if done.stderr else ""
 
 

@@ -19,7 +19,7 @@ import zipfile
 import h5py
 import numpy as np
 import pytest
-from processes import ROOT, USER_ENVIRONMENT
+from processes import PROGRAM_ENVIRONMENT, PROGRAMS, run_program
 from small import fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, files, latest_checkpoint
@@ -41,7 +41,7 @@ def compiled(tmp_path_factory):
             if not compiler and not os.environ.get("CI"):
                 pytest.skip("there is no C compiler")
             assert compiler, "there is no C compiler"
-            source = ROOT / "tests/programs" / f"{name}.c"
+            source = PROGRAMS / f"{name}.c"
             subprocess.run([compiler, "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
         return library
 
@@ -55,8 +55,8 @@ class Trainer:
         self.directory, self.suffix = directory, suffix
         self._said = open(directory / "said", "w+")  # noqa: SIM115, it stays open as long as the process runs
         self._process = subprocess.Popen(
-            [sys.executable, ROOT / "tests/programs/io_errors_run.py"],
-            env={**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT), "LD_PRELOAD": str(library)},
+            [sys.executable, PROGRAMS / "io_errors_run.py"],
+            env={**PROGRAM_ENVIRONMENT, "LD_PRELOAD": str(library)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,
@@ -339,37 +339,6 @@ def test_a_neighbour_who_fills_the_disk_again_and_again_makes_no_file_lie(traine
         neighbour.join()
 
 
-WITHOUT_LOCKS = """
-import errno, fcntl, os, sys
-import h5py
-from small import fit, small_model
-from callbacks import GlobalStepCheckpoint, latest_checkpoint
-from callbacks.__main__ import main
-
-model = small_model()
-for run, number, suffix in (argument.split(",") for argument in sys.argv[1:]):
-    os.environ["FLOCK_ERRNO"] = number
-    probe = run + "/.probe"
-    with open(probe, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH)
-            sys.exit("the file system has locks")
-        except OSError as error:
-            assert error.errno == int(number)
-    try:
-        h5py.File(probe, "w")
-        sys.exit("HDF5 needs no locks")
-    except OSError:
-        os.unlink(probe)
-    checkpoint = GlobalStepCheckpoint(run + "/b{batch:02d}" + suffix, save_freq=5, resume=True, keep_last=2)
-    fit(model, checkpoint, shuffle=False)
-    assert checkpoint.resumed_from.batch == 5
-    assert latest_checkpoint(run).batch == 10
-    assert main(["list", run]) == 0
-    assert main(["verify", run]) == 0
-"""
-
-
 def test_on_file_systems_without_locks_saving_resuming_listing_and_verifying_work(compiled, tmp_path):
     """What NFS, Lustre and BeeGFS answer to `flock`; HDF5 by itself opens no file then."""
     whole, runs = tmp_path / "whole", []
@@ -382,9 +351,8 @@ def test_on_file_systems_without_locks_saving_resuming_listing_and_verifying_wor
             run.mkdir()
             shutil.copy(whole / f"b05{suffix}", run)
             runs.append((run, number, suffix))
-    environment = {**USER_ENVIRONMENT, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}", "LD_PRELOAD": str(compiled("no_locks"))}
-    command = [sys.executable, "-c", WITHOUT_LOCKS, *(",".join(map(str, run)) for run in runs)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    environment = {**PROGRAM_ENVIRONMENT, "LD_PRELOAD": str(compiled("no_locks"))}
+    done = run_program("without_locks.py", *(",".join(map(str, run)) for run in runs), env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for run, _, suffix in runs:
         assert names(run) == [f"b05{suffix}", f"b10{suffix}"]

@@ -14,19 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from processes import ROOT, USER_ENVIRONMENT
+from processes import PROGRAM_ENVIRONMENT, PROGRAMS
 from small import Do, fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError, lock
 from callbacks.lock import SILENCE, Lock, LockLost, Owner, is_dead
-
-HOLD = """
-import sys, time
-from callbacks.lock import Lock
-Lock(sys.argv[1], sys.argv[2]).acquire()
-print("held", flush=True)
-time.sleep(600)
-"""
 
 
 @pytest.fixture
@@ -36,11 +28,10 @@ def hold(tmp_path):
 
     def start(template, *, before=(), **environment):
         process = subprocess.Popen(
-            [*before, sys.executable, "-c", HOLD, template, tmp_path],
-            cwd=ROOT,
+            [*before, sys.executable, PROGRAMS / "hold_lock.py", template, tmp_path],
             stdout=subprocess.PIPE,
             text=True,
-            env={**USER_ENVIRONMENT, **environment},
+            env={**PROGRAM_ENVIRONMENT, **environment},
         )
         started.append(process)
         assert process.stdout.readline() == "held\n"
@@ -96,7 +87,7 @@ def test_a_holder_that_has_been_silent_is_no_obstacle_wherever_it_is(tmp_path, h
 
 
 def test_a_holder_in_another_container_of_the_same_host_name_is_refused_until_it_is_silent(tmp_path, hold):
-    in_container = ["unshare", "--pid", "--fork", "--mount-proc"]
+    in_container = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if subprocess.run([*in_container, "true"], capture_output=True).returncode:
         pytest.skip("no PID namespace can be made here")
     template = str(tmp_path / "b{batch}.weights.h5")
@@ -193,19 +184,6 @@ def test_the_mode_of_the_lock_follows_the_umask(tmp_path, umask, mask):
     held.release()
 
 
-TAKE_AS_ANOTHER_USER = """
-import os, sys
-from callbacks import InputError
-from callbacks.lock import Lock
-os.setgroups([]), os.setgid(65534), os.setuid(65534)
-try:
-    Lock(sys.argv[1], sys.argv[2]).acquire()
-    print("taken")
-except InputError as error:
-    print(error)
-"""
-
-
 def test_another_user_is_refused_in_one_line_and_takes_over_from_a_dead_run(umask, monkeypatch):
     monkeypatch.setattr(lock, "_HEARTBEAT", 600)  # the lock falls silent when the test says so
     if os.geteuid():
@@ -213,10 +191,13 @@ def test_another_user_is_refused_in_one_line_and_takes_over_from_a_dead_run(umas
     directory = tempfile.mkdtemp()  # not under tmp_path, which other users cannot enter
     os.chmod(directory, 0o777)
 
+    command = [sys.executable, PROGRAMS / "take_locks.py", "b{batch}.keras", directory]
+    process = subprocess.Popen(command, env=PROGRAM_ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
     def other_user():
-        command = [sys.executable, "-c", TAKE_AS_ANOTHER_USER, "b{batch}.keras", directory]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=USER_ENVIRONMENT)
-        return done.stdout or done.stderr
+        process.stdin.write("\n")
+        process.stdin.flush()
+        return process.stdout.readline()
 
     try:
         held = Lock("b{batch}.keras", directory)
@@ -233,6 +214,8 @@ def test_another_user_is_refused_in_one_line_and_takes_over_from_a_dead_run(umas
         assert other_user() == "taken\n"
         held.release()
     finally:
+        process.kill()
+        process.communicate()
         shutil.rmtree(directory)
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from bare_ranks import run_ranks
 from compare import assert_same_rest, assert_same_weights
-from processes import ROOT, USER_ENVIRONMENT
+from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT
 
 from callbacks import GlobalStepCheckpoint, Preempted, preemption
 from launch.processes import catches
 
 EPOCHS, LAST = 2, 178
-SCRIPT = ROOT / "tests/programs/preempted_run.py"
+SCRIPT = PROGRAMS / "preempted_run.py"
 # Place, signal, the rank that hears it, exit code, and the batch of the newest checkpoint afterwards: in one process, and where
 # the ranks have to agree first, for which the next batch carries the message.
 LIVES = [
@@ -40,10 +40,8 @@ def visible(workdir):
 
 
 def run_one(*command):
-    environment = {**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, *map(str, command)]
+    result = subprocess.run(command, cwd=ROOT, env=PROGRAM_ENVIRONMENT, capture_output=True, text=True, check=False)
     return [(result.returncode, result.stdout, result.stderr)]
 
 
@@ -112,18 +110,9 @@ def test_signals_without_end_do_no_harm_while_the_process_ends(recipe, tmp_path)
     assert not [file for file in os.listdir(tmp_path / "checkpoints") if file.startswith(".")]
 
 
-HANGS = """
-import threading
-from callbacks import preemption
-preemption.catch_signals()
-preemption.training_begins()
-print("trains", flush=True)
-threading.Event().wait()  # a batch that never ends
-"""
-
-
 def test_a_second_ctrl_c_ends_a_run_whose_batch_never_ends():
-    process = subprocess.Popen([sys.executable, "-c", HANGS], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, PROGRAMS / "endless_batch.py"]
+    process = subprocess.Popen(command, env=PROGRAM_ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.stdout.readline() != "trains\n":
         assert process.poll() is None
     process.send_signal(signal.SIGINT)

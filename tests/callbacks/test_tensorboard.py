@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from bare_ranks import run_ranks
-from processes import ROOT, USER_ENVIRONMENT, Process
+from processes import PROGRAMS, ROOT, USER_ENVIRONMENT, Process, run_program
 from small import BATCHES, arrays, fit, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -225,53 +225,12 @@ def test_share_of_data_wait_tells_slow_data_from_a_slow_step(tmp_path):
     assert share["slow data"] > 0.5 > share["slow step"]
 
 
-LIFE_WITH_A_CLOCK = """
-import os, pathlib, signal, sys
-import keras
-sys.path.insert(0, "tests/helpers")
-from small import arrays, fit, small_model
-from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard
-from callbacks.step_statistics import StepStatistics
-
-directory, now, kill_at = pathlib.Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
-
-class World(keras.callbacks.Callback):
-    # a batch takes 1 s, what comes at its end 0.25 s, a validation 5 s
-    batches = 0
-    def on_train_batch_begin(self, batch, logs=None):
-        self.spend(1.0)
-    def on_train_batch_end(self, batch, logs=None):
-        self.spend(0.25)
-        self.batches += 1
-        self.last = now
-        if self.batches == kill_at:
-            print(now, flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
-    def on_test_begin(self, logs=None):
-        self.spend(5.0)
-    def spend(self, seconds):
-        global now
-        now += seconds
-
-board = GlobalStepTensorBoard(directory / "events", update_freq=10, write_graph=False)
-board._time = lambda: now
-board._statistics = StepStatistics(clock=board._time)
-checkpoint = GlobalStepCheckpoint(directory / "{batch}.weights.h5", save_freq=4, resume=True, background=False)
-world = World()
-fit(small_model(), board, world, checkpoint, epochs=4, validation_data=arrays(2))
-print(world.last)
-"""
-
-
 @pytest.mark.slow
 def test_goodput_over_three_lives_is_what_the_clock_says(tmp_path):
     now = 1000.0
     # Kills come after batch 11, of which 8 are kept, and after 17, of which 16 are.
     for kill_at in (11, 17, 1000):
-        process = subprocess.run(
-            [sys.executable, "-c", LIFE_WITH_A_CLOCK, str(tmp_path), str(now), str(kill_at)],
-            cwd=ROOT, env={**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-        )  # fmt: skip
+        process = run_program("clocked_run.py", tmp_path, now, kill_at)
         assert process.stdout, process.stderr
         ended = float(process.stdout)
         now = ended + 30  # until it is started again
@@ -333,26 +292,10 @@ def test_the_hyperparameters_of_a_recipe_tell_its_runs_apart(killed):
         assert re.fullmatch(r"[0-9a-f]{12}\+?", told["git_commit"])
 
 
-WATCHED_RANK = """
-import functools, sys
-import tensorflow as tf
-from recipes.common import watching
-from recipes.mnist import main
-watching.GlobalStepTensorBoard = functools.partial(watching.GlobalStepTensorBoard, profile_ranks=(1, 3))
-opened = []
-def noting(make):
-    return lambda *args, **kwargs: opened.append(args) or make(*args, **kwargs)
-tf.summary.create_file_writer = noting(tf.summary.create_file_writer)
-tf.io.TFRecordWriter = noting(tf.io.TFRecordWriter)
-main(sys.argv[1:])
-print("opened", len(opened))
-"""
-
-
 @pytest.mark.slow
 def test_of_four_ranks_the_chief_alone_writes_and_speaks(tmp_path):
     flags = ["--model", "mlp", "--epochs", 1, "--profile-batches", "3:4", "--log-secs", 0.01]
-    results = run_ranks(4, "-c", WATCHED_RANK, *flags, "--workdir", tmp_path)
+    results = run_ranks(4, PROGRAMS / "count_event_files.py", *flags, "--workdir", tmp_path)
     for code, _, errors in results:
         assert code == 0, errors
     assert [out.splitlines()[-1] for _, out, _ in results] == ["opened 4", "opened 0", "opened 0", "opened 0"]
@@ -366,58 +309,18 @@ def test_of_four_ranks_the_chief_alone_writes_and_speaks(tmp_path):
     assert all(value in range(4) for _, value in found["batches", "ranks/slowest"])
 
 
-SLOW_RANK = """
-import sys, time
-import keras, tensorflow as tf
-from recipes.common import synchronous
-from recipes import mnist
-from callbacks.ranks import ranks
-build_model = mnist.build_model
-def with_a_slow_layer(*args):
-    model = build_model(*args)
-    call = model.call
-    def wait(x):
-        time.sleep(0.05 if ranks().rank == 1 else 0)
-        return x
-    model.call = lambda x, *args, **kwargs: call(tf.ensure_shape(tf.numpy_function(wait, [x], x.dtype), x.shape), *args, **kwargs)
-    return model
-mnist.build_model = with_a_slow_layer
-mnist.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.slow
 def test_the_slowest_rank_is_named(tmp_path):
     flags = ["--model", "mlp", "--epochs", 1, "--global-batch-size", 64, "--workdir", tmp_path]
-    for code, _, errors in run_ranks(2, "-c", SLOW_RANK, *flags):
+    for code, _, errors in run_ranks(2, PROGRAMS / "slow_rank.py", *flags):
         assert code == 0, errors
     found = curves(tmp_path / "tensorboard")
     assert [value for _, value in found["batches", "ranks/slowest"]] == [1, 1]
     assert all(30 < value < 5000 for _, value in found["batches", "ranks/step_spread_ms"])
 
 
-WITHOUT_TENSORBOARD = """
-import importlib.abc, sys
-class Absent(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name.partition(".")[0] == "tensorboard":
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Absent())
-import importlib.util
-find_spec = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name == "tensorboard" else find_spec(name, package)
-from recipes.common.run import run
-from recipes.mnist import main
-run(lambda: main(sys.argv[1:]))
-"""
-
-
 def test_without_tensorboard_one_line_says_so_and_training_goes_on(tmp_path):
-    flags = ["--model", "mlp", "--epochs", "1", "--workdir", str(tmp_path)]
-    run = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TENSORBOARD, *flags], cwd=ROOT,
-        env={**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
+    run = run_program("without_tensorboard.py", "--model", "mlp", "--epochs", 1, "--workdir", tmp_path)
     assert run.returncode == 0, run.stderr
     lines = [line for line in run.stderr.splitlines() if "ensor" in line and "pip install" in line]
     assert len(lines) == 1 and "pip install tensorboard" in lines[0], run.stderr

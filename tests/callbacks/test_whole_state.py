@@ -1,12 +1,16 @@
 """A restart from any checkpoint ends as the uninterrupted run: weights, optimizer, seeds, history, rates, stopping epoch."""
 
+import contextlib
+import shutil
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from compare import assert_same_weights
 
-from callbacks import GlobalStepCheckpoint, restore
+from callbacks import GlobalStepCheckpoint, counters_of, restore
 
 BATCHES = 12  # in an epoch
 
@@ -36,19 +40,18 @@ def compiled(optimizer=None, spe=1):
 
 
 class Crash(keras.callbacks.Callback):
-    """Ends training in the middle, with an exception, when so many batches of this fit are over."""
+    """Ends training with an exception: in the first batch, or at the end of an epoch, when so many batches are over."""
 
     def __init__(self, after):
         super().__init__()
         self.after = after
 
     def on_train_batch_end(self, batch, logs=None):
-        self.after -= 1
-        if self.after < 0:
+        if counters_of(self.model).read().batch > self.after:
             raise InterruptedError
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.after == 0:
+        if counters_of(self.model).read().batch == self.after:
             raise InterruptedError
 
 
@@ -63,22 +66,24 @@ class Rates(keras.callbacks.Callback):
         self.seen[epoch] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
 
 
-def train(make, others, directory, name, *, epochs=6, crash_after=None, save_freq=1, **options):
-    """One fit; if it is to crash, a second one from what it left. The model, its history, the other callbacks, the file."""
-    template = str(directory / name / ("b{batch:04d}" + options.pop("suffix", ".weights.h5")))
-    lives = [crash_after, None] if crash_after is not None else [None]
-    for after in lives:
+def train(make, others, directory, name, *, epochs=6, crashes=(), save_freq=1, **options):
+    """Trains in one fit, and after each crash in another one that resumes. A crash is given in batches that are over.
+
+    Returns:
+        The model, its history, the other callbacks and the checkpoint of the last fit, and the batch that each fit resumed from.
+    """
+    template, begins = str(directory / name / ("b{batch:04d}" + options.pop("suffix", ".weights.h5"))), []
+    for after in (*crashes, None):
         keras.backend.clear_session()
         keras.utils.set_random_seed(0)
         model, callbacks = make(), others()
         checkpoint = GlobalStepCheckpoint(template, save_freq=save_freq, resume=True, background=after is None, **options)
         crash = [Crash(after)] if after is not None else []
         fit = dict(epochs=epochs, validation_data=data(1), validation_batch_size=32, verbose=0)
-        try:
+        with contextlib.suppress(InterruptedError):
             history = model.fit(dataset(), callbacks=[checkpoint, *callbacks, *crash], **fit)
-        except InterruptedError:
-            continue
-    return model, history, callbacks, checkpoint
+        begins.append(checkpoint.resumed_from.batch if checkpoint.resumed_from else 0)
+    return model, history, callbacks, checkpoint, begins
 
 
 def assert_same_end(one, other):
@@ -90,18 +95,18 @@ def assert_same_end(one, other):
     assert one[1].history == other[1].history
 
 
-MOMENTS = [0, 11, 12, 17]  # batches of the first life; with 11 the save is of the last batch of an epoch, with 12 its end is over
+# After the first batch; in the last batch of an epoch; when that epoch ends; in the middle of the next one.
+CRASHES, BEGINS = (0, 11, 12, 17), [0, 1, 12, 12, 18]
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5", pytest.param(".keras", marks=pytest.mark.slow)])
-def test_dropout_batchnorm_and_history_after_a_crash_at_any_batch(tmp_path, suffix):
+def test_dropout_batchnorm_and_history_after_crashes_at_any_batch(tmp_path, suffix):
     whole = train(compiled, list, tmp_path, "whole", suffix=suffix, epochs=2)
-    for moment in MOMENTS:
-        crashed = train(compiled, list, tmp_path, f"crashed-{moment}", suffix=suffix, epochs=2, crash_after=moment)
-        assert crashed[3].resumed_from.batch in (moment, moment + 1)
-        assert whole[1].history == crashed[1].history, moment
-        for a, b in zip(whole[0].variables, crashed[0].variables, strict=True):
-            np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=f"{a.path} after {moment}")
+    crashed = train(compiled, list, tmp_path, "crashed", suffix=suffix, epochs=2, crashes=CRASHES)
+    assert crashed[4] == BEGINS
+    assert whole[1].history == crashed[1].history
+    for a, b in zip(whole[0].variables, crashed[0].variables, strict=True):
+        np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
 
 
 def steering_early_stopping():
@@ -116,14 +121,28 @@ def steering_schedule():
     return [keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.7 if epoch else rate), Rates()]
 
 
-@pytest.mark.parametrize("moment", [7, pytest.param(36, marks=pytest.mark.slow), pytest.param(59, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("others", [steering_early_stopping, steering_plateau, steering_schedule])
-def test_callbacks_that_steer_training_decide_as_if_nothing_had_happened(tmp_path, others, moment):
-    def make():
-        return compiled(keras.optimizers.Adam(0.2))  # it soon stops getting better
+def of_high_rate():
+    return compiled(keras.optimizers.Adam(0.2))  # it soon stops getting better
 
-    whole = train(make, others, tmp_path, "whole", epochs=8, save_freq=6)
-    crashed = train(make, others, tmp_path, "crashed", epochs=8, save_freq=6, crash_after=moment)
+
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory):
+    """Trains without a crash, once for each list of callbacks: what `train` returns."""
+    trained = {}
+
+    def get(others):
+        if others not in trained:
+            trained[others] = train(of_high_rate, others, tmp_path_factory.mktemp("steered"), "run", epochs=8, save_freq=6)
+        return trained[others]
+
+    return get
+
+
+@pytest.mark.parametrize("crashes", [(7,), pytest.param((36, 59), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("others", [steering_early_stopping, steering_plateau, steering_schedule])
+def test_callbacks_that_steer_training_decide_as_if_nothing_had_happened(tmp_path, steered, others, crashes):
+    whole = steered(others)
+    crashed = train(of_high_rate, others, tmp_path, "crashed", epochs=8, save_freq=6, crashes=crashes)
     assert_same_end(whole, crashed)
     if others is steering_early_stopping:
         assert 0 < whole[2][0].stopped_epoch < 7
@@ -135,12 +154,10 @@ def test_callbacks_that_steer_training_decide_as_if_nothing_had_happened(tmp_pat
         assert crashed[2][-1].seen == {epoch: rates[epoch] for epoch in crashed[2][-1].seen}
 
 
-def test_a_run_that_early_stopping_ended_is_not_trained_on(tmp_path):
-    def make():
-        return compiled(keras.optimizers.Adam(0.2))
-
-    whole = train(make, steering_early_stopping, tmp_path, "run", epochs=8, save_freq=6)
-    again = train(make, steering_early_stopping, tmp_path, "run", epochs=8, save_freq=6)
+def test_a_run_that_early_stopping_ended_is_not_trained_on(tmp_path, steered):
+    whole = steered(steering_early_stopping)
+    shutil.copytree(Path(whole[3].newest).parent, tmp_path / "run")
+    again = train(of_high_rate, steering_early_stopping, tmp_path, "run", epochs=8, save_freq=6)
     assert again[3].resumed_from.batch == len(whole[1].epoch) * BATCHES
     assert again[1].history == whole[1].history
     assert not [path for path in (tmp_path / "run").iterdir() if path.name > f"b{again[3].resumed_from.batch:04d}.weights.h5"]
@@ -164,7 +181,7 @@ def test_the_state_of_every_kind_of_optimizer(tmp_path, optimizer):
         return compiled(OPTIMIZERS[optimizer]())
 
     whole = train(make, list, tmp_path, "whole", epochs=2, save_freq=6)
-    assert_same_end(whole, train(make, list, tmp_path, "crashed", epochs=2, save_freq=6, crash_after=17))
+    assert_same_end(whole, train(make, list, tmp_path, "crashed", epochs=2, save_freq=6, crashes=(17,)))
 
 
 @pytest.mark.slow
@@ -175,17 +192,15 @@ def test_mixed_precision(tmp_path, policy):
         return compiled()
 
     whole = train(make, list, tmp_path, "whole", epochs=2, save_freq=6)
-    assert_same_end(whole, train(make, list, tmp_path, "crashed", epochs=2, save_freq=6, crash_after=17))
+    assert_same_end(whole, train(make, list, tmp_path, "crashed", epochs=2, save_freq=6, crashes=(17,)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spe", [4, 5])
 def test_steps_per_execution(tmp_path, spe):
     whole = train(lambda: compiled(spe=spe), list, tmp_path, "whole", epochs=2, save_freq=6)
-    for moment in (1, 3):  # executions
-        assert_same_end(
-            whole, train(lambda: compiled(spe=spe), list, tmp_path, f"c{moment}", epochs=2, save_freq=spe, crash_after=moment)
-        )
+    crashes = (spe, 3 * spe)
+    assert_same_end(whole, train(lambda: compiled(spe=spe), list, tmp_path, "crashed", epochs=2, save_freq=spe, crashes=crashes))
 
 
 @pytest.mark.slow
@@ -198,12 +213,11 @@ def test_replicas_with_statistics_of_their_own(tmp_path, strategy, replicas, spe
             return compiled(spe=spe)
 
     whole = train(make, list, tmp_path, "whole", epochs=2, save_freq=6)
-    for moment in (2, 4):
-        crashed = train(make, list, tmp_path, f"crashed-{moment}", epochs=2, save_freq=spe, crash_after=moment)
-        assert_same_end(whole, crashed)
-        for a, b in zip(whole[0].non_trainable_weights, crashed[0].non_trainable_weights, strict=True):
-            for one, other in zip(a._value.values, b._value.values, strict=True):
-                np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=a.path)
+    crashed = train(make, list, tmp_path, "crashed", epochs=2, save_freq=spe, crashes=(2 * spe, 4 * spe))
+    assert_same_end(whole, crashed)
+    for a, b in zip(whole[0].non_trainable_weights, crashed[0].non_trainable_weights, strict=True):
+        for one, other in zip(a._value.values, b._value.values, strict=True):
+            np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=a.path)
 
 
 def test_the_last_save_holds_the_last_batch_and_not_the_averages_that_keras_puts_in_its_place(tmp_path):

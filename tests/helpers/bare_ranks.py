@@ -6,7 +6,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from launching import need_horovod
-from processes import ROOT, USER_ENVIRONMENT
+from processes import PROGRAM_ENVIRONMENT, ROOT
 
 from launch import horovod_rendezvous
 from launch.arguments import LOOPBACK
@@ -33,7 +33,7 @@ def bare_ranks(size, *command, **options):
         horovod=(LOOPBACK, server.server_address[1]),
     )
     horovod_rendezvous.begin_life(server, layout)
-    base = {**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    base = PROGRAM_ENVIRONMENT
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     processes = []
     try:

@@ -1,6 +1,8 @@
-"""Real processes that run recipes, in the environment that a user's shell has."""
+"""Real processes that run recipes and the programs of these tests, in the environment that a user's shell has."""
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +17,28 @@ USER_ENVIRONMENT = dict(os.environ)  # what a user's process has, before this on
 if "PYTEST_XDIST_WORKER" in os.environ:  # the process that started this one has done so
     USER_ENVIRONMENT.pop("TF_CPP_MIN_LOG_LEVEL", None)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+PROGRAMS = ROOT / "tests" / "programs"
+PROGRAM_ENVIRONMENT = {**USER_ENVIRONMENT, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'helpers'}"}
+
+
+def run_program(name, *args, **options):
+    """Runs a program of tests/programs to its end: exit code and output."""
+    options = {"cwd": ROOT, "env": PROGRAM_ENVIRONMENT, "capture_output": True, "text": True, **options}
+    return subprocess.run([sys.executable, PROGRAMS / name, *map(str, args)], **options)
+
+
+def copy_until(run, copy, batch):
+    """Copies a run's directory without the checkpoints after `batch`, as if it had been killed before it saved them."""
+
+    def copy_file(source, target):
+        number = re.search(r"model_\D*(\d{5})\.", source)
+        if not number:
+            shutil.copy(source, target)
+        elif int(number[1]) <= batch:
+            os.link(source, target)  # a checkpoint may be large, and is never written to
+
+    shutil.copytree(run, copy, copy_function=copy_file)
 
 
 class Process:

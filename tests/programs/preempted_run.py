@@ -39,5 +39,5 @@ class Signals(mnist.Report):
 
 if __name__ == "__main__":
     PLACE, SIGNAL, RANK, *flags = sys.argv[1:]
-    mnist.Report = Signals
+    mnist.Report = Signals  # type: ignore[misc]
     run(lambda: mnist.main(flags))

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import sys
+from collections.abc import Callable
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -25,7 +26,7 @@ from recipes.common.synchronous import AveragedBatches
 
 BATCHES, BATCH = 8, 8
 optimizers = keras.optimizers
-FINDINGS = {}
+FINDINGS: dict[str, Callable[[Distribution, Distribution], object]] = {}
 
 
 def check(function):
@@ -76,7 +77,7 @@ def difference(one, other):
     return max(float(np.abs(a.numpy().astype("float64") - b.numpy().astype("float64")).max()) for a, b in values)
 
 
-TRAININGS = {
+TRAININGS: dict[str, tuple[Callable, dict]] = {
     "sgd": (lambda: optimizers.SGD(0.1, momentum=0.9, nesterov=True), {}),
     "clipped": (lambda: optimizers.Adam(0.01, global_clipnorm=0.01), {}),
     "scheduled": (lambda: optimizers.AdamW(optimizers.schedules.CosineDecay(0.01, 10)), {}),
@@ -301,7 +302,7 @@ def a_pickle_in_place_of_a_message_is_refused(two, one):
         ("alone", pickled),
         ("behind a head", right(None)[:8] + bytes([0] * 7 + [len(pickled)] + [0] * 8) + pickled),
     ):
-        horovod_ranks.encode = right if two.is_chief else lambda _, sent=sent: sent
+        horovod_ranks.encode = right if two.is_chief else lambda value, sent=sent: sent  # type: ignore[misc]
         found[name] = error_of(lambda: two.ranks.gather("hello"))
     horovod_ranks.encode = right
     found["run"] = os.path.exists("unpickled")

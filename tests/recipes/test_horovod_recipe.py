@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,19 +13,12 @@ import pytest
 from bare_ranks import bare_ranks, run_ranks
 from compare import assert_same_rest, assert_same_weights, datasets, lasting_header
 from launching import need_horovod
-from processes import ROOT, USER_ENVIRONMENT
+from processes import PROGRAMS, run_program
 
 from callbacks import InputError, latest_checkpoint
 from callbacks.state import read_header
 from recipes.common.distribution import get_distribution
 from recipes.mnist import parse_args
-
-IN_FLOAT64 = """
-import keras, sys
-keras.config.set_floatx("float64")
-from recipes.mnist import main
-main(sys.argv[1:])
-"""
 
 
 def succeed(size, *command):
@@ -58,48 +50,34 @@ def assert_equal_trainings(one, other, tolerance):
 
 
 MLP = ["--model", "mlp", "--global-batch-size", 128, "--seed", 3]
+IN_FLOAT64 = ["float64", "recipes.mnist", *MLP, "--epochs", 4, "--save-freq", 10]
 
 
 @pytest.fixture(scope="module")
 def single(tmp_path_factory):
     """Four epochs on one replica in float64."""
     workdir = tmp_path_factory.mktemp("single")
-    command = [sys.executable, "-c", IN_FLOAT64, *map(str, [*MLP, "--epochs", 4, "--save-freq", 10, "--workdir", workdir])]
-    subprocess.run(command, cwd=ROOT, env=USER_ENVIRONMENT, check=True, capture_output=True)
+    done = run_program("with_floatx.py", *IN_FLOAT64, "--workdir", workdir)
+    assert done.returncode == 0, done.stderr
     return workdir
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_train_as_one_replica_and_name_the_same_files(single, tmp_path, size):
-    out = succeed(size, "-c", IN_FLOAT64, *MLP, "--epochs", 4, "--save-freq", 10, "--workdir", tmp_path)
+    out = succeed(size, PROGRAMS / "with_floatx.py", *IN_FLOAT64, "--workdir", tmp_path)
     assert f"strategy     horovod, {size} replicas" in out
     assert_equal_trainings(single, tmp_path, 1e-12)
     assert read_header(latest_checkpoint(tmp_path / "checkpoints").path)["counts"]["replicas"] == size
 
 
-CHOOSES_DEVICES = """
-import sys
-import tensorflow as tf
-from recipes import mnist
-from recipes.common import distribution
-devices = distribution._devices
-def choose(*args):
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()])  # an error once there was a tensor
-    return devices(*args)
-distribution._devices = choose
-mnist.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.slow
 def test_a_rank_chooses_its_device_before_it_sends_the_first_tensor(tmp_path):
-    succeed(1, "-c", CHOOSES_DEVICES, *MLP, "--strategy", "horovod", "--epochs", 1, "--workdir", tmp_path)
+    succeed(1, PROGRAMS / "late_devices.py", *MLP, "--strategy", "horovod", "--epochs", 1, "--workdir", tmp_path)
 
 
 @pytest.mark.slow
 def test_a_restart_with_another_number_of_ranks_sees_the_same_samples(single, tmp_path):
-    command = ["-c", IN_FLOAT64, *MLP, "--epochs", 4, "--save-freq", 10, "--workdir", tmp_path]
+    command = [PROGRAMS / "with_floatx.py", *IN_FLOAT64, "--workdir", tmp_path]
     for size, until in ((4, 10), (2, 20), (1, 30)):
         kill_when((tmp_path / "checkpoints" / name(until)).exists, size, *command)
         for late in (tmp_path / "checkpoints").iterdir():  # those that came before the kill did
@@ -176,31 +154,10 @@ def test_the_others_end_soon_after_a_rank_has_died(tmp_path):
     assert "Traceback" not in errors
 
 
-SKIPS_AVERAGING = """
-import os, sys
-from recipes import mnist
-from recipes.common import distribution
-from recipes.common.run import run
-
-averaging = distribution.averaging
-
-def broken(optimizer, ranks):
-    plain = optimizer.apply
-    averaging(optimizer, ranks)
-    optimizer.apply = plain
-    return optimizer
-
-if os.environ["RANK"] == "1":
-    distribution.averaging = broken
-run(lambda: mnist.main(sys.argv[1:]))
-"""
-
-
 def test_a_rank_that_skips_averaging_stops_the_run_at_the_first_batch_and_is_named(launch):
     """Though the other, which waits for its gradients, has less to do at its end."""
     need_horovod()
-    command = ["--no-python", sys.executable, "-c", SKIPS_AVERAGING, "--save-freq", "1", "--workdir", "run"]
-    run = launch("--nproc-per-node", "2", *command)
+    run = launch("--nproc-per-node", "2", PROGRAMS / "skips_averaging.py", "--save-freq", "1", "--workdir", "run")
     code, _, errors = run.finish(300)
     assert code == 1
     named, said, *_ = errors.splitlines()
@@ -209,17 +166,8 @@ def test_a_rank_that_skips_averaging_stops_the_run_at_the_first_batch_and_is_nam
     assert not list((run.cwd / "run" / "checkpoints").glob("model*"))
 
 
-OWN_SEED = """
-import os
-from recipes import mnist
-from recipes.common.run import run
-
-run(lambda: mnist.main(["--seed", os.environ["RANK"]]))
-"""
-
-
 def test_ranks_with_different_flags_are_refused():
-    for code, _, errors in run_ranks(2, "-c", OWN_SEED):
+    for code, _, errors in run_ranks(2, PROGRAMS / "own_seed.py"):
         assert code == 2, errors
         assert "same flags. Received: --seed 1 on rank 1, 0 on the chief." in errors
 
@@ -254,26 +202,14 @@ def test_ranks_of_a_launcher_that_tells_horovod_nothing_are_refused(recipe, tmp_
     assert "This is rank 0 of 2, and Horovod was told rank 0 of 1. Start the ranks with python -m launch" in errors
 
 
-# Rank 1 sees the run's directory read-only, and its calls to the file system are traced.
-WATCHED = """
-import os, sys
-workdir, *command = sys.argv[1:]
-command = [sys.executable, "-m", "recipes.mnist", "--workdir", workdir, *command]
-if os.environ["RANK"] == "1":
-    trace = ["strace", "-f", "-qq", "-e", "trace=%file", "-o", workdir + ".trace"]
-    read_only = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@"'
-    command = ["unshare", "--mount", "sh", "-c", read_only, workdir, *trace, *command]
-os.execvp(command[0], command)
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("strace"), reason="needs root, and apt-get install strace")
 def test_only_the_chief_touches_the_runs_directory(tmp_path):
     workdir = tmp_path / "run"
     workdir.mkdir()
-    succeed(2, "-c", WATCHED, workdir, "--epochs", 2, "--save-freq", 10)
-    command = ["-c", WATCHED, workdir, "--epochs", 3, "--save-freq", 10, "--keep-last", 2]
+    watched = [PROGRAMS / "read_only_rank.py", workdir]
+    succeed(2, *watched, "--epochs", 2, "--save-freq", 10)
+    command = [*watched, "--epochs", 3, "--save-freq", 10, "--keep-last", 2]
     succeed(2, *command)  # resumes, and deletes
     assert latest_checkpoint(workdir / "checkpoints").batch == 66
     touched = [line for line in Path(f"{workdir}.trace").read_text().splitlines() if str(workdir) in line]

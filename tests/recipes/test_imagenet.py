@@ -1,16 +1,14 @@
-"""ResNet-50 on pictures: what is random, what decays, how the rate goes; bad pictures, and kills."""
+"""ResNet-50 on pictures: what is random, what decays, how the rate goes; bad pictures, and exact restarts."""
 
 import base64
-import subprocess
-import sys
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from bare_ranks import bare_ranks, run_ranks
+from bare_ranks import run_ranks
 from compare import assert_same_weights
-from launching import wait_for
+from processes import USER_ENVIRONMENT, copy_until, run_program
 
 from callbacks import Counts, InputError, counters_of
 from recipes.common.data import BadSample, training_data
@@ -313,47 +311,37 @@ def test_a_bad_picture_ends_training_with_one_line_and_its_name(recipe, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timeout(3 * PATIENCE)
-def test_killed_mirrored_replicas_go_on_bit_exactly_and_stock_keras_loads_the_whole_model(recipe, tmp_path, pictures):
-    """Killed in the middle of the first epoch."""
+def test_mirrored_replicas_resume_bit_exactly_and_stock_keras_loads_the_whole_model(recipe, tmp_path, pictures):
+    """From the middle of the first epoch."""
 
-    def start(run):
+    def train(run):
         template = tmp_path / run / "model_{batch:05d}.keras"
         command = [*SMALL, "--data", pictures, "--virtual-devices", 2, "--save-freq", 4, "--checkpoint", template]
-        return recipe(*command, "--workdir", tmp_path / run, module="recipes.imagenet_resnet50")
-
-    start("killed").kill_when((tmp_path / "killed" / "model_00004.keras").exists, timeout=PATIENCE)
-    for run in ("whole", "killed"):
-        code, out, errors = start(run).finish(PATIENCE)
+        code, out, errors = recipe(*command, "--workdir", tmp_path / run, module="recipes.imagenet_resnet50").finish(PATIENCE)
         assert code == 0, errors
-    assert "model_00004.keras: batch 4, epoch 1" in out
-    last = [tmp_path / run / "model_00012.keras" for run in ("whole", "killed")]
-    subprocess.run([sys.executable, "-c", LOAD, *map(str, last)], check=True, cwd="/")
+        return out
 
-
-LOAD = """
-import sys, warnings
-import keras, numpy as np
-warnings.simplefilter("error")
-one, other = (keras.models.load_model(path) for path in sys.argv[1:])
-assert not any(name.split(".")[0] in ("callbacks", "recipes") for name in sys.modules)
-for a, b in zip(one.variables + one.optimizer.variables, other.variables + other.optimizer.variables, strict=True):
-    np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
-assert one.optimizer.iterations.numpy() == 12 and one.optimizer.nesterov
-assert one.predict(np.zeros((1, 32, 32, 3), "uint8"), verbose=0).dtype == np.float32
-assert len(one.losses) == 54
-"""
+    train("whole")
+    copy_until(tmp_path / "whole", tmp_path / "resumed", 4)
+    assert "model_00004.keras: batch 4, epoch 1" in train("resumed")
+    last = [tmp_path / run / "model_00012.keras" for run in ("whole", "resumed")]
+    compared = run_program("compare_archives.py", *last, cwd="/", env=USER_ENVIRONMENT)
+    assert compared.returncode == 0, compared.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3 * PATIENCE)
-def test_killed_ranks_go_on_bit_exactly(tmp_path, pictures):
-    """Killed in the middle of the first epoch; each has statistics of its own."""
-    command = ["-m", "recipes.imagenet_resnet50", *SMALL, "--data", pictures, "--save-freq", 4]
-    with bare_ranks(2, *command, "--workdir", tmp_path / "killed", stdout=subprocess.DEVNULL):
-        wait_for((tmp_path / "killed" / "checkpoints" / name(4)).exists, "a checkpoint", PATIENCE)
-    for run in ("whole", "killed"):
-        results = run_ranks(2, *command, "--workdir", tmp_path / run, timeout=PATIENCE)
+def test_ranks_resume_bit_exactly(tmp_path, pictures):
+    """From the middle of the first epoch; each has statistics of its own."""
+
+    def train(run):
+        command = ["-m", "recipes.imagenet_resnet50", *SMALL, "--data", pictures, "--save-freq", 4, "--workdir", tmp_path / run]
+        results = run_ranks(2, *command, timeout=PATIENCE)
         for code, _, errors in results:
             assert code == 0, errors
-    assert f"{name(4)}: batch 4, epoch 1" in results[0][1]
-    assert_same_weights(*(tmp_path / run / "checkpoints" / name(12) for run in ("whole", "killed")))
+        return results[0][1]
+
+    train("whole")
+    copy_until(tmp_path / "whole", tmp_path / "resumed", 4)
+    assert f"{name(4)}: batch 4, epoch 1" in train("resumed")
+    assert_same_weights(*(tmp_path / run / "checkpoints" / name(12) for run in ("whole", "resumed")))

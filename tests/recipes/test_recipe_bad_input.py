@@ -1,9 +1,11 @@
 """Bad input is answered with one clear line and exit code 2, and nothing that was saved is touched."""
 
+import json
 import os
 
 import numpy as np
 import pytest
+from processes import run_program
 
 from callbacks import InputError
 from recipes.common import distribution
@@ -138,9 +140,11 @@ def test_what_a_user_gets_wrong_ends_with_one_line_and_code_2(recipe, tmp_path):
         "trains on one device": [*flags, "--strategy", "single", "--virtual-devices", 2],
         "There is no file": [*flags, "--data", tmp_path / "none.npz"],
     }
-    runs = {words: recipe(*argv) for words, argv in wrong.items()}
-    for words, run in runs.items():
-        code, out, errors = run.finish()
+    lines = [json.dumps([str(flag) for flag in argv]) for argv in wrong.values()]
+    done = run_program("refused_runs.py", input="\n".join(lines))
+    assert done.returncode == 0, done.stderr
+    for words, answer in zip(wrong, done.stdout.splitlines(), strict=True):
+        code, out, errors = json.loads(answer)
         assert code == 2, (words, out, errors)
         assert words in errors and errors.startswith("error: ") and errors.count("\n") == 1, (words, errors)
     assert {path: path.read_bytes() for path in (workdir / "checkpoints").iterdir()} == before

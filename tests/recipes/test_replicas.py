@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from compare import datasets
-from processes import ROOT
+from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT
 
 from callbacks import Counts, InputError, counters_of
 from recipes.common.data import Arrays, share_sizes, training_data, validation_data
@@ -47,14 +47,9 @@ def trained_digits(tmp_path, floatx):
 
 
 def training(workdir, replicas, floatx):
-    code = f"""
-import keras
-keras.config.set_floatx({floatx!r})
-from recipes.mnist import main
-main(["--model", "mlp", "--epochs", "5", "--global-batch-size", "64", "--save-freq", "100",
-      "--virtual-devices", "{replicas}", "--workdir", {str(workdir)!r}])
-"""
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.DEVNULL)
+    flags = ["--model", "mlp", "--epochs", 5, "--global-batch-size", 64, "--save-freq", 100, "--virtual-devices", replicas]
+    command = [sys.executable, PROGRAMS / "with_floatx.py", floatx, "recipes.mnist", *map(str, flags), "--workdir", workdir]
+    return subprocess.Popen(command, cwd=ROOT, env=PROGRAM_ENVIRONMENT, stdout=subprocess.DEVNULL)
 
 
 @pytest.mark.slow

@@ -1,17 +1,15 @@
 """The language model's recipe: its data, what it reports, and the promises of all recipes."""
 
 import math
-import subprocess
-import sys
 import types
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from bare_ranks import bare_ranks, run_ranks
+from bare_ranks import run_ranks
 from compare import assert_same_weights, datasets
-from processes import ROOT, USER_ENVIRONMENT
+from processes import PROGRAMS, USER_ENVIRONMENT, copy_until, run_program
 from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 
 from callbacks import Counts, GlobalStepCheckpoint, InputError, counters_of, latest_checkpoint
@@ -197,25 +195,13 @@ def test_a_token_sees_those_before_it_and_none_after():
     assert (model.predict(np.array([[2, 2, 3, 4]]), verbose=0)[0, 1] != a[1]).any()
 
 
-LOAD = """
-import sys, warnings
-import keras, numpy as np
-path, probe = sys.argv[1:]
-warnings.simplefilter("error")
-model = keras.models.load_model(path)
-assert not {"callbacks", "recipes"} & set(sys.modules)
-tokens = np.arange(4)[np.newaxis]
-np.save(probe, model.predict(tokens, verbose=0))
-model.fit(tokens, tokens, verbose=0)  # it is compiled, and has its optimizer
-assert model.optimizer.iterations.numpy() == 3
-"""
-
-
 def test_a_whole_model_loads_with_stock_keras_in_another_process(tmp_path):
     model = compiled()
     data = training_data(stream(41), model, SINGLE, global_batch_size=4, seed=0)
     model.fit(data, verbose=0, callbacks=[GlobalStepCheckpoint(tmp_path / "at_{batch}.keras")])
-    subprocess.run([sys.executable, "-c", LOAD, str(tmp_path / "at_2.keras"), str(tmp_path / "probe.npy")], check=True, cwd="/")
+    names = tmp_path / "at_2.keras", tmp_path / "probe.npy"
+    loaded = run_program("load_language_model.py", *names, cwd="/", env=USER_ENVIRONMENT)
+    assert loaded.returncode == 0, loaded.stderr
     expected = model.predict(np.arange(4)[np.newaxis], verbose=0)
     np.testing.assert_allclose(np.load(tmp_path / "probe.npy"), expected, rtol=1e-5)
 
@@ -340,34 +326,23 @@ def test_kills_within_an_accumulation_change_nothing_on_two_replicas(recipe, tmp
 
 
 @pytest.mark.slow
-def test_kills_within_an_accumulation_change_nothing_on_two_ranks(tmp_path, flags):
-    for code, _, errors in run_ranks(2, "-m", MODULE, *flags, "--save-freq", LAST, "--workdir", tmp_path / "whole"):
-        assert code == 0, errors
-    killed = ["-m", MODULE, *flags, "--save-freq", 1, "--workdir", tmp_path / "killed"]
-    with bare_ranks(2, *killed, stdout=subprocess.DEVNULL) as processes:
-        while not checkpoint(tmp_path / "killed", WITHIN_ACCUMULATION).exists():
-            assert all(process.poll() is None for process in processes)
-    for code, _, errors in run_ranks(2, *killed):
-        assert code == 0, errors
-    assert_same_weights(checkpoint(tmp_path / "whole", LAST), checkpoint(tmp_path / "killed", LAST))
-    assert texts(tmp_path / "whole/tensorboard/samples") == texts(tmp_path / "killed/tensorboard/samples")
-
-
-IN_FLOAT64 = """
-import keras, sys
-keras.config.set_floatx("float64")
-from recipes.transformer_lm import main
-main(sys.argv[1:])
-"""
+def test_a_restart_within_an_accumulation_changes_nothing_on_two_ranks(tmp_path, flags):
+    for workdir in ("whole", "resumed"):
+        for code, _, errors in run_ranks(2, "-m", MODULE, *flags, "--save-freq", 4, "--workdir", tmp_path / workdir):
+            assert code == 0, errors
+        if workdir == "whole":
+            copy_until(tmp_path / "whole", tmp_path / "resumed", WITHIN_ACCUMULATION)
+    assert_same_weights(checkpoint(tmp_path / "whole", LAST), checkpoint(tmp_path / "resumed", LAST))
+    assert texts(tmp_path / "whole/tensorboard/samples") == texts(tmp_path / "resumed/tensorboard/samples")
 
 
 @pytest.mark.slow
 def test_one_replica_two_replicas_and_two_ranks_end_with_equal_weights(tmp_path, flags):
-    flags = [str(flag) for flag in (*flags, "--save-freq", LAST, "--workdir")]
+    program = ["float64", MODULE, *flags, "--save-freq", LAST, "--workdir"]
     for name, options in (("single", []), ("mirrored", ["--virtual-devices", "2"])):
-        command = [sys.executable, "-c", IN_FLOAT64, *flags, str(tmp_path / name), *options]
-        subprocess.run(command, cwd=ROOT, env=USER_ENVIRONMENT, check=True, capture_output=True)
-    for code, _, errors in run_ranks(2, "-c", IN_FLOAT64, *flags, tmp_path / "horovod"):
+        done = run_program("with_floatx.py", *program, tmp_path / name, *options)
+        assert done.returncode == 0, done.stderr
+    for code, _, errors in run_ranks(2, PROGRAMS / "with_floatx.py", *program, tmp_path / "horovod"):
         assert code == 0, errors
     single, *others = (datasets(checkpoint(tmp_path / name, LAST)) for name in ("single", "mirrored", "horovod"))
     for other in others:
@@ -384,15 +359,15 @@ def test_gpt2_small_trains_and_resumes_exactly_in_the_middle_of_an_epoch(recipe,
     token_file(tmp_path / "val.bin", random.integers(0, 50257, 40))
     data = token_file(tmp_path / "train.bin", random.integers(0, 50257, 130))
     flags = ["--size", "small", "--data", data, "--context", 16, "--global-batch-size", 2, "--gradient-accumulation-steps", 1]
-    flags += ["--epochs", 1, "--epochs-per-pass", 1, "--sample-tokens", 0, "--keep-last", 1]
-    code, _, errors = recipe(*flags, "--save-freq", 4, "--workdir", tmp_path / "whole", module=MODULE).finish()
+    flags += ["--epochs", 1, "--epochs-per-pass", 1, "--sample-tokens", 0]
+    flags += ["--save-freq", 2]
+    code, _, errors = recipe(*flags, "--workdir", tmp_path / "whole", module=MODULE).finish()
     assert code == 0, errors
-    killed = [*flags, "--save-freq", 2, "--workdir", tmp_path / "killed"]
-    recipe(*killed, module=MODULE).kill_when(checkpoint(tmp_path / "killed", 2).exists)
-    code, out, errors = recipe(*killed, module=MODULE).finish()
+    copy_until(tmp_path / "whole", tmp_path / "resumed", 2)
+    code, out, errors = recipe(*flags, "--workdir", tmp_path / "resumed", module=MODULE).finish()
     assert code == 0, errors
     assert "begins       from" in out and "val_bits_per_token" in out
-    whole, resumed = (checkpoint(tmp_path / name, 4) for name in ("whole", "killed"))
+    whole, resumed = (checkpoint(tmp_path / name, 4) for name in ("whole", "resumed"))
     assert_same_weights(whole, resumed)
     parameters = sum(value.size for name, value in datasets(whole).items() if name.startswith("layers/"))
     assert parameters == 12 * 7_087_872 + 1536 + 50304 * 768  # without its places, with a padded vocabulary

@@ -1,0 +1,32 @@
+"""The recipe in ranks, which profiles ranks 1 and 3, and prints how many event files each rank has opened.
+
+python tests/programs/count_event_files.py FLAGS...
+"""
+
+import functools
+import sys
+
+import tensorflow as tf
+
+from recipes.common import watching
+from recipes.mnist import main
+
+opened: list[tuple] = []
+
+
+def noting(make):
+    def note(*args, **options):
+        opened.append(args)
+        return make(*args, **options)
+
+    return note
+
+
+if __name__ == "__main__":
+    watching.GlobalStepTensorBoard = functools.partial(  # type: ignore[assignment, misc]
+        watching.GlobalStepTensorBoard, profile_ranks=(1, 3)
+    )
+    tf.summary.create_file_writer = noting(tf.summary.create_file_writer)
+    tf.io.TFRecordWriter = noting(tf.io.TFRecordWriter)
+    main(sys.argv[1:])
+    print("opened", len(opened))

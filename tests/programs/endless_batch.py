@@ -1,0 +1,11 @@
+"""Trains on a batch that never ends, and heeds signals as a recipe does."""
+
+import threading
+
+from callbacks import preemption
+
+if __name__ == "__main__":
+    preemption.catch_signals()
+    preemption.training_begins()
+    print("trains", flush=True)
+    threading.Event().wait()

@@ -1,0 +1,28 @@
+"""Trains until an exception ends training while a save is in flight.
+
+python tests/programs/ends_in_a_save.py ERROR TEMPLATE
+"""
+
+import builtins
+import sys
+import time
+
+from small import Do, fit, small_model
+
+import callbacks.checkpoint
+from callbacks import GlobalStepCheckpoint, state
+
+
+def slow(*args):
+    time.sleep(1)
+    write(*args)
+
+
+def fail():
+    raise getattr(builtins, sys.argv[1])("boom")
+
+
+if __name__ == "__main__":
+    write = state.write
+    callbacks.checkpoint.state.write = slow
+    fit(small_model(), GlobalStepCheckpoint(sys.argv[2], save_freq=4), Do(5, fail))

@@ -1,0 +1,24 @@
+"""Runs the recipe, and fails if TensorFlow has made a tensor before the recipe chooses its devices.
+
+python tests/programs/late_devices.py FLAGS...
+"""
+
+import sys
+
+import tensorflow as tf
+
+from recipes import mnist
+from recipes.common import distribution
+
+devices = distribution._devices
+
+
+def choose(*args):
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()])  # an error once there was a tensor
+    return devices(*args)
+
+
+if __name__ == "__main__":
+    distribution._devices = choose
+    mnist.main(sys.argv[1:])

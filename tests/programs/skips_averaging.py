@@ -1,0 +1,26 @@
+"""The recipe in ranks of which rank 1 applies its own gradients.
+
+python tests/programs/skips_averaging.py FLAGS...
+"""
+
+import os
+import sys
+
+from recipes import mnist
+from recipes.common import distribution
+from recipes.common.run import run
+
+averaging = distribution.averaging
+
+
+def broken(optimizer, ranks):
+    plain = optimizer.apply
+    averaging(optimizer, ranks)
+    optimizer.apply = plain
+    return optimizer
+
+
+if __name__ == "__main__":
+    if os.environ["RANK"] == "1":
+        distribution.averaging = broken
+    run(lambda: mnist.main(sys.argv[1:]))

@@ -1,0 +1,14 @@
+"""Runs a recipe in a type of its own for all numbers, such as float64, in which sums in another order end equal.
+
+python tests/programs/with_floatx.py FLOATX MODULE FLAGS...
+"""
+
+import importlib
+import sys
+
+import keras
+
+if __name__ == "__main__":
+    floatx, module, *flags = sys.argv[1:]
+    keras.config.set_floatx(floatx)
+    importlib.import_module(module).main(flags)
