@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks import InputError
-from recipes.common.digits import BRIGHTEST, load_digits
+from recipes.common.data.digits import BRIGHTEST, load_digits
 from recipes.common.run import run
 
 SHARDS = {"train": 8, "validation": 2}

@@ -334,7 +334,7 @@ def test_the_hyperparameters_of_a_recipe_tell_its_runs_apart(killed):
 WATCHED_RANK = """
 import functools, sys
 import tensorflow as tf
-from recipes.common import watching
+from recipes.common.run import tensorboard as watching
 from recipes.mnist import main
 watching.GlobalStepTensorBoard = functools.partial(watching.GlobalStepTensorBoard, profile_ranks=(1, 3))
 opened = []
@@ -367,7 +367,7 @@ def test_of_four_ranks_the_chief_alone_writes_and_speaks(tmp_path):
 SLOW_RANK = """
 import sys, time
 import keras, tensorflow as tf
-from recipes.common import synchronous
+from recipes.common.distribution import synchronous
 from recipes import mnist
 from callbacks.ranks import ranks
 build_model = mnist.build_model

@@ -81,13 +81,13 @@ CHOOSES_DEVICES = """
 import sys
 import tensorflow as tf
 from recipes import mnist
-from recipes.common import distribution
-devices = distribution._devices
+from recipes.common.distribution import setup
+devices = setup._devices
 def choose(*args):
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()])  # an error once there was a tensor
     return devices(*args)
-distribution._devices = choose
+setup._devices = choose
 mnist.main(sys.argv[1:])
 """
 
@@ -179,10 +179,10 @@ def test_the_others_end_soon_after_a_rank_has_died(tmp_path):
 SKIPS_AVERAGING = """
 import os, sys
 from recipes import mnist
-from recipes.common import distribution
+from recipes.common.distribution import replicas
 from recipes.common.run import run
 
-averaging = distribution.averaging
+averaging = replicas.averaging
 
 def broken(optimizer, ranks):
     plain = optimizer.apply
@@ -191,7 +191,7 @@ def broken(optimizer, ranks):
     return optimizer
 
 if os.environ["RANK"] == "1":
-    distribution.averaging = broken
+    replicas.averaging = broken
 run(lambda: mnist.main(sys.argv[1:]))
 """
 

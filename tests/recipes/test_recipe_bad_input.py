@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from callbacks import InputError
 from recipes.common import distribution
@@ -60,13 +61,13 @@ def test_a_global_batch_that_the_replicas_cannot_share_is_refused_with_the_neare
 
 
 def test_virtual_devices_are_refused_where_there_are_gpus(monkeypatch):
-    monkeypatch.setattr(distribution.tf.config, "list_physical_devices", lambda kind: ["gpu"] if kind == "GPU" else ["cpu"])
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu"] if kind == "GPU" else ["cpu"])
     with pytest.raises(InputError, match="this machine has GPUs"):
         distribution.get_distribution(parse_args(["--virtual-devices", "2"]))
 
 
 def test_the_report_names_the_gpus_that_are_used(monkeypatch):
-    config = distribution.tf.config
+    config = tf.config
     monkeypatch.setattr(config, "get_visible_devices", lambda kind: ["first", "second"] if kind == "GPU" else [])
     monkeypatch.setattr(config.experimental, "get_device_details", lambda gpu: {"device_name": f"NVIDIA {gpu}"})
     used = distribution.Distribution("mirrored", ("/gpu:0", "/gpu:1"))

@@ -12,10 +12,9 @@ import tensorflow as tf
 
 from callbacks import InputError
 from callbacks import ranks as callbacks_ranks
-from recipes.common import tfrecords
-from recipes.common.data import Arrays, BadSample, training_data
+from recipes.common.data import Arrays, BadSample, tfrecord_index, tfrecords, training_data
+from recipes.common.data.tfrecords import naming_bad_records, open_tfrecords
 from recipes.common.distribution import Distribution
-from recipes.common.tfrecords import naming_bad_records, open_tfrecords
 from recipes.mnist import build_model
 
 COUNTS = (3, 1, 5)  # records of each shard
@@ -53,8 +52,8 @@ def opened(directory, split="train"):
 def walked(monkeypatch):
     """The files whose headers were walked through."""
     names = []
-    walk = tfrecords._walk
-    monkeypatch.setattr(tfrecords, "_walk", lambda path: names.append(Path(path).name) or walk(path))
+    walk = tfrecord_index.record_lengths
+    monkeypatch.setattr(tfrecord_index, "record_lengths", lambda path: names.append(Path(path).name) or walk(path))
     return names
 
 
@@ -186,7 +185,7 @@ def other_rank():
 
 def test_other_ranks_get_the_index_from_the_chief_and_write_nothing(tmp_path, walked, other_rank):
     written = write_shards(tmp_path)
-    index = tfrecords._index(str(tmp_path), "train")
+    index = tfrecord_index.read_or_make_index(str(tmp_path), "train")
     for hidden in tmp_path.glob(".*"):
         hidden.unlink()
     walked.clear()
@@ -197,7 +196,7 @@ def test_other_ranks_get_the_index_from_the_chief_and_write_nothing(tmp_path, wa
 
 def test_a_rank_that_sees_other_files_than_the_chief_is_refused(tmp_path, other_rank):
     write_shards(tmp_path)
-    index = tfrecords._index(str(tmp_path), "train")
+    index = tfrecord_index.read_or_make_index(str(tmp_path), "train")
     write_shard(tmp_path / "train-00001-of-00003", [b"another"])
     other_rank(index, None)
     with pytest.raises(InputError, match=r"train-00001-of-00003 has 40 bytes on the chief, and rank 1 sees 23 bytes"):
@@ -313,7 +312,7 @@ def test_an_error_that_no_record_is_the_cause_of_stays_what_it_was(tmp_path):
 
 
 def test_more_shards_than_files_may_be_open_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(tfrecords, "_opened", tfrecords.functools.lru_cache(4)(tfrecords._File))
+    monkeypatch.setattr(tfrecords, "_opened", tfrecords.functools.lru_cache(4)(tfrecords.OpenFile))
     written = write_shards(tmp_path, counts=(1,) * 40)
     records = opened(tmp_path)
     before = len(os.listdir("/proc/self/fd"))

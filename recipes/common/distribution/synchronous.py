@@ -18,7 +18,7 @@ from callbacks import InputError, counters_of
 from callbacks.ranks import RanksDiffer
 
 if TYPE_CHECKING:
-    from recipes.common.horovod_ranks import HorovodRanks
+    from recipes.common.distribution.horovod_ranks import HorovodRanks
 
 _AVERAGED = "batches_averaged"  # attribute of an optimizer that averages: how often it has
 _ATTRIBUTE = "_synchronous_training"
