@@ -241,10 +241,7 @@ def load(args: argparse.Namespace) -> Data:
     centered = functools.partial(center, **sizes)
     use = functools.partial(centered, seed=None)
     if args.synthetic_data:
-        random = np.random.default_rng(0)
-        images = random.integers(0, 256, (args.synthetic_data, args.image_size, args.image_size, 3), np.uint8)
-        labels = np.eye(classes, dtype="float32")[random.integers(0, classes, args.synthetic_data)]
-        arrays = Arrays(images, labels)
+        arrays = _synthetic(args.synthetic_data, args.image_size, classes)
         return Data(arrays, arrays, None, None, use, classes)
     directory = args.data
     if directory == "digits":
@@ -252,6 +249,18 @@ def load(args: argparse.Namespace) -> Data:
         ranks().on_chief(functools.partial(_write_digits, directory))
     train, validation = (open_tfrecords(directory, split, use) for split in ("train", "validation"))
     return Data(train, validation, augmented, centered, use, classes)
+
+
+def _synthetic(count: int, image_size: int, classes: int) -> Arrays:
+    """Random images and labels."""
+    random = np.random.default_rng(0)
+    try:
+        images = random.integers(0, 256, (count, image_size, image_size, 3), np.uint8)
+        labels = np.zeros((count, classes), "float32")
+    except (MemoryError, ValueError) as error:  # ValueError: more than can be addressed
+        raise InputError(f"--synthetic-data {count} does not fit into memory: {error}") from None
+    labels[np.arange(count), random.integers(0, classes, count)] = 1
+    return Arrays(images, labels)
 
 
 def _write_digits(directory: str) -> None:
@@ -271,8 +280,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         warmup_epochs=5,
     )
     parser.add_argument("--data", metavar="DIR|digits", help="DIR: TFRecord files; digits: those of recipes.digits_as_imagenet")
-    parser.add_argument("--classes", type=positive(int), metavar="N", help=f"labels are 1 to N (default: {CLASSES}; 10 for digits)")
-    parser.add_argument("--image-size", type=positive(int), default=224, metavar="N", help="side of the images, 32 or more")
+    parser.add_argument(
+        "--classes", type=positive(int, most=1 << 20), metavar="N", help=f"labels are 1 to N (default: {CLASSES}; 10 for digits)"
+    )
+    parser.add_argument(
+        "--image-size", type=positive(int, most=1 << 13), default=224, metavar="N", help="side of the images, 32 or more"
+    )
     parser.add_argument(
         "--crop-area", type=positive(float), default=CROP_AREA, metavar="X", help="the smallest part of a picture in training, of 1"
     )

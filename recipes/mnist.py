@@ -84,7 +84,7 @@ def _download():
 
 
 def _read_npz(path):
-    expected = "x_train, x_test uint8 [n, height, width] and y_train, y_test [n], classes 0 to 9"
+    expected = "x_train, x_test uint8 [n, height, width], 2 x 2 or larger, and y_train, y_test [n], classes 0 to 9"
     if os.path.exists(path) and not os.path.isfile(path):  # to open a FIFO would wait forever
         raise InputError(f"--data {path} is not a regular file. It takes an npz file with {expected}.")
     try:
@@ -96,7 +96,14 @@ def _read_npz(path):
         raise InputError(f"--data {path} is not an npz file with {expected}: {error}") from None
     for images, labels in (("x_train", "y_train"), ("x_test", "y_test")):
         x, y = arrays[images], arrays[labels]
-        fits = x.ndim == 3 and x.dtype == "uint8" and x.size and y.shape == x.shape[:1] and y.dtype.kind in "iu"
+        fits = (
+            x.ndim == 3
+            and x.dtype == "uint8"
+            and len(x)
+            and min(x.shape[1:]) > 1
+            and y.shape == x.shape[:1]
+            and y.dtype.kind in "iu"
+        )
         if not fits or x.shape[1:] != arrays["x_train"].shape[1:] or not 0 <= y.min() <= y.max() < CLASSES:
             raise InputError(
                 f"--data {path} needs {expected}. Received: {images} {x.dtype} {list(x.shape)}, {labels} {y.dtype} {list(y.shape)}."

@@ -85,7 +85,7 @@ def recipe_parser(
     )
     parser.add_argument(
         "--warmup-epochs",
-        type=not_negative(float),
+        type=not_negative(float, most=2**31 - 1),
         default=warmup_epochs,
         metavar="E",
         help="the rate rises over the first E epochs, from the one before scaling, or from 0 without --base-batch-size",
