@@ -6,6 +6,8 @@ import os
 import platform
 from importlib.metadata import version
 
+from recipes._start import import_tensorflow_quietly
+
 BENCHMARKS = (
     "data_order",
     "tfrecords",
@@ -32,7 +34,7 @@ def main() -> None:
     for name in names:
         if name not in BENCHMARKS:
             parser.error(f"NAME is one of: {' '.join(BENCHMARKS)}. Received: {name}")
-    importlib.import_module("recipes")  # which imports TensorFlow without its remarks
+    import_tensorflow_quietly()
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}", end=", ")
     print(f"TensorFlow {version('tensorflow')}, Keras {version('keras')}")
     for name in names or BENCHMARKS:

@@ -29,7 +29,7 @@ def measure() -> None:
     """What each rank runs."""
     import horovod.tensorflow as hvd
 
-    from recipes.common.horovod_ranks import HorovodRanks
+    from recipes.common.distribution.horovod_ranks import HorovodRanks
 
     world = HorovodRanks()
     if world.is_chief:

@@ -46,7 +46,7 @@ def _run(environment):
 
 def measure() -> None:
     """What each rank runs."""
-    from recipes.common.horovod_ranks import HorovodRanks
+    from recipes.common.distribution.horovod_ranks import HorovodRanks
 
     world = HorovodRanks()
     times = []

@@ -13,7 +13,7 @@ import time
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from recipes.common.tokens import standard_library
+from recipes.common.data.tokens import standard_library
 
 CONTEXT = 256
 

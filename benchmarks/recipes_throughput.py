@@ -20,13 +20,11 @@ import tensorflow as tf
 from benchmarks.own_process import in_own_process
 from benchmarks.turns import by_turns
 from recipes import imagenet_resnet50, transformer_lm
-from recipes.common.arguments import checkpoint_callback
 from recipes.common.data import EpochData, training_data
+from recipes.common.data.tokens import Windows, standard_library
 from recipes.common.distribution import Distribution, get_distribution
-from recipes.common.report import Report
-from recipes.common.status import Status
-from recipes.common.tokens import Windows, standard_library
-from recipes.common.watching import tensorboard_callback
+from recipes.common.learning_rate import scaled_learning_rate
+from recipes.common.run import training_callbacks
 
 EPOCHS = 4  # of which the first does not count
 STRATEGIES = {"single": ["--strategy", "single"], "mirrored": ["--strategy", "mirrored", "--virtual-devices", "2"]}
@@ -82,7 +80,10 @@ def _parse_resnet_args(flags):
 
 def _compiled_resnet(args, wrap):
     model = imagenet_resnet50.build_model(args.image_size, 10)
-    rate = imagenet_resnet50.learning_rate(args, 22)
+    start, peak = scaled_learning_rate(args.learning_rate, args.global_batch_size, args.base_batch_size)
+    rate = imagenet_resnet50.step_learning_rate(
+        start, peak, warmup_batches=round(args.warmup_epochs * 22), batches=args.epochs * 22
+    )
     optimizer = wrap(keras.optimizers.SGD(rate, momentum=imagenet_resnet50.MOMENTUM, nesterov=True))
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=imagenet_resnet50.LABEL_SMOOTHING)
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
@@ -118,14 +119,7 @@ def measure(name: str, strategy: str) -> np.ndarray:
         with distribution.scope():
             plain, ours = recipe.compiled(args, lambda optimizer: optimizer), recipe.compiled(args, distribution.optimizer)
         plain_data, data = recipe.plain(args, recipe.batches), recipe.ours(args, recipe.batches, ours, distribution)
-        checkpoint = checkpoint_callback(args)
-        callbacks = [
-            *distribution.callbacks(),
-            tensorboard_callback(args, distribution),
-            checkpoint,
-            Status(distribution, checkpoint, recipe.batches, args.log_secs),
-            Report(args, distribution, data, checkpoint),
-        ]
+        callbacks = training_callbacks(args, distribution, data)
         pairs = by_turns(
             lambda turns: plain.fit(plain_data, epochs=EPOCHS, verbose=0, callbacks=[turns]),
             lambda turns: ours.fit(data, epochs=EPOCHS, verbose=0, callbacks=[*callbacks, turns]),

@@ -47,7 +47,6 @@ class Timed(keras.callbacks.Callback):
 
 def measure(strategy: str, replicas: int) -> None:
     """What each process of a kind runs; the chief prints its median batch and averaging, in seconds."""
-    import recipes  # noqa: F401, TensorFlow without its remarks
     from recipes.common.data import Arrays, training_data
     from recipes.common.distribution import get_distribution
     from recipes.mnist import build_model, parse_args

@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 
+from recipes._start import start as start_recipe
+
 ROUNDS = 3
 RECIPES = {  # name -> flags
     "mnist": [],
@@ -34,8 +36,7 @@ def measure(name: str, began: float, flags: list[str]) -> None:
         began: when the command was given, in seconds since 1970.
         flags: of the recipe.
     """
-    import recipes  # noqa: F401, TensorFlow without its remarks
-
+    start_recipe()  # as `python -m recipes.NAME` does first
     module = importlib.import_module(f"recipes.{name}")
     moments = [began, time.time()]
 

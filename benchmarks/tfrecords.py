@@ -18,8 +18,8 @@ import tensorflow as tf
 from benchmarks.own_process import in_own_process
 from recipes import digits_as_imagenet
 from recipes.common.data import training_data
+from recipes.common.data.tfrecords import open_tfrecords
 from recipes.common.distribution import Distribution
-from recipes.common.tfrecords import open_tfrecords
 from recipes.imagenet_resnet50 import augment
 
 ROUNDS = 7

@@ -1,6 +1,6 @@
 """The ranks of a run: what the callbacks need of the processes that train one model together.
 
-One process is the default. What makes many processes out of one run (`recipes.common.horovod_ranks`, say) installs its own.
+One process is the default. A run of many processes installs its own: `recipes.common.distribution.horovod_ranks` does.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -7,7 +7,6 @@ Real pictures, 64 x 64, grey, JPEG: handwritten digits of 8 x 8, each pixel enla
 your own, write records as `example` does.
 """
 
-import argparse
 import os
 import shutil
 from collections.abc import Sequence
@@ -17,7 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks import InputError
-from recipes.common.digits import BRIGHTEST, load_digits
+from recipes.common.arguments import Parser
+from recipes.common.data.digits import BRIGHTEST, load_digits
+from recipes.common.folders import flush_folder, make_folder
 from recipes.common.run import run
 
 SHARDS = {"train": 8, "validation": 2}
@@ -48,7 +49,7 @@ def write(directory: str | Path) -> None:
     splits = dict(zip(SHARDS, load_digits(), strict=True))
     try:
         temporary = Path(f"{os.fspath(directory)}.{os.getpid()}")
-        temporary.mkdir(parents=True)
+        make_folder(temporary)
         try:
             for split, (images, labels) in splits.items():
                 records = [
@@ -56,14 +57,24 @@ def write(directory: str | Path) -> None:
                     for picture, label in zip(_pictures(images), labels, strict=True)
                 ]
                 for shard in range(SHARDS[split]):
-                    with tf.io.TFRecordWriter(str(temporary / f"{split}-{shard:05d}-of-{SHARDS[split]:05d}")) as file:
+                    path = temporary / f"{split}-{shard:05d}-of-{SHARDS[split]:05d}"
+                    with tf.io.TFRecordWriter(str(path)) as file:
                         for record in records[shard :: SHARDS[split]]:
                             file.write(record)
+                    _flush(path)
+            flush_folder(temporary)
             temporary.replace(directory)
+            flush_folder(temporary.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except OSError as error:
-        raise InputError(f"The digits are written into a new folder. {directory} cannot be one: {error.strerror}") from None
+    except (OSError, tf.errors.OpError) as error:  # TensorFlow's own, for a full disk
+        reason = error.strerror if isinstance(error, OSError) else error.message
+        raise InputError(f"The digits are written into a new folder. {directory} cannot be one: {reason}") from None
+
+
+def _flush(path):
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def _pictures(images):
@@ -73,7 +84,7 @@ def _pictures(images):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the folder that is named."""
-    parser = argparse.ArgumentParser(prog="python -m recipes.digits_as_imagenet", description="Write digits as TFRecord files.")
+    parser = Parser(prog="python -m recipes.digits_as_imagenet", description="Write digits as TFRecord files.")
     parser.add_argument("directory", metavar="DIR", help="a new folder")
     write(parser.parse_args(argv).directory)
 

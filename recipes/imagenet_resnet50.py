@@ -29,15 +29,12 @@ import tensorflow as tf
 from callbacks import InputError
 from callbacks.ranks import ranks
 from recipes import digits_as_imagenet
-from recipes.common.arguments import checkpoint_callback, parse, positive, recipe_parser
+from recipes.common.arguments import parse, positive, recipe_parser
 from recipes.common.data import Arrays, Prepare, Source, batches_per_epoch, training_data, validation_data
+from recipes.common.data.tfrecords import naming_bad_records, open_tfrecords
 from recipes.common.distribution import get_distribution
-from recipes.common.learning_rate import cosine_learning_rate, first_learning_rate, scaled_learning_rate
-from recipes.common.report import Report
-from recipes.common.run import run
-from recipes.common.status import Status
-from recipes.common.tfrecords import naming_bad_records, open_tfrecords
-from recipes.common.watching import tensorboard_callback
+from recipes.common.learning_rate import cosine_learning_rate, scaled_learning_rate
+from recipes.common.run import run, training_callbacks
 
 CLASSES = 1000
 MOMENTUM = 0.9  # Nesterov's (Goyal et al., section 5.1)
@@ -96,31 +93,33 @@ def as_in_goyal(layer: keras.layers.Layer) -> keras.layers.Layer:
     return type(layer).from_config(config)
 
 
-def learning_rate(args: argparse.Namespace, batches: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """The rate over a training: 0.1 for each 256 samples of the global batch, after a warm-up from 0.1.
+def step_learning_rate(
+    start: float, peak: float, *, warmup_batches: int, batches: int
+) -> keras.optimizers.schedules.LearningRateSchedule:
+    """The rate of Goyal et al.: a warm-up, then a tenth after each of 30, 60 and 80 of 90 epochs, or the same parts of others.
 
-    `step` divides it by ten after 30, 60 and 80 of 90 epochs (Goyal et al.), and after the same parts of other `--epochs`. Its
-    warm-up is a staircase, because Keras's own schedules have no other with steps after it, and only those load without this
-    repository. `cosine` goes down to 0.
+    The warm-up is a staircase, because Keras has no schedule of its own with another warm-up before steps, and only Keras's own
+    load without this repository.
 
     Args:
-        args: the recipe's flags.
-        batches: of an epoch.
+        start: the rate before the first stair.
+        peak: the rate after the last one.
+        warmup_batches: batches until the peak is reached.
+        batches: of the whole training.
     """
-    if args.schedule == "cosine":
-        return cosine_learning_rate(args, batches)
-    total, warmup = args.epochs * batches, round(args.warmup_epochs * batches)
-    first, peak = first_learning_rate(args), scaled_learning_rate(args)
-    stairs = min(WARMUP_STAIRS, warmup) if first < peak else 0
-    rises = [-(-warmup * stair // stairs) for stair in range(1, stairs + 1)]  # the batches after which the rate changes
-    drops = [round(total * part) for part in DROPS]
+    stairs = min(WARMUP_STAIRS, warmup_batches) if start < peak else 0
+    rises = [-(-warmup_batches * stair // stairs) for stair in range(1, stairs + 1)]  # the batches after which the rate changes
+    drops = [round(batches * part) for part in DROPS]
 
     def rate(batch):
         climbed = sum(batch >= rise for rise in rises) / stairs if stairs else 1.0
-        return (first + (peak - first) * climbed) * 0.1 ** sum(batch >= drop for drop in drops)
+        return (start + (peak - start) * climbed) * 0.1 ** sum(batch >= drop for drop in drops)
 
     changes = sorted({*rises, *drops} - {0})
     return keras.optimizers.schedules.PiecewiseConstantDecay([batch - 1 for batch in changes], [rate(b) for b in (0, *changes)])
+
+
+SCHEDULES = {"step": step_learning_rate, "cosine": cosine_learning_rate}
 
 
 def read(record: tf.Tensor, classes: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -242,10 +241,7 @@ def load(args: argparse.Namespace) -> Data:
     centered = functools.partial(center, **sizes)
     use = functools.partial(centered, seed=None)
     if args.synthetic_data:
-        random = np.random.default_rng(0)
-        images = random.integers(0, 256, (args.synthetic_data, args.image_size, args.image_size, 3), np.uint8)
-        labels = np.eye(classes, dtype="float32")[random.integers(0, classes, args.synthetic_data)]
-        arrays = Arrays(images, labels)
+        arrays = _synthetic(args.synthetic_data, args.image_size, classes)
         return Data(arrays, arrays, None, None, use, classes)
     directory = args.data
     if directory == "digits":
@@ -253,6 +249,18 @@ def load(args: argparse.Namespace) -> Data:
         ranks().on_chief(functools.partial(_write_digits, directory))
     train, validation = (open_tfrecords(directory, split, use) for split in ("train", "validation"))
     return Data(train, validation, augmented, centered, use, classes)
+
+
+def _synthetic(count: int, image_size: int, classes: int) -> Arrays:
+    """Random images and labels."""
+    random = np.random.default_rng(0)
+    try:
+        images = random.integers(0, 256, (count, image_size, image_size, 3), np.uint8)
+        labels = np.zeros((count, classes), "float32")
+    except (MemoryError, ValueError) as error:  # ValueError: more than can be addressed
+        raise InputError(f"--synthetic-data {count} does not fit into memory: {error}") from None
+    labels[np.arange(count), random.integers(0, classes, count)] = 1
+    return Arrays(images, labels)
 
 
 def _write_digits(directory: str) -> None:
@@ -272,8 +280,12 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         warmup_epochs=5,
     )
     parser.add_argument("--data", metavar="DIR|digits", help="DIR: TFRecord files; digits: those of recipes.digits_as_imagenet")
-    parser.add_argument("--classes", type=positive(int), metavar="N", help=f"labels are 1 to N (default: {CLASSES}; 10 for digits)")
-    parser.add_argument("--image-size", type=positive(int), default=224, metavar="N", help="side of the images, 32 or more")
+    parser.add_argument(
+        "--classes", type=positive(int, most=1 << 20), metavar="N", help=f"labels are 1 to N (default: {CLASSES}; 10 for digits)"
+    )
+    parser.add_argument(
+        "--image-size", type=positive(int, most=1 << 13), default=224, metavar="N", help="side of the images, 32 or more"
+    )
     parser.add_argument(
         "--crop-area", type=positive(float), default=CROP_AREA, metavar="X", help="the smallest part of a picture in training, of 1"
     )
@@ -285,7 +297,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="N random images (512) in place of --data, to measure a machine",
     )
-    parser.add_argument("--schedule", choices=("step", "cosine"), default="step", help="how the learning rate goes down")
+    parser.add_argument("--schedule", choices=SCHEDULES, default="step", help="how the learning rate goes down")
     args = parse(parser, argv)
     if (args.data is None) == (args.synthetic_data is None):
         raise InputError("Give --data DIR, --data digits, or --synthetic-data: one of them.")
@@ -301,11 +313,15 @@ def main(argv: Sequence[str] | None = None) -> keras.Model:
     args = parse_args(argv)
     distribution = get_distribution(args)
     data = load(args)
+    per_epoch = batches_per_epoch(data.train, args.global_batch_size)
+    start, peak = scaled_learning_rate(args.learning_rate, args.global_batch_size, args.base_batch_size)
+    learning_rate = SCHEDULES[args.schedule](
+        start, peak, warmup_batches=round(args.warmup_epochs * per_epoch), batches=args.epochs * per_epoch
+    )
     with distribution.scope():
         model = build_model(args.image_size, data.classes)
-        rate = learning_rate(args, batches_per_epoch(data.train, args.global_batch_size))
         model.compile(
-            optimizer=distribution.optimizer(keras.optimizers.SGD(rate, momentum=MOMENTUM, nesterov=True)),
+            optimizer=distribution.optimizer(keras.optimizers.SGD(learning_rate, momentum=MOMENTUM, nesterov=True)),
             loss=keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=LABEL_SMOOTHING),
             metrics=["accuracy", keras.metrics.TopKCategoricalAccuracy(5, name="top5")],
             steps_per_execution=args.steps_per_execution,
@@ -313,20 +329,13 @@ def main(argv: Sequence[str] | None = None) -> keras.Model:
         model.optimizer.build(model.trainable_variables)  # here, since `fit` would trace its step twice for it
     size = {"global_batch_size": args.global_batch_size}
     batches = training_data(data.train, model, distribution, seed=args.seed, prepare=data.augment, **size)
-    checkpoint = checkpoint_callback(args)
     with naming_bad_records(data.train, data.validation, use=data.use):
         model.fit(
             batches,
             validation_data=validation_data(data.validation, distribution, prepare=data.center, **size),
             epochs=args.epochs,
             verbose=0,
-            callbacks=[
-                *distribution.callbacks(),
-                tensorboard_callback(args, distribution),
-                checkpoint,
-                Status(distribution, checkpoint, batches.num_batches, args.log_secs),
-                Report(args, distribution, batches, checkpoint),
-            ],
+            callbacks=training_callbacks(args, distribution, batches),
         )
     return model
 

@@ -9,21 +9,19 @@ Checkpoints: runs/mnist/checkpoints/model_batch_at_00050.weights.h5, 00100, ...
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 
 import keras
 import numpy as np
 
 from callbacks import InputError
-from recipes.common.arguments import checkpoint_callback, parse, recipe_parser
+from recipes.common.arguments import parse, recipe_parser
 from recipes.common.data import Arrays, batches_per_epoch, training_data, validation_data
-from recipes.common.digits import BRIGHTEST, load_digits
+from recipes.common.data.digits import BRIGHTEST, load_digits
 from recipes.common.distribution import get_distribution
-from recipes.common.learning_rate import constant_learning_rate
-from recipes.common.report import Report
-from recipes.common.run import run
-from recipes.common.status import Status
-from recipes.common.watching import tensorboard_callback
+from recipes.common.learning_rate import constant_learning_rate, scaled_learning_rate
+from recipes.common.run import run, training_callbacks
 
 CLASSES = 10
 DROPOUT = 0.4
@@ -86,7 +84,9 @@ def _download():
 
 
 def _read_npz(path):
-    expected = "x_train, x_test uint8 [n, height, width] and y_train, y_test [n], classes 0 to 9"
+    expected = "x_train, x_test uint8 [n, height, width], 2 x 2 or larger, and y_train, y_test [n], classes 0 to 9"
+    if os.path.exists(path) and not os.path.isfile(path):  # to open a FIFO would wait forever
+        raise InputError(f"--data {path} is not a regular file. It takes an npz file with {expected}.")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("x_train", "y_train", "x_test", "y_test")}
@@ -96,7 +96,14 @@ def _read_npz(path):
         raise InputError(f"--data {path} is not an npz file with {expected}: {error}") from None
     for images, labels in (("x_train", "y_train"), ("x_test", "y_test")):
         x, y = arrays[images], arrays[labels]
-        fits = x.ndim == 3 and x.dtype == "uint8" and y.shape == x.shape[:1] and y.dtype.kind in "iu" and len(x)
+        fits = (
+            x.ndim == 3
+            and x.dtype == "uint8"
+            and len(x)
+            and min(x.shape[1:]) > 1
+            and y.shape == x.shape[:1]
+            and y.dtype.kind in "iu"
+        )
         if not fits or x.shape[1:] != arrays["x_train"].shape[1:] or not 0 <= y.min() <= y.max() < CLASSES:
             raise InputError(
                 f"--data {path} needs {expected}. Received: {images} {x.dtype} {list(x.shape)}, {labels} {y.dtype} {list(y.shape)}."
@@ -117,9 +124,11 @@ def main(argv: Sequence[str] | None = None) -> keras.Model:
     args = parse_args(argv)
     train, validation = load(args.data)
     distribution = get_distribution(args)
+    warmup_batches = round(args.warmup_epochs * batches_per_epoch(train, args.global_batch_size))
+    start, peak = scaled_learning_rate(args.learning_rate, args.global_batch_size, args.base_batch_size)
+    learning_rate = constant_learning_rate(start, peak, warmup_batches=warmup_batches)
     with distribution.scope():
         model = build_model(args.model, train.x.shape[1:])
-        learning_rate = constant_learning_rate(args, batches_per_epoch(train, args.global_batch_size))
         model.compile(
             optimizer=distribution.optimizer(keras.optimizers.Adam(learning_rate)),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -128,19 +137,12 @@ def main(argv: Sequence[str] | None = None) -> keras.Model:
         )
         model.optimizer.build(model.trainable_variables)  # here, since `fit` would trace its step twice for it
     batches = training_data(train, model, distribution, global_batch_size=args.global_batch_size, seed=args.seed)
-    checkpoint = checkpoint_callback(args)
     model.fit(
         batches,
         validation_data=validation_data(validation, distribution, global_batch_size=args.global_batch_size),
         epochs=args.epochs,
         verbose=0,
-        callbacks=[
-            *distribution.callbacks(),
-            tensorboard_callback(args, distribution),
-            checkpoint,
-            Status(distribution, checkpoint, batches.num_batches, args.log_secs),
-            Report(args, distribution, batches, checkpoint),
-        ],
+        callbacks=training_callbacks(args, distribution, batches),
     )
     return model
 

@@ -31,16 +31,13 @@ import numpy as np
 from keras import layers, ops
 
 from callbacks import InputError
-from recipes.common.arguments import Parser, checkpoint_callback, parse, positive, recipe_parser
+from recipes.common.arguments import Parser, not_negative, parse, positive, recipe_parser
 from recipes.common.data import batches_per_epoch, training_data, validation_data
+from recipes.common.data.tokens import Windows, bytes_of_folder, standard_library, token_files
 from recipes.common.distribution import Distribution, get_distribution
-from recipes.common.language import Bits, TextSamples
-from recipes.common.learning_rate import cosine_learning_rate
-from recipes.common.report import Report
-from recipes.common.run import run
-from recipes.common.status import Status
-from recipes.common.tokens import Windows, bytes_of_folder, standard_library, token_files
-from recipes.common.watching import tensorboard_callback
+from recipes.common.learning_rate import cosine_learning_rate, scaled_learning_rate
+from recipes.common.run import run, training_callbacks
+from recipes.common.run.language import Bits, TextSamples
 
 
 @dataclass(frozen=True)
@@ -193,7 +190,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="stdlib|FOLDER|PATH",
         help="FOLDER: the bytes of its files; PATH: tokens, uint16, with val.bin beside it",
     )
-    parser.add_argument("--vocabulary-size", type=positive(int), metavar="N", default=GPT2_VOCABULARY, help="of a file of tokens")
+    parser.add_argument(
+        "--vocabulary-size", type=positive(int, most=1 << 16), metavar="N", default=GPT2_VOCABULARY, help="of a file of tokens"
+    )
     parser.add_argument("--context", type=positive(int), metavar="N", default=size.context, help="tokens that the model looks at")
     parser.add_argument(
         "--gradient-accumulation-steps",
@@ -206,7 +205,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         "--epochs-per-pass", type=positive(int), metavar="N", default=EPOCHS_PER_PASS, help="validations in a pass over the data"
     )
     parser.add_argument(
-        "--sample-tokens", type=int, metavar="N", default=200, help="tokens to write at each validation; 0 for none"
+        "--sample-tokens", type=not_negative(int), metavar="N", default=200, help="tokens to write at each validation; 0 for none"
     )
     parser.add_argument("--compile", action="store_true", help="have XLA compile the training step; one replica, or several GPUs")
     return parse(parser, argv)
@@ -220,18 +219,35 @@ def check_compile(distribution: Distribution) -> None:
         raise InputError(f"--compile does not go with {where}: XLA cannot compile their collectives. Leave the flag out.")
 
 
+def text_callbacks(args: argparse.Namespace, distribution: Distribution, validation: Windows) -> list[keras.callbacks.Callback]:
+    """Bits beside each loss, and texts in TensorBoard."""
+    of_bytes = validation.tokens.dtype == "uint8"
+    samples = TextSamples(
+        distribution,
+        os.path.join(args.workdir, "tensorboard", "samples"),
+        validation.tokens[:PROMPT],
+        length=min(args.context, PROMPT + args.sample_tokens),
+        decode=decode_bytes if of_bytes else decode_numbers,
+        seed=args.seed,
+    )
+    return [Bits("bits_per_byte" if of_bytes else "bits_per_token"), *([samples] if args.sample_tokens else [])]
+
+
 def main(argv: Sequence[str] | None = None) -> keras.Model:
     """Trains, and returns the trained model."""
     args = parse_args(argv)
     size = dataclasses.replace(SIZES[args.size], context=args.context)
-    train, validation = load(args.data, size.context, args.vocabulary_size)
-    per_epoch = batches_per_epoch(train, args.global_batch_size, args.epochs_per_pass)
+    train, validation = load(args.data, args.context, args.vocabulary_size)
     distribution = get_distribution(args)
     if args.compile:
         check_compile(distribution)
+    per_epoch = batches_per_epoch(train, args.global_batch_size, args.epochs_per_pass)
+    start, peak = scaled_learning_rate(args.learning_rate, args.global_batch_size, args.base_batch_size)
+    learning_rate = cosine_learning_rate(
+        start, peak, warmup_batches=round(args.warmup_epochs * per_epoch), batches=args.epochs * per_epoch, floor=LOWEST_RATE
+    )
     with distribution.scope():
         model = build_model(size, math.ceil(train.vocabulary / PADDED_TO) * PADDED_TO)
-        learning_rate = cosine_learning_rate(args, per_epoch, floor=LOWEST_RATE)
         model.compile(
             optimizer=distribution.optimizer(build_optimizer(learning_rate, args.gradient_accumulation_steps)),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -247,30 +263,12 @@ def main(argv: Sequence[str] | None = None) -> keras.Model:
         seed=args.seed,
         epochs_per_pass=args.epochs_per_pass,
     )
-    checkpoint = checkpoint_callback(args)
-    of_bytes = train.tokens.dtype == "uint8"
-    samples = TextSamples(
-        distribution,
-        os.path.join(args.workdir, "tensorboard", "samples"),
-        validation.tokens[:PROMPT],
-        length=min(size.context, PROMPT + args.sample_tokens),
-        decode=decode_bytes if of_bytes else decode_numbers,
-        seed=args.seed,
-    )
     model.fit(
         batches,
         validation_data=validation_data(validation, distribution, global_batch_size=args.global_batch_size),
         epochs=args.epochs,
         verbose=0,
-        callbacks=[
-            *distribution.callbacks(),
-            Bits("bits_per_byte" if of_bytes else "bits_per_token"),
-            tensorboard_callback(args, distribution),
-            checkpoint,
-            *([samples] if args.sample_tokens else []),
-            Status(distribution, checkpoint, batches.num_batches, args.log_secs),
-            Report(args, distribution, batches, checkpoint),
-        ],
+        callbacks=training_callbacks(args, distribution, batches, own=text_callbacks(args, distribution, validation)),
     )
     return model
 

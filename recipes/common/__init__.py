@@ -1,1 +1,9 @@
-"""What all recipes share: flags, distribution, data order, and what a run prints."""
+"""The parts that all recipes share.
+
+- `arguments`: the flags. `learning_rate`: schedules. `folders`: new folders that survive a crash.
+- `data`: data sets with random access, and the batches of an epoch.
+- `distribution`: devices and ranks, and how they share a global batch.
+- `run`: callbacks, output and exit codes of a run.
+
+Imports point one way: `run` -> `data` -> `distribution`.
+"""

@@ -2,11 +2,15 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from callbacks import GlobalStepCheckpoint, InputError
 from callbacks.restoring import newest_first
 from callbacks.template import Template
+
+MOST_VIRTUAL_DEVICES = 256  # each takes a thread and its own copy of the model
+_LARGEST: dict[Callable[[str], Any], float] = {int: 2**31 - 1, float: 3.4e38}
 
 
 class Parser(argparse.ArgumentParser):
@@ -14,6 +18,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise InputError(f"{message} (--help lists the flags)")
+
+    def parse_args(self, args=None, namespace=None):
+        parsed = super().parse_args(args, namespace)
+        for name, value in vars(parsed).items():
+            if isinstance(value, str) and not _is_utf8(value):  # file names of other encodings: HDF5 and TensorFlow take none
+                raise InputError(f"--{name.replace('_', '-')} must be UTF-8. Received: {os.fsencode(value)!r}")
+        return parsed
 
 
 def recipe_parser(
@@ -51,7 +62,7 @@ def recipe_parser(
     )
     parser.add_argument(
         "--virtual-devices",
-        type=positive(int),
+        type=positive(int, most=MOST_VIRTUAL_DEVICES),
         metavar="N",
         help="split the CPU into N devices, to run the distributed path on a machine without GPUs",
     )
@@ -74,7 +85,7 @@ def recipe_parser(
     )
     parser.add_argument(
         "--warmup-epochs",
-        type=not_negative,
+        type=not_negative(float, most=2**31 - 1),
         default=warmup_epochs,
         metavar="E",
         help="the rate rises over the first E epochs, from the one before scaling, or from 0 without --base-batch-size",
@@ -106,7 +117,9 @@ def recipe_parser(
     parser.add_argument(
         "--log-secs", type=positive(float), default=10.0, metavar="S", help="seconds between lines, where output is a file"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, dropout and data order")
+    parser.add_argument(
+        "--seed", type=not_negative(int, most=2**32 - 1), default=0, metavar="N", help="of weights, dropout and data order"
+    )
     parser.add_argument("--steps-per-execution", type=positive(int), default=1, metavar="N", help="batches per call of the device")
     parser.add_argument("--mixed-precision", choices=("float16", "bfloat16"), help="compute in this type, keep weights in float32")
     parser.add_argument("--no-deterministic", action="store_true", help="faster on GPUs, but two runs differ")
@@ -142,22 +155,33 @@ def checkpoint_callback(args: argparse.Namespace) -> GlobalStepCheckpoint:
     )
 
 
-def positive(kind):
-    """An argparse type: a number above zero."""
+def positive(kind: Callable[[str], Any], most: float | None = None) -> Callable[[str], Any]:
+    """An argparse type: a number above 0, and at most `most`; by default what 32 bits hold."""
+    most = _LARGEST[kind] if most is None else most
 
     def convert(text):
         value = kind(text)
-        if not value > 0 or value == float("inf"):
+        if not value > 0:
             raise argparse.ArgumentTypeError(f"must be above 0. Received: {text}")
+        if value > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}. Received: {text}")
         return value
 
     convert.__name__ = kind.__name__
     return convert
 
 
-def not_negative(text):
-    """An argparse type: a number, 0 or more."""
-    return 0.0 if float(text) == 0 else positive(float)(text)
+def not_negative(kind: Callable[[str], Any], most: float | None = None) -> Callable[[str], Any]:
+    """An argparse type: a number that is 0 or more, and at most `most`."""
+
+    def convert(text):
+        value = kind(text)
+        if value < 0:
+            raise argparse.ArgumentTypeError(f"must not be below 0. Received: {text}")
+        return value if value == 0 else positive(kind, most)(text)
+
+    convert.__name__ = kind.__name__
+    return convert
 
 
 def save_freq(text):
@@ -181,6 +205,8 @@ def batch_range(text):
 
 
 def _refuse_later_checkpoints(template, resume_from):
+    if resume_from and os.path.exists(resume_from) and not os.path.isfile(resume_from):  # to open a FIFO would wait forever
+        raise InputError(f"--resume takes auto, never or the path of a checkpoint. {resume_from} is not a regular file.")
     present = newest_first(template.text)
     if not present:
         return
@@ -194,6 +220,14 @@ def _refuse_later_checkpoints(template, resume_from):
             f"--resume {resume_from} would overwrite later checkpoints, up to {newest} at batch {trailer.batch}. "
             "Use another --workdir."
         )
+
+
+def _is_utf8(text):
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _literal(path):

@@ -47,7 +47,7 @@ def test_a_mistake_is_answered_in_one_line_before_a_rank_starts(launch, mistake)
         ["."],
         ["-m", "no_such_module"],
         ["-m", "recipes.no_such_recipe"],
-        ["-m", "recipes"],
+        ["-m", "recipes.common"],
         ["-m", "recipes/mnist.py"],
         ["--no-python", "no_such_program"],
         ["--no-python", ROOT / "README.md"],

@@ -8,7 +8,7 @@ import sys
 
 import tensorflow as tf
 
-from recipes.common import watching
+from recipes.common.run import tensorboard as watching
 from recipes.mnist import main
 
 opened: list[tuple] = []

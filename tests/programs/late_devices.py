@@ -8,9 +8,9 @@ import sys
 import tensorflow as tf
 
 from recipes import mnist
-from recipes.common import distribution
+from recipes.common.distribution import setup
 
-devices = distribution._devices
+devices = setup._devices
 
 
 def choose(*args):
@@ -20,5 +20,5 @@ def choose(*args):
 
 
 if __name__ == "__main__":
-    distribution._devices = choose
+    setup._devices = choose
     mnist.main(sys.argv[1:])

@@ -11,10 +11,10 @@ import signal
 import sys
 
 from recipes import mnist
-from recipes.common.run import run
+from recipes.common.run import callbacks, run
 
 
-class Signals(mnist.Report):
+class Signals(callbacks.RunSummary):
     """The recipe's last callback, which sends the signal."""
 
     def on_train_begin(self, logs=None):
@@ -25,7 +25,7 @@ class Signals(mnist.Report):
         self._epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        self._at(f"train:{self._epoch * self._data.num_batches + batch + 1}")
+        self._at(f"train:{self._epoch * self._batches_per_epoch + batch + 1}")
 
     def on_test_batch_end(self, batch, logs=None):
         if batch == 0:
@@ -39,5 +39,5 @@ class Signals(mnist.Report):
 
 if __name__ == "__main__":
     PLACE, SIGNAL, RANK, *flags = sys.argv[1:]
-    mnist.Report = Signals  # type: ignore[misc]
+    callbacks.RunSummary = Signals  # type: ignore[misc]
     run(lambda: mnist.main(flags))

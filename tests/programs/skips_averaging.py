@@ -7,10 +7,10 @@ import os
 import sys
 
 from recipes import mnist
-from recipes.common import distribution
+from recipes.common.distribution import replicas
 from recipes.common.run import run
 
-averaging = distribution.averaging
+averaging = replicas.averaging
 
 
 def broken(optimizer, ranks):
@@ -22,5 +22,5 @@ def broken(optimizer, ranks):
 
 if __name__ == "__main__":
     if os.environ["RANK"] == "1":
-        distribution.averaging = broken
+        replicas.averaging = broken
     run(lambda: mnist.main(sys.argv[1:]))

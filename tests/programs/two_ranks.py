@@ -18,11 +18,10 @@ import tensorflow as tf
 from callbacks import CheckpointWriteError, GlobalStepCheckpoint, InputError, counters_of
 from callbacks.attached import attached
 from callbacks.ranks import RanksDiffer, install
-from recipes.common import horovod_ranks
 from recipes.common.data import Arrays, validation_data
-from recipes.common.distribution import Distribution
-from recipes.common.horovod_ranks import HorovodRanks
-from recipes.common.synchronous import AveragedBatches
+from recipes.common.distribution import Distribution, horovod_ranks
+from recipes.common.distribution.horovod_ranks import HorovodRanks
+from recipes.common.distribution.synchronous import AveragedBatches
 
 BATCHES, BATCH = 8, 8
 optimizers = keras.optimizers

@@ -12,10 +12,11 @@ from processes import USER_ENVIRONMENT, copy_until, run_program
 
 from callbacks import Counts, InputError, counters_of
 from recipes.common.data import BadSample, training_data
+from recipes.common.data.tfrecords import naming_bad_records, open_tfrecords
 from recipes.common.distribution import Distribution
-from recipes.common.tfrecords import naming_bad_records, open_tfrecords
+from recipes.common.learning_rate import scaled_learning_rate
 from recipes.digits_as_imagenet import example, write
-from recipes.imagenet_resnet50 import as_in_goyal, augment, build_model, center, cut_out, learning_rate, parse_args
+from recipes.imagenet_resnet50 import SCHEDULES, as_in_goyal, augment, build_model, center, cut_out, parse_args
 
 SINGLE = Distribution("single", ("/cpu:0",))
 SIZES = {"image_size": 32, "classes": 10}
@@ -184,7 +185,10 @@ def test_logits_are_of_full_precision_under_mixed_precision():
 
 
 def rates(batches, *flags, of_epoch=100):
-    schedule = learning_rate(parse_args(["--synthetic-data", *map(str, flags)]), of_epoch)
+    args = parse_args(["--synthetic-data", *map(str, flags)])
+    start, peak = scaled_learning_rate(args.learning_rate, args.global_batch_size, args.base_batch_size)
+    warmup_batches = round(args.warmup_epochs * of_epoch)
+    schedule = SCHEDULES[args.schedule](start, peak, warmup_batches=warmup_batches, batches=args.epochs * of_epoch)
     assert type(schedule).__module__.startswith("keras.")
     return [float(schedule(batch)) for batch in batches]
 

@@ -10,8 +10,13 @@ from recipes.mnist import parse_args
 BATCHES = 4  # of an epoch
 
 
+def of(args):
+    start, peak = scaled_learning_rate(args.learning_rate, args.global_batch_size, args.base_batch_size)
+    return constant_learning_rate(start, peak, warmup_batches=round(args.warmup_epochs * BATCHES))
+
+
 def rates(*flags, steps=range(0, 13, 2)):
-    rate = constant_learning_rate(parse_args(["--learning-rate", "0.1", "--global-batch-size", "256", *flags]), BATCHES)
+    rate = of(parse_args(["--learning-rate", "0.1", "--global-batch-size", "256", *flags]))
     return [round(float(rate(step)) if callable(rate) else rate, 6) for step in steps]
 
 
@@ -32,12 +37,12 @@ def test_a_warm_up_to_a_lower_rate_does_not_begin_above_it():
 
 
 def test_a_whole_model_with_a_warm_up_is_made_of_kerass_own_parts():
-    rate = constant_learning_rate(parse_args(["--warmup-epochs", "1"]), BATCHES)
+    rate = of(parse_args(["--warmup-epochs", "1"]))
     assert type(rate).__module__.startswith("keras.")
     assert keras.optimizers.deserialize(keras.optimizers.serialize(keras.optimizers.SGD(rate))).get_config()
 
 
 def test_a_warm_up_of_less_than_nothing_is_refused():
-    with pytest.raises(InputError, match=r"--warmup-epochs.*above 0"):
+    with pytest.raises(InputError, match=r"--warmup-epochs.*must not be below 0"):
         parse_args(["--warmup-epochs", "-1"])
-    assert scaled_learning_rate(parse_args(["--warmup-epochs", "0"])) == 2e-3
+    assert of(parse_args(["--warmup-epochs", "0"])) == 2e-3

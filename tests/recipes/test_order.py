@@ -11,15 +11,15 @@ from launching import wait_for
 
 from callbacks import Counts, counters_of
 from recipes.common.data import Arrays, training_data, validation_data
+from recipes.common.data.shuffle import shuffle_index
 from recipes.common.distribution import Distribution
-from recipes.common.order import shuffled
 from recipes.mnist import build_model
 
 SINGLE = Distribution("single", ("/cpu:0",))
 
 
 def order(size, seed=0, epoch=0):
-    return shuffled(tf.range(size, dtype=tf.int64), seed=seed, epoch=tf.constant(epoch, tf.int64), size=size).numpy()
+    return shuffle_index(tf.range(size, dtype=tf.int64), seed=seed, epoch=tf.constant(epoch, tf.int64), size=size).numpy()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 10, 64, 1437, 60000])
@@ -33,7 +33,7 @@ def test_seed_and_epoch_each_change_the_order():
 
 
 def test_a_part_of_the_order_is_computed_without_the_rest():
-    part = shuffled(tf.range(40, 60, dtype=tf.int64), seed=3, epoch=tf.constant(7, tf.int64), size=1437)
+    part = shuffle_index(tf.range(40, 60, dtype=tf.int64), seed=3, epoch=tf.constant(7, tf.int64), size=1437)
     assert np.array_equal(part, order(1437, seed=3, epoch=7)[40:60])
 
 

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from processes import run_program
 
 from callbacks import InputError
@@ -47,6 +48,14 @@ def test_a_template_that_is_not_a_plain_name_is_refused(template):
         (["--save-freq", "often"], "--save-freq"),
         (["--strategy", "sideways"], "mirrored"),
         (["--no-such-flag"], "--no-such-flag"),
+        (["--seed", "-1"], "--seed: must not be below 0"),
+        (["--seed", "4294967296"], "--seed: must be at most 4294967295"),
+        (["--epochs", "9" * 30], "must be at most 2147483647"),
+        (["--virtual-devices", "1000000000"], "must be at most 256"),
+        (["--learning-rate", "1e300"], "must be at most"),
+        (["--warmup-epochs", "1e30"], "must be at most"),
+        (["--workdir", "runs/\udcff"], r"--workdir must be UTF-8. Received: b'runs/\xff'"),
+        (["--data", "\udcff.npz"], "--data must be UTF-8"),
     ],
 )
 def test_a_flag_out_of_range_is_one_line(flags, words):
@@ -62,13 +71,13 @@ def test_a_global_batch_that_the_replicas_cannot_share_is_refused_with_the_neare
 
 
 def test_virtual_devices_are_refused_where_there_are_gpus(monkeypatch):
-    monkeypatch.setattr(distribution.tf.config, "list_physical_devices", lambda kind: ["gpu"] if kind == "GPU" else ["cpu"])
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu"] if kind == "GPU" else ["cpu"])
     with pytest.raises(InputError, match="this machine has GPUs"):
         distribution.get_distribution(parse_args(["--virtual-devices", "2"]))
 
 
 def test_the_report_names_the_gpus_that_are_used(monkeypatch):
-    config = distribution.tf.config
+    config = tf.config
     monkeypatch.setattr(config, "get_visible_devices", lambda kind: ["first", "second"] if kind == "GPU" else [])
     monkeypatch.setattr(config.experimental, "get_device_details", lambda gpu: {"device_name": f"NVIDIA {gpu}"})
     used = distribution.Distribution("mirrored", ("/gpu:0", "/gpu:1"))
@@ -78,6 +87,13 @@ def test_the_report_names_the_gpus_that_are_used(monkeypatch):
 def test_data_that_does_not_exist_is_named(tmp_path):
     with pytest.raises(InputError, match=r"There is no file.*nowhere"):
         load(str(tmp_path / "nowhere.npz"))
+
+
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(InputError, match="fifo is not a regular file"):
+        load(str(tmp_path / "fifo"))
+    assert "fifo is not a regular file" in refused(["--workdir", tmp_path / "run", "--resume", tmp_path / "fifo"])
 
 
 def test_a_file_that_is_no_npz_is_refused(tmp_path):
@@ -90,6 +106,8 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path):
     "changes",
     [
         {"x_train": np.zeros((4, 784), "uint8")},
+        {"x_train": np.zeros((4, 0, 28), "uint8"), "x_test": np.zeros((4, 0, 28), "uint8")},
+        {"x_train": np.zeros((4, 1, 1), "uint8"), "x_test": np.zeros((4, 1, 1), "uint8")},
         {"x_train": np.zeros((4, 28, 28), "float32")},
         {"y_train": np.arange(3)},
         {"y_train": np.array([0, 1, 2, 10])},

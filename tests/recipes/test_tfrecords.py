@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import subprocess
 import tempfile
 from pathlib import Path
 
@@ -12,10 +13,10 @@ import tensorflow as tf
 
 from callbacks import InputError
 from callbacks import ranks as callbacks_ranks
-from recipes.common import tfrecords
-from recipes.common.data import Arrays, BadSample, training_data
+from recipes.common import folders
+from recipes.common.data import Arrays, BadSample, tfrecord_index, tfrecords, training_data
+from recipes.common.data.tfrecords import naming_bad_records, open_tfrecords
 from recipes.common.distribution import Distribution
-from recipes.common.tfrecords import naming_bad_records, open_tfrecords
 from recipes.mnist import build_model
 
 COUNTS = (3, 1, 5)  # records of each shard
@@ -53,8 +54,8 @@ def opened(directory, split="train"):
 def walked(monkeypatch):
     """The files whose headers were walked through."""
     names = []
-    walk = tfrecords._walk
-    monkeypatch.setattr(tfrecords, "_walk", lambda path: names.append(Path(path).name) or walk(path))
+    walk = tfrecord_index.record_lengths
+    monkeypatch.setattr(tfrecord_index, "record_lengths", lambda path: names.append(Path(path).name) or walk(path))
     return names
 
 
@@ -186,7 +187,7 @@ def other_rank():
 
 def test_other_ranks_get_the_index_from_the_chief_and_write_nothing(tmp_path, walked, other_rank):
     written = write_shards(tmp_path)
-    index = tfrecords._index(str(tmp_path), "train")
+    index = tfrecord_index.read_or_make_index(str(tmp_path), "train")
     for hidden in tmp_path.glob(".*"):
         hidden.unlink()
     walked.clear()
@@ -197,7 +198,7 @@ def test_other_ranks_get_the_index_from_the_chief_and_write_nothing(tmp_path, wa
 
 def test_a_rank_that_sees_other_files_than_the_chief_is_refused(tmp_path, other_rank):
     write_shards(tmp_path)
-    index = tfrecords._index(str(tmp_path), "train")
+    index = tfrecord_index.read_or_make_index(str(tmp_path), "train")
     write_shard(tmp_path / "train-00001-of-00003", [b"another"])
     other_rank(index, None)
     with pytest.raises(InputError, match=r"train-00001-of-00003 has 40 bytes on the chief, and rank 1 sees 23 bytes"):
@@ -313,9 +314,56 @@ def test_an_error_that_no_record_is_the_cause_of_stays_what_it_was(tmp_path):
 
 
 def test_more_shards_than_files_may_be_open_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(tfrecords, "_opened", tfrecords.functools.lru_cache(4)(tfrecords._File))
+    monkeypatch.setattr(tfrecords, "_opened", tfrecords.functools.lru_cache(4)(tfrecords.OpenFile))
     written = write_shards(tmp_path, counts=(1,) * 40)
     records = opened(tmp_path)
     before = len(os.listdir("/proc/self/fd"))
     assert [records.record(number) for number in range(40)] == written
     assert len(os.listdir("/proc/self/fd")) <= before + 4
+
+
+def test_an_index_whose_lengths_do_not_fit_the_files_is_made_again(tmp_path, walked):
+    written = write_shards(tmp_path)
+    opened(tmp_path)
+    (path,) = tmp_path.glob(".*.npz")
+    with np.load(path) as index:
+        parts = dict(index)
+    parts["lengths"][-1] += 1
+    np.savez(path, **parts)
+    walked.clear()
+    assert opened(tmp_path).record(8) == written[8]
+    assert walked == ["train-00002-of-00003"]
+
+
+def test_a_shard_that_is_a_fifo_is_refused_and_not_waited_for(tmp_path):
+    write_shards(tmp_path)
+    (tmp_path / "train-00001-of-00003").unlink()
+    os.mkfifo(tmp_path / "train-00001-of-00003")
+    with pytest.raises(InputError, match="train-00001-of-00003 is not a regular file"):
+        opened(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
+def test_on_a_full_disk_no_half_of_an_index_stays(tmp_path, monkeypatch, capsys):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(disk / "cache"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], check=True)
+    try:
+        written = write_shards(disk, size=2000)
+        (disk / "filler").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize))
+        before = {path.name for path in disk.iterdir()}
+        assert opened(disk).record(8) == written[8]
+        assert {path.name for path in disk.rglob("*") if path.is_file()} == before
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert "kept in memory" in capsys.readouterr().out
+
+
+def test_the_parents_of_new_folders_are_flushed(tmp_path, monkeypatch):
+    flushed = []
+    monkeypatch.setattr(folders, "flush_folder", lambda path: flushed.append(Path(path)))
+    folders.make_folder(tmp_path / "a" / "b" / "c")
+    folders.make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+    assert flushed == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]

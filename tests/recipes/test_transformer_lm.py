@@ -13,12 +13,11 @@ from processes import PROGRAMS, USER_ENVIRONMENT, copy_until, run_program
 from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 
 from callbacks import Counts, GlobalStepCheckpoint, InputError, counters_of, latest_checkpoint
-from recipes.common import tokens
-from recipes.common.data import training_data, validation_data
+from recipes.common.data import tokens, training_data, validation_data
+from recipes.common.data.tokens import Windows, bytes_of_folder, standard_library, token_files
 from recipes.common.distribution import Distribution
-from recipes.common.language import Bits, TextSamples
 from recipes.common.run import run
-from recipes.common.tokens import Windows, bytes_of_folder, standard_library, token_files
+from recipes.common.run.language import Bits, TextSamples
 from recipes.transformer_lm import Size, build_model, build_optimizer, check_compile, decode_bytes, parse_args
 
 TINY = Size(blocks=1, heads=2, width=8, context=4, accumulated=1, training={})

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a recipe's run."""
+"""The curves and hyperparameters of a recipe's run in TensorBoard."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from callbacks import GlobalStepTensorBoard
 from recipes.common.distribution import Distribution
 
-_NO_PART = ("resume_from", "log_secs", "update_freq", "profile_batches")  # flags that change nothing in what is trained
+_LEFT_OUT = ("resume_from", "log_secs", "update_freq", "profile_batches")  # flags that do not change the training
 
 
 def tensorboard_callback(args: argparse.Namespace, distribution: Distribution) -> GlobalStepTensorBoard:
@@ -23,8 +23,8 @@ def tensorboard_callback(args: argparse.Namespace, distribution: Distribution) -
 
 
 def _hparams(args: argparse.Namespace, distribution: Distribution) -> dict[str, float | str | bool]:
-    """What tells two runs apart: the flags, and where and with what code they run."""
-    flags = {name: value for name, value in vars(args).items() if value is not None and name not in _NO_PART}
+    """The flags, the devices and the version of the code: all in which two runs may differ."""
+    flags = {name: value for name, value in vars(args).items() if value is not None and name not in _LEFT_OUT}
     surroundings = {
         "strategy": distribution.name,
         "replicas": distribution.replicas,

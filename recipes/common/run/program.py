@@ -13,7 +13,7 @@ from callbacks.preemption import ignore_signals
 from callbacks.ranks import RanksDiffer, ranks
 from launch.world import read_world
 from recipes.common.data import BadSample
-from recipes.common.paths import from_here
+from recipes.common.run.paths import from_here
 
 BAD_INPUT = 2
 FAILED = 1

@@ -1,4 +1,4 @@
-"""How far a run is: one bar on a terminal, a dated line every so often in a file."""
+"""How far a run is: a progress bar on a terminal, a dated line every few seconds in a file."""
 
 import atexit
 import os
@@ -9,8 +9,7 @@ from typing import TextIO
 
 import keras
 from rich.console import Console
-from rich.progress import BarColumn, TextColumn
-from rich.progress import Progress as Bar
+from rich.progress import BarColumn, Progress, TextColumn
 
 from callbacks import Counts, GlobalStepCheckpoint, counters_of
 from recipes.common.distribution import Distribution
@@ -18,15 +17,15 @@ from recipes.common.distribution import Distribution
 _REDRAW_SECS = 0.2
 
 
-class Status(keras.callbacks.Callback):
-    """Says where training stands; the chief alone. Keras's own bar starts again with each epoch, so `fit` gets `verbose=0`.
+class ProgressBar(keras.callbacks.Callback):
+    """Shows where training stands, on the chief alone. Keras's own bar restarts with each epoch, so `fit` gets `verbose=0`.
 
     Args:
         distribution: the replicas.
         checkpoint: the run's checkpoint callback.
         batches_per_epoch: how many global batches an epoch has.
         log_secs: seconds between two lines, where the output is no terminal.
-        output: where to; standard output by default.
+        output: standard output by default.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class Status(keras.callbacks.Callback):
         self._output = output or sys.stdout
         self._speaks = distribution.is_chief
         self._clock, self._now = time.monotonic, datetime.now
-        self._bar: Bar | None = None
+        self._bar: Progress | None = None
 
     def on_train_begin(self, logs=None):
         self._began_at: Counts | None = None
@@ -81,7 +80,7 @@ class Status(keras.callbacks.Callback):
         self._next = self._clock() + (_REDRAW_SECS if self._output.isatty() else self._log_secs)
         if self._output.isatty():
             console = Console(file=self._output)
-            self._bar = Bar(BarColumn(bar_width=12), TextColumn("{task.description}"), console=console, auto_refresh=False)
+            self._bar = Progress(BarColumn(bar_width=12), TextColumn("{task.description}"), console=console, auto_refresh=False)
             self._task = self._bar.add_task("", total=self._total, completed=counters_of(self.model).read().batch)
             self._bar.start()
             atexit.register(self.close)

@@ -1,4 +1,4 @@
-"""What a run says on the terminal: what it is about to do, and how it ended."""
+"""The summary of a run on the terminal: its set-up when it begins, its result when it ends."""
 
 import argparse
 import os
@@ -8,24 +8,26 @@ import sys
 import keras
 
 from callbacks import GlobalStepCheckpoint, counters_of
-from recipes.common.data import EpochData
 from recipes.common.distribution import Distribution
-from recipes.common.paths import from_here
+from recipes.common.run.paths import from_here
 
 
-class Report(keras.callbacks.Callback):
+class RunSummary(keras.callbacks.Callback):
     """Prints the run's set-up when training begins and its result when it ends.
 
     Args:
         args: the recipe's flags.
         distribution: the replicas.
-        data: the training data.
+        batches_per_epoch: how many global batches an epoch has.
         checkpoint: the run's checkpoint callback; it has to stand before this one in the list.
     """
 
-    def __init__(self, args: argparse.Namespace, distribution: Distribution, data: EpochData, checkpoint: GlobalStepCheckpoint):
+    def __init__(
+        self, args: argparse.Namespace, distribution: Distribution, batches_per_epoch: int, checkpoint: GlobalStepCheckpoint
+    ):
         super().__init__()
-        self._args, self._distribution, self._data, self._checkpoint = args, distribution, data, checkpoint
+        self._args, self._distribution, self._checkpoint = args, distribution, checkpoint
+        self._batches_per_epoch = batches_per_epoch
 
     def on_train_begin(self, logs=None):
         args, distribution = self._args, self._distribution
@@ -34,7 +36,7 @@ class Report(keras.callbacks.Callback):
         share = args.global_batch_size // distribution.replicas
         print(f"strategy     {distribution.name}, {_plural(distribution.replicas, 'replica')}: {distribution.hardware}")
         print(f"batch        {args.global_batch_size} samples, {share} on each replica")
-        print(f"epochs       {args.epochs} of {self._data.num_batches} batches")
+        print(f"epochs       {args.epochs} of {self._batches_per_epoch} batches")
         print(f"checkpoints  {from_here(self._checkpoint.template.text)}, every {_every(args.save_freq)}")
         print(f"tensorboard  {args.workdir}/tensorboard")
         print(f"begins       {self._begins()}", flush=True)

@@ -1,7 +1,6 @@
 """What the validation of a language model tells beside its loss: bits for each token, and a text that it writes."""
 
 import math
-import os
 import time
 from collections.abc import Callable
 
@@ -12,6 +11,7 @@ import tensorflow as tf
 from callbacks import counters_of, event_files
 from callbacks.event_files import EventFile
 from recipes.common.distribution import Distribution
+from recipes.common.folders import make_folder
 
 
 class Bits(keras.callbacks.Callback):
@@ -72,7 +72,7 @@ class TextSamples(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         if self._writes:
-            os.makedirs(self._directory, exist_ok=True)
+            make_folder(self._directory)
             self._written = event_files.steps(self._directory)
             self._file = EventFile(self._directory, lambda tag: "What the model writes after the beginning of the validation data.")
 

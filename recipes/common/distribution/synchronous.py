@@ -21,7 +21,7 @@ from callbacks.keras_private import batches_of_validation, layers_of, symbolic_b
 from callbacks.ranks import RanksDiffer
 
 if TYPE_CHECKING:
-    from recipes.common.horovod_ranks import HorovodRanks
+    from recipes.common.distribution.horovod_ranks import HorovodRanks
 
 _VALIDATION_BATCHES = 16  # between two looks at whether any rank was asked to leave; in training each batch tells
 

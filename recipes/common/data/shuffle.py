@@ -3,8 +3,8 @@
 import tensorflow as tf
 
 
-def shuffled(index: tf.Tensor, *, seed: int, epoch: tf.Tensor, size: int) -> tf.Tensor:
-    """Which sample stands at each place of an epoch.
+def shuffle_index(index: tf.Tensor, *, seed: int, epoch: tf.Tensor, size: int) -> tf.Tensor:
+    """Returns the sample at each place of an epoch.
 
     A keyed permutation (a small block cipher, `tf.random.experimental.index_shuffle`), computed for the places asked for
     alone: no table, no state, and nothing that depends on the number of replicas.
@@ -20,7 +20,7 @@ def shuffled(index: tf.Tensor, *, seed: int, epoch: tf.Tensor, size: int) -> tf.
 
     Example:
 
-    >>> shuffled(tf.range(5, dtype=tf.int64), seed=0, epoch=tf.constant(0, tf.int64), size=5).numpy()
+    >>> shuffle_index(tf.range(5, dtype=tf.int64), seed=0, epoch=tf.constant(0, tf.int64), size=5).numpy()
 
     Source: Simon and Speck, Beaulieu et al. 2013, https://eprint.iacr.org/2013/404, which TensorFlow's op is built on.
     """

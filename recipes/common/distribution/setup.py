@@ -1,10 +1,6 @@
-"""Which devices train, and how they share the work: the only place of a recipe that knows which engine runs."""
+"""From the flags to the replicas: devices, ranks, seeds, precision and determinism of a run."""
 
 import argparse
-import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
@@ -12,71 +8,7 @@ import tensorflow as tf
 from callbacks import InputError
 from callbacks.ranks import install
 from launch.world import World, read_world
-from recipes.common.progress import Progress
-from recipes.common.summing import dense, summing
-from recipes.common.synchronous import Synchronous, averaging
-
-if TYPE_CHECKING:
-    from recipes.common.horovod_ranks import HorovodRanks
-
-
-@dataclass(frozen=True)
-class Distribution:
-    """The replicas of one run.
-
-    Args:
-        name: `single`, `mirrored` or `horovod`.
-        devices: one name for each replica of this process, as TensorFlow calls them.
-        strategy: what TensorFlow distributes with; None for one replica in a process.
-        ranks: the processes under Horovod, of one replica each; None elsewhere.
-    """
-
-    name: str
-    devices: tuple[str, ...]
-    strategy: tf.distribute.Strategy | None = None
-    ranks: "HorovodRanks | None" = None
-
-    @property
-    def replicas(self) -> int:
-        """How many devices share a global batch."""
-        return self.ranks.size if self.ranks else len(self.devices)
-
-    @property
-    def hardware(self) -> str:
-        """The devices of this process for a reader, GPUs with their make."""
-        gpus = enumerate(tf.config.get_visible_devices("GPU"))
-        makes = {f"/gpu:{i}": tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for i, gpu in gpus}
-        return ", ".join(f"{device} ({makes[device]})" if device in makes else device for device in self.devices)
-
-    @property
-    def is_chief(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
-        return self.ranks is None or self.ranks.is_chief
-
-    def scope(self) -> contextlib.AbstractContextManager:
-        """The scope under which model and optimizer are made."""
-        return self.strategy.scope() if self.strategy else contextlib.nullcontext()
-
-    def optimizer(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-        """The optimizer as this engine needs it: with gradients of the whole global batch before clipping and accumulation."""
-        if self.ranks:
-            return averaging(optimizer, self.ranks)
-        return summing(optimizer) if self.strategy else dense(optimizer)
-
-    def callbacks(self) -> list[keras.callbacks.Callback]:
-        """What `fit` needs on every rank, before all other callbacks: to keep ranks equal, and to tell the launcher of progress."""
-        return [*([Synchronous(self.ranks)] if self.ranks else []), Progress()]
-
-    def dataset(self, shares: Callable[[int, int], tf.data.Dataset]) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-        """Spreads a dataset over the replicas.
-
-        Args:
-            shares: `shares(first, count)` gives a dataset of the shares that replicas `first` to `first + count - 1` have of
-                each global batch, one after the other.
-        """
-        if self.strategy is None:
-            return shares(self.ranks.rank if self.ranks else 0, 1)
-        return self.strategy.distribute_datasets_from_function(lambda _: shares(0, self.replicas))
+from recipes.common.distribution.replicas import Distribution
 
 
 def get_distribution(args: argparse.Namespace) -> Distribution:
@@ -144,7 +76,7 @@ def _join(args, world):
             f"{args.virtual_devices} ranks."
         )
     try:
-        from recipes.common.horovod_ranks import HorovodRanks
+        from recipes.common.distribution.horovod_ranks import HorovodRanks
     except ImportError as error:
         raise InputError(f"--strategy horovod needs Horovod, which could not be imported: {error}. Run: make horovod") from None
     ranks = HorovodRanks()

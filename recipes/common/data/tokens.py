@@ -149,7 +149,7 @@ def _files(folder, pattern):
 
 
 def _digest(name):
-    return hashlib.sha256(name.encode()).digest()[0]
+    return hashlib.sha256(os.fsencode(name)).digest()[0]
 
 
 def _read_all(folder, names):

@@ -1,4 +1,4 @@
-"""How far a rank is, for the launcher: its report, its restarts and `--stall-timeout` go by it."""
+"""Reports progress to the launcher, which uses it for its report, its restarts and `--stall-timeout`."""
 
 import keras
 
@@ -6,10 +6,10 @@ from callbacks import counters_of
 from launch.world import report_progress
 
 
-class Progress(keras.callbacks.Callback):
-    """Tells the launcher the global batch after each batch, of validation too; nothing without a launcher.
+class Heartbeat(keras.callbacks.Callback):
+    """Reports the global batch to the launcher after each batch, validation included; does nothing without a launcher.
 
-    It never asks the device. Under `steps_per_execution`, where an epoch's last execution may be a short one, the number may
+    It never reads from the device. Under `steps_per_execution`, where the last execution of an epoch may be short, the number may
     be ahead until the counters are next read.
     """
 

@@ -1,0 +1,73 @@
+"""An epoch as Keras's `fit` reads it, which may begin in the middle after a resume."""
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter  # `fit` takes its subclasses; it has no public name
+
+from callbacks import InputError
+
+
+class EpochData(DataAdapter):
+    """What `fit` asks for an epoch of batches: a dataset, and how many batches it is meant to have.
+
+    A plain `tf.data.Dataset` that starts in the middle of an epoch would make Keras take the short epoch for the length of all.
+    """
+
+    def __init__(self, dataset: Any, num_batches: int, before_epoch: Callable[[], None] | None = None):
+        self._once = _OncePerEpoch(dataset) if isinstance(dataset, tf.distribute.DistributedDataset) else None
+        self._dataset = self._once or dataset
+        self._num_batches = num_batches
+        self._before_epoch = before_epoch
+
+    def get_tf_dataset(self):
+        return self._dataset
+
+    def on_epoch_begin(self):
+        if self._before_epoch:
+            self._before_epoch()
+        if self._once:
+            self._once.is_due = True
+
+    @property
+    def num_batches(self):
+        return self._num_batches
+
+    @property
+    def batch_size(self):
+        return None
+
+    @property
+    def has_partial_batch(self):
+        return None
+
+    @property
+    def partial_batch_size(self):
+        return None
+
+
+class _OncePerEpoch(tf.distribute.DistributedDataset):
+    """Makes one iterator for each epoch.
+
+    At the end of an epoch Keras asks for another one, and drops it when the next epoch begins. Over several devices each takes a
+    fraction of a second to make, and prepares batches that nobody reads.
+    """
+
+    def __init__(self, dataset: tf.distribute.DistributedDataset):
+        self._dataset = dataset
+        self.is_due = True
+
+    def __iter__(self):
+        if not self.is_due:
+            return iter(_refuse, None)  # raises when it is read
+        self.is_due = False
+        return iter(self._dataset)
+
+    @property
+    def element_spec(self):
+        return self._dataset.element_spec
+
+
+def _refuse() -> None:
+    raise InputError("The length of an epoch is that of its data. Leave steps_per_epoch and validation_steps out of fit.")

@@ -1,0 +1,65 @@
+"""Random-access data sets: sample i can be read directly."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+Prepare = Callable[..., tuple[tf.Tensor, ...]]
+
+
+class BadSample(Exception):
+    """A sample cannot be used. Names its file, its place in the file, and the reason."""
+
+
+class Source(Protocol):
+    """A random-access data set: any sample is read directly, by its number.
+
+    Attributes:
+        fetched_together: how many samples to read in one `fetch`. A call of a dataset's function costs as much as gathering a few
+            hundred small samples.
+    """
+
+    @property
+    def fetched_together(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, numbers: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Reads samples, in the order of their numbers. Called while a dataset's function is traced.
+
+        Args:
+            numbers: int64 `[n]`, each in `[0, len)`.
+
+        Returns:
+            The parts of the samples, each `[n, ...]`; every dimension except n is static.
+        """
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A data set in memory.
+
+    Args:
+        x: `[samples, ...]`, of the model's input type.
+        y: `[samples]`, int64 class numbers.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    fetched_together: ClassVar[int] = 512
+
+    def __len__(self):
+        return len(self.x)
+
+    def fetch(self, numbers: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """x `[n, ...]` and y `[n]`."""
+        return tuple(tf.gather(part, numbers) for part in self._tensors)
+
+    @functools.cached_property
+    def _tensors(self) -> tuple[tf.Tensor, ...]:
+        with tf.init_scope(), tf.device("/cpu:0"):
+            return tf.constant(self.x), tf.constant(self.y)

@@ -1,0 +1,129 @@
+"""The index of a set of TFRecord files: the length of each record, found once and kept beside the files.
+
+Where a record begins is only known from the record before. So the chief reads the header of every record once, 12 bytes each, and
+keeps what it found. An index fits a file whose name, size and time of change it names, if its lengths add up to that size.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from callbacks import InputError
+from recipes.common.data.tfrecord_format import FRAME, check_regular, record_lengths
+from recipes.common.folders import flush_folder, make_folder
+
+_SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
+_FORMAT = 1  # of the index
+_WALKERS = 32  # threads that read headers: they wait for the disk
+
+Key = tuple[str, int, int]  # name, size and time of change of a file
+
+
+def read_or_make_index(directory: str, split: str) -> tuple[list[str], list[int], np.ndarray, np.ndarray]:
+    """Finds the shards of a split, and the lengths of their records; makes or completes the index where it does not fit.
+
+    Returns:
+        The shards' paths and sizes, the number of records in each, int64 `[shards]`, and the length of each record, int64
+        `[records]`.
+
+    Raises:
+        InputError: if there are no shards, some are missing, or one is empty, damaged or no TFRecord file.
+    """
+    names = _shards(directory, split)
+    paths = [os.path.join(directory, name) for name in names]
+    states = [check_regular(path) for path in paths]
+    keys = [(name, state.st_size, state.st_mtime_ns) for name, state in zip(names, states, strict=True)]
+    places = _places(directory, f".{split}-of-{len(names):05d}.index.npz")
+    known: dict[Key, np.ndarray] = {}
+    for place in places:
+        known |= _read(place)
+    new = {key: path for key, path in zip(keys, paths, strict=True) if key not in known}
+    if new:
+        began = time.perf_counter()
+        with ThreadPoolExecutor(_WALKERS) as threads:
+            walked = dict(zip(new, threads.map(record_lengths, new.values()), strict=True))
+        known |= walked
+        kept = _write(places, keys, [known[key] for key in keys])
+        count, seconds = sum(map(len, walked.values())), time.perf_counter() - began
+        print(f"index        {count} records of {split} found in {seconds:.1f} s, kept in {kept}", flush=True)
+    found = [known[key] for key in keys]
+    return paths, [state.st_size for state in states], np.array([len(each) for each in found]), np.concatenate(found)
+
+
+def _shards(directory: str, split: str) -> list[str]:
+    """The names of all shards, in order."""
+    try:
+        names = os.listdir(directory)
+    except OSError as error:
+        raise InputError(f"--data is a folder with {split}-00000-of-01024 and so on. It cannot be read: {error}") from None
+    matches = [match for name in names if (match := _SHARD.fullmatch(name)) and match["split"] == split]
+    counts = sorted({int(match["count"]) for match in matches} - {0})
+    if not counts:
+        raise InputError(f"--data is a folder with {split}-00000-of-01024 and so on. There is no such file in {directory}.")
+    if len(counts) > 1:
+        sets = " and ".join(f"{split}-*-of-{count:05d}" for count in counts)
+        raise InputError(f"--data is a folder with one set of files for {split}. {directory} has {sets}.")
+    expected = [f"{split}-{number:05d}-of-{counts[0]:05d}" for number in range(counts[0])]
+    missing = sorted(set(expected) - set(names))
+    if missing:
+        raise InputError(
+            f"{directory} has {counts[0] - len(missing)} of {counts[0]} files for {split}. The first missing: {missing[0]}"
+        )
+    return expected
+
+
+def _places(directory: str, name: str) -> list[Path]:
+    """Where an index may be: beside the files or, if their folder is read-only, in the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(os.fsencode(os.path.realpath(directory))).hexdigest()[:16]
+    return [Path(directory, name), cache / "keras-distributed-recipes" / digest / name]
+
+
+def _read(path: Path) -> dict[Key, np.ndarray]:
+    """The lengths of each shard that an index names. Empty, if it cannot be read; without those that do not fit their size."""
+    try:
+        if not path.is_file():
+            return {}
+        with np.load(path, allow_pickle=False) as index:
+            if index["format"] != _FORMAT:
+                return {}
+            keys = zip(index["names"].tolist(), index["sizes"].tolist(), index["times"].tolist(), strict=True)
+            lengths = np.split(index["lengths"], np.cumsum(index["counts"])[:-1])
+            return {key: each for key, each in zip(keys, lengths, strict=True) if _fits(each, key[1])}
+    except Exception:  # cut off, or another program's file: the index is made again
+        return {}
+
+
+def _fits(lengths: np.ndarray, size: int) -> bool:
+    return lengths.dtype == np.int64 and len(lengths) > 0 and lengths.min() >= 0 and int((lengths + FRAME).sum()) == size
+
+
+def _write(places: Iterable[Path], keys: Sequence[Key], found: Sequence[np.ndarray]) -> str:
+    """Writes an index at the first place that takes it, and says where."""
+    names, sizes, times = zip(*keys, strict=True)
+    counts, lengths = [len(each) for each in found], np.concatenate(found)
+    for place in places:
+        temporary = place.with_name(f"{place.name}.{os.getpid()}")
+        try:
+            make_folder(place.parent)
+            try:
+                with open(temporary, "wb") as file:
+                    np.savez(file, format=_FORMAT, names=names, sizes=sizes, times=times, counts=counts, lengths=lengths)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, place)
+                flush_folder(place.parent)
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+        except OSError:
+            continue
+        return str(place)
+    return "memory: no folder for it can be written to"

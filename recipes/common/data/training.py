@@ -1,0 +1,154 @@
+"""Training data: global batches in a shuffled order that can be entered anywhere, shared evenly by the replicas."""
+
+import functools
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from callbacks import InputError, counters_of
+from recipes.common.data.epochs import EpochData
+from recipes.common.data.pipeline import CORES, map_in_order, prefetch, seeded
+from recipes.common.data.shuffle import shuffle_index
+from recipes.common.data.sources import Prepare, Source
+from recipes.common.distribution import Distribution
+
+
+def batches_per_epoch(source: Source, global_batch_size: int, epochs_per_pass: int = 1) -> int:
+    """How many whole global batches an epoch has.
+
+    Raises:
+        InputError: if there are too few samples for one.
+    """
+    batches = len(source) // (global_batch_size * epochs_per_pass)
+    if not batches:
+        part = "" if epochs_per_pass == 1 else f", and is 1/{epochs_per_pass} of a pass over the data"
+        raise InputError(
+            f"An epoch needs at least one global batch, of {global_batch_size}{part}. Received: {len(source)} samples."
+        )
+    return batches
+
+
+def training_data(
+    source: Source,
+    model: keras.Model,
+    distribution: Distribution,
+    *,
+    global_batch_size: int,
+    seed: int,
+    prepare: Prepare | None = None,
+    epochs_per_pass: int = 1,
+) -> EpochData:
+    """Shuffled global batches. An epoch starts where the model's counters stand, and drops its last partial batch.
+
+    Args:
+        source: the samples.
+        model: the model to train; after a resume its counters say where the epoch begins.
+        distribution: the replicas; each gets `global_batch_size / replicas` samples of a batch, the first replica the first.
+        global_batch_size: samples of one update.
+        seed: of the order.
+        prepare: called with the parts of one sample and `seed`, int64 `[2]`, a pure function of (seed, epoch, sample) for
+            TensorFlow's stateless random operations; returns the model's input. Runs on all cores.
+        epochs_per_pass: how many epochs, of equal length, see each sample once. Above 1 for large data, where one validation
+            per pass would be too rare; the seed of `prepare` then depends on the pass, not on the epoch.
+
+    Returns:
+        For `fit(x=...)`: batches of the parts, each `[share, ...]` on each replica.
+
+    Raises:
+        InputError: if there are too few samples for one batch.
+    """
+    batches, share = batches_per_epoch(source, global_batch_size, epochs_per_pass), global_batch_size // distribution.replicas
+    position = _Position(model, global_batch_size, batches)
+    order = _Order(len(source), batches, epochs_per_pass, global_batch_size, share, seed)
+
+    def shares(first, count):
+        at_once = max(1, source.fetched_together // share)
+        choose = functools.partial(order.samples, first=first, count=count, at_once=at_once)
+
+        def fetch(place):
+            _, chosen = choose(place)
+            return tuple(tf.reshape(part, [-1, share, *part.shape[1:]]) for part in source.fetch(chosen))
+
+        def fetch_with_key(place):
+            number_of_pass, chosen = choose(place)
+            return tf.repeat(number_of_pass, tf.size(chosen)), chosen, *source.fetch(chosen)
+
+        places = position.places(count, at_once)
+        if prepare is None:
+            return prefetch(map_in_order(places, fetch).unbatch())
+        samples = map_in_order(places, fetch_with_key).unbatch()
+        return prefetch(map_in_order(samples, seeded(prepare, seed), CORES).batch(share, drop_remainder=True))
+
+    return EpochData(distribution.dataset(shares), batches, before_epoch=position.seek)
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Which samples the shares of a run have. A place is the number of a share, counted over all batches and epochs."""
+
+    size: int
+    batches: int  # of an epoch
+    epochs_per_pass: int
+    global_batch_size: int
+    share: int
+    seed: int
+
+    def samples(self, place: tf.Tensor, *, first: int, count: int, at_once: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """The samples of up to `at_once` shares from a place on, within its epoch.
+
+        Args:
+            place: int64 scalar; replicas `first` to `first + count - 1` have `count` places in each batch.
+
+        Returns:
+            The number of the pass over the data, and the samples' numbers, int64 `[shares * share]`.
+        """
+        of_epoch = self.batches * count
+        of_pass = of_epoch * self.epochs_per_pass
+        number_of_pass, in_pass = place // of_pass, place % of_pass
+        left = of_epoch - place % of_epoch
+        places = tf.range(in_pass, in_pass + tf.minimum(left, at_once))
+        begins = places // count * self.global_batch_size + (first + places % count) * self.share
+        index = tf.reshape(begins[:, tf.newaxis] + tf.range(self.share, dtype=tf.int64), [-1])
+        return number_of_pass, shuffle_index(index, seed=self.seed, epoch=number_of_pass, size=self.size)
+
+
+class _Position:
+    """The batch that the next epoch begins with, counted over all epochs.
+
+    Args:
+        model: its counters say where training stands.
+        global_batch_size: samples of one batch.
+        batches: of an epoch.
+    """
+
+    def __init__(self, model: keras.Model, global_batch_size: int, batches: int):
+        self._model, self._global_batch_size, self._batches = model, global_batch_size, batches
+        self._begin = np.int64(0)
+
+    def seek(self) -> None:
+        """Moves to where the model stands.
+
+        Raises:
+            InputError: if that is between two global batches.
+        """
+        epoch, samples_done = counters_of(self._model).position()
+        if samples_done % self._global_batch_size:
+            raise InputError(
+                f"The checkpoint stands at sample {samples_done} of its epoch, between two global batches of "
+                f"{self._global_batch_size}. Resume with the --global-batch-size that it was made with."
+            )
+        self._begin = np.int64(epoch * self._batches + samples_done // self._global_batch_size)
+
+    def places(self, count: int, at_once: int) -> tf.data.Dataset:
+        """From here to the end of the epoch, the first of each `at_once` places, where a batch has `count` of them."""
+
+        def rest_of_epoch(zero):
+            # Read when an iterator is made, so one dataset serves every epoch. Not a variable: op determinism would take all
+            # parallel calls and all prefetching out of a dataset with state.
+            begin = tf.ensure_shape(tf.numpy_function(lambda _: self._begin, [zero], tf.int64, stateful=False), [])
+            end = (begin // self._batches + 1) * self._batches
+            return tf.data.Dataset.range(begin * count, end * count, at_once)
+
+        return tf.data.Dataset.range(1).flat_map(rest_of_epoch)

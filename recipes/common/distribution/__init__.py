@@ -1,0 +1,6 @@
+"""Which devices train a run, and how they share the work."""
+
+from recipes.common.distribution.replicas import Distribution
+from recipes.common.distribution.setup import check_global_batch, get_distribution
+
+__all__ = ["Distribution", "check_global_batch", "get_distribution"]

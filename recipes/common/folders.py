@@ -1,0 +1,33 @@
+"""New folders that survive a crash of the machine."""
+
+import os
+from pathlib import Path
+
+
+def make_folder(path: str | os.PathLike) -> None:
+    """Makes a folder and its missing parents, and flushes the entry of each to the disk.
+
+    A folder that exists is fine.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    flush_folder(folder.parent)
+
+
+def flush_folder(path: str | os.PathLike) -> None:
+    """Flushes the entries of a folder to the disk: a file in it keeps its name after a crash.
+
+    Raises:
+        OSError: if the disk reports an error.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

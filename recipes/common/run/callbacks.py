@@ -1,0 +1,35 @@
+"""The callbacks of every recipe, in the one order that is right."""
+
+import argparse
+from collections.abc import Sequence
+
+import keras
+
+from recipes.common.arguments import checkpoint_callback
+from recipes.common.data import EpochData
+from recipes.common.distribution import Distribution
+from recipes.common.run.progress_bar import ProgressBar
+from recipes.common.run.summary import RunSummary
+from recipes.common.run.tensorboard import tensorboard_callback
+
+
+def training_callbacks(
+    args: argparse.Namespace, distribution: Distribution, batches: EpochData, own: Sequence[keras.callbacks.Callback] = ()
+) -> list[keras.callbacks.Callback]:
+    """The callbacks of a run, for `fit`, on every rank.
+
+    Args:
+        args: the recipe's flags.
+        distribution: the replicas.
+        batches: the training data.
+        own: further callbacks of the recipe. They see the logs of all ranks, and what they add to the logs is recorded.
+    """
+    checkpoint = checkpoint_callback(args)
+    return [
+        *distribution.callbacks(),  # first: they make the logs those of all ranks
+        *own,
+        tensorboard_callback(args, distribution),  # before the checkpoint, which may end the run
+        checkpoint,
+        ProgressBar(distribution, checkpoint, batches.num_batches, args.log_secs),
+        RunSummary(args, distribution, batches.num_batches, checkpoint),  # after the checkpoint: it prints what was restored
+    ]
