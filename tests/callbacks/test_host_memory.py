@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from callbacks import state
+from callbacks import callback_state, state
 from callbacks.host_memory import HostMemory
 from callbacks.snapshot import SnapshotPlan
 
@@ -20,7 +20,7 @@ def snapshot():
     model = keras.Sequential([keras.Input((WIDE,)), keras.layers.Dense(WIDE), keras.layers.Dense(WIDE)])
     model.compile("sgd", "mse")
     model.fit(np.ones((2, WIDE)), np.ones((2, WIDE)), verbose=0)
-    taken = state.take(model, SnapshotPlan(model, False), [], {}, {})
+    taken = state.take(model, SnapshotPlan(model, False), callback_state.gather([], "on_train_batch_end"), {}, {})
     before = [variable.numpy() for variable in model.trainable_variables]
     model.layers[1].kernel.assign_add(tf.ones((WIDE, WIDE)))
     return taken, before
