@@ -8,6 +8,10 @@ import os
 import sys
 import tempfile
 
+from recipes._start import start
+
+start()  # as `python -m recipes.mnist` does before it imports TensorFlow
+
 from recipes.common.run import run
 from recipes.mnist import main
 

@@ -6,6 +6,10 @@ python tests/programs/skips_averaging.py FLAGS...
 import os
 import sys
 
+from recipes._start import start
+
+start()  # as `python -m recipes.mnist` does before it imports TensorFlow
+
 from recipes import mnist
 from recipes.common.distribution import replicas
 from recipes.common.run import run

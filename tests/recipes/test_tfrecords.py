@@ -356,7 +356,7 @@ def test_on_a_full_disk_no_half_of_an_index_stays(tmp_path, monkeypatch, capsys)
         assert opened(disk).record(8) == written[8]
         assert {path.name for path in disk.rglob("*") if path.is_file()} == before
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "--lazy", disk], check=True)
     assert "kept in memory" in capsys.readouterr().out
 
 
