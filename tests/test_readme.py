@@ -32,6 +32,11 @@ LAUNCHED = [line for line in TRAIN if "-m launch" in line]
 PLAIN = [line for line in TRAIN if line not in LAUNCHED]
 
 
+def test_each_command_starts_a_run_of_its_own():
+    directories = [line.split("--workdir ")[1] for line in TRAIN]
+    assert len(set(directories)) == len(directories)
+
+
 def test_it_has_commands_of_every_kind():
     assert len(PLAIN) >= 2 and len(LAUNCHED) >= 2 and len(commands()) >= len(TRAIN) + 3
 
@@ -43,7 +48,8 @@ def test_a_command_trains(line, tmp_path):
         need_horovod()
     out = run(line, tmp_path, "--epochs", "3")
     assert "result       accuracy" in out
-    assert sorted(path.name for path in (tmp_path / "runs" / "mnist" / "checkpoints").iterdir()) == [
+    workdir = line.split("--workdir ")[1]
+    assert sorted(path.name for path in (tmp_path / workdir / "checkpoints").iterdir()) == [
         "model_batch_at_00050.weights.h5",
         "model_batch_at_00066.weights.h5",
     ]
