@@ -164,8 +164,14 @@ class Lock:
         elif not is_dead(holder, mine, self._silent_for()):
             raise InputError(
                 f"{self._template} is in use by another run: process {holder.pid} on {holder.host}, since {holder.since}. "
-                f"Stop it, or use another template or directory. (It counts as dead after {SILENCE} s without a sign of life.)"
+                f"{self._advice(holder, mine)} (It counts as dead after {SILENCE} s without a sign of life.)"
             )
+
+    def _advice(self, holder, mine):
+        array, _, element = mine.job.partition("_")
+        if element and holder.job.startswith(f"{array}_"):
+            return f"It is element {holder.job} of the same job array: give each element a directory of its own."
+        return "Stop it, or use another template or directory."
 
     def _show_life(self):
         while not self._released.wait(_HEARTBEAT):
