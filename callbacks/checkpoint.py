@@ -265,7 +265,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if ranks().is_chief:
             self._directory.release()
         preemption.ignore_signals()
-        raise preemption.Preempted(code, self.newest, preemption.reason())
+        raise preemption.Preempted(code, self.newest, preemption.reason(code))
 
     def _save(self, hook):
         """Takes a snapshot and has it written, unless its name needs a metric that is yet to come, or it is not the best."""

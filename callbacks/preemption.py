@@ -42,7 +42,7 @@ class Preempted(SystemExit):
     Args:
         code: 75, 130 or 143.
         path: the newest checkpoint, from which the next run resumes; None if nothing was trained yet.
-        reason: why this rank leaves, for a message.
+        reason: why the run leaves, for a message: "by TERM".
     """
 
     def __init__(self, code: int, path: str | None, reason: str):
@@ -97,9 +97,14 @@ def asked() -> int:
     return _asked
 
 
-def reason() -> str:
-    """Why this process was asked to leave, for a message."""
-    return _reason or "another rank was stopped"
+def reason(code: int) -> str:
+    """Why the run leaves, for a message: the reason that this process was given, or else what another rank was sent.
+
+    Args:
+        code: the exit code that all ranks agreed on.
+    """
+    names = " or ".join(number.name.removeprefix("SIG") for number, its_code in CODES.items() if its_code == code)
+    return _reason or f"by {names} on another rank"
 
 
 def ask_before_job_ends(seconds: float) -> None:
@@ -109,7 +114,7 @@ def ask_before_job_ends(seconds: float) -> None:
         seconds: what a save may take.
     """
     if _job_end is not None and (left := _job_end - time.time()) < TIME_TO_LEAVE + seconds:
-        ask(WARNED, f"the job ends in {max(left, 0):.0f} s")
+        ask(WARNED, f"because the job ends in {max(left, 0):.0f} s")
 
 
 def _end_of_job(told: str) -> float | None:
@@ -123,8 +128,8 @@ def _end_of_job(told: str) -> float | None:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    name = signal.Signals(number).name
-    ask(CODES[signal.Signals(number)], f"stopped by {name}")
+    name = signal.Signals(number).name.removeprefix("SIG")
+    ask(CODES[signal.Signals(number)], f"by {name}")
 
 
 def _leave_at_once(reader: socket.socket) -> None:

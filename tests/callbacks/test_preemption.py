@@ -167,7 +167,7 @@ def test_a_job_that_ends_soon_is_left_after_the_first_batch(recipe, tmp_path):
     process = recipe("--model", "mlp", "--workdir", tmp_path, env={"SLURM_JOB_END_TIME": str(int(time.time()) + 5)})
     code, out, _ = process.finish()
     assert code == 75
-    assert re.search(r"^stopped +the job ends in \d s; the same command resumes from ", out, re.MULTILINE)
+    assert re.search(r"^stopped +because the job ends in \d s; the same command resumes from ", out, re.MULTILINE)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [name(1)]
 
 
