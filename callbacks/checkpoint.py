@@ -32,7 +32,7 @@ from callbacks.saver import Saver
 from callbacks.snapshot import KerasPart
 from callbacks.template import Template
 from callbacks.tensorboard import GlobalStepTensorBoard
-from callbacks.writer import Writer
+from callbacks.writer import Writer, finish_writes
 
 
 class GlobalStepCheckpoint(Copyable, BestState):
@@ -135,6 +135,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._last_in_list.join(self._callbacks)
         check_alone(self, self._callbacks)
         self._directory = directory = CheckpointDirectory(self.template)
+        finish_writes(self.template.matches)
         ranks().on_chief(lambda: directory.claim(fit.loop))
         resumed_epoch_of(self.model).batches_per_epoch = (self.params or {}).get("steps")
         self._resume()

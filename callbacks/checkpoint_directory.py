@@ -37,7 +37,6 @@ class CheckpointDirectory:
             InputError: if the directory cannot be written to, or another run writes to the template.
         """
         _check_writable(self._path)
-        files.finish_own(self._template)
         self._lock.acquire(loop)
         self._identity = identity(self._path)
         files.sweep(self._template, self._lock.taken_from)

@@ -37,7 +37,7 @@ _HEAD = struct.Struct(">8s5Q")
 TRAILER_SIZE = _HEAD.size + checksum.SIZE
 _DIGEST_SIZES = {MAGIC: checksum.SIZE, format_1.MAGIC: format_1.DIGEST_SIZE}
 _NAME_BYTES = 255  # of a file on Linux
-_in_flight: dict[str, str] = {}  # temporaries that this process is writing, and what each will be
+_in_flight: set[str] = set()  # temporaries that this process is writing
 _TEMPORARY = re.compile(r"\.tmp-(?P<pid>\d+)@(?P<host>[^@]+)@(?P<name>.+)")
 
 
@@ -163,7 +163,7 @@ def commit(path: str, trailer: Trailer, write: Callable[[Output], None], check: 
     """
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, temporary_name(name))
-    _in_flight[os.path.abspath(temporary)] = path
+    _in_flight.add(os.path.abspath(temporary))
     try:
         size = _write_durably(temporary, trailer, write)
         check()
@@ -174,7 +174,7 @@ def commit(path: str, trailer: Trailer, write: Callable[[Output], None], check: 
         check()  # whoever has taken over has removed the hidden file: that is the cause then, and not what came of it
         raise
     finally:
-        del _in_flight[os.path.abspath(temporary)]
+        _in_flight.discard(os.path.abspath(temporary))
     try:
         _fsync_directory(directory or ".")
     except OSError as error:
@@ -242,12 +242,6 @@ def sweep(template: Template, fenced: Owner | None = None) -> None:
             is_fenced = fenced is not None and (pid, host) == (fenced.pid, fenced.host)
             if os.path.abspath(path) not in _in_flight and (is_fenced or _is_stale(path, pid, host)):
                 os.unlink(path)
-
-
-def finish_own(template: Template) -> None:
-    """Waits for what this process itself still writes under this template: a fit that failed has left it in flight."""
-    while any(template.matches(path) for path in list(_in_flight.values())):
-        time.sleep(0.01)
 
 
 def _is_stale(path: str, pid: int, host: str) -> bool:
