@@ -7,15 +7,29 @@ import tensorflow as tf
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter  # `fit` takes its subclasses; it has no public name
 
 from callbacks import InputError
+from recipes.common.data.skipped import SkippedBatches
 
 
 class EpochData(DataAdapter):
     """What `fit` asks for an epoch of batches: a dataset, and how many batches it is meant to have.
 
     A plain `tf.data.Dataset` that starts in the middle of an epoch would make Keras take the short epoch for the length of all.
+
+    Args:
+        dataset: the rest of the epoch.
+        num_batches: of a whole epoch.
+        before_epoch: called before each epoch.
+        skipped: what is left out of the order, for `fit`'s callbacks.
     """
 
-    def __init__(self, dataset: Any, num_batches: int, before_epoch: Callable[[], None] | None = None):
+    def __init__(
+        self,
+        dataset: Any,
+        num_batches: int,
+        before_epoch: Callable[[], None] | None = None,
+        skipped: SkippedBatches | None = None,
+    ):
+        self.skipped = skipped
         self._once = _OncePerEpoch(dataset) if isinstance(dataset, tf.distribute.DistributedDataset) else None
         self._dataset = self._once or dataset
         self._num_batches = num_batches
