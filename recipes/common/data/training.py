@@ -1,4 +1,4 @@
-"""Training data: global batches in a shuffled order that can be entered anywhere, shared evenly by the replicas."""
+"""Training data: shuffled global batches, seekable, split evenly among the replicas."""
 
 import functools
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from recipes.common.distribution import Distribution
 
 
 def batches_per_epoch(source: Source, global_batch_size: int, epochs_per_pass: int = 1) -> int:
-    """How many whole global batches an epoch has.
+    """Returns the number of full global batches in an epoch.
 
     Raises:
-        InputError: if there are too few samples for one.
+        InputError: if there are too few samples for one batch.
     """
     batches = len(source) // (global_batch_size * epochs_per_pass)
     if not batches:
@@ -41,18 +41,18 @@ def training_data(
     prepare: Prepare | None = None,
     epochs_per_pass: int = 1,
 ) -> EpochData:
-    """Shuffled global batches. An epoch starts where the model's counters stand, and drops its last partial batch.
+    """Returns shuffled global batches. An epoch begins at the position of the model's counters and drops its last partial batch.
 
     Args:
         source: the samples.
-        model: the model to train; after a resume its counters say where the epoch begins.
+        model: the model to train. After a resume, its counters give the position in the epoch.
         distribution: the replicas; each gets `global_batch_size / replicas` samples of a batch, the first replica the first.
         global_batch_size: samples of one update.
-        seed: of the order.
+        seed: the seed of the shuffle.
         prepare: called with the parts of one sample and `seed`, int64 `[2]`, a pure function of (seed, epoch, sample) for
             TensorFlow's stateless random operations; returns the model's input. Runs on all cores.
-        epochs_per_pass: how many epochs, of equal length, see each sample once. Above 1 for large data, where one validation
-            per pass would be too rare; the seed of `prepare` then depends on the pass, not on the epoch.
+        epochs_per_pass: the number of epochs, of equal length, that make one pass over the data. Above 1 for large data, where
+            one validation per pass is too rare; the seed of `prepare` then depends on the pass, not on the epoch.
 
     Returns:
         For `fit(x=...)`: batches of the parts, each `[share, ...]` on each replica. Its `skipped` belongs to the callbacks of
@@ -87,7 +87,7 @@ def training_data(
 
 @dataclass(frozen=True)
 class _Order:
-    """Which samples the shares of a run have. A place is the number of a share, counted over all batches and epochs."""
+    """Assigns samples to the shares of a run. A place is the number of a share, counted over all batches and epochs."""
 
     size: int
     batches: int  # of an epoch
@@ -97,7 +97,7 @@ class _Order:
     seed: int
 
     def samples(self, place: tf.Tensor, shares: tf.Tensor, *, first: int, count: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """The samples of some shares from a place on, within one epoch.
+        """Returns the samples of some shares, beginning at a place, within one epoch.
 
         Args:
             place: int64 scalar; replicas `first` to `first + count - 1` have `count` places in each batch.
@@ -115,13 +115,13 @@ class _Order:
 
 
 class _Position:
-    """Where in the order the batches of the next epoch are.
+    """The places of the next epoch's batches in the order.
 
     Args:
-        model: its counters say where training stands.
-        global_batch_size: samples of one batch.
-        batches: of an epoch.
-        skipped: what is left out of the order.
+        model: its counters give the position.
+        global_batch_size: samples per batch.
+        batches: batches per epoch.
+        skipped: the batches that are left out.
     """
 
     def __init__(self, model: keras.Model, global_batch_size: int, batches: int, skipped: SkippedBatches):
@@ -129,10 +129,10 @@ class _Position:
         self._runs = np.empty([0, 2], "int64")
 
     def seek(self) -> None:
-        """Moves to where the model stands.
+        """Moves to the position of the model's counters.
 
         Raises:
-            InputError: if that is between two global batches.
+            InputError: if the position is between two global batches.
         """
         epoch, samples_done = counters_of(self._model).position()
         if samples_done % self._global_batch_size:
@@ -145,11 +145,11 @@ class _Position:
         self._runs = np.array(self._skipped.runs(begin, (epoch + 1) * self._batches), "int64").reshape(-1, 2)
 
     def places(self, count: int, at_once: int) -> tf.data.Dataset:
-        """From here to the end of the epoch, the first of up to `at_once` places and how many, where a batch has `count` places."""
+        """Returns the first of up to `at_once` places and how many, up to the end of the epoch, with `count` places per batch."""
 
         def rest_of_epoch(zero):
-            # Read when an iterator is made, so one dataset serves every epoch. Not a variable: op determinism would take all
-            # parallel calls and all prefetching out of a dataset with state.
+            # Read when an iterator is created, so one dataset serves every epoch. Not a variable: op determinism removes
+            # parallel calls and prefetching from a stateful dataset.
             runs = tf.numpy_function(lambda _: self._runs, [zero], tf.int64, stateful=False)
             return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(runs, [None, 2]) * count)
 
