@@ -19,7 +19,6 @@ import glob
 import os
 import re
 import socket
-import stat
 import struct
 import threading
 import time
@@ -29,7 +28,9 @@ from typing import Any, BinaryIO
 
 from callbacks import checksum, format_1
 from callbacks.errors import InputError
+from callbacks.folders import flush_folder
 from callbacks.lock import SILENCE, Owner, is_running
+from callbacks.regular_file import NotRegular, open_regular
 from callbacks.template import Template
 
 MAGIC = b"GSTEP\x00\x00\x02"
@@ -167,7 +168,7 @@ def commit(path: str, trailer: Trailer, write: Callable[[Output], None], check: 
     try:
         size = _write_durably(temporary, trailer, write)
         check()
-        os.replace(temporary, path)
+        _rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -176,11 +177,22 @@ def commit(path: str, trailer: Trailer, write: Callable[[Output], None], check: 
     finally:
         _in_flight.discard(os.path.abspath(temporary))
     try:
-        _fsync_directory(directory or ".")
+        flush_folder(directory or ".")
     except OSError as error:
         lasts = "its name could not be flushed, so it may not outlast a crash of the machine"
         raise OSError(error.errno, f"{error.strerror}: {lasts}") from error
     return size
+
+
+def _rename(temporary: str, path: str) -> None:
+    """Renames, and again where a signal interrupts it: after some interruptions the rename is done, after some it is not."""
+    while True:
+        try:
+            os.replace(temporary, path)
+            return
+        except InterruptedError:
+            if not os.path.lexists(temporary):
+                return
 
 
 def _write_durably(path: str, trailer: Trailer, write: Callable[[Output], None]) -> int:
@@ -198,7 +210,8 @@ def _write_durably(path: str, trailer: Trailer, write: Callable[[Output], None])
         with contextlib.suppress(OSError):
             os.close(descriptor)
         raise
-    os.close(descriptor)  # some file systems tell of a failed write only here
+    with contextlib.suppress(InterruptedError):  # all of it is on the disk and was read back, whoever holds the descriptor now
+        os.close(descriptor)  # some file systems tell of a failed write only here
     return output.tell()
 
 
@@ -257,7 +270,7 @@ def read_trailer(path: str) -> Trailer:
         Damaged: if the file does not end as a checkpoint of this format does.
         OSError: if it cannot be read.
     """
-    with _open_regular(path) as file:
+    with _open(path) as file:
         return _read_trailer(file)[0]
 
 
@@ -268,7 +281,7 @@ def verify(path: str) -> Trailer:
         Damaged: if any byte differs from what was written.
         OSError: if it cannot be read.
     """
-    with _open_regular(path) as file:
+    with _open(path) as file:
         trailer, size, head, digest = _read_trailer(file)
         found = _digest(file.fileno(), size, head)
     if found != digest:
@@ -288,13 +301,11 @@ def _digest(descriptor: int, size: int, head: bytes) -> bytes:
     return found.digest()
 
 
-def _open_regular(path: str) -> BinaryIO:
-    """Opens a file for reading; a FIFO or a device, which may never end, is refused."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise Damaged("it is no regular file")
-    return open(descriptor, "rb")
+def _open(path: str) -> BinaryIO:
+    try:
+        return open_regular(path)
+    except NotRegular as error:
+        raise Damaged(str(error)) from None
 
 
 def _read_trailer(file: BinaryIO) -> tuple[Trailer, int, bytes, bytes]:
@@ -313,11 +324,3 @@ def _read_trailer(file: BinaryIO) -> tuple[Trailer, int, bytes, bytes]:
     if size != total - trailer_size:
         raise Damaged(f"it has {total - trailer_size} bytes before its trailer, which says {size}")
     return Trailer(batch, step, epoch, samples), size, head, digest
-
-
-def _fsync_directory(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
