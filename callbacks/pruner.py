@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from callbacks import retention
+from callbacks.logged_metrics import scalar
 from callbacks.restoring import own_checkpoints, read_stored
 from callbacks.template import Template
 
@@ -59,4 +60,4 @@ class Pruner:
         return {path: self._candidate(path, stored.counts.batch, stored.metrics) for path, stored in earlier}
 
     def _candidate(self, path: str, batch: int, metrics: Mapping[str, float]) -> retention.Kept:
-        return retention.Kept(path, batch, metrics.get(self._monitor))
+        return retention.Kept(path, batch, scalar(metrics.get(self._monitor)))
