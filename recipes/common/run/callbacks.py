@@ -34,5 +34,6 @@ def training_callbacks(
         tensorboard_callback(args, distribution),  # before the checkpoint, which may end the run
         checkpoint,
         ProgressBar(distribution, checkpoint, batches.num_batches, args.log_secs),
-        RunSummary(args, distribution, batches, checkpoint),  # after the checkpoint: it prints what was restored
+        # after the checkpoint: it prints what was restored
+        RunSummary(args, distribution, batches, checkpoint, logs_metrics=bool(own)),
     ]
