@@ -69,6 +69,8 @@ class Template:
             if "/" in spec:
                 raise InputError(f"A format must not put a slash into a name. Received: {{{field}:{spec}}} in {self.text!r}")
             try:
+                if re.search(r"\d{4}", spec):
+                    raise ValueError("it is longer than a file's name")
                 _look(field, spec)
             except (ValueError, OverflowError) as error:
                 raise InputError(f"{{{field}:{spec}}} in {self.text!r} is no format of a number: {error}") from None
@@ -153,8 +155,8 @@ class Template:
         return "".join(glob.escape(literal) + ("*" if field else "") for literal, field, _, _ in self._parts)
 
     def files(self) -> list[str]:
-        """The existing paths that this template can have made, in no particular order."""
-        return [path for path in glob.iglob(self.pattern) if self.matches(path) and os.path.isfile(path)]
+        """The existing paths that this template can have made, in no particular order; they need not be files."""
+        return [path for path in glob.iglob(self.pattern) if self.matches(path)]
 
     def matches(self, path: str) -> bool:
         """Whether this template can have made the path."""
