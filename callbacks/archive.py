@@ -5,9 +5,7 @@ import struct
 import zipfile
 from typing import BinaryIO
 
-_LOCAL_HEADER = struct.Struct(
-    "<4s22xHH"
-)  # before a member: a signature, the lengths of its name and of its extra field
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # before a member: a signature, the lengths of its name and of its extra field
 _SIGNATURE = b"PK\x03\x04"
 _IS_ENCRYPTED = 1
 

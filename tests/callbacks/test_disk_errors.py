@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 import pytest
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS, run_program
+from shims import compile_shim, compiler
 from small import fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, files, latest_checkpoint
@@ -35,15 +36,9 @@ def compiled(tmp_path_factory):
     directory = tmp_path_factory.mktemp("compiled")
 
     def compile(name):
-        library = directory / f"{name}.so"
-        if not library.exists():
-            compiler = shutil.which("cc") or shutil.which("gcc")
-            if not compiler and not os.environ.get("CI"):
-                pytest.skip("there is no C compiler")
-            assert compiler, "there is no C compiler"
-            source = PROGRAMS / f"{name}.c"
-            subprocess.run([compiler, "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-        return library
+        if not compiler() and not os.environ.get("CI"):
+            pytest.skip("there is no C compiler")
+        return compile_shim(name, directory)
 
     return compile
 
