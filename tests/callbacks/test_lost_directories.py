@@ -12,7 +12,7 @@ from processes import ROOT, USER_ENVIRONMENT
 from small import Do, fit, names, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks import CheckpointWriteError, EventWriteError, GlobalStepCheckpoint, GlobalStepTensorBoard, InputError
+from callbacks import CheckpointWriteError, EventWriteError, GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, event_files
 from callbacks.event_files import EventFile
 
 
@@ -224,3 +224,12 @@ def test_what_is_no_path_to_resume_from_is_refused_in_one_line(resume):
     with pytest.raises(InputError, match=r"^resume is True, False, or the path of a checkpoint. Received: .*$") as raised:
         GlobalStepCheckpoint("b{batch}.weights.h5", resume=resume)
     assert repr(resume) in str(raised.value)
+
+
+@pytest.mark.timeout(60)
+def test_a_fifo_among_the_event_files_is_passed_over(tmp_path):
+    os.mkfifo(tmp_path / "events.out.tfevents.\u00b2.host.1.x")
+    file = EventFile(str(tmp_path), str)
+    file.scalars(3, time.time(), {"loss": 1.0})
+    assert event_files.steps(str(tmp_path)) == {3}
+    assert event_files.lives(str(tmp_path)) == {}
