@@ -63,9 +63,9 @@ def test_what_cannot_be_run_is_answered_in_one_line(launch, command):
 def test_flags_are_taken_with_underscores_and_the_scripts_own_are_left_alone(tmp_path):
     script = tmp_path / "train.py"
     script.touch()
-    plan = parse(["--nproc_per_node=3", "--max_restarts", "2", str(script), "--nproc_per_node", "9", "-m"], {})
-    assert (plan.per_node, plan.max_restarts) == (3, 2)
-    assert plan.command[-4:] == [str(script), "--nproc_per_node", "9", "-m"]
+    config = parse(["--nproc_per_node=3", "--max_restarts", "2", str(script), "--nproc_per_node", "9", "-m"], {})
+    assert (config.per_node, config.max_restarts) == (3, 2)
+    assert config.command[-4:] == [str(script), "--nproc_per_node", "9", "-m"]
 
 
 def test_a_recipe_is_found_by_path_and_by_module_from_any_directory(tmp_path, monkeypatch):
@@ -93,8 +93,8 @@ STEP = {
 
 
 def test_inside_an_srun_step_slurm_says_which_node_this_is():
-    plan = parse(["--no-python", "true"], STEP)
-    assert (plan.nodes, plan.node, plan.master_addr, plan.run_id) == (4, 2, "gpu-a07-ib", "71.0")
+    config = parse(["--no-python", "true"], STEP)
+    assert (config.nodes, config.node, config.master_addr, config.run_id) == (4, 2, "gpu-a07-ib", "71.0")
     assert parse(["--no-python", "true"], {**STEP, "SLURM_RESTART_COUNT": "2"}).run_id == "71.2"
     assert parse(["--no-python", "true"], {**STEP, "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "1"}).run_id == "70_1.0"
 

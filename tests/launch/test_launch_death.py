@@ -51,12 +51,12 @@ def test_the_first_failure_in_time_is_named_not_the_lowest_rank(launch):
     """The launcher is stopped while two ranks fail, so that it finds both at once."""
     run = launch("--nproc-per-node", "2", *sh("echo $$ > pid-$RANK; while [ ! -e fail-$RANK ]; do sleep 0.01; done; exit 4$RANK"))
     ranks = started(run, 2)
-    guardian = next(pid for pid, command in run.processes().items() if "-m launch" in command)
-    os.kill(guardian, signal.SIGSTOP)
+    agent = run.agent()
+    os.kill(agent, signal.SIGSTOP)
     for rank in (1, 0):
         (run.cwd / f"fail-{rank}").touch()
         wait_for(lambda rank=rank: state(ranks[rank]) == "Z", "its end")
-    os.kill(guardian, signal.SIGCONT)
+    os.kill(agent, signal.SIGCONT)
     code, _, err = run.finish(GONE)
     assert code == 41 and "rank 1 on" in err.splitlines()[0]
 
@@ -71,7 +71,7 @@ def test_a_rank_that_ignores_term_is_killed_after_the_grace(launch):
     assert run.none_left()
 
 
-@pytest.mark.parametrize("whom", ["launcher", "its process group", "guardian"])
+@pytest.mark.parametrize("whom", ["launcher", "its process group", "agent"])
 def test_nothing_is_left_when_the_launcher_is_killed(launch, whom):
     """Ranks, their children, and a daemon in a session of its own."""
     run = launch("--nproc-per-node", "2", *sh("sleep 100 & setsid -f sleep 100; echo $$ > pid-$RANK; sleep 100"))
@@ -82,7 +82,7 @@ def test_nothing_is_left_when_the_launcher_is_killed(launch, whom):
     elif whom == "its process group":
         os.killpg(run.process.pid, signal.SIGKILL)
     else:
-        os.kill(next(pid for pid, command in run.processes().items() if "-m launch" in command), signal.SIGKILL)
+        os.kill(run.agent(), signal.SIGKILL)
         code, _, err = run.finish(GONE)
         assert code == 1 and "the process that owned its ranks was killed" in err
     assert run.none_left()
@@ -198,10 +198,10 @@ def test_a_rank_that_the_kernel_killed_for_want_of_memory_is_told_from_others(la
     assert err.splitlines()[0] == f"rank 1 on {os.uname().nodename}: killed by SIGKILL; out of memory?"
 
 
-def test_ranks_end_with_both_the_launcher_and_its_guardian(launch):
+def test_ranks_end_with_both_the_launcher_and_its_agent(launch):
     """Nobody is left to end them but the kernel."""
     run = launch("--nproc-per-node", "2", *sh(SLEEP))
     started(run, 2)
     os.kill(run.process.pid, signal.SIGSTOP)
-    os.kill(next(pid for pid, command in run.processes().items() if "-m launch" in command), signal.SIGKILL)
+    os.kill(run.agent(), signal.SIGKILL)
     assert run.none_left()

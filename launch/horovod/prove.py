@@ -1,6 +1,6 @@
 """Proves that the Horovod that is installed works: two processes meet, and each gets the sum of what both gave.
 
-    python -m launch.prove_horovod
+    python -m launch.horovod.prove
 
 Once on the CPU, over Gloo; and where Horovod was built with NCCL, once more on up to two GPUs of this machine, a process each.
 """
@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from launch.arguments import gpus
+from launch.devices import gpus
 
 RANKS = 2
 TIMEOUT = 120  # seconds

@@ -1,7 +1,7 @@
 """Builds Horovod for the TensorFlow that is installed, once, and installs it.
 
-    python -m launch.build_horovod          # Gloo: collectives on the CPU, also for tensors on GPUs
-    python -m launch.build_horovod --gpu    # NCCL and Gloo; what of it was never run: GPU_UNPROVEN
+    python -m launch.horovod.build          # Gloo: collectives on the CPU, also for tensors on GPUs
+    python -m launch.horovod.build --gpu    # NCCL and Gloo; what of it was never run: GPU_UNPROVEN
 
 The source is Horovod's sdist on PyPI, checked by its SHA-256, with horovod.patch. The wheel is kept in
 `~/.cache/keras-distributed-recipes/`, in a folder for each (Python, TensorFlow, flags, patch), with the log of its build.
@@ -30,8 +30,7 @@ SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0
 TOOLS = ("g++", "make", "patch")
 NEEDS_TOOLS = 2  # exit code: the machine lacks a compiler
 
-ROOT = Path(__file__).parent.parent
-REQUIREMENTS = ROOT / "requirements-horovod.txt"
+REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 PATCH = Path(__file__).parent / "horovod.patch"
 
 FLAGS = {
@@ -60,7 +59,7 @@ NVCC = ("nvidia-cuda-nvcc==13.0.88", "nvidia-cuda-crt==13.0.88", "nvidia-nvvm==1
 
 def main() -> int:
     """Installs Horovod, from the cache if it was built before. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m launch.build_horovod", description="Builds and installs Horovod.")
+    parser = argparse.ArgumentParser(prog="python -m launch.horovod.build", description="Builds and installs Horovod.")
     parser.add_argument("--gpu", action="store_true", help="with NCCL, for TensorFlow with its CUDA libraries")
     gpu = parser.parse_args().gpu
     folder = cache_folder(gpu)
