@@ -161,7 +161,9 @@ class Attempt:
         self._gone.add(number)
         if number in self._running:
             self._running.discard(number)
-            self._fail(Failure(f"node {number}: {why}", exit_codes.FAILED), signal.SIGTERM)
+            failure = Failure(f"node {number}: {why}", exit_codes.FAILED)
+            self._fail(failure, signal.SIGTERM)
+            self.failure = self.failure or failure  # also where the ranks were being ended: nobody knows how these ended
 
     def _fail(self, failure, number):
         """The first failure ends everything."""

@@ -25,10 +25,12 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
+from launch import exit_codes
+
 VERSION = "0.28.1"
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
 TOOLS = ("g++", "make", "patch")
-NEEDS_TOOLS = 2  # exit code: the machine lacks a compiler
+NEEDS_TOOLS = exit_codes.BAD_INPUT  # the machine lacks a compiler; `make test` goes on without Horovod
 
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 PATCH = Path(__file__).parent / "horovod.patch"
@@ -75,13 +77,13 @@ def main() -> int:
         except subprocess.CalledProcessError as error:
             print(f"error: Horovod was not built: {error}. The last lines of {folder}/build.log:", file=sys.stderr)
             print(*(folder / "build.log").read_text(errors="replace").splitlines()[-15:], sep="\n", file=sys.stderr)
-            return 1
+            return exit_codes.FAILED
     pip("install", "--find-links", folder, "--requirement", REQUIREMENTS)
     # Another build of the same version, with or without NCCL, counts as installed in the eyes of pip.
     pip("install", "--force-reinstall", "--no-deps", *glob.glob(f"{folder}/*.whl"))
     if gpu:
         print(GPU_UNPROVEN)
-    return 0
+    return exit_codes.DONE
 
 
 def cache_folder(gpu: bool) -> Path:

@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from launch import exit_codes
 from launch.devices import gpus
 
 RANKS = 2
@@ -38,14 +39,14 @@ def main() -> int:
     """Prints a line for each proof. Returns the exit code."""
     output = _reduce(RANKS, "Gloo", {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"})
     if output is None:
-        return 1
+        return exit_codes.FAILED
     if "with NCCL" in output:
         here = gpus(os.environ)
         if not here:
             print("NCCL is not proven: there is no GPU here.")
         elif _reduce(min(RANKS, len(here)), "NCCL", dict(os.environ)) is None:
-            return 1
-    return 0
+            return exit_codes.FAILED
+    return exit_codes.DONE
 
 
 def _reduce(ranks, transport, environment):

@@ -9,6 +9,9 @@ from launch.errors import LaunchError
 TOUCH = ("touch", "started")
 MISTAKES = {
     "no rank": (["--nproc-per-node", "0"], "--nproc-per-node"),
+    "more ranks than a node may have": (["--nproc-per-node", "30000"], "--nproc-per-node"),
+    "a number without end": (["--nnodes", "9" * 5000], "--nnodes"),
+    "a line break": (["--rdzv-id", "a\nb"], "--rdzv-id"),
     "half a rank": (["--nproc-per-node", "1.5"], "--nproc-per-node"),
     "no GPU": (["--nproc-per-node", "gpu"], "gpu"),
     "no node": (["--nnodes", "0"], "--nnodes"),
@@ -105,6 +108,29 @@ def test_what_the_command_line_says_comes_before_slurm():
     assert parse(["--no-python", "true"], {**STEP, "SLURM_STEP_NODELIST": "a", "SLURM_STEP_NUM_NODES": "1"}).nodes == 1
     with pytest.raises(LaunchError, match="ntasks-per-node=1"):
         parse(["--no-python", "true"], {**STEP, "SLURM_STEP_NUM_TASKS": "8"})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"SLURM_RESTART_COUNT": "x"},
+        {"SLURM_NODEID": ""},
+        {"SLURM_STEP_NUM_NODES": "many"},
+        {"SLURM_STEP_NODELIST": ""},
+        {"SLURM_JOB_ID": "../x"},
+        {"SLURM_ARRAY_JOB_ID": "1"},
+    ],
+)
+def test_what_slurm_never_writes_is_answered_in_one_line(wrong):
+    with pytest.raises(LaunchError, match="Received: ") as error:
+        parse(["--no-python", "true"], {**STEP, **wrong})
+    assert "\n" not in str(error.value) and error.value.code == 2
+
+
+def test_more_ranks_than_open_files_are_answered_in_one_line(launch):
+    few = ("sh", "-c", 'ulimit -n 100; exec "$@"', "sh")
+    code, _, err = launch("--nproc-per-node", "20", *sh("touch started"), prefix=few).finish()
+    assert (code, err) == (2, "error: --nproc-per-node 20 takes 140 open files, and the limit is 100: ulimit -n 140\n")
 
 
 def test_help_has_every_flag_of_torchrun_that_is_supported(capsys):
