@@ -122,7 +122,7 @@ class LocalNode(Node):
         """Lets the agent end what it still runs. Kills it, and everything below it, if that takes too long."""
         self._connection.close()
         self._wake()
-        deadline = self._clock() + CLOSE_WAIT
+        deadline = self._clock() + (0 if self.gone else CLOSE_WAIT)
         while self._has_children():
             if self._clock() >= deadline:
                 processes.end_descendants(KILL_WAIT, self._clock)

@@ -47,6 +47,7 @@ def attempt_of(*events, signals=()):
         ours, theirs = socket.socketpair()
         nodes[number] = RemoteNode(number, f"host{number}", Connection(ours))
         ends[number] = Connection(theirs)
+        theirs.setblocking(False)
     for number, event in events:
         ends[number].send(event)
     jumps = itertools.count(0, 100).__next__  # every look at the clock is past every deadline
