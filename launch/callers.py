@@ -92,7 +92,7 @@ class Callers:
             key.data()
         now = self._clock()
         for caller in [caller for caller in self._waiting if caller.deadline <= now]:
-            self._drop(caller, SLOW if caller.spoke else SILENT)
+            self._drop(caller, _lateness(caller))
 
     def release(self, caller: Caller) -> SignedConnection:
         """Lets a caller go on without this object."""
@@ -107,9 +107,10 @@ class Callers:
         self._selector.close()
 
     def summary(self) -> str:
-        """Who called in vain, and why; empty if nobody did."""
-        found = [f"{address} {reason} ({count}x)" for (address, reason), count in self.strangers.most_common(MOST_REPORTED)]
-        return ", ".join(found)
+        """Who called in vain so far, and why; empty if nobody did."""
+        waiting = Counter((caller.address, _lateness(caller)) for caller in self._waiting if not caller.answered)
+        most = (self.strangers + waiting).most_common(MOST_REPORTED)
+        return ", ".join(f"{address} {reason} ({count}x)" for (address, reason), count in most)
 
     def _accept(self, listener, answer):
         for _ in range(AT_ONCE):
@@ -158,12 +159,12 @@ class Callers:
             self._count(caller, REASONS[problem])
             caller.connection.refuse()  # with a signature that is another for it: so it knows
         elif caller.connection.closed:
-            self._drop(caller, REASONS.get(problem, SLOW if caller.spoke else SILENT))
+            self._drop(caller, REASONS.get(problem, _lateness(caller)))
 
     def _drop_oldest(self):
         oldest = next(iter(self._waiting), None)
         if oldest is not None:
-            self._drop(oldest, SLOW if oldest.spoke else SILENT)
+            self._drop(oldest, _lateness(oldest))
         return oldest is not None
 
     def _drop(self, caller, reason):
@@ -180,6 +181,10 @@ class Callers:
     def _forget(self, caller):
         del self._waiting[caller]
         self._selector.unregister(caller.connected)
+
+
+def _lateness(caller):
+    return SLOW if caller.spoke else SILENT
 
 
 def _reset(connected):
