@@ -12,6 +12,7 @@ from launch.errors import LaunchError
 
 DEFAULT_PORT = 29500
 MOST_PER_NODE = 1024  # ranks
+MOST_SECONDS = 1e6  # the kernel waits for 24 days at most
 DESCRIPTORS_OF_A_RANK = 5  # in the agent: its output, its log, its progress, its end
 DESCRIPTORS_OF_A_NODE = 40
 
@@ -171,8 +172,8 @@ def _seconds(text):
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < 1e9:
-        raise argparse.ArgumentTypeError(f"is a number of seconds above 0. Received: {text}")
+    if not 0 < value <= MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"is a number of seconds, above 0 and up to {MOST_SECONDS:g}. Received: {text}")
     return value
 
 

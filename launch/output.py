@@ -18,7 +18,7 @@ CLEAR_LINE = b"\r\x1b[K"
 
 
 class Log:
-    """The log of one rank, to which each life is appended.
+    """The log of one rank, to which each attempt is appended.
 
     Args:
         path: the file; a disk that is full, or another error, costs the log and not the run.

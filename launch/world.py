@@ -43,7 +43,7 @@ class World:
         local_world_size: how many of them are on this node.
         node_rank: the number of this node.
         restarts: how often the launcher has started all ranks again.
-        run_id: the run's name, the same on every rank and in every life; empty without a launcher.
+        run_id: the run's name, the same on every rank and in every attempt; empty without a launcher.
     """
 
     rank: int = 0

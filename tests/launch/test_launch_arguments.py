@@ -25,6 +25,7 @@ MISTAKES = {
     "an endpoint without a host": (["--nnodes", "2", "--node-rank", "0", "--rdzv-endpoint", ":1"], "--rdzv-endpoint"),
     "a run id that is a path": (["--rdzv-id", "../x"], "--rdzv-id"),
     "restarts below none": (["--max-restarts=-1"], "--max-restarts"),
+    "a grace of years": (["--grace", "1e8"], "--grace"),
     "no grace": (["--grace", "0"], "--grace"),
     "a rank that is not there": (["--local-ranks-filter", "1"], "--local-ranks-filter"),
     "a flag that does not exist": (["--nproc"], "--nproc"),

@@ -13,8 +13,10 @@ from launching import ROOT
 from launch import exit_codes
 from launch.connection import Connection
 from launch.coordinator import Attempt
-from launch.messages import AttemptEnded, EndRanks, ExitRecord, NodeLost, RankExited, SendSignal
+from launch.messages import AttemptEnded, EndRanks, ExitRecord, Leave, NodeLost, RankExited, SendSignal, Start
+from launch.node_worker import NodeWorker
 from launch.nodes import RemoteNode
+from launch.world import WorldSpec
 
 CONFIG = SimpleNamespace(grace=30.0, stall_timeout=None)
 LOST = exit_codes.ANOTHER_RANK_FAILED
@@ -86,6 +88,24 @@ def test_a_rank_that_lost_another_is_reported_only_where_no_cause_comes_in_time(
 def test_a_cause_that_comes_after_its_victim_is_reported(cause, line):
     attempt, _, _ = attempt_of((0, exited(0, LOST)), (1, cause), (0, AttemptEnded((ExitRecord(0, LOST, None, "log", 0),))))
     assert attempt.failure.line == line
+
+
+@pytest.mark.parametrize(
+    ("last", "code", "ordered"),
+    [([], 1, [EndRanks(signal.SIGTERM)]), ([EndRanks(signal.SIGABRT), Leave(7, "rank 0 failed")], 7, [EndRanks(signal.SIGABRT)])],
+)
+def test_a_node_whose_agent_does_not_end_its_ranks_is_left_all_the_same(last, code, ordered):
+    (ours, agents), (to_zero, of_zero) = socket.socketpair(), socket.socketpair()
+    agent, zero = Connection(agents), Connection(of_zero)
+    world = WorldSpec(2, 1, "night", "node0", 1, ("a", "b"), ((1,), (2,)), ("", ""))
+    for message in [Start(world, None, 0.1), *last]:
+        zero.send(message)
+    zero.close()
+    worker = NodeWorker(
+        RemoteNode(1, "host1", Connection(ours)), Connection(to_zero), "node 0", FakeSignals(), itertools.count(0, 100).__next__
+    )
+    assert worker.run() == code
+    assert agent.receive() == [Start(world, None, 0.1), *ordered]
 
 
 STUCK = """

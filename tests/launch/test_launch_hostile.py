@@ -1,6 +1,7 @@
 """While launchers meet, anybody may call: the meeting takes no longer, and what happened is named."""
 
 import contextlib
+import itertools
 import random
 import re
 import socket
@@ -93,11 +94,11 @@ def idle_flood(attacker):
 
 def slow_sender(attacker):
     connection = attacker.connect()
-    rest = iter(NONCE * 1000)
+    rest = itertools.cycle(NONCE)
 
     def send():
-        connection.sendall(bytes([next(rest)]))
         time.sleep(0.02)
+        connection.sendall(bytes([next(rest)]))
 
     attacker.repeat(send)
     return SLOW
@@ -266,7 +267,8 @@ def test_the_caller_that_waits_longest_makes_room_for_the_next(room):
             stack.enter_context(socket.create_connection(address))
             found.serve(1)
         assert len(found._waiting) == 3
-        assert found.summary() == f"127.0.0.1 {callers.SILENT} (2x)"
+        assert dict(found.strangers) == {("127.0.0.1", SILENT): 2}
+        assert found.summary() == f"127.0.0.1 {SILENT} (5x)"  # with those that still wait
 
 
 def test_the_port_of_the_meeting_is_free_at_once_whoever_called(launch, port, attacker):
