@@ -70,7 +70,7 @@ class Template:
             if "/" in spec:
                 raise InputError(f"A format must not put a slash into a name. Received: {{{field}:{spec}}} in {self.text!r}")
             try:
-                if re.search(r"\d{4}", spec):
+                if re.search(r"[1-9]\d{3}", spec):
                     raise ValueError("it is longer than a file's name")
                 _look(field, spec)
             except (ValueError, OverflowError) as error:
@@ -239,7 +239,7 @@ def _claims(parts: list[tuple[str, str | None, str, str | None]], name: str) -> 
     at, end = len(first), len(name) - len(last)
     for (_, field, spec, _), (literal, after, _, _) in itertools.pairwise(parts):
         assert field is not None  # only after the last part there is none
-        until = end if after is None else name.find(literal, at, end)
+        until = end if after is None else name.find(literal, at + 1, end)  # a sign may be the literal's first character
         if until < 0 or (not literal and after is not None) or not re.fullmatch(_look(field, spec), name[at:until]):
             return []
         if field in FIELDS:
