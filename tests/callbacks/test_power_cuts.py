@@ -11,7 +11,7 @@ import sys
 
 import pytest
 from compare import assert_same_weights
-from cut_run import BATCHES, EPOCHS, KEPT, TEMPLATE, train
+from cut_run import BATCHES, EPOCHS, KEPT, TEMPLATE, Cut, train
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS
 
 CUTS = 20
@@ -42,10 +42,10 @@ def test_a_disk_that_loses_its_power_again_and_again_loses_nothing_that_was_comm
         pytest.skip(f"no file system can be mounted here: {done.stderr}")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    print(f"{CUTS} cuts, {found['inside a save']} of them inside a save, {found['commits']} commits")
+    print(f"{CUTS} cuts, {found['places']}, {found['commits']} commits")
     last = [TEMPLATE.format(batch=EPOCHS * BATCHES - i) for i in reversed(range(KEPT))]
     assert found["left"] == [os.path.basename(each) for each in last]
-    assert found["inside a save"] > 0
+    assert set(found["places"]) == set(Cut.PLACES) and found["commits"] > CUTS
     subprocess.run(["mount", "-o", "loop", image, directory], check=True)
     try:
         assert_same_weights(uncut, directory / last[-1])

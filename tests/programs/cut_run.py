@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 
 import keras
 import numpy as np
@@ -31,28 +32,31 @@ TEMPLATE = "run/checkpoints/b{batch:05d}.weights.h5"
 
 
 class Cut(keras.callbacks.Callback):
-    """Shuts the file system down, some batches after training begins."""
+    """Shuts the file system down, some batches after training begins: at a place of a save, or at any moment."""
+
+    PLACES = ("written", "flushed", "committed", "any")
 
     def __init__(self, directory, choose):
         super().__init__()
-        self._directory, self._after = directory, choose.randrange(1, 8)
+        self._directory, self._after, self.place = directory, choose.randrange(1, 8), choose.choice(self.PLACES)
         self._pause, self._how = choose.random() * 0.02, choose.choice((FLUSH_JOURNAL, FLUSH_NOTHING))
         self._seen = 0
-        self.is_due, self.is_inside_a_save = threading.Event(), False
+        self.is_made = threading.Event()
 
     def on_train_batch_end(self, batch, logs=None):
         self._seen += 1
-        if self._seen == self._after:
-            threading.Timer(self._pause, self._shut_down).start()
+        if self._seen == self._after and self.place == "any":
+            threading.Timer(self._pause, self.strike, ["any"]).start()
         elif self._seen > self._after:
             time.sleep(0.005)  # or the training would be at its end before the cut
 
-    def _shut_down(self):
-        descriptor = os.open(self._directory, os.O_RDONLY)
-        self.is_due.set()
-        self.is_inside_a_save = bool(files._in_flight)
-        fcntl.ioctl(descriptor, SHUT_DOWN, struct.pack("I", self._how))
-        os.close(descriptor)
+    def strike(self, place):
+        """Makes the cut if it is due at this place."""
+        if place == self.place and self._seen >= self._after and not self.is_made.is_set():
+            descriptor = os.open(self._directory, os.O_RDONLY)
+            self.is_made.set()
+            fcntl.ioctl(descriptor, SHUT_DOWN, struct.pack("I", self._how))
+            os.close(descriptor)
 
 
 def mount(image, directory):
@@ -89,17 +93,26 @@ def train(directory, *callbacks):
 
 def main(image, directory, cuts, seed):
     tf.config.experimental.enable_op_determinism()
-    choose, inside = random.Random(seed), 0
+    choose, places = random.Random(seed), Counter[str]()
     committed: list[str] = []
     commit = files.commit
 
-    def noted(path, *rest):
-        size = commit(path, *rest)
-        if not cut.is_due.is_set():  # else the process would be dead by now, and what it is told does not count
+    def cut_commit(path, trailer, write, check):
+        def write_and_strike(output):
+            write(output)
+            cut.strike("written")
+
+        def check_and_strike():
+            check()
+            cut.strike("flushed")
+
+        size = commit(path, trailer, write_and_strike, check_and_strike)
+        if not cut.is_made.is_set():  # else the process would be dead by now, and what it is told does not count
             committed.append(os.path.basename(path))
+        cut.strike("committed")
         return size
 
-    files.commit = noted
+    files.commit = cut_commit  # type: ignore[assignment]
     for _ in range(cuts):
         mount(image, directory)
         cut = Cut(directory, choose)
@@ -109,16 +122,17 @@ def main(image, directory, cuts, seed):
         checkpoints = os.path.join(directory, os.path.dirname(TEMPLATE))
         found = sorted(os.listdir(checkpoints)) if os.path.isdir(checkpoints) else []
         visible = [name for name in found if not name.startswith(".")]
-        inside += cut.is_inside_a_save
+        places[cut.place] += 1
         for name in visible:
             assert name == f"b{read_whole(os.path.join(checkpoints, name)).batch:05d}.weights.h5"
         lost = set(committed[-KEPT:]) - set(visible)
         assert not lost, f"{lost} were committed and are gone; {found} are there"
         unmount(directory)
     mount(image, directory)
-    cut = Cut(directory, choose)  # which nobody makes
+    cut = Cut(directory, choose)
+    cut.is_made.set()  # no more of them
     assert train(directory)
-    print(json.dumps({"commits": len(committed), "inside a save": inside, "left": sorted(os.listdir(checkpoints))}))
+    print(json.dumps({"commits": len(committed), "places": places, "left": sorted(os.listdir(checkpoints))}))
 
 
 if __name__ == "__main__":
