@@ -20,6 +20,7 @@ from callbacks.device_memory import DeviceMemory
 from callbacks.fit_hooks import fit_hooks_of, running_fit
 from callbacks.keras_private import set_initial_epoch
 from callbacks.last_in_list import LastInList
+from callbacks.learning_rates import compiled_rates
 from callbacks.pruner import Pruner
 from callbacks.ranks import ranks
 from callbacks.replicas import components
@@ -122,6 +123,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
 
     _saver: Saver  # from `on_train_begin` on, as is the next one
     _directory: CheckpointDirectory
+    _compiled_rates: dict[str, float]
 
     def set_model(self, model):
         super().set_model(model)
@@ -233,8 +235,10 @@ class GlobalStepCheckpoint(Copyable, BestState):
     def _resume(self):
         self._validated, self._resumption = {}, None
         self.resumed_from = find_checkpoint(self.template, self.resume)
+        self._compiled_rates = compiled_rates(self.model)
         if self.resumed_from:
-            self._resumption = Resumption(self.model, self.resumed_from, (self.params or {}).get("epochs", 0))
+            epochs = (self.params or {}).get("epochs", 0)
+            self._resumption = Resumption(self.model, self.resumed_from, epochs, self._compiled_rates)
             self._logs = self._resumption.logs
             self._validated = {name: value for name, value in self.resumed_from.metrics.items() if name.startswith("val_")}
 
@@ -283,7 +287,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._writer.make_room(f"The save of batch {self._counters.read().batch}")
         states = callback_state.gather(self._callbacks, hook)
         snapshot = state.take(self.model, self._saver.plan(), states, self._logs, metrics, self._keras_part)
-        snapshot.header["template"] = os.path.basename(self.template.text)
+        snapshot.header |= {"template": os.path.basename(self.template.text), "learning_rates": self._compiled_rates}
         path = self.template.format(snapshot.counts, metrics)
         self._policy.saved(snapshot.counts.batch)
         self._last_path = path

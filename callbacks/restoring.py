@@ -192,6 +192,26 @@ def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Che
     return checkpoint
 
 
+def restore_weights(model: keras.Model, template_or_directory: str | os.PathLike) -> Checkpoint:
+    """Gives a model the weights of another run's newest checkpoint, and nothing else of it: a new run begins, at batch 0.
+
+    Args:
+        model: a built model, with layers of the same shapes; its optimizer may be another one.
+        template_or_directory: as for `restore`.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        InputError: if there is no checkpoint, or it is of another model.
+    """
+    checkpoint = find_on_chief(lambda: latest_checkpoint(template_or_directory))
+    if checkpoint is None:
+        raise InputError(f"No checkpoint to take weights from at {os.fspath(template_or_directory)}.")
+    state.read_state(checkpoint.path).assign_weights(model)
+    return checkpoint
+
+
 def find_on_chief(find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
     """The checkpoint that the chief finds, for every rank."""
 

@@ -13,7 +13,9 @@ from callbacks.counters import counters_of
 from callbacks.errors import InputError
 from callbacks.fit_hooks import fit_hooks_of
 from callbacks.keras_private import set_initial_epoch
+from callbacks.learning_rates import choose_rates
 from callbacks.model_match import NotBuilt
+from callbacks.ranks import ranks
 from callbacks.restoring import Checkpoint, find_on_chief, named_checkpoint, own_checkpoints, search
 from callbacks.state_tree import StateTree
 from callbacks.template import Template
@@ -76,6 +78,7 @@ class Resumption:
         model: a compiled model, in `on_train_begin` of the `fit`.
         checkpoint: a checkpoint that was verified.
         planned_epochs: the `epochs` of the `fit`.
+        compiled_rates: the learning rates that the model was compiled with.
 
     Attributes:
         logs: the last logs that Keras reported before the checkpoint.
@@ -84,14 +87,20 @@ class Resumption:
         InputError: if the checkpoint is of another model. Nothing is changed then.
     """
 
-    def __init__(self, model: keras.Model, checkpoint: Checkpoint, planned_epochs: int):
+    def __init__(self, model: keras.Model, checkpoint: Checkpoint, planned_epochs: int, compiled_rates: dict[str, float]):
         stored = state.read_state(checkpoint.path)
+        self._compiled_rates = compiled_rates
         self._model, self._counters, self._counts = model, counters_of(model), stored.counts
         self._restore_variables(stored)
         stored.resume_epoch(model)
         self.logs = stored.header["logs"]
         self._states: CallbackStates | None = stored.callback_states
-        set_initial_epoch(model, planned_epochs if self._states.has_stopped else self._counters.epoch_to_begin)
+        begins = planned_epochs if self._states.has_stopped else self._counters.epoch_to_begin
+        set_initial_epoch(model, begins)
+        if ranks().is_chief and begins >= planned_epochs > 0:
+            why = "a callback has ended the training" if self._states.has_stopped else f"epochs is {planned_epochs}"
+            where = f"{'at the end of' if self._counts.epoch_ended else 'in'} epoch {self._counts.epoch}"
+            print(f"Nothing left to train: {checkpoint.path} stands {where}, and {why}.", flush=True)
 
     def set_states(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
         """Sets the states of callbacks; to be called after every callback's `on_train_begin`, in which they forget theirs."""
@@ -126,10 +135,15 @@ class Resumption:
 
     def _restore_variables(self, stored: state.StoredState) -> None:
         """Restores the variables, just before the first batch if only that can build them."""
-        try:
+
+        def assign():
             stored.assign_to(self._model)
+            choose_rates(self._model, self._compiled_rates, stored.header, stored.path)
+
+        try:
+            assign()
         except NotBuilt:
-            fit_hooks_of(self._model).before_first_batch(lambda: stored.assign_to(self._model))
+            fit_hooks_of(self._model).before_first_batch(assign)
             return
         if not stored.counts.epoch_ended:
             self._keep_learning_rates()

@@ -173,6 +173,25 @@ class StoredState:
         ranks().give_chiefs_values([v for v in tree.variables.values() if isinstance(v, keras.Variable)])
         self._assign(model, tree, set(tree.variables))
 
+    def assign_weights(self, model: keras.Model) -> None:
+        """Gives a model the weights of the checkpoint and nothing else: optimizers, seeds and counters stay as they are.
+
+        Args:
+            model: a built model.
+
+        Raises:
+            InputError: if the file belongs to another model; the first variable that does not fit is named.
+        """
+        tree, beside = StateTree(model), self.header["format"] == FORMAT
+        if beside:
+            check_match(self.header, tree, self.path, with_optimizers=False)
+        ranks().on_chief(lambda: self._load_keras_part(model, skip=tree.optimizers.values()))
+        names = {*tree.variables} - tree.metrics - tree.seeds
+        names -= {name for name in names if name.startswith(tuple(f"{each}." for each in tree.optimizers))}
+        ranks().give_chiefs_values([tree.variables[name] for name in names if isinstance(tree.variables[name], keras.Variable)])
+        if beside:
+            self._assign(model, tree, names)
+
     def assign_metrics(self, model: keras.Model) -> None:
         """Gives the model's metrics, which `fit` resets when an epoch begins, the values that they had in the epoch."""
         tree = StateTree(model)
@@ -206,11 +225,11 @@ class StoredState:
         check_match(self.header, tree, self.path)
         return tree
 
-    def _load_keras_part(self, model: keras.Model) -> None:
+    def _load_keras_part(self, model: keras.Model, skip: Iterable[keras.optimizers.Optimizer] = ()) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")  # it was not built, or is not
             try:
-                load_weights(model, self.path)
+                load_weights(model, self.path, skip)
             except ValueError as error:
                 raise InputError(f"{self.path} is of another model: {error}") from None
 

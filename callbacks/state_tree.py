@@ -95,6 +95,12 @@ class StateTree:
         return frozenset(self._name(place) for place in self._variable_places if self._is_part_of(place, keras.metrics.Metric))
 
     @functools.cached_property
+    def seeds(self) -> frozenset[str]:
+        """The names of the variables that belong to random generators."""
+        kinds = (keras.random.SeedGenerator, tf.random.Generator)
+        return frozenset(self._name(at) for at in self._variable_places if any(self._is_part_of(at, kind) for kind in kinds))
+
+    @functools.cached_property
     def optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
         """The optimizers by name, a wrapper before the optimizers that it wraps."""
         return {self._name(place): self._values[place] for place in self._places_of(keras.optimizers.Optimizer)}

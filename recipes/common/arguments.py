@@ -8,6 +8,7 @@ from typing import Any
 from callbacks import GlobalStepCheckpoint, InputError
 from callbacks.restoring import newest_first
 from callbacks.template import Template
+from recipes.common.run_flags import begins_from
 
 MOST_VIRTUAL_DEVICES = 256  # each takes a thread and its own copy of the model
 _LARGEST: dict[Callable[[str], Any], float] = {int: 2**31 - 1, float: 3.4e38}
@@ -106,7 +107,12 @@ def recipe_parser(
         type=resume,
         default="auto",
         metavar="auto|never|PATH",
-        help="auto: go on from the newest checkpoint that verifies; PATH: from that one",
+        help="auto: go on from the newest checkpoint that verifies; PATH: from that one; an older one with another --workdir",
+    )
+    parser.add_argument(
+        "--init-from",
+        metavar="PATH",
+        help="begin with the weights of another run: a checkpoint, or the newest of a directory; counters and optimizer begin anew",
     )
     parser.add_argument(
         "--skip-batches",
@@ -144,8 +150,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
         args.checkpoint = os.path.join(_literal(args.workdir), "checkpoints", "model_batch_at_{batch:05d}.weights.h5")
     template = Template(args.checkpoint)
     args.resume_from = {"auto": True, "never": False}.get(args.resume, args.resume)
+    if args.init_from and args.resume not in ("auto", "never"):
+        raise InputError(
+            "--init-from begins a run with the weights of another, and --resume PATH goes on with all of it. Give one."
+        )
     if args.resume_from is not True:
-        _refuse_later_checkpoints(template, args.resume_from)
+        args.resume_from = _checked_resume(template, args.resume_from)
     return args
 
 
@@ -211,13 +221,16 @@ def batch_range(text):
     return int(first), int(last)
 
 
-def _refuse_later_checkpoints(template, resume_from):
+def _checked_resume(template, resume_from):
+    """Returns what to resume from: with the command that began a run from a checkpoint of another one, the run's own newest."""
     if resume_from and os.path.exists(resume_from) and not os.path.isfile(resume_from):  # to open a FIFO would wait forever
         raise InputError(f"--resume takes auto, never or the path of a checkpoint. {resume_from} is not a regular file.")
     present = newest_first(template.text)
     if not present:
-        return
+        return resume_from
     newest, trailer = present[0]
+    if resume_from and begins_from(newest) == os.path.abspath(resume_from):
+        return True
     if resume_from is False:
         raise InputError(
             f"--resume never would mix a new run with the checkpoints that are there, up to {newest}. Use another --workdir."
@@ -227,6 +240,7 @@ def _refuse_later_checkpoints(template, resume_from):
             f"--resume {resume_from} would overwrite later checkpoints, up to {newest} at batch {trailer.batch}. "
             "Use another --workdir."
         )
+    return resume_from
 
 
 def _is_utf8(text):

@@ -36,6 +36,7 @@ class RunSummary(keras.callbacks.Callback):
         print(f"strategy     {distribution.name}, {_plural(distribution.replicas, 'replica')}: {distribution.hardware}")
         print(f"batch        {args.global_batch_size} samples, {share} on each replica")
         print(f"epochs       {args.epochs} of {self._batches.num_batches} batches")
+        print(f"learning     rate {_rate(self.model.optimizer)}")
         print(f"checkpoints  {from_here(self._checkpoint.template.text)}, every {_every(args.save_freq)}")
         print(f"tensorboard  {args.workdir}/tensorboard")
         print(f"begins       {self._begins()}", flush=True)
@@ -46,8 +47,6 @@ class RunSummary(keras.callbacks.Callback):
         counts = counters_of(self.model).read()
         resumed = self._checkpoint.resumed_from
         if not logs and resumed:
-            end = f"{from_here(resumed.path)} stands at the end of epoch {counts.epoch}"
-            print(f"Nothing left to train: {end}, --epochs is {self._args.epochs}.")
             logs = resumed.metrics
         if logs:
             print("result       " + ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))
@@ -61,6 +60,8 @@ class RunSummary(keras.callbacks.Callback):
     def _begins(self):
         resumed = self._checkpoint.resumed_from
         if resumed is None:
+            if self._args.init_from:
+                return f"with the weights of {from_here(self._args.init_from)}"
             return "from scratch" if self._args.resume_from else "from scratch (--resume never)"
         return f"from {from_here(resumed.path)}: batch {resumed.batch}, epoch {resumed.epoch}"
 
@@ -80,6 +81,13 @@ def _tool(name):
     path = os.path.join(os.path.dirname(sys.executable), name)
     relative = os.path.relpath(path)
     return relative if not relative.startswith("..") else path
+
+
+def _rate(optimizer):
+    """The learning rate of the next batch, and the schedule that it follows."""
+    schedule = optimizer.get_config().get("learning_rate")
+    name = f", {schedule['class_name']}" if isinstance(schedule, dict) else ""
+    return f"{float(keras.ops.convert_to_numpy(optimizer.learning_rate)):.6g}{name}"
 
 
 def _every(save_freq):
