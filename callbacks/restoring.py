@@ -77,7 +77,7 @@ class Stored:
 
     def is_made_by(self, template: Template, path: str) -> bool:
         """Whether the file stores this template, and the counters that give this path."""
-        return self.template == os.path.basename(template.text) and template.makes(path, self.counts)
+        return self.template == template.last_part and template.makes(path, self.counts)
 
 
 def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | None:
@@ -280,7 +280,7 @@ def _template_with_fields(template_or_directory):
 
 def _refuse_another_template(template, stored):
     """Raises if a file stores another template, before the whole file is read."""
-    if stored.template != os.path.basename(template.text):
+    if stored.template != template.last_part:
         raise files.Damaged(f"it was saved by another template, {stored.template}. To resume from it, give its path")
 
 

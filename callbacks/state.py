@@ -18,7 +18,7 @@ import json
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,8 +51,8 @@ def take(
     model: keras.Model,
     plan: SnapshotPlan,
     states: CallbackStates,
-    logs: dict[str, Any],
-    metrics: dict[str, Any],
+    logs: Mapping[str, Any],
+    metrics: Mapping[str, Any],
     earlier: KerasPart | None = None,
 ) -> Snapshot:
     """Takes a snapshot between two batches. All ranks have to, at the same batch; what differs between them is gathered.
@@ -78,8 +78,8 @@ def take(
     header = plan.header | {
         "format": FORMAT,
         "counts": counts.to_json(),
-        "logs": callback_state.as_json(logs),
-        "metrics": callback_state.as_json(metrics),
+        "logs": callback_state.as_json(dict(logs)),
+        "metrics": callback_state.as_json(dict(metrics)),
         "callbacks": states.plain,
         "hook": states.hook,
         "stopped": states.has_stopped,

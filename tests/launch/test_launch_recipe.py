@@ -88,7 +88,7 @@ def test_ctrl_c_ends_all_ranks_with_130(launch):
     os.kill(run.process.pid, signal.SIGINT)
     code, out, err = run.finish(PATIENCE)
     assert (code, err) == (130, ""), out
-    left_at = re.search(r"^\[0\] stopped .* goes on from run/checkpoints/model_batch_at_(\d+).weights.h5$", out, re.MULTILINE)
+    left_at = re.search(r"^\[0\] stopped .* resumes from run/checkpoints/model_batch_at_(\d+).weights.h5$", out, re.MULTILINE)
     assert left_at and checkpoint(run, "run", int(left_at[1])).exists(), out
     assert "Traceback" not in out
     assert run.none_left()

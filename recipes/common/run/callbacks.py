@@ -38,5 +38,6 @@ def training_callbacks(
         InitialWeights(args.init_from, checkpoint),
         RunFlags(args, distribution.is_chief),
         ProgressBar(distribution, checkpoint, batches.num_batches, args.log_secs),
-        RunSummary(args, distribution, batches, checkpoint),  # after the checkpoint: it prints what was restored
+        # after the checkpoint: it prints what was restored
+        RunSummary(args, distribution, batches, checkpoint, logs_metrics=bool(own)),
     ]

@@ -29,9 +29,8 @@ def run(main: Callable[[], None]) -> None:
         main()
     except Preempted as left:
         if ranks().is_chief:
-            print(
-                f"stopped      the same command goes on from {from_here(left.path) if left.path else 'the beginning'}", flush=True
-            )
+            where = from_here(left.path) if left.path else "the beginning"
+            print(f"stopped      {left.reason}; the same command resumes from {where}", flush=True)
         raise
     except InputError as error:
         sys.exit(_say(error, BAD_INPUT))

@@ -8,6 +8,8 @@ import sys
 import keras
 
 from callbacks import GlobalStepCheckpoint, counters_of
+from callbacks.fit_hooks import fit_hooks_of
+from callbacks.logged_metrics import check_metrics
 from recipes.common.data import EpochData
 from recipes.common.distribution import Distribution
 from recipes.common.run.paths import from_here
@@ -21,15 +23,26 @@ class RunSummary(keras.callbacks.Callback):
         distribution: the replicas.
         batches: the training data.
         checkpoint: the run's checkpoint callback; it has to stand before this one in the list.
+        logs_metrics: whether a callback of the recipe adds to the logs. Else a name with another metric than the model's is
+            refused before the first batch.
     """
 
-    def __init__(self, args: argparse.Namespace, distribution: Distribution, batches: EpochData, checkpoint: GlobalStepCheckpoint):
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        distribution: Distribution,
+        batches: EpochData,
+        checkpoint: GlobalStepCheckpoint,
+        logs_metrics: bool = False,
+    ):
         super().__init__()
         self._args, self._distribution, self._checkpoint = args, distribution, checkpoint
-        self._batches = batches
+        self._batches, self._logs_metrics = batches, logs_metrics
 
     def on_train_begin(self, logs=None):
-        args, distribution = self._args, self._distribution
+        args, distribution, template = self._args, self._distribution, self._checkpoint.template
+        if template.metrics and not self._logs_metrics:
+            fit_hooks_of(self.model).before_first_batch(lambda: check_metrics(template, self.model, validates=True))
         if not distribution.is_chief:
             return
         share = args.global_batch_size // distribution.replicas
@@ -37,7 +50,7 @@ class RunSummary(keras.callbacks.Callback):
         print(f"batch        {args.global_batch_size} samples, {share} on each replica")
         print(f"epochs       {args.epochs} of {self._batches.num_batches} batches")
         print(f"learning     rate {_rate(self.model.optimizer)}")
-        print(f"checkpoints  {from_here(self._checkpoint.template.text)}, every {_every(args.save_freq)}")
+        print(f"checkpoints  {from_here(template.text)}, every {_every(args.save_freq)}")
         print(f"tensorboard  {args.workdir}/tensorboard")
         print(f"begins       {self._begins()}", flush=True)
 
