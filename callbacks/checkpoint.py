@@ -7,6 +7,7 @@ when training resumes: `resuming.py`.
 import math
 import os
 import time
+from collections.abc import Callable
 
 import keras
 
@@ -17,14 +18,15 @@ from callbacks.checkpoint_directory import CheckpointDirectory
 from callbacks.copyable import Copyable
 from callbacks.counters import counters_of
 from callbacks.device_memory import DeviceMemory
+from callbacks.disk_room import DiskRoom
 from callbacks.fit_hooks import fit_hooks_of, running_fit
 from callbacks.keras_private import set_initial_epoch
 from callbacks.last_in_list import LastInList
 from callbacks.learning_rates import compiled_rates
 from callbacks.logged_metrics import LoggedMetrics
+from callbacks.metric_results import noted_metrics
 from callbacks.pruner import Pruner
 from callbacks.ranks import ranks
-from callbacks.replicas import components
 from callbacks.restoring import Checkpoint
 from callbacks.resumed_epoch import resumed_epoch_of
 from callbacks.resuming import Resumption, find_checkpoint, warn_of_later_checkpoints
@@ -32,6 +34,7 @@ from callbacks.save_costs import save_costs_of
 from callbacks.save_policy import SavePolicy
 from callbacks.saver import Saver
 from callbacks.snapshot import KerasPart
+from callbacks.state_tree import StateTree
 from callbacks.template import Template
 from callbacks.tensorboard import GlobalStepTensorBoard
 from callbacks.writer import Writer, finish_writes
@@ -65,12 +68,12 @@ class GlobalStepCheckpoint(Copyable, BestState):
         keep_every: keep the first file at or after each multiple of so many batches.
         keep_best: keep the so many files with the best `monitor`. A file stays if any rule keeps it; without a rule all stay.
         background: write in a thread while training goes on; it waits, with a warning, only for a disk that is too slow.
-        resume: True resumes from the newest checkpoint that verifies, if there is one; a path resumes from that file.
+        resume: True resumes from the newest checkpoint that verifies and is finite, if there is one; a path resumes from that file.
 
     Raises:
         InputError: if an argument is not one of these; or when training begins, before anything is written: for an unusable
-            directory, a template in use by another run, a checkpoint of another model, a name with a metric that this run
-            will never have, or a callback whose state is not plain data.
+            directory, a template in use by another run, a checkpoint of another model, a name or `keep_best` with a metric
+            that this run will never have, a metric without a known direction, or a callback whose state is not plain data.
         CheckpointWriteError: at the batch after a checkpoint could not be written.
     """
 
@@ -118,12 +121,12 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._has_list = self._trains = self._epoch_is_saved = False
         self._keras_part: KerasPart | None = None
         self._last_path: str | None = None
-        self._metrics_of_epoch: list = []
 
     _saver: Saver  # from `on_train_begin` on, as are the next ones
     _logged: LoggedMetrics
     _directory: CheckpointDirectory
-    _compiled_rates: dict[str, float]
+    _restore_metrics: Callable[[], None]
+    disk_room: DiskRoom
 
     def set_model(self, model):
         super().set_model(model)
@@ -146,9 +149,12 @@ class GlobalStepCheckpoint(Copyable, BestState):
             warn_of_later_checkpoints(self.template, begins_at)
         self._policy.begin(begins_at)
         pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, begins_at)
-        self._saver = Saver(self.model, self.template, self._writer, directory, pruner, DeviceMemory(), self.verbose)
-        if self.template.metrics:
-            fit_hooks_of(self.model).before_first_batch(lambda: self._logged.check_before_first_batch(self.model))
+        self.disk_room = DiskRoom(self.template, self._keep, *self._policy.still_to_come(self.params, begins_at))
+        self._saver = Saver(
+            self.model, self.template, self._writer, directory, pruner, self.disk_room, DeviceMemory(), self.verbose
+        )
+        if self.template.metrics or self._keep["keep_best"] or self.save_best_only:
+            fit_hooks_of(self.model).before_first_batch(self._check_metrics)
         self._trains = True
         if not self._has_list:
             self.on_all_callbacks_began()
@@ -184,15 +190,12 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if self._trains:
             self._set_states_again("on_test_begin")
             self._leave_if_asked("on_test_begin")
-            strategy = self.model.distribute_strategy
-            parts = [part for variable in self.model.metrics_variables for part in components(strategy, variable)]
-            self._metrics_of_epoch = [(part, part.read_value()) for part in parts]
+            self._restore_metrics = noted_metrics(self.model)
 
     def on_test_batch_end(self, batch, logs=None):
         if self._trains and ranks().asked_to_leave():
             # Validation is done again by the next run; until then the epoch's own metrics are those of its training.
-            for part, value in self._metrics_of_epoch:
-                part.assign(value)
+            self._restore_metrics()
             self._leave_if_asked("on_test_begin")
 
     def on_epoch_end(self, epoch, logs=None):
@@ -235,12 +238,18 @@ class GlobalStepCheckpoint(Copyable, BestState):
     def _resume(self, fit):
         logs, metrics, self._resumption = {}, {}, None
         self.resumed_from = find_checkpoint(self.template, self.resume)
-        self._compiled_rates = compiled_rates(self.model)
+        rates = compiled_rates(StateTree(self.model))
         if self.resumed_from:
             epochs = (self.params or {}).get("epochs", 0)
-            self._resumption = Resumption(self.model, self.resumed_from, epochs, self._compiled_rates)
+            self._resumption = Resumption(self.model, self.resumed_from, epochs, rates)
             logs, metrics = self._resumption.logs, self.resumed_from.metrics
-        self._logged = LoggedMetrics(self.template, fit.validates, fit.callbacks, logs, metrics)
+        monitor = self.monitor if self._keep["keep_best"] else None
+        self._logged = LoggedMetrics(self.template, fit.validates, fit.callbacks, logs, metrics, monitor)
+
+    def _check_metrics(self):
+        self._logged.check_before_first_batch(self.model)
+        if self._keep["keep_best"] or self.save_best_only:
+            self._check_direction()
 
     def _set_states_again(self, hook, batch=0):
         if self._resumption:
@@ -287,7 +296,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._writer.make_room(f"The save of batch {self._counters.read().batch}")
         states = callback_state.gather(self._callbacks, hook)
         snapshot = state.take(self.model, self._saver.plan(), states, self._logged.last, metrics, self._keras_part)
-        snapshot.header |= {"template": self.template.last_part, "learning_rates": self._compiled_rates}
+        snapshot.header["template"] = self.template.last_part
         path = self.template.format(snapshot.counts, metrics)
         self._policy.saved(snapshot.counts.batch)
         self._last_path = path

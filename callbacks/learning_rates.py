@@ -19,13 +19,13 @@ class _Compiled:
     rate: float
 
 
-def compiled_rates(model: keras.Model) -> dict[str, float]:
+def compiled_rates(tree: StateTree) -> dict[str, float]:
     """Returns the learning rate that each optimizer was compiled with, by its name; those under a schedule have none.
 
-    To be called in `on_train_begin`, before anything is restored.
+    To be called first in `on_train_begin`, before anything is restored; later calls return the same.
     """
     found = {}
-    for name, optimizer in StateTree(model).optimizers.items():
+    for name, optimizer in tree.optimizers.items():
         rate = constant_learning_rate(optimizer)
         if rate is not None:
             known = attached(optimizer, _Compiled) or attach(optimizer, _Compiled(_value(rate)))

@@ -20,6 +20,7 @@ from callbacks.counters import Counts
 from callbacks.host_memory import HostMemory
 from callbacks.keras_part import SavedObject, saved_assets, saved_objects, values_of
 from callbacks.keras_private import array_view, constant_learning_rate, model_archive_json, read_variables, updated_variables
+from callbacks.learning_rates import compiled_rates
 from callbacks.ranks import ranks
 from callbacks.replicas import components
 from callbacks.state_tree import StateTree, Variable
@@ -188,6 +189,7 @@ class SnapshotPlan:
                 name: [list(v.shape), tf.as_dtype(v.dtype).name, getattr(v, "path", v.name)] for name, v in tree.variables.items()
             },
             "metrics_variables": sorted(tree.metrics),
+            "learning_rates": compiled_rates(tree),
             "optimizers": {name: self._describe(optimizer) for name, optimizer in tree.optimizers.items()},
         }
         self._assets = saved_assets(objects) if is_archive else {}

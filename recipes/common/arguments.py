@@ -37,13 +37,14 @@ def recipe_parser(
     learning_rate: float,
     base_batch_size: int | None = None,
     warmup_epochs: float = 0.0,
+    keep_last: int | str = "all",
 ) -> argparse.ArgumentParser:
     """The flags of all recipes, with this recipe's defaults.
 
     Args:
         name: the recipe's module name, without `recipes.`.
         description: what `--help` says first.
-        epochs, global_batch_size, learning_rate, base_batch_size, warmup_epochs: the defaults.
+        epochs, global_batch_size, learning_rate, base_batch_size, warmup_epochs, keep_last: the defaults.
 
     Returns:
         A parser, for the recipe to add its own flags to. Read it with `parse`.
@@ -99,7 +100,9 @@ def recipe_parser(
         help="names of the checkpoints, with {batch} {epoch} {samples} {step} {replicas} or a metric; .weights.h5 or .keras "
         "(default: WORKDIR/checkpoints/model_batch_at_{batch:05d}.weights.h5)",
     )
-    parser.add_argument("--keep-last", type=positive(int), metavar="N", help="keep the N newest checkpoints")
+    parser.add_argument(
+        "--keep-last", type=number_or_all, default=keep_last, metavar="N|all", help="keep the N newest checkpoints, or all"
+    )
     parser.add_argument("--keep-every", type=positive(int), metavar="N", help="keep one for every N batches")
     parser.add_argument("--keep-best", type=positive(int), metavar="N", help="keep the N with the lowest val_loss")
     parser.add_argument(
@@ -149,6 +152,8 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     if args.checkpoint is None:
         args.checkpoint = os.path.join(_literal(args.workdir), "checkpoints", "model_batch_at_{batch:05d}.weights.h5")
     template = Template(args.checkpoint)
+    if not template.counters and args.keep_last == parser.get_default("keep_last"):
+        args.keep_last = None  # one file, which each checkpoint replaces
     args.resume_from = {"auto": True, "never": False}.get(args.resume, args.resume)
     if args.init_from and args.resume not in ("auto", "never"):
         raise InputError(
@@ -204,6 +209,11 @@ def not_negative(kind: Callable[[str], Any], most: float | None = None) -> Calla
 def save_freq(text):
     """An argparse type: `epoch`, or a number of batches."""
     return text if text == "epoch" else positive(int)(text)
+
+
+def number_or_all(text):
+    """An argparse type: a number of files, or `all`, which is None."""
+    return None if text == "all" else positive(int)(text)
 
 
 def resume(text):

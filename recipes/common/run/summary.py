@@ -1,6 +1,7 @@
 """The summary of a run on the terminal: its set-up when it begins, its result when it ends."""
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -8,6 +9,7 @@ import sys
 import keras
 
 from callbacks import GlobalStepCheckpoint, counters_of
+from callbacks.disk_room import in_units, state_size
 from callbacks.fit_hooks import fit_hooks_of
 from callbacks.logged_metrics import check_metrics
 from recipes.common.data import EpochData
@@ -50,7 +52,7 @@ class RunSummary(keras.callbacks.Callback):
         print(f"batch        {args.global_batch_size} samples, {share} on each replica")
         print(f"epochs       {args.epochs} of {self._batches.num_batches} batches")
         print(f"learning     rate {_rate(self.model.optimizer)}")
-        print(f"checkpoints  {from_here(template.text)}, every {_every(args.save_freq)}")
+        print(f"checkpoints  {from_here(template.text)}, every {_every(args.save_freq)}, {self._disk()}")
         print(f"tensorboard  {args.workdir}/tensorboard")
         print(f"begins       {self._begins()}", flush=True)
 
@@ -69,6 +71,10 @@ class RunSummary(keras.callbacks.Callback):
         print(f"checkpoint   {from_here(self._checkpoint.newest) if self._checkpoint.newest else 'none'}")
         print(f"watch        {_tool('tensorboard')} --logdir {shlex.quote(self._args.workdir)}")
         print(f"train longer {self._longer()}", flush=True)
+
+    def _disk(self):
+        size, most = state_size(self.model), self._checkpoint.disk_room.most_files
+        return f"{in_units(size)} each" + (f", up to {in_units(most * size)} in all" if math.isfinite(most) else "")
 
     def _begins(self):
         resumed = self._checkpoint.resumed_from
