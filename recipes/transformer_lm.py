@@ -76,7 +76,7 @@ GLOBAL_CLIPNORM = 1.0
 LOWEST_RATE = 0.1  # at the end, of the peak
 EPOCHS_PER_PASS = 4  # a validation, and a text, after each quarter of the data
 PROMPT = 32  # tokens
-KEEP_LAST = 3  # checkpoints, of 10 MB (nano) or 1.5 GB (small) each
+KEEP_LAST = 3  # checkpoints, of 10 MB (nano) or 2 GB (small) each
 
 
 def build_model(size: Size, vocabulary: int) -> keras.Model:
