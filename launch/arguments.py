@@ -5,7 +5,7 @@ import re
 import resource
 from collections.abc import Mapping, Sequence
 
-from launch import command, exit_codes, slurm
+from launch import command, console, exit_codes, slurm
 from launch.config import LOOPBACK, LaunchConfig
 from launch.devices import cpus, gpus
 from launch.errors import LaunchError
@@ -47,6 +47,10 @@ def parse(argv: Sequence[str], environment: Mapping[str, str]) -> LaunchConfig:
     step = None if args.standalone else slurm.read_step(environment)
     if step and args.nnodes not in (None, str(step.nodes)):
         step = None
+    if not (args.standalone or args.nnodes or step) and (idle := slurm.idle_nodes(environment)):
+        console.say(
+            f"this starts ranks on one node; {idle} of the allocation stay idle. All: srun --ntasks-per-node=1 python -m launch"
+        )
     nodes = _count("--nnodes", args.nnodes or str(step.nodes if step else 1))
     node = _node_rank(args.node_rank or (str(step.node) if step else None), nodes)
     if args.standalone and nodes > 1:

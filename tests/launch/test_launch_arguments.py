@@ -106,9 +106,34 @@ def test_inside_an_srun_step_slurm_says_which_node_this_is():
 def test_what_the_command_line_says_comes_before_slurm():
     assert parse(["--standalone", "--no-python", "true"], STEP).nodes == 1
     assert parse(["--nnodes", "1", "--no-python", "true"], STEP).nodes == 1
-    assert parse(["--no-python", "true"], {**STEP, "SLURM_STEP_NODELIST": "a", "SLURM_STEP_NUM_NODES": "1"}).nodes == 1
-    with pytest.raises(LaunchError, match="ntasks-per-node=1"):
-        parse(["--no-python", "true"], {**STEP, "SLURM_STEP_NUM_TASKS": "8"})
+    assert parse(["--no-python", "true"], {**STEP, "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"}).nodes == 1
+
+
+@pytest.mark.parametrize("nodes", ["1", "4"])
+@pytest.mark.parametrize("flags", [[], ["--nnodes", "1"]])
+def test_eight_tasks_of_a_step_are_not_eight_launchers_of_one_run(nodes, flags):
+    step = {**STEP, "SLURM_STEP_NUM_NODES": nodes, "SLURM_STEP_NUM_TASKS": "8"}
+    with pytest.raises(LaunchError, match=r"ntasks-per-node=1.*--standalone"):
+        parse([*flags, "--no-python", "true"], step)
+    assert parse(["--standalone", "--no-python", "true"], step).nodes == 1
+
+
+@pytest.mark.parametrize(
+    "flags, environment, hint",
+    [
+        ([], {"SLURM_JOB_NUM_NODES": "2"}, True),  # in the shell of salloc, or in a batch file without srun
+        ([], {"SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "4294967290"}, True),  # the shell of salloc is a step of its own
+        ([], {"SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "1"}, False),  # srun -N1
+        ([], {"SLURM_JOB_NUM_NODES": "1"}, False),
+        ([], {}, False),
+        (["--nnodes", "1"], {"SLURM_JOB_NUM_NODES": "2"}, False),
+        (["--standalone"], {"SLURM_JOB_NUM_NODES": "2"}, False),
+    ],
+)
+def test_an_allocation_of_which_one_node_is_used_is_said(capfd, flags, environment, hint):
+    assert parse([*flags, "--no-python", "true"], environment).nodes == 1
+    said = "[launch] this starts ranks on one node; 1 of the allocation stay idle. All: srun --ntasks-per-node=1 python -m launch\n"
+    assert capfd.readouterr().err == (said if hint else "")
 
 
 @pytest.mark.parametrize(
