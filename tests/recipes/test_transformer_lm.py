@@ -268,7 +268,7 @@ def test_only_the_chief_writes_texts(tmp_path):
 
 def test_compile_is_refused_where_xla_cannot_compile_what_replicas_do_together():
     for where, words in (
-        (Distribution("horovod", ("/gpu:0",), ranks=types.SimpleNamespace(size=2)), "--compile does not go with Horovod"),
+        (Distribution("horovod", ("/gpu:0",), ranks=types.SimpleNamespace(size=2)), "--compile does not go with several ranks"),
         (Distribution("mirrored", ("/cpu:0", "/cpu:1")), "--compile does not go with several CPU devices"),
     ):
         with pytest.raises(InputError, match=words):

@@ -19,7 +19,7 @@ BAD_INPUT = 2
 FAILED = 1
 
 _GIVE_WAY = 10.0  # seconds, in which the launcher ends this rank
-_LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer")
+_LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer", "Collective ops is aborted")
 
 
 def run(main: Callable[[], None]) -> None:
