@@ -23,6 +23,9 @@ class MultiWorkerRanks(EngineRanks):
     """Joins the run that `TF_CONFIG` describes; blocks until all ranks have joined.
 
     To be made when the devices are chosen, and before the first tensor.
+
+    Attributes:
+        strategy: what connects the processes.
     """
 
     engine = "TensorFlow's collectives"
@@ -30,8 +33,8 @@ class MultiWorkerRanks(EngineRanks):
 
     def __init__(self):
         cluster = tf.distribute.cluster_resolver.TFConfigClusterResolver()
-        self._strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster)  # its threads end with it
-        super().__init__(cluster.task_id or 0, self._strategy.num_replicas_in_sync)
+        self.strategy = tf.distribute.MultiWorkerMirroredStrategy(cluster)
+        super().__init__(cluster.task_id or 0, self.strategy.num_replicas_in_sync)
         self._devices = _Group(_GROUP_OF_DEVICES, self.size, "/gpu:0" if tf.config.get_visible_devices("GPU") else "/cpu:0")
         self._hosts = _Group(_GROUP_OF_HOSTS, self.size, "/cpu:0")
 
