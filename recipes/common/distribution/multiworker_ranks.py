@@ -6,6 +6,7 @@ Each rank trains one replica, as under Horovod, and its gradients go through the
 uses. No function of Keras is replaced for that.
 """
 
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -44,7 +45,7 @@ class MultiWorkerRanks(EngineRanks):
         return [row.data.cast("B")[:size] for row, size in zip(self._gather_rows(words), sizes, strict=True)]
 
     def broadcast_bytes(self, message: bytes) -> memoryview:
-        size = int(self._hosts.reduce(tf.constant(len(message), tf.int64)))
+        size = int(self._hosts.reduce(tf.constant(len(message), tf.int64), "size"))
         return self._broadcast_words(_to_words(message, size)).data.cast("B")[:size]
 
     def gather_numbers(self, numbers: Sequence[float]) -> np.ndarray:
@@ -58,9 +59,10 @@ class MultiWorkerRanks(EngineRanks):
     def reduce(self, tensors: Sequence[tf.Tensor], name: str, *, average: bool) -> Sequence[tf.Tensor]:
         reduced: list[tf.Tensor] = []
         with tf.name_scope(f"reduce_{name}"):
-            for pack in _packs(tensors):
+            for i, pack in enumerate(_packs(tensors)):
                 sizes = [tf.size(tensor) for tensor in pack]
-                flat = self._devices.reduce(tf.concat([tf.reshape(tensor, [-1]) for tensor in pack], 0), average=average)
+                flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in pack], 0)
+                flat = self._devices.reduce(flat, f"{name}_{i}", average=average)
                 reduced += [tf.reshape(part, tf.shape(sent)) for part, sent in zip(tf.split(flat, sizes), pack, strict=True)]
         return reduced
 
@@ -72,7 +74,7 @@ class MultiWorkerRanks(EngineRanks):
     def _broadcast_words(self, words: np.ndarray) -> np.ndarray:
         """The chief's words: a sum, to which other ranks add zeros."""
         sent = words if self.is_chief else np.zeros_like(words)
-        pieces = [self._hosts.reduce(tf.constant(sent[i : i + _PIECE])).numpy() for i in range(0, len(sent), _PIECE)]
+        pieces = [self._hosts.reduce(tf.constant(sent[i : i + _PIECE]), "words").numpy() for i in range(0, len(sent), _PIECE)]
         return np.concatenate([*pieces, sent[:0]])
 
 
@@ -87,8 +89,6 @@ class _Group:
 
     def __init__(self, key: int, size: int, device: str):
         self._device = device
-        with tf.device("/cpu:0"):
-            self._operations = tf.Variable(0, dtype=tf.int32, trainable=False)
         with tf.device(device):
             self._order = tf.Variable(0.0, trainable=False)  # TensorFlow runs operations that share a resource one after another
         self._options = {
@@ -99,28 +99,32 @@ class _Group:
             "timeout_seconds": 0,
         }
 
-    def reduce(self, tensor: tf.Tensor, *, average: bool = False) -> tf.Tensor:
+    def reduce(self, tensor: tf.Tensor, name: str, *, average: bool = False) -> tf.Tensor:
         """Returns the sum or the mean over the group."""
-        number = self._next_number()
+        final = "Div" if average else "Id"
+        number = _number(name, final, tensor)
         with tf.device(self._device):
-            final = "Div" if average else "Id"
             return tf.raw_ops.CollectiveReduceV2(input=tensor, instance_key=number, merge_op="Add", final_op=final, **self._options)
 
     def gather(self, tensor: tf.Tensor) -> tf.Tensor:
         """Returns the tensors of the group, `[1, ...]` of each, as `[size, ...]`."""
-        number = self._next_number()
+        number = _number("gather", "", tensor)
         with tf.device(self._device):
             return tf.raw_ops.CollectiveGatherV2(input=tensor, instance_key=number, **self._options)
 
-    def _next_number(self) -> tf.Tensor:
-        """Ranks find each other's operation by its number; it is counted in the graph, where loops repeat operations."""
-        with tf.device("/cpu:0"):
-            return tf.identity(self._operations.assign_add(1, read_value=True))
+
+def _number(name: str, operation: str, tensor: tf.Tensor) -> int:
+    """The number by which ranks find each other's operation.
+
+    TensorFlow keeps a record of each number and its shape for ever. So the same operation always has the same one; the strategy,
+    which counts, loses 0.8 kB with each operation.
+    """
+    return zlib.crc32(f"{name} {operation} {tensor.dtype.name} {tensor.shape}".encode()) >> 1
 
 
 def _to_words(message: bytes, size: int) -> np.ndarray:
-    """A message as int32, which every device and every collective takes, with zeros up to `size` bytes and whole words."""
-    return np.frombuffer(message.ljust(-(-max(size, 1) // 4) * 4, b"\0"), "int32")
+    """A message as int32, which every collective takes, filled with zeros to whole KiB, so that there are few shapes."""
+    return np.frombuffer(message.ljust(-(-max(size, 1) // 1024) * 1024, b"\0"), "int32")
 
 
 def _packs(tensors: Sequence[tf.Tensor]) -> Iterator[list[tf.Tensor]]:

@@ -20,6 +20,7 @@ FAILED = 1
 
 _GIVE_WAY = 10.0  # seconds, in which the launcher ends this rank
 _LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer", "Collective ops is aborted")
+_SILENT = re.compile(r"^/job:worker/replica:0/task:(\d+)$", re.MULTILINE)  # ranks that have ended, or have stopped
 
 
 def run(main: Callable[[], None]) -> None:
@@ -51,7 +52,8 @@ def run(main: Callable[[], None]) -> None:
         if not any(sign in error.message for sign in _LOST):
             raise
         _give_way(chief_too=True)  # a rank that raised takes its time to end, and is the one to be named
-        sys.exit(_say("another rank has ended; what it said last tells why", FAILED))
+        silent = ", ".join(f"rank {number}" for number in _SILENT.findall(error.message))  # named by TensorFlow, not by Horovod
+        sys.exit(_say(f"{silent or 'another rank'} has ended; what it said last tells why", FAILED))
     finally:
         ignore_signals()
 
