@@ -23,7 +23,10 @@ from recipes.common.distribution import get_distribution
 from recipes.mnist import parse_args
 
 
-@pytest.fixture(params=["horovod", "multiworker"])
+ENGINES = ["horovod", "multiworker"]
+
+
+@pytest.fixture(params=ENGINES)
 def engine(request):
     return request.param
 
@@ -83,14 +86,15 @@ def test_a_rank_chooses_its_device_before_it_sends_the_first_tensor(tmp_path, en
 
 
 @pytest.mark.slow
-def test_a_restart_with_another_number_of_ranks_sees_the_same_samples(single, tmp_path, engine):
+def test_a_restart_with_another_number_of_ranks_or_the_other_engine_sees_the_same_samples(single, tmp_path, engine):
     command = [PROGRAMS / "with_floatx.py", *IN_FLOAT64, "--workdir", tmp_path]
+    (other,) = set(ENGINES) - {engine}
     for size, until in ((4, 10), (2, 20), (1, 30)):
         kill_when((tmp_path / "checkpoints" / name(until)).exists, engine, size, *command)
         for late in (tmp_path / "checkpoints").iterdir():  # those that came before the kill did
             if late.name > name(until):
                 late.unlink()
-    succeed(engine, 4, *command)
+    succeed(other, 4, *command)
     assert_equal_trainings(single, tmp_path, 1e-12)
 
 
