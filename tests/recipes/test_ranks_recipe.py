@@ -22,7 +22,6 @@ from callbacks.state import read_header
 from recipes.common.distribution import get_distribution
 from recipes.mnist import parse_args
 
-
 ENGINES = ["horovod", "multiworker"]
 
 
