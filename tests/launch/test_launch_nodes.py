@@ -204,7 +204,6 @@ def test_the_secret_is_needed_across_hosts(launch, namespaces):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("engine", ["horovod", "multiworker"])
 @pytest.mark.parametrize("killed, per_node", [(0, 1), (1, 2)])
 def test_a_recipe_trains_across_two_hosts_and_outlives_no_launcher(launch, namespaces, killed, per_node, engine):
     need(engine)

@@ -12,11 +12,6 @@ from bare_ranks import run_ranks
 EXACT = 1e-12
 
 
-@pytest.fixture(scope="module", params=["horovod", "multiworker"])
-def engine(request):
-    return request.param
-
-
 @pytest.fixture(scope="module")
 def directory(engine, tmp_path_factory):
     return tmp_path_factory.mktemp(f"two_ranks_{engine}")

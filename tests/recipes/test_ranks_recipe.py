@@ -14,20 +14,13 @@ import numpy as np
 import pytest
 from bare_ranks import bare_ranks, run_ranks
 from compare import assert_same_rest, assert_same_weights, datasets, lasting_header
-from launching import need, wait_for
+from launching import ENGINES, need, wait_for
 from processes import PROGRAMS, run_program
 
 from callbacks import InputError, latest_checkpoint
 from callbacks.state import read_header
 from recipes.common.distribution import get_distribution
 from recipes.mnist import parse_args
-
-ENGINES = ["horovod", "multiworker"]
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request):
-    return request.param
 
 
 def succeed(engine, size, *command):

@@ -80,7 +80,6 @@ def assert_as_if_nothing_had_happened(job, folder, whole, restarts=1):
     assert_same_weights(last(whole), last(folder))
 
 
-@pytest.mark.parametrize("engine", ["horovod", "multiworker"])
 def test_two_nodes_of_two_ranks_make_the_files_of_a_single_run(submit, tmp_path, engine):
     recipe = [*RECIPE[:4], "--epochs", 4, "--save-freq", 20]
     job = submit("-N2", recipe=[*recipe, "--strategy", engine], NPROC_PER_NODE="2")
