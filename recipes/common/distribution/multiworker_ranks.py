@@ -57,12 +57,13 @@ class MultiWorkerRanks(EngineRanks):
         return tf.constant(received.view("uint8")[: array.nbytes].view(array.dtype).reshape(array.shape))
 
     def reduce(self, tensors: Sequence[tf.Tensor], name: str, *, average: bool) -> Sequence[tf.Tensor]:
+        group = self._devices if tensors[0].dtype.is_floating else self._hosts  # on GPUs TensorFlow keeps integers on the host
         reduced: list[tf.Tensor] = []
         with tf.name_scope(f"reduce_{name}"):
             for i, pack in enumerate(_packs(tensors)):
                 sizes = [tf.size(tensor) for tensor in pack]
                 flat = tf.concat([tf.reshape(tensor, [-1]) for tensor in pack], 0)
-                flat = self._devices.reduce(flat, f"{name}_{i}", average=average)
+                flat = group.reduce(flat, f"{name}_{i}", average=average)
                 reduced += [tf.reshape(part, tf.shape(sent)) for part, sent in zip(tf.split(flat, sizes), pack, strict=True)]
         return reduced
 
