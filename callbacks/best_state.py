@@ -4,6 +4,8 @@ import warnings
 
 import keras
 
+from callbacks.logged_metrics import scalar
+
 
 class BestState(keras.callbacks.ModelCheckpoint):
     """The part of `ModelCheckpoint` that compares metrics; what saves in Keras's way is replaced by a subclass."""
@@ -15,6 +17,14 @@ class BestState(keras.callbacks.ModelCheckpoint):
         value = metrics.get(self.monitor)
         if value is None:
             warnings.warn(f"Can save best model only with {self.monitor} available.", stacklevel=4)
+            return True
+        received, value = value, scalar(value)
+        if value is None:
+            warnings.warn(
+                f"Can save best model only when `monitor` is a scalar value. Received: {received}. "
+                "Falling back to `save_best_only=False`.",
+                stacklevel=4,
+            )
             return True
         if self.monitor_op is None:
             self._set_monitor_op()

@@ -12,7 +12,7 @@ import keras
 
 from callbacks import callback_state, preemption, state
 from callbacks.best_state import BestState
-from callbacks.checkpoint_arguments import check_alone, check_arguments, check_metrics
+from callbacks.checkpoint_arguments import check_alone, check_arguments
 from callbacks.checkpoint_directory import CheckpointDirectory
 from callbacks.copyable import Copyable
 from callbacks.counters import counters_of
@@ -20,6 +20,7 @@ from callbacks.device_memory import DeviceMemory
 from callbacks.fit_hooks import fit_hooks_of, running_fit
 from callbacks.keras_private import set_initial_epoch
 from callbacks.last_in_list import LastInList
+from callbacks.logged_metrics import LoggedMetrics
 from callbacks.pruner import Pruner
 from callbacks.ranks import ranks
 from callbacks.replicas import components
@@ -32,7 +33,7 @@ from callbacks.saver import Saver
 from callbacks.snapshot import KerasPart
 from callbacks.template import Template
 from callbacks.tensorboard import GlobalStepTensorBoard
-from callbacks.writer import Writer
+from callbacks.writer import Writer, finish_writes
 
 
 class GlobalStepCheckpoint(Copyable, BestState):
@@ -116,11 +117,10 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._has_list = self._trains = self._epoch_is_saved = False
         self._keras_part: KerasPart | None = None
         self._last_path: str | None = None
-        self._logs: dict[str, float] = {}  # the last that Keras reported
-        self._validated: dict[str, float] = {}
         self._metrics_of_epoch: list = []
 
-    _saver: Saver  # from `on_train_begin` on, as is the next one
+    _saver: Saver  # from `on_train_begin` on, as are the next ones
+    _logged: LoggedMetrics
     _directory: CheckpointDirectory
 
     def set_model(self, model):
@@ -135,18 +135,18 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._last_in_list.join(self._callbacks)
         check_alone(self, self._callbacks)
         self._directory = directory = CheckpointDirectory(self.template)
+        finish_writes(self.template.matches)
         ranks().on_chief(lambda: directory.claim(fit.loop))
         resumed_epoch_of(self.model).batches_per_epoch = (self.params or {}).get("steps")
-        self._resume()
+        self._resume(fit)
         begins_at = self._counters.read().batch
         if ranks().is_chief and self.resume is not True:
             warn_of_later_checkpoints(self.template, begins_at)
         self._policy.begin(begins_at)
         pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, begins_at)
         self._saver = Saver(self.model, self.template, self._writer, directory, pruner, DeviceMemory(), self.verbose)
-        if self.template.metrics and type(self.model).train_step is keras.Model.train_step:
-            # What another train step logs shows only when it does.
-            fit_hooks_of(self.model).before_first_batch(lambda: check_metrics(self.template, self.model, fit.validates))
+        if self.template.metrics:
+            fit_hooks_of(self.model).before_first_batch(lambda: self._logged.check_before_first_batch(self.model))
         self._trains = True
         if not self._has_list:
             self.on_all_callbacks_began()
@@ -167,7 +167,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
             self._leave_if_asked("on_train_batch_begin")
 
     def on_train_batch_end(self, batch, logs=None):
-        self._logs = logs or {}
+        self._logged.last = logs or {}
         self._set_states_again("on_train_batch_end", batch)
         self._saver.prepare()
         self._writer.raise_failure()
@@ -195,8 +195,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
 
     def on_epoch_end(self, epoch, logs=None):
         self._counters.end_epoch()
-        self._logs = logs or {}
-        self._validated = {name: value for name, value in self._logs.items() if name.startswith("val_")}
+        self._logged.end_epoch(logs or {})
         self._epoch_is_saved = self._policy.is_due_after_epoch()
         # The weights in the file are those of this place in the list, as with ModelCheckpoint. The state that training resumes
         # from is that after all callbacks.
@@ -206,6 +205,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
 
     def on_all_callbacks_ended_epoch(self, epoch):
         """Comes after every callback's `on_epoch_end`."""
+        self._logged.check_after_epoch()
         if self._epoch_is_saved:
             self._save("on_epoch_end")
         self._keras_part = None
@@ -230,13 +230,13 @@ class GlobalStepCheckpoint(Copyable, BestState):
             return self._last_path
         return self.resumed_from.path if self.resumed_from else None
 
-    def _resume(self):
-        self._validated, self._resumption = {}, None
+    def _resume(self, fit):
+        logs, metrics, self._resumption = {}, {}, None
         self.resumed_from = find_checkpoint(self.template, self.resume)
         if self.resumed_from:
             self._resumption = Resumption(self.model, self.resumed_from, (self.params or {}).get("epochs", 0))
-            self._logs = self._resumption.logs
-            self._validated = {name: value for name, value in self.resumed_from.metrics.items() if name.startswith("val_")}
+            logs, metrics = self._resumption.logs, self.resumed_from.metrics
+        self._logged = LoggedMetrics(self.template, fit.validates, fit.callbacks, logs, metrics)
 
     def _set_states_again(self, hook, batch=0):
         if self._resumption:
@@ -265,25 +265,25 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if ranks().is_chief:
             self._directory.release()
         preemption.ignore_signals()
-        raise preemption.Preempted(code, self.newest)
+        raise preemption.Preempted(code, self.newest, preemption.reason(code))
 
     def _save(self, hook):
         """Takes a snapshot and has it written, unless its name needs a metric that is yet to come, or it is not the best."""
-        metrics = {**self._validated, **self._logs}
-        if any(name not in metrics for name in self.template.metrics):
+        metrics = self._logged.newest()
+        if self.template.missing(metrics):
             self._policy.postpone()
             return
         if self.save_best_only and not self._is_best(metrics):
             return
         for callback in self._callbacks:
             if isinstance(callback, GlobalStepTensorBoard):
-                callback.end_batch(self._logs)  # its curves and its state are those after this batch
+                callback.end_batch(self._logged.last)  # its curves and its state are those after this batch
         began = time.monotonic()
         self._saver.want_memory()
         self._writer.make_room(f"The save of batch {self._counters.read().batch}")
         states = callback_state.gather(self._callbacks, hook)
-        snapshot = state.take(self.model, self._saver.plan(), states, self._logs, metrics, self._keras_part)
-        snapshot.header["template"] = os.path.basename(self.template.text)
+        snapshot = state.take(self.model, self._saver.plan(), states, self._logged.last, metrics, self._keras_part)
+        snapshot.header["template"] = self.template.last_part
         path = self.template.format(snapshot.counts, metrics)
         self._policy.saved(snapshot.counts.batch)
         self._last_path = path

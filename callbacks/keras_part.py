@@ -1,8 +1,8 @@
-"""What Keras puts into a file of weights: found by one walk over the model, in the training thread.
+"""Finds what Keras saves in a weights file, by one walk over the model in the training thread.
 
-`model.save_weights` walks the model and writes what it meets. This walk visits the same objects in the same order and writes
-nothing: it notes where each variable goes. So a save can read all variables at one instant, and the thread that writes them
-needs neither the model nor Keras.
+`model.save_weights` walks the model and writes what it visits. This walk visits the same objects in the same order and only
+records where each variable goes. A save can then read all variables at one instant, and the thread that writes them needs
+neither the model nor Keras.
 """
 
 import functools
@@ -25,10 +25,10 @@ class SavedObject:
     """An object that has its own group in the file.
 
     Args:
-        path: of its group, in which `vars` holds the values; empty for the model itself.
-        saveable: the object: a layer, an optimizer.
-        values: name of a dataset -> the variable that it holds, or an array that the object makes for the file (a kernel with
-            LoRA's adapters merged into it).
+        path: the path of its group, in which `vars` holds the values; empty for the model itself.
+        saveable: the object, such as a layer or an optimizer.
+        values: the variable of each dataset, by name; or an array that the object computes for the file, such as a kernel with
+            merged LoRA adapters.
     """
 
     path: str
@@ -37,20 +37,20 @@ class SavedObject:
 
     @functools.cached_property
     def makes_arrays(self) -> bool:
-        """Whether the object has to be asked again at each save."""
+        """Whether the object computes arrays at each save."""
         return any(isinstance(value, np.ndarray) for value in self.values.values())
 
 
 def saved_objects(model: keras.Model) -> list[SavedObject]:
-    """Returns what `model.save_weights` writes, in its order."""
+    """Returns the objects that `model.save_weights` writes, in the same order."""
     found: list[SavedObject] = []
     _visit(model, "", found, set())
     return found
 
 
 def values_of(saveable: KerasSaveable) -> dict[str, Variable | np.ndarray]:
-    """Returns what an object's `save_own_variables` stores: variables as such, anything else as arrays."""
-    if type(saveable).save_own_variables is keras.optimizers.Optimizer.save_own_variables:  # it would copy each variable
+    """Returns what an object's `save_own_variables` stores: variables as they are, other values as arrays."""
+    if type(saveable).save_own_variables is keras.optimizers.Optimizer.save_own_variables:  # which copies each variable
         return {str(i): variable for i, variable in enumerate(saveable.variables)}
     store: dict[str, Any] = {}
     saveable.save_own_variables(store)
@@ -58,7 +58,7 @@ def values_of(saveable: KerasSaveable) -> dict[str, Variable | np.ndarray]:
 
 
 def saved_assets(objects: Iterable[SavedObject]) -> dict[str, bytes]:
-    """Returns the files that layers add to a `.keras` archive (vocabularies): name in the archive -> content."""
+    """Returns the contents of the files that layers add to a `.keras` archive, such as vocabularies, by member name."""
     found = {}
     for each in objects:
         if hasattr(each.saveable, "save_assets"):

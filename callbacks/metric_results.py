@@ -1,4 +1,4 @@
-"""The running metrics of a model, as its logs name them."""
+"""The running metrics of a model, named as in its logs."""
 
 from typing import Any
 

@@ -109,6 +109,13 @@ def recipe_parser(
         help="auto: go on from the newest checkpoint that verifies; PATH: from that one",
     )
     parser.add_argument(
+        "--skip-batches",
+        type=batch_range,
+        metavar="FIRST:LAST",
+        help="global batches of the order to leave out, where the loss spikes or becomes NaN; they do not count, and later ones "
+        "move up. Stored in checkpoints, so later resumes leave them out too",
+    )
+    parser.add_argument(
         "--update-freq", type=save_freq, default=10, metavar="N|epoch", help="global batches between two points in TensorBoard"
     )
     parser.add_argument(

@@ -19,6 +19,7 @@ from processes import PROGRAMS, run_program
 
 from callbacks import InputError, latest_checkpoint
 from callbacks.state import read_header
+from launch import exit_codes
 from recipes.common.distribution import get_distribution
 from recipes.mnist import parse_args
 
@@ -152,7 +153,7 @@ def test_the_others_end_soon_after_a_rank_has_died(tmp_path, engine):
             time.sleep(0.05)
         other.kill()
         _, errors = chief.communicate(timeout=60)
-    assert chief.returncode == 1
+    assert chief.returncode == exit_codes.ANOTHER_RANK_FAILED
     assert re.search("error: (another rank|rank 1) has ended; ", errors)
     assert "Traceback" not in errors
 

@@ -2,6 +2,8 @@
 
 import argparse
 import importlib.util
+import os
+import warnings
 from collections.abc import Callable
 
 import keras
@@ -11,6 +13,7 @@ from callbacks import InputError
 from callbacks.ranks import install
 from launch.world import World, read_world
 from recipes.common.distribution.engine_ranks import EngineRanks
+from recipes.common.distribution.gpus import unseen_gpus
 from recipes.common.distribution.replicas import Distribution
 
 
@@ -128,6 +131,8 @@ def _refuse_different_flags(gathered):
 def _devices(virtual_devices: int | None, world: World | None) -> tuple[str, ...]:
     """The devices of this process: one where it is a rank of a world, else all."""
     gpus = tf.config.list_physical_devices("GPU")
+    if warning := unseen_gpus(os.environ, len(gpus)):
+        warnings.warn(warning, stacklevel=2)
     if virtual_devices and gpus:
         raise InputError(
             f"--virtual-devices splits the CPU, and this machine has GPUs ({len(gpus)}). "

@@ -25,11 +25,15 @@ def training_callbacks(
         own: further callbacks of the recipe. They see the logs of all ranks, and what they add to the logs is recorded.
     """
     checkpoint = checkpoint_callback(args)
+    if batches.skipped:
+        batches.skipped.flag = args.skip_batches
     return [
         *distribution.callbacks(),  # first: they make the logs those of all ranks
+        *([batches.skipped] if batches.skipped else []),
         *own,
         tensorboard_callback(args, distribution),  # before the checkpoint, which may end the run
         checkpoint,
         ProgressBar(distribution, checkpoint, batches.num_batches, args.log_secs),
-        RunSummary(args, distribution, batches.num_batches, checkpoint),  # after the checkpoint: it prints what was restored
+        # after the checkpoint: it prints what was restored
+        RunSummary(args, distribution, batches, checkpoint, logs_metrics=bool(own)),
     ]

@@ -8,6 +8,9 @@ import sys
 import keras
 
 from callbacks import GlobalStepCheckpoint, counters_of
+from callbacks.fit_hooks import fit_hooks_of
+from callbacks.logged_metrics import check_metrics
+from recipes.common.data import EpochData
 from recipes.common.distribution import Distribution
 from recipes.common.run.paths import from_here
 
@@ -18,26 +21,35 @@ class RunSummary(keras.callbacks.Callback):
     Args:
         args: the recipe's flags.
         distribution: the replicas.
-        batches_per_epoch: how many global batches an epoch has.
+        batches: the training data.
         checkpoint: the run's checkpoint callback; it has to stand before this one in the list.
+        logs_metrics: whether a callback of the recipe adds to the logs. Else a name with another metric than the model's is
+            refused before the first batch.
     """
 
     def __init__(
-        self, args: argparse.Namespace, distribution: Distribution, batches_per_epoch: int, checkpoint: GlobalStepCheckpoint
+        self,
+        args: argparse.Namespace,
+        distribution: Distribution,
+        batches: EpochData,
+        checkpoint: GlobalStepCheckpoint,
+        logs_metrics: bool = False,
     ):
         super().__init__()
         self._args, self._distribution, self._checkpoint = args, distribution, checkpoint
-        self._batches_per_epoch = batches_per_epoch
+        self._batches, self._logs_metrics = batches, logs_metrics
 
     def on_train_begin(self, logs=None):
-        args, distribution = self._args, self._distribution
+        args, distribution, template = self._args, self._distribution, self._checkpoint.template
+        if template.metrics and not self._logs_metrics:
+            fit_hooks_of(self.model).before_first_batch(lambda: check_metrics(template, self.model, validates=True))
         if not distribution.is_chief:
             return
         share = args.global_batch_size // distribution.replicas
         print(f"strategy     {distribution.name}, {_plural(distribution.replicas, 'replica')}: {distribution.hardware}")
         print(f"batch        {args.global_batch_size} samples, {share} on each replica")
-        print(f"epochs       {args.epochs} of {self._batches_per_epoch} batches")
-        print(f"checkpoints  {from_here(self._checkpoint.template.text)}, every {_every(args.save_freq)}")
+        print(f"epochs       {args.epochs} of {self._batches.num_batches} batches")
+        print(f"checkpoints  {from_here(template.text)}, every {_every(args.save_freq)}")
         print(f"tensorboard  {args.workdir}/tensorboard")
         print(f"begins       {self._begins()}", flush=True)
 
@@ -52,6 +64,8 @@ class RunSummary(keras.callbacks.Callback):
             logs = resumed.metrics
         if logs:
             print("result       " + ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))
+        if self._batches.skipped and self._batches.skipped.ranges:
+            print(f"left out     batches {self._batches.skipped.text} of the order")
         print(f"trained on   {counts.batch} batches, {counts.samples} samples, {_plural(counts.step, 'step')}")
         print(f"checkpoint   {from_here(self._checkpoint.newest) if self._checkpoint.newest else 'none'}")
         print(f"watch        {_tool('tensorboard')} --logdir {shlex.quote(self._args.workdir)}")
