@@ -57,7 +57,7 @@ def _of_horovod() -> Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]]:
 
 def _of_strategy(strategy: tf.distribute.Strategy) -> Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]]:
     def step(tensors):
-        return tf.distribute.get_replica_context().all_reduce("mean", list(tensors))
+        return tf.distribute.get_replica_context().all_reduce("mean", [tf.identity(tensor) for tensor in tensors])
 
     return lambda tensors: strategy.run(step, args=(tensors,))
 

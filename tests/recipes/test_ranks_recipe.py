@@ -53,6 +53,7 @@ def assert_equal_trainings(one, other, tolerance):
 
 
 MLP = ["--model", "mlp", "--global-batch-size", 128, "--seed", 3]
+ENDLESS = ["--model", "mlp", "--epochs", 1000, "--save-freq", 10]
 IN_FLOAT64 = ["float64", "recipes.mnist", *MLP, "--epochs", 4, "--save-freq", 10]
 
 
@@ -154,7 +155,7 @@ def test_the_others_end_soon_after_a_rank_has_died(tmp_path, engine):
         other.kill()
         _, errors = chief.communicate(timeout=60)
     assert chief.returncode == exit_codes.ANOTHER_RANK_FAILED
-    assert re.search("error: (another rank|rank 1) has ended; ", errors)
+    assert re.search("error: (another rank has ended|rank 1 gives no sign of life); what it said last tells why", errors)
     assert "Traceback" not in errors
 
 
@@ -191,13 +192,24 @@ def test_where_horovod_is_not_installed_several_ranks_train_without_it(launch):
 @pytest.mark.parametrize("killed", [0, 1])
 def test_the_launcher_ends_the_others_of_a_killed_rank_within_ten_seconds(launch, engine, killed):
     need(engine)
-    flags = ["--strategy", engine, "--model", "mlp", "--epochs", "1000", "--save-freq", "10", "--workdir", "run"]
-    run = launch("--nproc-per-node", "2", "-m", "recipes.mnist", *flags)
+    run = launch("--nproc-per-node", "2", "-m", "recipes.mnist", *ENDLESS, "--strategy", engine, "--workdir", "run")
     wait_for((run.cwd / "run" / "checkpoints" / name(20)).exists, "batch 20", 300)
     os.kill(run.rank(killed), signal.SIGKILL)
     code, _, errors = run.finish(10)
     assert code == 128 + signal.SIGKILL
     assert errors.startswith(f"rank {killed} on {os.uname().nodename}: killed by SIGKILL\n")
+    assert run.none_left()
+
+
+@pytest.mark.slow
+def test_a_rank_that_stops_is_noticed_and_named(launch):
+    """By TensorFlow's heartbeats, after 10 s; under Horovod it takes --stall-timeout."""
+    run = launch("--nproc-per-node", "2", "-m", "recipes.mnist", *ENDLESS, "--strategy", "multiworker", "--workdir", "run")
+    wait_for((run.cwd / "run" / "checkpoints" / name(20)).exists, "batch 20", 300)
+    os.kill(run.rank(1), signal.SIGSTOP)
+    code, _, errors = run.finish()
+    assert code == exit_codes.ANOTHER_RANK_FAILED
+    assert "error: rank 1 gives no sign of life; " in errors
     assert run.none_left()
 
 

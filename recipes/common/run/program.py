@@ -44,7 +44,8 @@ def run(main: Callable[[], None]) -> None:
         if not any(sign in error.message for sign in _LOST):
             raise
         silent = ", ".join(f"rank {number}" for number in _SILENT.findall(error.message))  # named by TensorFlow, not by Horovod
-        sys.exit(_say(f"{silent or 'another rank'} has ended; what it said last tells why", ANOTHER_RANK_FAILED))
+        lost = f"{silent} gives no sign of life" if silent else "another rank has ended"
+        sys.exit(_say(f"{lost}; what it said last tells why", ANOTHER_RANK_FAILED))
     finally:
         ignore_signals()
 
