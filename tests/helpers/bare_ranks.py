@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from launching import need
 from processes import PROGRAM_ENVIRONMENT, ROOT
 
-from launch import horovod_rendezvous
-from launch.arguments import LOOPBACK
-from launch.world import Layout, environment_of
+from launch.config import LOOPBACK
+from launch.horovod import rendezvous_server
+from launch.world import WorldSpec, environment_of
 
 # One thread for each rank, because they share the cores, and a sum's rounding depends on the number of threads.
 CPUS = 1
@@ -21,25 +21,25 @@ CPUS = 1
 def bare_ranks(size, *command, engine="horovod", **options):
     """Starts a command of Python in each of so many ranks on this machine; those that are left at the end are killed."""
     server = _rendezvous(engine)
-    layout = Layout(
+    world = WorldSpec(
         nodes=1,
         per_node=size,
         run_id="",  # no launcher
         master_addr=LOOPBACK,
         master_port=0,
-        addresses=[LOOPBACK],
-        worker_ports=[_free_ports(size)],
-        interfaces=["lo"],
+        addresses=(LOOPBACK,),
+        worker_ports=(tuple(_free_ports(size)),),
+        interfaces=("lo",),
         horovod=server and (LOOPBACK, server.server_address[1]),
     )
     if server:
-        horovod_rendezvous.begin_life(server, layout)
+        rendezvous_server.begin_attempt(server, world)
     base = PROGRAM_ENVIRONMENT
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     processes = []
     try:
         for rank in range(size):
-            environment = base | environment_of(layout, rank, cpus=CPUS, already=base)
+            environment = base | environment_of(world, rank, cpus=CPUS, already=base)
             processes.append(subprocess.Popen([sys.executable, *map(str, command)], env=environment, **options))
         yield processes
     finally:
@@ -53,7 +53,7 @@ def bare_ranks(size, *command, engine="horovod", **options):
 
 def _rendezvous(engine):
     need(engine)
-    return horovod_rendezvous.serve(LOOPBACK, {LOOPBACK}) if engine == "horovod" else None
+    return rendezvous_server.serve(LOOPBACK, {LOOPBACK}) if engine == "horovod" else None
 
 
 def _free_ports(count):

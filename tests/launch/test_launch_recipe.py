@@ -128,7 +128,7 @@ class Fails(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         assert counters_of(self.model).read().batch < 30
 
-callbacks.RunSummary = lambda *args: Fails()
+callbacks.RunSummary = lambda *args, **options: Fails()
 mnist.main(sys.argv[1:])
 """
 

@@ -18,7 +18,7 @@ from launching import need_horovod, wait_for
 from processes import ROOT, USER_ENVIRONMENT
 
 from callbacks import latest_checkpoint
-from launch.arguments import first_node
+from launch.slurm import first_node
 
 pytestmark = pytest.mark.slow
 HOROVOD, MIRRORED = ROOT / "slurm" / "horovod.sbatch", ROOT / "slurm" / "mirrored.sbatch"
