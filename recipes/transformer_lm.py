@@ -216,7 +216,7 @@ def check_compile(distribution: Distribution) -> None:
     """Refuses `--compile` where XLA could not compile what the replicas do together."""
     on_cpus = len(distribution.devices) > 1 and "cpu" in distribution.devices[0]
     if distribution.ranks or on_cpus:
-        where = "Horovod" if distribution.ranks else "several CPU devices"
+        where = "several ranks" if distribution.ranks else "several CPU devices"
         raise InputError(f"--compile does not go with {where}: XLA cannot compile their collectives. Leave the flag out.")
 
 

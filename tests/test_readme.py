@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from launching import need_horovod
 from processes import ROOT, USER_ENVIRONMENT
 
 README = (ROOT / "README.md").read_text()
@@ -45,8 +44,6 @@ def test_it_has_commands_of_every_kind():
 @pytest.mark.slow
 @pytest.mark.parametrize("line", [*PLAIN, *LAUNCHED])
 def test_a_command_trains(line, tmp_path):
-    if line in LAUNCHED:
-        need_horovod()
     out = run(line, tmp_path, "--epochs", "3")
     assert "result       accuracy" in out
     workdir = line.split("--workdir ")[1]

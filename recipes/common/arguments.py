@@ -57,10 +57,10 @@ def recipe_parser(
     )
     parser.add_argument(
         "--strategy",
-        choices=("auto", "single", "mirrored", "horovod"),
+        choices=("auto", "single", "mirrored", "horovod", "multiworker"),
         default="auto",
-        help="auto: horovod where this is one of several ranks, mirrored where there are several GPUs or virtual devices, else "
-        "single",
+        help="auto: for one of several ranks horovod where it is installed, else multiworker; mirrored for several GPUs or virtual "
+        "devices of one process; else single",
     )
     parser.add_argument(
         "--virtual-devices",

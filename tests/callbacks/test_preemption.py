@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from bare_ranks import run_ranks
 from compare import assert_same_rest, assert_same_weights
+from launching import ENGINES
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT
 
 from callbacks import GlobalStepCheckpoint, Preempted, preemption
@@ -48,11 +49,11 @@ def run_one(*command):
 
 def start(strategy, *command):
     """Runs a command in one process, or in two ranks: (exit code, standard output, standard error) of each."""
-    return run_ranks(2, *command) if strategy == "horovod" else run_one(*command)
+    return run_ranks(2, *command, engine=strategy) if strategy in ENGINES else run_one(*command)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["single", "mirrored", "horovod"])
+@pytest.mark.parametrize("strategy", ["single", "mirrored", *ENGINES])
 def test_a_run_that_is_asked_to_leave_again_and_again_ends_with_the_same_weights(tmp_path, strategy):
     flags = ["--epochs", EPOCHS, "--save-freq", 1000, "--strategy", strategy, "--global-batch-size", 16]
     flags += ["--virtual-devices", 2] if strategy == "mirrored" else []
@@ -66,7 +67,7 @@ def test_a_run_that_is_asked_to_leave_again_and_again_ends_with_the_same_weights
 
 def leave_again_and_again(workdir, strategy, flags):
     saved = set()
-    several = strategy == "horovod"
+    several = strategy in ENGINES
     for place, number, rank, expected, batches in LIVES:
         batch = batches[several]
         results = start(strategy, SCRIPT, place, number, rank if several else 0, *flags, "--workdir", workdir)
