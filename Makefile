@@ -1,6 +1,6 @@
 # The first target that needs Python packages makes .venv; later ones find it there. Settings:
 #   PYTHON=/path/to/python3.12   the Python for .venv; default: the first of PYTHONS that fits
-#   ARGS="--epochs 20"           more flags for the command that train, test, test-all or bench starts
+#   ARGS="--epochs 20"           more flags for the command that train, test, test-all, faults or bench starts
 #   GPU=1                        for horovod: build it with NCCL (6 GB with TensorFlow's CUDA libraries; never run on several GPUs yet)
 
 PYTHON ?=
@@ -36,8 +36,8 @@ test: $(HOROVOD_INSTALLED) ## the fast tests
 test-all: $(HOROVOD_INSTALLED) ## all tests
 	$(IN_TWO_PROCESSES) $(ARGS)
 
-faults: $(INSTALLED) ## kill a training a hundred times at random instants, and look at what is left (15 minutes)
-	FAULTS=100 $(BIN)/python -m pytest -s tests/callbacks/test_faults.py $(ARGS)
+faults: $(INSTALLED) ## end trainings a hundred times, by kills, signals, disks and clocks that fail (15 minutes; ARGS="--seed 7 --rounds 20")
+	PYTHONPATH=.:tests/helpers $(BIN)/python tests/programs/soak.py $(ARGS)
 
 # Without a compiler the tests go on, and those of Horovod are skipped; exit code 2 tells.
 test test-all: GO_ON := || [ $$? -eq 2 ]

@@ -7,8 +7,6 @@ reads everything from the beginning up to a variable, for each variable that doe
 import contextlib
 import io
 import os
-import struct
-import zipfile
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
@@ -17,10 +15,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from callbacks.archive import place_of
 from callbacks.keras_private import H5IOStore, KerasSaveable, array_view, load_state
+from callbacks.plain_hdf5 import check_dataset, check_plain
+from callbacks.regular_file import open_regular
 
 WEIGHTS_MEMBER = "model.weights.h5"  # of an archive
-_LOCAL_HEADER = struct.Struct("<26xHH")  # of a member: the lengths of its name and of its extra field
 
 
 def load_weights(model: keras.Model, path: str, skip: Iterable[KerasSaveable] = ()) -> None:
@@ -53,6 +53,32 @@ def open_hdf5(path: str, member: str = WEIGHTS_MEMBER) -> Iterator[h5py.File]:
         yield file
 
 
+def check_file(path: str, members: Iterable[str]) -> None:
+    """Checks that a checkpoint's HDF5 part holds plain arrays, and leads to no other file.
+
+    Args:
+        path: a `.weights.h5` or a `.keras` file.
+        members: which of an archive to look at; they need not be there.
+
+    Raises:
+        ValueError: if it does not.
+        OSError: if it cannot be read.
+    """
+    for member in members:
+        with contextlib.suppress(KeyError), _open_part(path, member) as content, h5py.File(content, "r") as file:
+            check_plain(file, content.size)
+
+
+def check_link(group: h5py.Group, name: str) -> None:
+    """Checks that a name in a group stands for an object of the same file.
+
+    Raises:
+        ValueError: if it is a link.
+    """
+    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name} is a link")
+
+
 def read_dataset(group: h5py.Group, name: str) -> np.ndarray:
     """Reads an array from a plain dataset of this file.
 
@@ -69,19 +95,20 @@ def read_dataset(group: h5py.Group, name: str) -> np.ndarray:
 def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
     if name not in group:
         raise KeyError(name)
-    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"{group.name}/{name} is a link")
-    dataset = group[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise ValueError(f"{group.name}/{name} is no plain dataset")
-    return dataset
+    check_link(group, name)
+    dataset = h5py.h5d.open(group.id, name.encode())
+    try:
+        check_dataset(dataset, group.file.id.get_filesize())
+    except ValueError as error:
+        raise ValueError(f"{group.name}/{name} {error}") from None
+    return h5py.Dataset(dataset)
 
 
 class _Part(io.RawIOBase):
     """A file-like object for a part of a file."""
 
     def __init__(self, file: BinaryIO, begin: int, size: int):
-        self._descriptor, self._begin, self._size = file.fileno(), begin, size
+        self._descriptor, self._begin, self.size = file.fileno(), begin, size
         self._at = 0
 
     def readable(self):
@@ -91,14 +118,14 @@ class _Part(io.RawIOBase):
         return True
 
     def seek(self, offset, whence=os.SEEK_SET):
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
         return self._at
 
     def tell(self):
         return self._at
 
     def readinto(self, buffer):
-        wanted = memoryview(buffer)[: max(self._size - self._at, 0)]
+        wanted = memoryview(buffer)[: max(self.size - self._at, 0)]
         count = os.preadv(self._descriptor, [wanted], self._begin + self._at)
         self._at += count
         return count
@@ -154,12 +181,8 @@ def _is_common(dtype: np.dtype) -> bool:
 
 @contextlib.contextmanager
 def _open_part(path: str, member: str) -> Iterator[_Part]:
-    with open(path, "rb") as file:
-        if not path.endswith(".keras"):
+    with open_regular(path) as file:
+        if path.endswith(".keras"):
+            yield _Part(file, *place_of(file, member))
+        else:
             yield _Part(file, 0, os.fstat(file.fileno()).st_size)
-            return
-        with zipfile.ZipFile(file) as archive:
-            found = archive.getinfo(member)
-        before = os.pread(file.fileno(), _LOCAL_HEADER.size, found.header_offset)
-        begin = found.header_offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(before))
-        yield _Part(file, begin, found.file_size)
