@@ -21,6 +21,7 @@ from callbacks.fit_hooks import fit_hooks_of, running_fit
 from callbacks.keras_private import set_initial_epoch
 from callbacks.last_in_list import LastInList
 from callbacks.logged_metrics import LoggedMetrics
+from callbacks.own_loop_checks import OwnLoopChecks
 from callbacks.pruner import Pruner
 from callbacks.ranks import ranks
 from callbacks.replicas import components
@@ -65,6 +66,10 @@ class GlobalStepCheckpoint(Copyable, BestState):
         keep_best: keep the so many files with the best `monitor`. A file stays if any rule keeps it; without a rule all stay.
         background: write in a thread while training goes on; it waits, with a warning, only for a disk that is too slow.
         resume: True resumes from the newest checkpoint that verifies, if there is one; a path resumes from that file.
+
+    Attributes:
+        resumed_from: the checkpoint that training has resumed from; None if from none.
+        initial_epoch: the epoch, 0-based, with which a loop of one's own begins; known after `on_train_begin`.
 
     Raises:
         InputError: if an argument is not one of these; or when training begins, before anything is written: for an unusable
@@ -117,6 +122,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._has_list = self._trains = self._epoch_is_saved = False
         self._keras_part: KerasPart | None = None
         self._last_path: str | None = None
+        self._own_loop: OwnLoopChecks | None = None
+        self.initial_epoch = 0
         self._metrics_of_epoch: list = []
 
     _saver: Saver  # from `on_train_begin` on, as are the next ones
@@ -136,6 +143,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         check_alone(self, self._callbacks)
         self._directory = directory = CheckpointDirectory(self.template)
         ranks().on_chief(lambda: directory.claim(fit.loop))
+        self._counters.begin_training(in_fit=not fit.is_own_loop)
         resumed_epoch_of(self.model).batches_per_epoch = (self.params or {}).get("steps")
         self._resume(fit)
         begins_at = self._counters.read().batch
@@ -144,7 +152,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._policy.begin(begins_at)
         pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, begins_at)
         self._saver = Saver(self.model, self.template, self._writer, directory, pruner, DeviceMemory(), self.verbose)
-        if self.template.metrics:
+        self._own_loop = OwnLoopChecks(self.model, self.template, self.initial_epoch) if fit.is_own_loop else None
+        if not fit.is_own_loop and self.template.metrics:
             fit_hooks_of(self.model).before_first_batch(lambda: self._logged.check_before_first_batch(self.model))
         self._trains = True
         if not self._has_list:
@@ -158,15 +167,21 @@ class GlobalStepCheckpoint(Copyable, BestState):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._leave_if_asked("on_epoch_begin")
+        if self._own_loop:
+            self._own_loop.begin_epoch(epoch)
         self._counters.begin_epoch(epoch)
 
     def on_train_batch_begin(self, batch, logs=None):
+        if self._own_loop:
+            self._own_loop.begin_batch(batch)
         self._set_states_again("on_train_batch_begin", batch)
         if batch:  # here, and not at the end of the batch before, where some callbacks have yet to see that batch
             self._leave_if_asked("on_train_batch_begin")
 
     def on_train_batch_end(self, batch, logs=None):
         self._logged.last = logs or {}
+        if self._counters.end_batch(self) and self._own_loop:
+            self._own_loop.end_unseen_batch()
         self._set_states_again("on_train_batch_end", batch)
         self._saver.prepare()
         self._writer.raise_failure()
@@ -208,7 +223,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if self._epoch_is_saved:
             self._save("on_epoch_end")
         self._keras_part = None
-        if self.model.stop_training or epoch + 1 >= (self.params or {}).get("epochs", math.inf):
+        epochs = (self.params or {}).get("epochs") or math.inf
+        if getattr(self.model, "stop_training", False) or epoch + 1 >= epochs:  # no such attribute before `compile`
             self._save_if_trained("on_epoch_end")
 
     def on_train_end(self, logs=None):
@@ -223,6 +239,11 @@ class GlobalStepCheckpoint(Copyable, BestState):
             self._directory.release()
 
     @property
+    def batches_done(self) -> int:
+        """How many batches of the epoch that begins are trained on already, for a loop of one's own to leave out."""
+        return self._counters.batches_done
+
+    @property
     def newest(self) -> str | None:
         """The path of the checkpoint saved last, or resumed from."""
         if self._last_path:
@@ -233,8 +254,9 @@ class GlobalStepCheckpoint(Copyable, BestState):
         logs, metrics, self._resumption = {}, {}, None
         self.resumed_from = find_checkpoint(self.template, self.resume)
         if self.resumed_from:
-            self._resumption = Resumption(self.model, self.resumed_from, (self.params or {}).get("epochs", 0))
+            self._resumption = Resumption(self.model, self.resumed_from, (self.params or {}).get("epochs"))
             logs, metrics = self._resumption.logs, self.resumed_from.metrics
+        self.initial_epoch = self._resumption.initial_epoch if self._resumption else 0
         self._logged = LoggedMetrics(self.template, fit.validates, fit.callbacks, logs, metrics)
 
     def _set_states_again(self, hook, batch=0):

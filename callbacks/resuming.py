@@ -54,23 +54,27 @@ class Resumption:
     Args:
         model: a compiled model, in `on_train_begin` of the `fit`.
         checkpoint: a checkpoint that was verified.
-        planned_epochs: the `epochs` of the `fit`.
+        planned_epochs: the `epochs` of the `fit`; None if unknown.
 
     Attributes:
         logs: the last logs that Keras reported before the checkpoint.
+        initial_epoch: the epoch, 0-based, with which training goes on.
 
     Raises:
         InputError: if the checkpoint is of another model. Nothing is changed then.
     """
 
-    def __init__(self, model: keras.Model, checkpoint: Checkpoint, planned_epochs: int):
+    def __init__(self, model: keras.Model, checkpoint: Checkpoint, planned_epochs: int | None):
         stored = state.read_state(checkpoint.path)
         self._model, self._counters, self._counts = model, counters_of(model), stored.counts
         self._restore_variables(stored)
         stored.resume_epoch(model)
         self.logs = stored.header["logs"]
         self._states: CallbackStates | None = stored.callback_states
-        set_initial_epoch(model, planned_epochs if self._states.has_stopped else self._counters.epoch_to_begin)
+        self.initial_epoch = self._counters.epoch_to_begin
+        if self._states.has_stopped and planned_epochs is not None:
+            self.initial_epoch = planned_epochs
+        set_initial_epoch(model, self.initial_epoch)
 
     def set_states(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
         """Sets the states of callbacks; to be called after every callback's `on_train_begin`, in which they forget theirs."""

@@ -150,7 +150,9 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             raise InputError(
                 f"profile_ranks are of this run, which has ranks 0 to {ranks().size - 1}. Received: {list(self._profile_ranks)}"
             )
-        self._validates = running_fit(self).validates is not False
+        fit = running_fit(self)
+        self._counters.begin_training(in_fit=not fit.is_own_loop)
+        self._validates = fit.validates is not False
         self._data_arrival = data_arrival_of(self.model, self._data_sample)
         if self._data_arrival:
             self._data_arrival.act = self._statistics.note_data
@@ -169,6 +171,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._statistics.begin_batch(self._counters.batch_bound)
 
     def on_train_batch_end(self, batch, logs=None):
+        self._counters.end_batch(self)
         self.end_batch(logs or {})
 
     def on_test_batch_begin(self, batch, logs=None):
@@ -326,7 +329,8 @@ def _describe(tag: str) -> str:
 
 def _with_learning_rate(model: keras.Model, logs: Mapping[str, Any]) -> dict[str, Any]:
     """Named as in Keras; read in half the time of `keras.ops.convert_to_numpy`."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    optimizer = getattr(model, "optimizer", None)  # none before `compile`
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if optimizer is None:
         return dict(logs)
     if hasattr(optimizer, "optimizers"):
