@@ -12,6 +12,7 @@ import keras
 
 from callbacks import callback_state, preemption, state
 from callbacks.best_state import BestState
+from callbacks.callback_state import CallbackStates
 from callbacks.checkpoint_arguments import check_alone, check_arguments
 from callbacks.checkpoint_directory import CheckpointDirectory
 from callbacks.copyable import Copyable
@@ -117,12 +118,13 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._policy = SavePolicy(self.save_freq, self.save_secs)
         self._writer = Writer(self._background)
         self._resumption: Resumption | None = None
-        self._last_in_list = LastInList(self.on_all_callbacks_began, self.on_all_callbacks_ended_epoch)
+        self._last_in_list = LastInList(self)
         self._callbacks: list[keras.callbacks.Callback] = []
         self._has_list = self._trains = self._epoch_is_saved = False
         self._keras_part: KerasPart | None = None
         self._last_path: str | None = None
         self._own_loop: OwnLoopChecks | None = None
+        self._states_at_stop: CallbackStates | None = None  # of a callback that has ended training in mid-epoch
         self.initial_epoch = 0
         self._metrics_of_epoch: list = []
 
@@ -170,6 +172,14 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if self._own_loop:
             self._own_loop.begin_epoch(epoch)
         self._counters.begin_epoch(epoch)
+        self._states_at_stop = None
+        if not self._has_list:
+            self.on_all_callbacks_began_epoch()
+
+    def on_all_callbacks_began_epoch(self):
+        """Comes after every callback's `on_epoch_begin`."""
+        if self._own_loop and self._resumption and self._counters.batches_done:
+            self._resumption.set_states(self._callbacks)  # the loop may begin behind the place of the save
 
     def on_train_batch_begin(self, batch, logs=None):
         if self._own_loop:
@@ -191,6 +201,14 @@ class GlobalStepCheckpoint(Copyable, BestState):
         elif self._is_due_by_time():
             self._save("on_train_batch_end")
         preemption.ask_before_job_ends(2 * self._writer.slowest)
+        if not self._has_list:
+            self.on_all_callbacks_ended_batch(batch)
+
+    def on_all_callbacks_ended_batch(self, batch):
+        """Comes after every callback's `on_train_batch_end`."""
+        self._set_states_again("on_all_callbacks_ended_batch", batch)
+        if self._own_loop is None and self.model.stop_training:
+            self._stop_in_epoch()
 
     def on_test_begin(self, logs=None):
         if self._trains:
@@ -200,15 +218,19 @@ class GlobalStepCheckpoint(Copyable, BestState):
             parts = [part for variable in self.model.metrics_variables for part in components(strategy, variable)]
             self._metrics_of_epoch = [(part, part.read_value()) for part in parts]
 
+    def _put_metrics_back(self):
+        for part, value in self._metrics_of_epoch:
+            part.assign(value)
+
     def on_test_batch_end(self, batch, logs=None):
         if self._trains and ranks().asked_to_leave():
             # Validation is done again by the next run; until then the epoch's own metrics are those of its training.
-            for part, value in self._metrics_of_epoch:
-                part.assign(value)
+            self._put_metrics_back()
             self._leave_if_asked("on_test_begin")
 
     def on_epoch_end(self, epoch, logs=None):
-        self._counters.end_epoch()
+        if self._states_at_stop is None:
+            self._counters.end_epoch()
         self._logged.end_epoch(logs or {})
         self._epoch_is_saved = self._policy.is_due_after_epoch()
         # The weights in the file are those of this place in the list, as with ModelCheckpoint. The state that training resumes
@@ -220,7 +242,9 @@ class GlobalStepCheckpoint(Copyable, BestState):
     def on_all_callbacks_ended_epoch(self, epoch):
         """Comes after every callback's `on_epoch_end`."""
         self._logged.check_after_epoch()
-        if self._epoch_is_saved:
+        if self._states_at_stop:
+            self._put_metrics_back()
+        if self._epoch_is_saved and not (self._states_at_stop and self._is_saved()):
             self._save("on_epoch_end")
         self._keras_part = None
         epochs = (self.params or {}).get("epochs") or math.inf
@@ -271,8 +295,19 @@ class GlobalStepCheckpoint(Copyable, BestState):
 
     def _save_if_trained(self, hook):
         """Makes a last save, unless that very state was just saved."""
-        if not self.save_best_only and self._counters.reached(self._policy.saved_batch + 1):
+        if not self.save_best_only and not self._is_saved():
             self._save(hook)
+
+    def _is_saved(self):
+        return not self._counters.reached(self._policy.saved_batch + 1)
+
+    def _stop_in_epoch(self):
+        """Keras ends the epoch after this batch. Where batches are left, a resume finishes it, as if nobody had stopped."""
+        steps = (self.params or {}).get("steps")
+        if steps is None or self._counters.read().batches_in_epoch < steps:
+            self._states_at_stop = callback_state.gather(self._callbacks, "on_all_callbacks_ended_batch")
+            self._metrics_of_epoch = []
+            self._save_if_trained("on_all_callbacks_ended_batch")
 
     def _leave_if_asked(self, hook):
         """Saves and leaves where any rank was asked to; all ranks come here after the same batch, or none."""
@@ -302,7 +337,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         began = time.monotonic()
         self._saver.want_memory()
         self._writer.make_room(f"The save of batch {self._counters.read().batch}")
-        states = callback_state.gather(self._callbacks, hook)
+        states = self._states_at_stop or callback_state.gather(self._callbacks, hook)
         snapshot = state.take(self.model, self._saver.plan(), states, self._logged.last, metrics, self._keras_part)
         snapshot.header["template"] = self.template.last_part
         path = self.template.format(snapshot.counts, metrics)
