@@ -137,8 +137,9 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._counters, self._costs = counters_of(model), save_costs_of(model)
 
     def on_train_begin(self, logs=None):
-        preemption.training_begins()
         fit = running_fit(self)
+        loop = fit.loop
+        preemption.training_begins(lambda: loop.is_running)
         self._callbacks = fit.callbacks
         self._has_list = fit.has_list
         self._last_in_list.join(self._callbacks)
@@ -261,6 +262,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._resumption = None
         if ranks().is_chief:
             self._directory.release()
+        preemption.training_ends()
 
     @property
     def batches_done(self) -> int:

@@ -7,8 +7,9 @@ import struct
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import tensorflow as tf
 
@@ -120,9 +121,12 @@ class EventFile:
     def adopt(self, directory: str) -> None:
         """Adds what `tf.summary` has written to another directory. On return it has left the process."""
         for path in Path(directory).glob(_PATTERN):
-            for event in _events(path):
-                if event.HasField("summary"):
-                    self._add(event)
+            self.add(event for event in _events(path) if event.HasField("summary"))
+
+    def add(self, events: Iterable[tf.compat.v1.Event]) -> None:
+        """Adds events with the steps that they have. On return they have left the process."""
+        for event in events:
+            self._add(event)
 
     def _add(self, event):
         if not self.is_lost:
@@ -169,15 +173,20 @@ def _head(path: Path) -> Iterator[tf.compat.v1.Event]:
 def _events(path: Path) -> Iterator[tf.compat.v1.Event]:
     """All events of a file, up to where a kill has cut it short."""
     with open(path, "rb") as file:
-        while True:
-            length = file.read(12)  # uint64, and its checksum
-            if len(length) < 12:
-                return
-            size = struct.unpack("<Q", length[:8])[0]
-            record = file.read(size + 4)
-            if len(record) < size + 4:
-                return
-            yield _Event.FromString(record[:-4])
+        yield from read_events(file)
+
+
+def read_events(file: BinaryIO) -> Iterator[tf.compat.v1.Event]:
+    """Yields the events from the file's position on; it stays behind the last one that is complete."""
+    while True:
+        begin = file.tell()
+        length = file.read(12)  # uint64, and its checksum
+        size = struct.unpack("<Q", length[:8])[0] if len(length) == 12 else 0
+        record = file.read(size + 4)
+        if len(length) < 12 or len(record) < size + 4:
+            file.seek(begin)
+            return
+        yield _Event.FromString(record[:-4])
 
 
 def _next_second(directory: str) -> int:

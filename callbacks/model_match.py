@@ -13,8 +13,10 @@ class NotBuilt(InputError):
     """The model lacks variables that its first batch will make."""
 
 
-def check_match(header: dict[str, Any], tree: StateTree, path: str) -> None:
+def check_match(header: dict[str, Any], tree: StateTree, path: str, is_compiled: bool) -> None:
     """Compares names, shapes and dtypes; metrics, which may be others, and what need not exist are left out.
+
+    So are the optimizers of a checkpoint where the model has none because it is not compiled.
 
     The variables of layers come first: where they differ, so do those of the optimizers, and these would name no cause.
 
@@ -29,6 +31,8 @@ def check_match(header: dict[str, Any], tree: StateTree, path: str) -> None:
     """
     stored, here = header["variables"], tree.variables
     optional = {*header["metrics_variables"], *tree.metrics, *(each for each in (*stored, *here) if each.startswith(GLOBAL_SEEDS))}
+    if not is_compiled and not tree.optimizers:
+        optional |= {each for each in stored if each.startswith(tuple(f"{name}." for name in header["optimizers"]))}
     for name, optimizer in header["optimizers"].items():
         if not optimizer["built"]:
             optional |= {each for each in here if each.startswith(f"{name}.")}

@@ -19,7 +19,9 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 WARNED = 75
 INTERRUPTED = 130
@@ -32,6 +34,10 @@ JOB_END = "SLURM_JOB_END_TIME"  # seconds since 1970
 _asked = 0
 _training = False
 _job_end: float | None = None
+_is_running: Callable[[], bool] | None = None  # whether training still runs
+_replaced: dict[int, Any] = {}  # signal -> what it did before; empty while signals are not caught
+_wakeup: int | None = None  # where signals are written to; None before `catch_signals`
+_for_good = False
 
 
 class Preempted(SystemExit):
@@ -47,21 +53,26 @@ class Preempted(SystemExit):
         self.path = path
 
 
-def catch_signals() -> None:
+def catch_signals(for_good: bool = False) -> None:
     """Catches USR1, USR2, TERM and INT from now on, and takes note of the job's end; to be called in the main thread.
 
     Until `training_begins` there is nothing to save, and a signal ends the process at once. A thread sees to that, because
-    handlers of Python do not run while the main thread is in a library, waiting for other ranks say.
+    handlers of Python do not run while the main thread is in a library, waiting for other ranks say. When training has ended,
+    signals do again what they did before, until the next training begins.
+
+    Args:
+        for_good: whether signals stay caught when training has ended, for programs that do nothing else.
     """
-    global _job_end
+    global _job_end, _wakeup, _for_good
     told = os.environ.get(JOB_END, "")
     _job_end = float(told) if told.isdecimal() else None
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
-    for number in CODES:
-        signal.signal(number, _note)
-    threading.Thread(target=_leave_at_once, args=(reader,), name="signals", daemon=True).start()
+    _for_good = for_good
+    if _wakeup is None:
+        reader, writer = socket.socketpair()
+        writer.setblocking(False)
+        _wakeup = writer.detach()
+        threading.Thread(target=_leave_at_once, args=(reader,), name="signals", daemon=True).start()
+    _catch()
 
 
 def ignore_signals() -> None:
@@ -71,10 +82,30 @@ def ignore_signals() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def training_begins() -> None:
-    """From now on a signal is only noted, because other ranks, or files, depend on this process."""
+def training_begins(is_running: Callable[[], bool] | None = None) -> None:
+    """From now on a signal is only noted, because other ranks, or files, depend on this process.
+
+    Args:
+        is_running: whether this training still runs, which may fail without a call of `training_ends`; None for the whole life
+            of the process.
+    """
+    global _training, _is_running
+    _training, _is_running = True, is_running
+    if _wakeup is not None and threading.current_thread() is threading.main_thread():
+        _catch()
+
+
+def training_ends() -> None:
+    """Has signals do what they did before `catch_signals`."""
     global _training
-    _training = True
+    if _for_good or _wakeup is None or threading.current_thread() is not threading.main_thread():
+        return
+    _training = False
+    signal.set_wakeup_fd(-1)
+    for number, handler in _replaced.items():
+        if signal.getsignal(number) is _note and handler is not None:  # None: not Python's
+            signal.signal(number, handler)
+    _replaced.clear()
 
 
 def ask(code: int) -> None:
@@ -98,8 +129,21 @@ def ask_before_job_ends(seconds: float) -> None:
         ask(WARNED)
 
 
+def _catch() -> None:
+    assert _wakeup is not None
+    signal.set_wakeup_fd(_wakeup, warn_on_full_buffer=False)
+    for number in CODES:
+        before = signal.signal(number, _note)
+        if before is not _note:
+            _replaced[number] = before
+
+
 def _note(number: int, frame: FrameType | None) -> None:
-    ask(CODES[signal.Signals(number)])
+    if _is_running is not None and not _is_running() and not _for_good:  # training has failed
+        training_ends()
+        os.kill(os.getpid(), number)
+    else:
+        ask(CODES[signal.Signals(number)])
 
 
 def _leave_at_once(reader: socket.socket) -> None:

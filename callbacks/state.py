@@ -202,7 +202,7 @@ class StoredState:
                 with model.distribute_strategy.scope():
                     optimizer.build([tree.variables[each] for each in stored["updates"]])
                 tree = StateTree(model)
-        check_match(self.header, tree, self.path)
+        check_match(self.header, tree, self.path, is_compiled=model.compiled)
         return tree
 
     def _load_keras_part(self, model: keras.Model) -> None:

@@ -25,6 +25,7 @@ from callbacks.save_costs import save_costs_of
 from callbacks.save_policy import next_multiple
 from callbacks.step_statistics import StepStatistics, ratio
 from callbacks.tags import describe, hparams_summary, learning_rates
+from callbacks.user_summaries import UserSummaries, user_summaries_of
 
 _LONGEST_SAMPLE = 10
 
@@ -43,7 +44,9 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
     `validation` with a point for each epoch (`epoch_loss`, ...), and `batches` with a point every `update_freq` batches
     (`batch_loss`, ..., and what `tags.DESCRIPTIONS` lists). Every point stands at the number of batches trained on since training
     began, over all restarts. What a life wrote past the checkpoint that the next one goes on from is dropped, as TensorBoard
-    provides for it (`SessionLog.START`); what belongs to a checkpoint has reached the system before that is taken.
+    provides for it (`SessionLog.START`); what belongs to a checkpoint has reached the system before that is taken. Summaries that
+    your own layers, train steps and callbacks write with `tf.summary` and without a step come to the same points of `batches`;
+    those of a validation to `validation`.
 
     Args:
         log_dir: TensorBoard's directory of this run, which no other run writes to.
@@ -103,6 +106,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._summary_module = None
         self._statistics = StepStatistics()
         self._files: dict[str, EventFile] = {}
+        self._summaries: UserSummaries | None = None
+        self._summary_step: int | None = None  # None where no point is due
         self._evaluation: EventFile | None = None  # where no `fit` has opened one
         self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
         self._data_arrival: DataArrival | None = None
@@ -137,6 +142,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         if self._data_arrival:
             self._data_arrival.act = self._statistics.note_data
         self._statistics.forget_batch()
+        self._enter_summaries()
         self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
         self._has_begun, self._trains = False, True
 
@@ -145,8 +151,14 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         if not self._has_begun:  # only now has every callback restored what it restores
             self._has_begun = True
             self._begin(self._counters.read())
+            self._record_summaries(self._counters.batch_bound)
 
     def on_train_batch_begin(self, batch, logs=None):
+        if self._summaries:
+            self._pass_summaries_on("batches")  # of callbacks that come after this one
+            ends_at = self._counters.batch_bound + self.model.steps_per_execution
+            is_trained = batch >= self._counters.batches_done
+            self._record_summaries(ends_at if is_trained and ends_at >= self._next_point else None)
         self._profiler.begin_batch(self._counters)
         self._statistics.begin_batch(self._counters.batch_bound)
 
@@ -154,19 +166,31 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._counters.end_batch(self)
         self.end_batch(logs or {})
 
-    def on_test_batch_begin(self, batch, logs=None):
-        pass
-
     def on_test_begin(self, logs=None):
         self._statistics.begin_validation()
+        if not self._trains:
+            self._enter_summaries()
+        self._pass_summaries_on("batches")
+
+    def on_test_batch_begin(self, batch, logs=None):
+        self._global_test_batch += 1
+        if self._summaries:
+            is_due = self._global_test_batch % self.update_freq == 0
+            self._summaries.record(self._counters.read().batch if is_due else None)
 
     def on_test_end(self, logs=None):
         self._statistics.end_validation()
+        self._pass_summaries_on("validation")
+        if self._trains:
+            self._record_summaries(self._summary_step)
+        else:
+            self._leave_summaries()
         if not self._trains and ranks().is_chief:
             self._write_evaluation(logs or {})
 
     def on_epoch_end(self, epoch, logs=None):
         counts = self._counters.read()
+        self._pass_summaries_on("batches")
         if self.update_freq == "epoch":
             self._write_point(counts, {})
         if ranks().is_chief:
@@ -174,6 +198,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     def on_train_end(self, logs=None):
         self._trains = False
+        self._pass_summaries_on("batches")
+        self._leave_summaries()
         if self._profiler.is_running:
             self._write_profile()
 
@@ -233,6 +259,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         if not self._statistics.end_batch(self._counters.batch_bound, ranks().gradients_ready_at):
             return
         if self._counters.reached(self._next_point):
+            self._pass_summaries_on("batches")
             self._write_point(self._counters.read(), logs)
         if self._profiler.has_ended(self._counters):
             self._write_profile()
@@ -276,11 +303,36 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     def _write_evaluation(self, logs):
         """Writes the results of an `evaluate` outside of `fit`, which says nothing about the points that are there already."""
-        file = self._files.get("validation") or self._evaluation
-        if file is None:
-            file = self._evaluation = EventFile(os.path.join(self.log_dir, "validation"), describe)
         values = {f"evaluation_{name}_vs_iterations": value for name, value in self._numbers(logs).items()}
-        file.scalars(self._counters.read().batch, self._time(), values)
+        self._file("validation").scalars(self._counters.read().batch, self._time(), values)
+
+    def _file(self, name):
+        """The events of training or of validation; outside of `fit`, of an evaluation."""
+        if name not in self._files:
+            self._evaluation = self._evaluation or EventFile(os.path.join(self.log_dir, "validation"), describe)
+        return self._files.get(name) or self._evaluation
+
+    def _enter_summaries(self):
+        """Takes in the user's own summaries from now on."""
+        self._global_test_batch = 0
+        if ranks().is_chief and self.update_freq != "epoch":
+            self._summaries = user_summaries_of(self.model)
+            self._summaries.enter()
+            self._record_summaries(self._counters.read().batch)
+
+    def _record_summaries(self, step):
+        self._summary_step = step
+        if self._summaries:
+            self._summaries.record(step)
+
+    def _pass_summaries_on(self, name):
+        if self._summaries:
+            self._file(name).add(self._summaries.take())
+
+    def _leave_summaries(self):
+        if self._summaries:
+            self._summaries.leave()
+            self._summaries = None
 
     def _numbers(self, logs):
         """The logs that a curve can show."""

@@ -166,3 +166,9 @@ def test_a_job_that_ends_soon_is_left_after_the_first_batch(recipe, tmp_path):
     process = recipe("--model", "mlp", "--workdir", tmp_path, env={"SLURM_JOB_END_TIME": str(int(time.time()) + 5)})
     assert process.finish()[0] == 75
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [name(1)]
+
+
+def test_after_fit_signals_do_again_what_they_did_before(tmp_path):
+    done = run_program("signals_after_fit.py", tmp_path)
+    assert done.stdout.split("\n")[:3] == ["caught True", "given back True", "interrupted True"], done.stderr
+    assert done.returncode == 143 and (tmp_path / "b3.weights.h5").exists()

@@ -30,7 +30,7 @@ def run(main: Callable[[], None]) -> None:
     else fails with a traceback.
     """
     warnings.showwarning = _show_warning
-    catch_signals()
+    catch_signals(for_good=True)
     try:
         main()
     except Preempted as left:

@@ -1,0 +1,84 @@
+"""`tf.summary` of the user's own, in layers, train steps and callbacks: what takes it in while a model trains."""
+
+import contextlib
+import shutil
+import tempfile
+import weakref
+from pathlib import Path
+from typing import BinaryIO
+
+import keras
+import tensorflow as tf
+
+from callbacks.attached import attach, attached
+from callbacks.event_files import read_events
+from callbacks.fit_hooks import fit_hooks_of
+
+
+class UserSummaries:
+    """The default writer of `tf.summary` for one model. `user_summaries_of(model)` makes it.
+
+    A compiled train step keeps the writer, the step and the condition that it was traced with. So they belong to the model, the
+    step and the condition are variables, and the events wait in a file aside until somebody takes them.
+    """
+
+    def __init__(self, model: keras.Model):
+        self._directory = tempfile.mkdtemp(prefix="summaries-")
+        weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
+        self._writer = tf.summary.create_file_writer(self._directory)
+        with tf.device("/cpu:0"):
+            self._step = tf.Variable(0, trainable=False, dtype="int64", name="step_of_summaries")
+            self._records = tf.Variable(False, trainable=False, name="records_summaries")
+        self._is_recording = self._may_have_events = False
+        self._entered: contextlib.ExitStack | None = None
+        self._file: BinaryIO | None = None
+        fit_hooks_of(model).trace_again()
+
+    def enter(self) -> None:
+        """Becomes the default writer of this thread; more than once does no harm."""
+        if self._entered is None:
+            self._entered = contextlib.ExitStack()
+            self._entered.enter_context(self._writer.as_default(self._step))
+            self._entered.enter_context(tf.summary.record_if(self._records.read_value))
+
+    def leave(self) -> None:
+        """Gives the default writer back to whoever had it before."""
+        self.record(None)
+        if self._entered is not None:
+            self._entered.close()
+            self._entered = None
+
+    def record(self, step: int | None) -> None:
+        """Sets the step of what is written from now on.
+
+        Args:
+            step: the global batch; None if nothing is to be written.
+        """
+        if step is not None:
+            self._step.assign(step)
+            self._may_have_events = True
+        if self._is_recording != (step is not None):
+            self._is_recording = step is not None
+            self._records.assign(self._is_recording)
+
+    def take(self) -> list[tf.compat.v1.Event]:
+        """Returns what was written since it was last called, scalars as plain numbers."""
+        if not self._may_have_events:
+            return []
+        self._may_have_events = self._is_recording
+        self._writer.flush()
+        if self._file is None:
+            path = next(Path(self._directory).iterdir(), None)
+            if path is None:
+                return []
+            self._file = open(path, "rb")  # noqa: SIM115, open as long as the writer is
+        events = [event for event in read_events(self._file) if event.HasField("summary")]
+        for value in (value for event in events for value in event.summary.value):
+            if value.metadata.plugin_data.plugin_name == "scalars" and value.HasField("tensor"):
+                value.simple_value = float(tf.make_ndarray(value.tensor))
+        return events
+
+
+def user_summaries_of(model: keras.Model) -> UserSummaries:
+    """Returns the summaries of a model, the same object each time."""
+    return attached(model, UserSummaries) or attach(model, UserSummaries(model))
