@@ -309,7 +309,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if steps is None or self._counters.read().batches_in_epoch < steps:
             self._states_at_stop = callback_state.gather(self._callbacks, "on_all_callbacks_ended_batch")
             self._metrics_of_epoch = []
-            self._save_if_trained("on_all_callbacks_ended_batch")
+            if not self.template.metrics:  # these come when the epoch ends
+                self._save_if_trained("on_all_callbacks_ended_batch")
 
     def _leave_if_asked(self, hook):
         """Saves and leaves where any rank was asked to; all ranks come here after the same batch, or none."""

@@ -32,7 +32,7 @@ TIME_TO_LEAVE = 10  # seconds that a run needs beside the save, to agree with ot
 JOB_END = "SLURM_JOB_END_TIME"  # seconds since 1970
 
 _asked = 0
-_training = False
+_training = _interrupted = False
 _job_end: float | None = None
 _is_running: Callable[[], bool] | None = None  # whether training still runs
 _replaced: dict[int, Any] = {}  # signal -> what it did before; empty while signals are not caught
@@ -89,8 +89,8 @@ def training_begins(is_running: Callable[[], bool] | None = None) -> None:
         is_running: whether this training still runs, which may fail without a call of `training_ends`; None for the whole life
             of the process.
     """
-    global _training, _is_running
-    _training, _is_running = True, is_running
+    global _training, _is_running, _interrupted
+    _training, _is_running, _interrupted = True, is_running, False
     if _wakeup is not None and threading.current_thread() is threading.main_thread():
         _catch()
 
@@ -100,12 +100,13 @@ def training_ends() -> None:
     global _training
     if _for_good or _wakeup is None or threading.current_thread() is not threading.main_thread():
         return
+    replaced = dict(_replaced)
+    _replaced.clear()
     _training = False
     signal.set_wakeup_fd(-1)
-    for number, handler in _replaced.items():
+    for number, handler in replaced.items():
         if signal.getsignal(number) is _note and handler is not None:  # None: not Python's
             signal.signal(number, handler)
-    _replaced.clear()
 
 
 def ask(code: int) -> None:
@@ -147,15 +148,17 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def _leave_at_once(reader: socket.socket) -> None:
-    interrupted = False
+    global _interrupted
     while True:
         for number in reader.recv(64):
-            if number in CODES and not _training:
+            if not (number in CODES and _replaced):  # signals are given back meanwhile
+                continue
+            if not _training:
                 name = signal.Signals(number).name
                 _exit_at_once(number, f"stopped by {name} before training began; the same command starts it")
-            if number == signal.SIGINT and interrupted:
+            if number == signal.SIGINT and _interrupted:
                 _exit_at_once(number, "interrupted twice; the same command goes on from the newest checkpoint")
-            interrupted |= number == signal.SIGINT
+            _interrupted |= number == signal.SIGINT
 
 
 def _exit_at_once(number: int, why: str) -> None:

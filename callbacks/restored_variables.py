@@ -1,5 +1,7 @@
 """The values that the variables of a model were restored to, while callbacks may still change them."""
 
+from collections.abc import Callable
+
 import keras
 import tensorflow as tf
 
@@ -13,18 +15,23 @@ class RestoredVariables:
     Holding the values costs no memory, except for those that are changed meanwhile. Metrics are left out: `fit` resets them.
 
     Args:
-        model: a model that was restored just now.
+        model: the model.
+        restore: restores it, and is called once more where callbacks have replaced variables: by `compile`, say.
     """
 
-    def __init__(self, model: keras.Model):
-        self._strategy = model.distribute_strategy
-        tree = StateTree(model)
+    def __init__(self, model: keras.Model, restore: Callable[[], None]):
+        restore()
+        self._strategy, self._restore = model.distribute_strategy, restore
+        self._tree = tree = StateTree(model)
         variables = [variable for name, variable in tree.variables.items() if name not in tree.metrics]
         parts = [part for variable in variables for part in components(self._strategy, variable)]
         self._values: list[tuple[tf.Variable, tf.Tensor]] = [(part, part.read_value()) for part in parts]
 
     def put_back(self) -> None:
         """Assigns the values once more."""
+        if not self._tree.is_current():
+            self._restore()
+            return
         with self._strategy.scope():
             for part, value in self._values:
                 part.assign(value)

@@ -124,5 +124,4 @@ class Resumption:
             fit_hooks_of(self._model).before_first_batch(lambda: self._assign(stored))
 
     def _assign(self, stored: state.StoredState) -> None:
-        stored.assign_to(self._model)
-        self._restored = RestoredVariables(self._model)
+        self._restored = RestoredVariables(self._model, lambda: stored.assign_to(self._model))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from bare_ranks import run_ranks
 from compare import assert_same_rest, assert_same_weights
-from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT
+from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT, run_program
 
 from callbacks import GlobalStepCheckpoint, Preempted, preemption
 from launch.processes import catches
