@@ -5,7 +5,6 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import BinaryIO
 
 import keras
 import tensorflow as tf
@@ -31,7 +30,7 @@ class UserSummaries:
             self._records = tf.Variable(False, trainable=False, name="records_summaries")
         self._is_recording = self._may_have_events = False
         self._entered: contextlib.ExitStack | None = None
-        self._file: BinaryIO | None = None
+        self._position = 0  # bytes of the file that were taken
         fit_hooks_of(model).trace_again()
 
     def enter(self) -> None:
@@ -67,12 +66,13 @@ class UserSummaries:
             return []
         self._may_have_events = self._is_recording
         self._writer.flush()
-        if self._file is None:
-            path = next(Path(self._directory).iterdir(), None)
-            if path is None:
-                return []
-            self._file = open(path, "rb")  # noqa: SIM115, open as long as the writer is
-        events = [event for event in read_events(self._file) if event.HasField("summary")]
+        path = next(Path(self._directory).iterdir(), None)
+        if path is None:
+            return []
+        with open(path, "rb") as file:
+            file.seek(self._position)
+            events = [event for event in read_events(file) if event.HasField("summary")]
+            self._position = file.tell()
         for value in (value for event in events for value in event.summary.value):
             if value.metadata.plugin_data.plugin_name == "scalars" and value.HasField("tensor"):
                 value.simple_value = float(tf.make_ndarray(value.tensor))
