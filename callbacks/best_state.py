@@ -4,6 +4,7 @@ import warnings
 
 import keras
 
+from callbacks.errors import InputError
 from callbacks.logged_metrics import scalar
 
 
@@ -32,6 +33,19 @@ class BestState(keras.callbacks.ModelCheckpoint):
             return False
         self.best = value
         return True
+
+    def _check_direction(self):
+        """Checks that the monitored metric is known to be better when it is lower, or higher.
+
+        Raises:
+            InputError: if it is not.
+        """
+        try:
+            self._lower_is_better()
+        except ValueError:
+            raise InputError(
+                f"monitor={self.monitor!r} has no known direction. Give mode='min' if a lower value is better, or mode='max'."
+            ) from None
 
     def _lower_is_better(self):
         if self.monitor_op is None:

@@ -7,6 +7,7 @@ when training resumes: `resuming.py`.
 import math
 import os
 import time
+from collections.abc import Callable
 
 import keras
 
@@ -18,14 +19,16 @@ from callbacks.checkpoint_directory import CheckpointDirectory
 from callbacks.copyable import Copyable
 from callbacks.counters import counters_of
 from callbacks.device_memory import DeviceMemory
+from callbacks.disk_room import DiskRoom
 from callbacks.fit_hooks import fit_hooks_of, running_fit
 from callbacks.keras_private import set_initial_epoch
 from callbacks.last_in_list import LastInList
+from callbacks.learning_rates import compiled_rates
 from callbacks.logged_metrics import LoggedMetrics
+from callbacks.metric_results import noted_metrics
 from callbacks.own_loop_checks import OwnLoopChecks
 from callbacks.pruner import Pruner
 from callbacks.ranks import ranks
-from callbacks.replicas import components
 from callbacks.restoring import Checkpoint
 from callbacks.resumed_epoch import resumed_epoch_of
 from callbacks.resuming import Resumption, find_checkpoint, warn_of_later_checkpoints
@@ -33,9 +36,10 @@ from callbacks.save_costs import save_costs_of
 from callbacks.save_policy import SavePolicy
 from callbacks.saver import Saver
 from callbacks.snapshot import KerasPart
+from callbacks.state_tree import StateTree
 from callbacks.template import Template
 from callbacks.tensorboard import GlobalStepTensorBoard
-from callbacks.writer import Writer
+from callbacks.writer import Writer, finish_writes
 
 
 class GlobalStepCheckpoint(Copyable, BestState):
@@ -66,7 +70,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         keep_every: keep the first file at or after each multiple of so many batches.
         keep_best: keep the so many files with the best `monitor`. A file stays if any rule keeps it; without a rule all stay.
         background: write in a thread while training goes on; it waits, with a warning, only for a disk that is too slow.
-        resume: True resumes from the newest checkpoint that verifies, if there is one; a path resumes from that file.
+        resume: True resumes from the newest checkpoint that verifies and is finite, if there is one; a path resumes from that file.
 
     Attributes:
         resumed_from: the checkpoint that training has resumed from; None if from none.
@@ -74,8 +78,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
 
     Raises:
         InputError: if an argument is not one of these; or when training begins, before anything is written: for an unusable
-            directory, a template in use by another run, a checkpoint of another model, a name with a metric that this run
-            will never have, or a callback whose state is not plain data.
+            directory, a template in use by another run, a checkpoint of another model, a name or `keep_best` with a metric
+            that this run will never have, a metric without a known direction, or a callback whose state is not plain data.
         CheckpointWriteError: at the batch after a checkpoint could not be written.
     """
 
@@ -125,12 +129,14 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._last_path: str | None = None
         self._own_loop: OwnLoopChecks | None = None
         self._states_at_stop: CallbackStates | None = None  # of a callback that has ended training in mid-epoch
+        self._restore_metrics: Callable[[], None] = lambda: None
         self.initial_epoch = 0
-        self._metrics_of_epoch: list = []
 
     _saver: Saver  # from `on_train_begin` on, as are the next ones
     _logged: LoggedMetrics
     _directory: CheckpointDirectory
+    _restore_metrics: Callable[[], None]
+    disk_room: DiskRoom
 
     def set_model(self, model):
         super().set_model(model)
@@ -145,6 +151,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._last_in_list.join(self._callbacks)
         check_alone(self, self._callbacks)
         self._directory = directory = CheckpointDirectory(self.template)
+        finish_writes(self.template.matches)
         ranks().on_chief(lambda: directory.claim(fit.loop))
         self._counters.begin_training(in_fit=not fit.is_own_loop)
         resumed_epoch_of(self.model).batches_per_epoch = (self.params or {}).get("steps")
@@ -154,10 +161,13 @@ class GlobalStepCheckpoint(Copyable, BestState):
             warn_of_later_checkpoints(self.template, begins_at)
         self._policy.begin(begins_at)
         pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, begins_at)
-        self._saver = Saver(self.model, self.template, self._writer, directory, pruner, DeviceMemory(), self.verbose)
+        self.disk_room = DiskRoom(self.template, self._keep, *self._policy.still_to_come(self.params, begins_at))
+        self._saver = Saver(
+            self.model, self.template, self._writer, directory, pruner, self.disk_room, DeviceMemory(), self.verbose
+        )
         self._own_loop = OwnLoopChecks(self.model, self.template, self.initial_epoch) if fit.is_own_loop else None
-        if not fit.is_own_loop and self.template.metrics:
-            fit_hooks_of(self.model).before_first_batch(lambda: self._logged.check_before_first_batch(self.model))
+        if self._own_loop is None and (self.template.metrics or self._keep["keep_best"] or self.save_best_only):
+            fit_hooks_of(self.model).before_first_batch(self._check_metrics)
         self._trains = True
         if not self._has_list:
             self.on_all_callbacks_began()
@@ -215,18 +225,12 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if self._trains:
             self._set_states_again("on_test_begin")
             self._leave_if_asked("on_test_begin")
-            strategy = self.model.distribute_strategy
-            parts = [part for variable in self.model.metrics_variables for part in components(strategy, variable)]
-            self._metrics_of_epoch = [(part, part.read_value()) for part in parts]
-
-    def _put_metrics_back(self):
-        for part, value in self._metrics_of_epoch:
-            part.assign(value)
+            self._restore_metrics = noted_metrics(self.model)
 
     def on_test_batch_end(self, batch, logs=None):
         if self._trains and ranks().asked_to_leave():
             # Validation is done again by the next run; until then the epoch's own metrics are those of its training.
-            self._put_metrics_back()
+            self._restore_metrics()
             self._leave_if_asked("on_test_begin")
 
     def on_epoch_end(self, epoch, logs=None):
@@ -244,7 +248,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         """Comes after every callback's `on_epoch_end`."""
         self._logged.check_after_epoch()
         if self._states_at_stop:
-            self._put_metrics_back()
+            self._restore_metrics()
         if self._epoch_is_saved and not (self._states_at_stop and self._is_saved()):
             self._save("on_epoch_end")
         self._keras_part = None
@@ -279,11 +283,18 @@ class GlobalStepCheckpoint(Copyable, BestState):
     def _resume(self, fit):
         logs, metrics, self._resumption = {}, {}, None
         self.resumed_from = find_checkpoint(self.template, self.resume)
+        rates = compiled_rates(StateTree(self.model))
         if self.resumed_from:
-            self._resumption = Resumption(self.model, self.resumed_from, (self.params or {}).get("epochs"))
+            self._resumption = Resumption(self.model, self.resumed_from, (self.params or {}).get("epochs"), rates)
             logs, metrics = self._resumption.logs, self.resumed_from.metrics
         self.initial_epoch = self._resumption.initial_epoch if self._resumption else 0
-        self._logged = LoggedMetrics(self.template, fit.validates, fit.callbacks, logs, metrics)
+        monitor = self.monitor if self._keep["keep_best"] else None
+        self._logged = LoggedMetrics(self.template, fit.validates, fit.callbacks, logs, metrics, monitor)
+
+    def _check_metrics(self):
+        self._logged.check_before_first_batch(self.model)
+        if self._keep["keep_best"] or self.save_best_only:
+            self._check_direction()
 
     def _set_states_again(self, hook, batch=0):
         if self._resumption:
@@ -308,7 +319,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         steps = (self.params or {}).get("steps")
         if steps is None or self._counters.read().batches_in_epoch < steps:
             self._states_at_stop = callback_state.gather(self._callbacks, "on_all_callbacks_ended_batch")
-            self._metrics_of_epoch = []
+            self._restore_metrics = lambda: None
             if not self.template.metrics:  # these come when the epoch ends
                 self._save_if_trained("on_all_callbacks_ended_batch")
 
@@ -324,7 +335,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if ranks().is_chief:
             self._directory.release()
         preemption.ignore_signals()
-        raise preemption.Preempted(code, self.newest)
+        raise preemption.Preempted(code, self.newest, preemption.reason(code))
 
     def _save(self, hook):
         """Takes a snapshot and has it written, unless its name needs a metric that is yet to come, or it is not the best."""

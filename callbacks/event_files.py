@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from callbacks.errors import EventWriteError, InputError
 from callbacks.file_identity import identity
+from callbacks.folders import make_folder
+from callbacks.regular_file import NotRegular, open_regular
 
 LIFE = uuid.uuid4().hex  # of this process; each event file tells it, so that restarts can be counted
 _PATTERN = "events.out.tfevents.*"
+_FRAME = 16  # bytes of a record beside its data
 _Event = tf.compat.v1.Event
 
 
@@ -42,7 +46,7 @@ class EventFile:
         self._described: set[str] = set()
         self._is_lost = False
         try:
-            os.makedirs(directory, exist_ok=True)
+            make_folder(directory)
             name = f"events.out.tfevents.{_next_second(directory):010d}.{socket.gethostname()}.{os.getpid()}.{LIFE}"
             self._path = os.path.join(directory, name)
             self._records = tf.io.TFRecordWriter(self._path)
@@ -171,22 +175,34 @@ def _head(path: Path) -> Iterator[tf.compat.v1.Event]:
 
 
 def _events(path: Path) -> Iterator[tf.compat.v1.Event]:
-    """All events of a file, up to where a kill has cut it short."""
-    with open(path, "rb") as file:
-        yield from read_events(file)
+    """All events of a file, up to where a kill has cut it short or a power cut has left something else.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            yield from read_events(file)
+    except NotRegular:
+        return
+    except OSError as error:
+        raise InputError(f"TensorBoard's events cannot be read: {path}: {error.strerror}") from None
 
 
 def read_events(file: BinaryIO) -> Iterator[tf.compat.v1.Event]:
     """Yields the events from the file's position on; it stays behind the last one that is complete."""
-    while True:
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    while left >= _FRAME:
         begin = file.tell()
-        length = file.read(12)  # uint64, and its checksum
-        size = struct.unpack("<Q", length[:8])[0] if len(length) == 12 else 0
-        record = file.read(size + 4)
-        if len(length) < 12 or len(record) < size + 4:
+        (size,) = struct.unpack("<Q", file.read(12)[:8])  # uint64, and its checksum
+        left -= _FRAME + size
+        if left < 0:
             file.seek(begin)
             return
-        yield _Event.FromString(record[:-4])
+        try:
+            yield _Event.FromString(file.read(size + 4)[:-4])
+        except DecodeError:
+            return
 
 
 def _next_second(directory: str) -> int:

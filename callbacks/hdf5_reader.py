@@ -9,7 +9,7 @@ import io
 import os
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
 import h5py
@@ -17,25 +17,26 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks.keras_private import H5IOStore, array_view, load_state
+from callbacks.keras_private import H5IOStore, KerasSaveable, array_view, load_state
 
 WEIGHTS_MEMBER = "model.weights.h5"  # of an archive
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a member: the lengths of its name and of its extra field
 
 
-def load_weights(model: keras.Model, path: str) -> None:
+def load_weights(model: keras.Model, path: str, skip: Iterable[KerasSaveable] = ()) -> None:
     """Loads weights as `model.load_weights(path)` does, also into a model that Keras considers unbuilt.
 
     Args:
         model: a model whose variables exist.
         path: a verified `.weights.h5` or `.keras` file.
+        skip: objects of the model that stay as they are.
 
     Raises:
         ValueError: if the file does not fit the model.
         OSError: if it cannot be read.
     """
     with _open_part(path, WEIGHTS_MEMBER) as content, contextlib.closing(_ReadStore(path, content)) as store:
-        errors = load_state(model, store)
+        errors = load_state(model, store, skip)
     for name, error in errors.items():
         raise ValueError(f"{len(errors)} objects could not be loaded from {path}, first {name}: {error}")
 

@@ -72,11 +72,18 @@ def child_names(container: Iterable[Any]) -> Iterator[tuple[str, Any]]:
         yield f"{name}_{number}" if number else name, child
 
 
-def load_state(model: keras.Model, store: H5IOStore) -> dict[str, Exception]:
-    """Loads Keras's part of a file into a model and returns the error of each object that could not be loaded, by its name."""
+def load_state(model: keras.Model, store: H5IOStore, skip: Iterable[KerasSaveable] = ()) -> dict[str, Exception]:
+    """Loads Keras's part of a file into a model and returns the error of each object that could not be loaded, by its name.
+
+    Args:
+        model: the model.
+        store: the file.
+        skip: objects of the model that stay as they are.
+    """
     failed: set[int] = set()
     errors: dict[int, tuple[Any, Exception]] = {}
-    saving_lib._load_state(model, store, None, "", visited_saveables=set(), failed_saveables=failed, error_msgs=errors)
+    visited = {id(each) for each in skip}
+    saving_lib._load_state(model, store, None, "", visited_saveables=visited, failed_saveables=failed, error_msgs=errors)
     return {str(getattr(saveable, "name", saveable)): error for saveable, error in errors.values()} if failed else {}
 
 

@@ -13,10 +13,8 @@ class NotBuilt(InputError):
     """The model lacks variables that its first batch will make."""
 
 
-def check_match(header: dict[str, Any], tree: StateTree, path: str, is_compiled: bool) -> None:
+def check_match(header: dict[str, Any], tree: StateTree, path: str, with_optimizers: bool = True) -> None:
     """Compares names, shapes and dtypes; metrics, which may be others, and what need not exist are left out.
-
-    So are the optimizers of a checkpoint where the model has none because it is not compiled.
 
     The variables of layers come first: where they differ, so do those of the optimizers, and these would name no cause.
 
@@ -24,6 +22,7 @@ def check_match(header: dict[str, Any], tree: StateTree, path: str, is_compiled:
         header: the JSON part of the checkpoint's state.
         tree: the variables of the model.
         path: of the checkpoint, for messages.
+        with_optimizers: False compares layers only.
 
     Raises:
         NotBuilt: if the model lacks variables, and has layers that are not built.
@@ -31,13 +30,11 @@ def check_match(header: dict[str, Any], tree: StateTree, path: str, is_compiled:
     """
     stored, here = header["variables"], tree.variables
     optional = {*header["metrics_variables"], *tree.metrics, *(each for each in (*stored, *here) if each.startswith(GLOBAL_SEEDS))}
-    if not is_compiled and not tree.optimizers:
-        optional |= {each for each in stored if each.startswith(tuple(f"{name}." for name in header["optimizers"]))}
     for name, optimizer in header["optimizers"].items():
         if not optimizer["built"]:
             optional |= {each for each in here if each.startswith(f"{name}.")}
     of_optimizers = tuple(f"{name}." for name in (*header["optimizers"], *tree.optimizers))
-    for are_of_optimizers in (False, True):
+    for are_of_optimizers in (False, True)[: 1 + with_optimizers]:
         in_file, in_model = (
             {
                 name: each
