@@ -7,25 +7,23 @@ when training resumes: `resuming.py`.
 import math
 import os
 import time
-from collections.abc import Callable
 
 import keras
 
 from callbacks import callback_state, preemption, state
 from callbacks.best_state import BestState
-from callbacks.callback_state import CallbackStates
 from callbacks.checkpoint_arguments import check_alone, check_arguments
 from callbacks.checkpoint_directory import CheckpointDirectory
 from callbacks.copyable import Copyable
 from callbacks.counters import counters_of
 from callbacks.device_memory import DeviceMemory
 from callbacks.disk_room import DiskRoom
+from callbacks.epoch_state import EpochState
 from callbacks.fit_hooks import fit_hooks_of, running_fit
 from callbacks.keras_private import set_initial_epoch
 from callbacks.last_in_list import LastInList
 from callbacks.learning_rates import compiled_rates
 from callbacks.logged_metrics import LoggedMetrics
-from callbacks.metric_results import noted_metrics
 from callbacks.own_loop_checks import OwnLoopChecks
 from callbacks.pruner import Pruner
 from callbacks.ranks import ranks
@@ -128,14 +126,12 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._keras_part: KerasPart | None = None
         self._last_path: str | None = None
         self._own_loop: OwnLoopChecks | None = None
-        self._states_at_stop: CallbackStates | None = None  # of a callback that has ended training in mid-epoch
-        self._restore_metrics: Callable[[], None] = lambda: None
+        self._epoch = EpochState()
         self.initial_epoch = 0
 
     _saver: Saver  # from `on_train_begin` on, as are the next ones
     _logged: LoggedMetrics
     _directory: CheckpointDirectory
-    _restore_metrics: Callable[[], None]
     disk_room: DiskRoom
 
     def set_model(self, model):
@@ -183,7 +179,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if self._own_loop:
             self._own_loop.begin_epoch(epoch)
         self._counters.begin_epoch(epoch)
-        self._states_at_stop = None
+        self._epoch.begin()
         if not self._has_list:
             self.on_all_callbacks_began_epoch()
 
@@ -225,16 +221,16 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if self._trains:
             self._set_states_again("on_test_begin")
             self._leave_if_asked("on_test_begin")
-            self._restore_metrics = noted_metrics(self.model)
+            self._epoch.begin_validation(self.model)
 
     def on_test_batch_end(self, batch, logs=None):
         if self._trains and ranks().asked_to_leave():
             # Validation is done again by the next run; until then the epoch's own metrics are those of its training.
-            self._restore_metrics()
+            self._epoch.restore_metrics()
             self._leave_if_asked("on_test_begin")
 
     def on_epoch_end(self, epoch, logs=None):
-        if self._states_at_stop is None:
+        if self._epoch.states is None:
             self._counters.end_epoch()
         self._logged.end_epoch(logs or {})
         self._epoch_is_saved = self._policy.is_due_after_epoch()
@@ -247,9 +243,9 @@ class GlobalStepCheckpoint(Copyable, BestState):
     def on_all_callbacks_ended_epoch(self, epoch):
         """Comes after every callback's `on_epoch_end`."""
         self._logged.check_after_epoch()
-        if self._states_at_stop:
-            self._restore_metrics()
-        if self._epoch_is_saved and not (self._states_at_stop and self._is_saved()):
+        if self._epoch.states:
+            self._epoch.restore_metrics()
+        if self._epoch_is_saved and not (self._epoch.states and self._is_saved()):
             self._save("on_epoch_end")
         self._keras_part = None
         epochs = (self.params or {}).get("epochs") or math.inf
@@ -276,9 +272,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
     @property
     def newest(self) -> str | None:
         """The path of the checkpoint saved last, or resumed from."""
-        if self._last_path:
-            return self._last_path
-        return self.resumed_from.path if self.resumed_from else None
+        return self._last_path or (self.resumed_from.path if self.resumed_from else None)
 
     def _resume(self, fit):
         logs, metrics, self._resumption = {}, {}, None
@@ -318,8 +312,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         """Keras ends the epoch after this batch. Where batches are left, a resume finishes it, as if nobody had stopped."""
         steps = (self.params or {}).get("steps")
         if steps is None or self._counters.read().batches_in_epoch < steps:
-            self._states_at_stop = callback_state.gather(self._callbacks, "on_all_callbacks_ended_batch")
-            self._restore_metrics = lambda: None
+            self._epoch.stop(self._callbacks)
             if not self.template.metrics:  # these come when the epoch ends
                 self._save_if_trained("on_all_callbacks_ended_batch")
 
@@ -351,7 +344,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         began = time.monotonic()
         self._saver.want_memory()
         self._writer.make_room(f"The save of batch {self._counters.read().batch}")
-        states = self._states_at_stop or callback_state.gather(self._callbacks, hook)
+        states = self._epoch.states or callback_state.gather(self._callbacks, hook)
         snapshot = state.take(self.model, self._saver.plan(), states, self._logged.last, metrics, self._keras_part)
         snapshot.header["template"] = self.template.last_part
         path = self.template.format(snapshot.counts, metrics)

@@ -25,7 +25,7 @@ from callbacks.save_costs import save_costs_of
 from callbacks.save_policy import next_multiple
 from callbacks.step_statistics import StepStatistics, ratio
 from callbacks.tags import describe, hparams_summary, learning_rates
-from callbacks.user_summaries import UserSummaries, user_summaries_of
+from callbacks.user_summaries import SummaryRelay
 
 _LONGEST_SAMPLE = 10
 
@@ -106,8 +106,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._summary_module = None
         self._statistics = StepStatistics()
         self._files: dict[str, EventFile] = {}
-        self._summaries: UserSummaries | None = None
-        self._summary_step: int | None = None  # None where no point is due
+        self._relay = SummaryRelay(self._file)
         self._evaluation: EventFile | None = None  # where no `fit` has opened one
         self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
         self._data_arrival: DataArrival | None = None
@@ -151,14 +150,12 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         if not self._has_begun:  # only now has every callback restored what it restores
             self._has_begun = True
             self._begin(self._counters.read())
-            self._record_summaries(self._counters.batch_bound)
+            self._relay.record(self._counters.batch_bound)
 
     def on_train_batch_begin(self, batch, logs=None):
-        if self._summaries:
-            self._pass_summaries_on("batches")  # of callbacks that come after this one
-            ends_at = self._counters.batch_bound + self.model.steps_per_execution
-            is_trained = batch >= self._counters.batches_done
-            self._record_summaries(ends_at if is_trained and ends_at >= self._next_point else None)
+        self._relay.pass_on()  # of callbacks that come after this one
+        ends_at = self._counters.batch_bound + self.model.steps_per_execution
+        self._relay.record(ends_at if batch >= self._counters.batches_done and ends_at >= self._next_point else None)
         self._profiler.begin_batch(self._counters)
         self._statistics.begin_batch(self._counters.batch_bound)
 
@@ -170,27 +167,25 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._statistics.begin_validation()
         if not self._trains:
             self._enter_summaries()
-        self._pass_summaries_on("batches")
+        self._relay.pass_on()
 
     def on_test_batch_begin(self, batch, logs=None):
         self._global_test_batch += 1
-        if self._summaries:
+        if self.update_freq != "epoch":
             is_due = self._global_test_batch % self.update_freq == 0
-            self._summaries.record(self._counters.read().batch if is_due else None)
+            self._relay.record_in_validation(self._counters.read().batch if is_due else None)
 
     def on_test_end(self, logs=None):
         self._statistics.end_validation()
-        self._pass_summaries_on("validation")
-        if self._trains:
-            self._record_summaries(self._summary_step)
-        else:
-            self._leave_summaries()
+        self._relay.end_validation()
+        if not self._trains:
+            self._relay.leave()
         if not self._trains and ranks().is_chief:
             self._write_evaluation(logs or {})
 
     def on_epoch_end(self, epoch, logs=None):
         counts = self._counters.read()
-        self._pass_summaries_on("batches")
+        self._relay.pass_on()
         if self.update_freq == "epoch":
             self._write_point(counts, {})
         if ranks().is_chief:
@@ -198,8 +193,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     def on_train_end(self, logs=None):
         self._trains = False
-        self._pass_summaries_on("batches")
-        self._leave_summaries()
+        self._relay.leave()
         if self._profiler.is_running:
             self._write_profile()
 
@@ -259,7 +253,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         if not self._statistics.end_batch(self._counters.batch_bound, ranks().gradients_ready_at):
             return
         if self._counters.reached(self._next_point):
-            self._pass_summaries_on("batches")
+            self._relay.pass_on()
             self._write_point(self._counters.read(), logs)
         if self._profiler.has_ended(self._counters):
             self._write_profile()
@@ -313,26 +307,9 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         return self._files.get(name) or self._evaluation
 
     def _enter_summaries(self):
-        """Takes in the user's own summaries from now on."""
         self._global_test_batch = 0
         if ranks().is_chief and self.update_freq != "epoch":
-            self._summaries = user_summaries_of(self.model)
-            self._summaries.enter()
-            self._record_summaries(self._counters.read().batch)
-
-    def _record_summaries(self, step):
-        self._summary_step = step
-        if self._summaries:
-            self._summaries.record(step)
-
-    def _pass_summaries_on(self, name):
-        if self._summaries:
-            self._file(name).add(self._summaries.take())
-
-    def _leave_summaries(self):
-        if self._summaries:
-            self._summaries.leave()
-            self._summaries = None
+            self._relay.enter(self.model, self._counters.read().batch)
 
     def _numbers(self, logs):
         """The logs that a curve can show."""

@@ -4,13 +4,14 @@ import contextlib
 import shutil
 import tempfile
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
 import tensorflow as tf
 
 from callbacks.attached import attach, attached
-from callbacks.event_files import read_events
+from callbacks.event_files import EventFile, read_events
 from callbacks.fit_hooks import fit_hooks_of
 
 
@@ -77,6 +78,58 @@ class UserSummaries:
             if value.metadata.plugin_data.plugin_name == "scalars" and value.HasField("tensor"):
                 value.simple_value = float(tf.make_ndarray(value.tensor))
         return events
+
+
+class SummaryRelay:
+    """Passes the user's summaries on to the files of a run, while a callback trains or evaluates. Otherwise it does nothing.
+
+    Args:
+        file: returns the file of a name, `batches` or `validation`.
+    """
+
+    def __init__(self, file: Callable[[str], EventFile]):
+        self._file = file
+        self._summaries: UserSummaries | None = None
+        self._step: int | None = None
+
+    def enter(self, model: keras.Model, step: int) -> None:
+        """Takes in what is written from now on.
+
+        Args:
+            model: the model.
+            step: batches trained on.
+        """
+        self._summaries = user_summaries_of(model)
+        self._summaries.enter()
+        self.record(step)
+
+    def record(self, step: int | None) -> None:
+        """Sets the step of training; None if no point is due."""
+        self._step = step
+        self.record_in_validation(step)
+
+    def record_in_validation(self, step: int | None) -> None:
+        """Sets the step until `end_validation`."""
+        if self._summaries:
+            self._summaries.record(step)
+
+    def end_validation(self) -> None:
+        """Passes on what was written in a validation, and goes back to the step of training."""
+        self.pass_on("validation")
+        self.record_in_validation(self._step)
+
+    def pass_on(self, name: str = "batches") -> None:
+        """Passes on what was written until now."""
+        events = self._summaries.take() if self._summaries else []
+        if events:
+            self._file(name).add(events)
+
+    def leave(self) -> None:
+        """Passes on what was written, and takes in no more."""
+        self.pass_on()
+        if self._summaries:
+            self._summaries.leave()
+            self._summaries = None
 
 
 def user_summaries_of(model: keras.Model) -> UserSummaries:
