@@ -322,7 +322,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     def _write_with_keras(self, write, *arguments):
         """Has the base class write the model, histograms or images: to a file aside, as only one of a directory's is read."""
-        with tempfile.TemporaryDirectory() as self._train_dir:
+        with tempfile.TemporaryDirectory() as self._train_dir, self.summary.record_if(True):
             write(*arguments)
             self._train_writer.close()
             self._writers.clear()
