@@ -15,12 +15,11 @@ class RestoredVariables:
     Holding the values costs no memory, except for those that are changed meanwhile. Metrics are left out: `fit` resets them.
 
     Args:
-        model: the model.
-        restore: restores it, and is called once more where callbacks have replaced variables: by `compile`, say.
+        model: a model that was restored just now.
+        restore: restores it once more, where callbacks have replaced variables: by `compile`, say.
     """
 
     def __init__(self, model: keras.Model, restore: Callable[[], None]):
-        restore()
         self._strategy, self._restore = model.distribute_strategy, restore
         self._tree = tree = StateTree(model)
         variables = [variable for name, variable in tree.variables.items() if name not in tree.metrics]

@@ -153,8 +153,7 @@ class Resumption:
             fit_hooks_of(self._model).before_first_batch(lambda: self._assign(stored))
 
     def _assign(self, stored: state.StoredState) -> None:
-        def restore():
-            stored.assign_to(self._model)
-            choose_rates(self._model, self._compiled_rates, stored.header, stored.path)
-
-        self._restored = RestoredVariables(self._model, restore)
+        stored.assign_to(self._model)
+        choose_rates(self._model, self._compiled_rates, stored.header, stored.path)
+        # An optimizer that a callback makes later has the checkpoint's rate: nobody has chosen another one for it.
+        self._restored = RestoredVariables(self._model, lambda: stored.assign_to(self._model))
