@@ -137,7 +137,11 @@ def symbolic_build(model: keras.Model, element_spec: Any) -> None:
         model: a compiled model with Keras's own train step.
         element_spec: of a batch of its data.
     """
-    batch = tf.nest.map_structure(lambda spec: keras.KerasTensor(tuple(spec.shape), spec.dtype.name), element_spec)
+
+    def symbol(spec):
+        return None if spec is None else keras.KerasTensor(tuple(spec.shape), spec.dtype.name)
+
+    batch = tf.nest.map_structure(symbol, element_spec)
     model._symbolic_build(data_batch=batch)
 
 

@@ -173,7 +173,7 @@ def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Che
     Weights, optimizer, seeds, statistics of each replica, and the counters: what `fit` with `resume=True` does at its start.
 
     Args:
-        model: a built and compiled model, of the same shape as the one that was saved.
+        model: a built model, of the same shape as the one that was saved. One that is not compiled gets all but the optimizer.
         template_or_directory: as for `latest_checkpoint`; a file's path restores that file, with NaN or infinite values too.
 
     Returns:

@@ -233,7 +233,7 @@ class StoredState:
                 with model.distribute_strategy.scope():
                     optimizer.build([tree.variables[each] for each in stored["updates"]])
                 tree = StateTree(model)
-        check_match(self.header, tree, self.path)
+        check_match(self.header, tree, self.path, with_optimizers=model.compiled or bool(tree.optimizers))
         return tree
 
     def _load_keras_part(self, model: keras.Model, skip: Iterable[keras.optimizers.Optimizer] = ()) -> None:
