@@ -9,7 +9,7 @@ import io
 import os
 import struct
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 import h5py
@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks.keras_private import H5IOStore, array_view, load_state
+from callbacks.keras_private import array_view, as_store, load_state
 
 WEIGHTS_MEMBER = "model.weights.h5"  # of an archive
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a member: the lengths of its name and of what else stands before its content
@@ -34,8 +34,11 @@ def load_weights(model: keras.Model, path: str) -> None:
         ValueError: if the file does not fit the model.
         OSError: if it cannot be read.
     """
-    with _open_part(path, WEIGHTS_MEMBER) as content, contextlib.closing(_ReadStore(path, content)) as store:
+    with _open_part(path, WEIGHTS_MEMBER) as content, contextlib.closing(as_store(_ReadStore)(path, content)) as store:
         errors = load_state(model, store)
+    if errors is None:
+        model.load_weights(path)
+        return
     for name, error in errors.items():
         raise ValueError(f"{len(errors)} objects could not be loaded from {path}, first {name}: {error}")
 
@@ -63,6 +66,19 @@ def read_dataset(group: h5py.Group, name: str) -> np.ndarray:
     if dataset.attrs.get("dtype") is None:
         return dataset[()]
     return dataset[()].view(tf.as_dtype(dataset.attrs["dtype"]).as_numpy_dtype)  # HDF5 has no bfloat16, say
+
+
+def _group(file: h5py.File, path: str) -> h5py.Group | dict:
+    """The group of this very file; empty where there is none."""
+    group = file
+    for name in path.split("/"):
+        link = group.get(name, getlink=True)
+        if link is None:
+            return {}
+        if not isinstance(link, h5py.HardLink):
+            raise ValueError(f"{group.name}/{name} is a link")
+        group = group[name]
+    return group
 
 
 def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
@@ -115,23 +131,47 @@ class _Values(np.ndarray):
         return tf.convert_to_tensor(self.view(np.ndarray), dtype, name=name)
 
 
-class _ReadStore(H5IOStore):
-    """What Keras's layers ask for their variables, with values that come from the file and not through HDF5."""
+class _ReadStore:
+    """What Keras's walk asks for the values of an object, with values that come from the file and not through HDF5."""
 
     def __init__(self, path: str, content: _Part):
         self._content = content
-        super().__init__(path)
+        # HDF5 itself looks faster into a file of its own.
+        self._file = h5py.File(content, "r") if path.endswith(".keras") else h5py.File(path, "r", locking=False)
 
-    def _get_h5_file(self, path_or_io, mode=None):
-        if path_or_io.suffix == ".keras":
-            return h5py.File(self._content, "r")
-        return h5py.File(path_or_io, "r", locking=False)  # HDF5 itself looks faster into a file of its own
+    def __bool__(self):
+        return True
 
-    def __getitem__(self, key):
-        dataset = _dataset(self._h5_entry_group, key)
+    def get(self, path):
+        return _ReadValues(_group(self._file, f"{path}/vars" if path else "vars"), self._content)
+
+    def has_path(self, path):
+        return path in self._file
+
+    def close(self):
+        self._file.close()
+
+
+class _ReadValues(Mapping):
+    """What a layer or an optimizer asks for its variables."""
+
+    def __init__(self, group: h5py.Group | dict, content: _Part):
+        self._group, self._content = group, content
+
+    def __len__(self):
+        return len(self._group)
+
+    def __iter__(self):
+        return iter(self._group)
+
+    def __contains__(self, name):
+        return name in self._group
+
+    def __getitem__(self, name):
+        dataset = _dataset(self._group, name)
         begin, dtype = dataset.id.get_offset(), dataset.dtype
         if begin is None or not dataset.shape or not _is_common(dtype) or "dtype" in dataset.attrs:
-            return super().__getitem__(key)  # it is empty, in pieces, a single number, or of another kind
+            return read_dataset(self._group, name)  # it is empty, in pieces, a single number, or of another kind
         with tf.device("/cpu:0"):
             tensor = tf.raw_ops.Empty(shape=dataset.shape, dtype=dtype)
         array = array_view(tensor)  # the only way to write to a tensor; nobody else has it yet

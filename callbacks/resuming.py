@@ -11,7 +11,7 @@ from callbacks import callback_state, state
 from callbacks.callback_state import CallbackStates
 from callbacks.counters import counters_of
 from callbacks.fit_hooks import fit_hooks_of
-from callbacks.keras_private import set_initial_epoch
+from callbacks.keras_private import KerasVariable, set_initial_epoch
 from callbacks.model_match import NotBuilt
 from callbacks.restoring import Checkpoint, find_on_chief, latest_checkpoint, named_checkpoint, own_checkpoints
 from callbacks.state_tree import StateTree
@@ -117,7 +117,7 @@ class Resumption:
         """What callbacks do to a rate when an epoch begins was done already, if it began in an earlier process."""
         for optimizer in StateTree(self._model).optimizers.values():
             rate = getattr(optimizer, "learning_rate", None)
-            if isinstance(rate, keras.Variable):  # not a schedule
+            if isinstance(rate, KerasVariable):  # not a schedule
                 restored = keras.ops.convert_to_numpy(rate)
                 keep = functools.partial(setattr, optimizer, "learning_rate", restored)
                 fit_hooks_of(self._model).before_first_batch(keep, build=False)

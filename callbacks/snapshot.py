@@ -18,30 +18,13 @@ import tensorflow as tf
 
 from callbacks.counters import Counts
 from callbacks.host_memory import HostMemory
-from callbacks.keras_part import SavedObject, saved_assets, saved_objects, values_of
-from callbacks.keras_private import array_view, constant_learning_rate, model_archive_json, read_variables, updated_variables
+from callbacks.keras_part import Group, plan_of_keras_part
+from callbacks.keras_private import KerasVariable, array_view, constant_learning_rate, read_variables, updated_variables
 from callbacks.ranks import ranks
 from callbacks.replicas import components
 from callbacks.state_tree import StateTree, Variable
 
 _ALIGNMENT = 64  # bytes
-
-
-@dataclass
-class Group:
-    """A group of Keras's part of the file.
-
-    Args:
-        path: of the group.
-        name: of the object, an attribute of the group.
-        values: name of a dataset -> its value.
-        is_of_optimizer: whether the object is an optimizer.
-    """
-
-    path: str
-    name: str | None
-    values: dict[str, Any]  # a tensor, from `fetch` on an array
-    is_of_optimizer: bool
 
 
 @dataclass
@@ -163,9 +146,8 @@ class SnapshotPlan:
         self._tree = tree = StateTree(model, seeds)
         self._trainable = _are_trainable(tree)
         self._names = {id(variable): name for name, variable in tree.variables.items()}
-        objects = saved_objects(model)
-        self._groups = [_PlannedGroup(each) for each in objects]
-        self._in_keras_part = {id(v): v for each in objects for v in each.values.values() if isinstance(v, Variable)}
+        self._of_keras = plan_of_keras_part(model)
+        self._in_keras_part = {id(v): v for v in self._of_keras.variables()}
         self._shared = _shared(tree)
         strategy = model.distribute_strategy
         may_differ = strategy.num_replicas_in_sync * ranks().size > 1
@@ -183,7 +165,6 @@ class SnapshotPlan:
             "metrics_variables": sorted(tree.metrics),
             "optimizers": {name: self._describe(optimizer) for name, optimizer in tree.optimizers.items()},
         }
-        self._assets = saved_assets(objects) if is_archive else {}
         self._settings: tuple[list[float], dict[str, bytes]] | None = None
 
     def is_current(self) -> bool:
@@ -205,8 +186,8 @@ class SnapshotPlan:
         variables = map(constant_learning_rate, self._tree.optimizers.values())
         rates = [float(tf.convert_to_tensor(rate)) for rate in variables if rate is not None]
         if self._settings is None or self._settings[0] != rates:
-            self._settings = rates, {name: text.encode() for name, text in model_archive_json(self._model).items()}
-        return self._settings[1] | self._assets
+            self._settings = rates, self._of_keras.members()
+        return self._settings[1]
 
     @property
     def memory(self) -> int:
@@ -216,7 +197,7 @@ class SnapshotPlan:
     def read_keras_part(self) -> KerasPart:
         """Reads what Keras's part of the file holds now; only objects that make arrays of their own are asked again."""
         tensors = dict(zip(self._in_keras_part, (first for (first,) in self._keras_part_reader.read()), strict=True))
-        return KerasPart(self, tensors, [each.read(tensors) for each in self._groups])
+        return KerasPart(self, tensors, self._of_keras.read(tensors))
 
     def read_beside(self) -> dict[str, list[tf.Tensor]]:
         """Reads what each replica has now of the variables that Keras's part does not hold bit for bit."""
@@ -254,25 +235,8 @@ def _shared(tree: StateTree) -> dict[str, Variable]:
     """The variables that every replica updates alike."""
     of_optimizers = {id(v) for optimizer in tree.optimizers.values() for v in optimizer.variables}
     return {
-        name: v for name, v in tree.variables.items() if id(v) in of_optimizers or (isinstance(v, keras.Variable) and v.trainable)
+        name: v for name, v in tree.variables.items() if id(v) in of_optimizers or (isinstance(v, KerasVariable) and v.trainable)
     }
-
-
-class _PlannedGroup:
-    """A group of Keras's part of the file, of which only the values change from save to save."""
-
-    def __init__(self, saved: SavedObject):
-        self._saved = saved
-        name = getattr(saved.saveable, "name", None)
-        self._name = name if isinstance(name, str) else None
-        self._keys = {key: id(value) for key, value in saved.values.items() if isinstance(value, Variable)}
-
-    def read(self, tensors: Mapping[int, tf.Tensor]) -> Group:
-        values: dict[str, Any] = {key: tensors[of] for key, of in self._keys.items()}
-        if self._saved.makes_arrays:
-            made = values_of(self._saved.saveable)
-            values = {key: values[key] if isinstance(value, Variable) else value for key, value in made.items()}
-        return Group(self._saved.path, self._name, values, isinstance(self._saved.saveable, keras.optimizers.Optimizer))
 
 
 class VariableReader:

@@ -33,7 +33,7 @@ from callbacks.errors import InputError
 from callbacks.files import TRAILER_SIZE, Output
 from callbacks.hdf5_reader import WEIGHTS_MEMBER, load_weights, open_hdf5, read_dataset
 from callbacks.hdf5_writer import Hdf5File
-from callbacks.keras_private import array_view, make_global_seed_generator
+from callbacks.keras_private import KerasVariable, array_view, make_global_seed_generator
 from callbacks.model_match import check_match
 from callbacks.ranks import ranks
 from callbacks.replicas import assign_components
@@ -169,7 +169,7 @@ class StoredState:
             make_global_seed_generator()
         tree = self._prepare(model)
         ranks().on_chief(lambda: self._load_keras_part(model))
-        ranks().give_chiefs_values([v for v in tree.variables.values() if isinstance(v, keras.Variable)])
+        ranks().give_chiefs_values([v for v in tree.variables.values() if isinstance(v, KerasVariable)])
         self._assign(model, tree, set(tree.variables))
 
     def assign_metrics(self, model: keras.Model) -> None:
