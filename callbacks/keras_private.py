@@ -47,6 +47,9 @@ _context = _find("tensorflow.python.eager.context", "context")
 # All variables of Keras. In Keras 3.5 and 3.6, those of layers are not instances of `keras.Variable`.
 KerasVariable = _find("keras.src.backend.common.variables", "KerasVariable", "Variable") or keras.Variable
 
+# Whether Keras divides each replica's loss by the number of replicas, so that gradients summed over them are the mean.
+DIVIDES_LOSS_BY_REPLICAS = _find("keras.src.losses.loss", "scale_loss_for_distribution") is not None
+
 # Everything that Keras saves.
 KerasSaveable = _saveable or (keras.Layer, keras.optimizers.Optimizer, keras.metrics.Metric, keras.losses.Loss)
 
@@ -245,14 +248,31 @@ def batches_of_validation(model: keras.Model) -> int | None:
 
 
 def updated_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """Returns the variables that an optimizer was built for."""
-    return getattr(optimizer, "_trainable_variables", [])
+    """Returns the variables that an optimizer was built for, or the one within it, where the outer one keeps no list."""
+    own = getattr(optimizer, "_trainable_variables", [])
+    inner = getattr(optimizer, "inner_optimizer", None)
+    return updated_variables(inner) if inner is not None and not own else own
 
 
 def constant_learning_rate(optimizer: keras.optimizers.Optimizer) -> keras.Variable | None:
     """Returns the variable that holds the learning rate; None under a schedule."""
     rate = getattr(optimizer, "_learning_rate", None)
     return rate if isinstance(rate, KerasVariable) else None
+
+
+def keep_best(callback: keras.callbacks.Callback) -> None:
+    """Keeps the `best` of a callback where it has yet to choose its direction; older versions begin `best` anew when it does."""
+    choose = getattr(callback, "_set_monitor_op", None)
+    if choose is None or callback.monitor_op is not None:
+        return
+    best = callback.best
+
+    def choose_and_keep():
+        del callback._set_monitor_op
+        choose()
+        callback.best = best
+
+    callback._set_monitor_op = choose_and_keep
 
 
 def accumulated_gradients(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> list[keras.Variable]:

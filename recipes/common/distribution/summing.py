@@ -35,8 +35,8 @@ def dense(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
 def summing(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     """Has an optimizer sum its gradients over the replicas before it clips and accumulates them.
 
-    The sum is the mean of the global batch: Keras divides each replica's loss by their number. The optimizer keeps its class, so
-    that a saved model loads without this repository.
+    What it gets is the mean of the global batch: the sum where Keras divides each replica's loss by their number, as all but its
+    oldest versions do. The optimizer keeps its class, so that a saved model loads without this repository.
 
     Args:
         optimizer: any of Keras 3, made under the strategy's scope. Sparse gradients become dense, as under Horovod.
@@ -45,10 +45,11 @@ def summing(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer
         The same optimizer.
     """
     inner = optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
+    reduction = tf.distribute.ReduceOp.SUM if keras_private.DIVIDES_LOSS_BY_REPLICAS else tf.distribute.ReduceOp.MEAN
 
     def apply_sum(apply_to_one_replica, grads, variables):
         replica = tf.distribute.get_replica_context()
-        summed = replica.all_reduce(tf.distribute.ReduceOp.SUM, [tf.convert_to_tensor(grad) for grad in grads])
+        summed = replica.all_reduce(reduction, [tf.convert_to_tensor(grad) for grad in grads])
         if inner.gradient_accumulation_steps:
             replica.merge_call(accumulate, args=(summed, variables))
         else:
