@@ -236,6 +236,23 @@ def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
     model._initial_epoch = epoch
 
 
+def have_fit_take(adapter: type) -> None:
+    """Has `fit` take data adapters of a class as they are; all but the oldest versions do.
+
+    Args:
+        adapter: a subclass of Keras's `DataAdapter`.
+    """
+    adapters: Any = importlib.import_module("keras.src.trainers.data_adapters")
+    of_keras = adapters.get_data_adapter
+    if "DataAdapter" in of_keras.__code__.co_names or of_keras.__module__ == __name__:
+        return
+
+    def get_data_adapter(x: Any, *args: Any, **options: Any) -> Any:
+        return x if isinstance(x, adapter) else of_keras(x, *args, **options)
+
+    adapters.get_data_adapter = get_data_adapter
+
+
 def layers_of(model: keras.Model) -> list[keras.Layer]:
     """Returns the model and all layers in it."""
     return needed(model, "_flatten_layers")()
@@ -254,6 +271,11 @@ def updated_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Varia
     return updated_variables(inner) if inner is not None and not own else own
 
 
+def iterations_of(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Returns how often an optimizer has updated; an older one that scales the loss counts nothing itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer).iterations
+
+
 def constant_learning_rate(optimizer: keras.optimizers.Optimizer) -> keras.Variable | None:
     """Returns the variable that holds the learning rate; None under a schedule."""
     rate = getattr(optimizer, "_learning_rate", None)
@@ -262,17 +284,24 @@ def constant_learning_rate(optimizer: keras.optimizers.Optimizer) -> keras.Varia
 
 def keep_best(callback: keras.callbacks.Callback) -> None:
     """Keeps the `best` of a callback where it has yet to choose its direction; older versions begin `best` anew when it does."""
-    choose = getattr(callback, "_set_monitor_op", None)
-    if choose is None or callback.monitor_op is not None:
+    choose = getattr(type(callback), "_set_monitor_op", None)
+    if choose is None or callback.monitor_op is not None or not hasattr(callback, "best"):
         return
     best = callback.best
 
     def choose_and_keep():
         del callback._set_monitor_op
-        choose()
+        choose(callback)
         callback.best = best
 
     callback._set_monitor_op = choose_and_keep
+
+
+def mode_of(checkpoint: keras.callbacks.ModelCheckpoint) -> str:
+    """Returns in which direction a checkpoint's metric gets better: `"min"`, `"max"` or, where it is not chosen yet, `"auto"`."""
+    if hasattr(checkpoint, "mode"):
+        return checkpoint.mode
+    return "min" if checkpoint.monitor_op(0.0, 1.0) else "max"
 
 
 def accumulated_gradients(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> list[keras.Variable]:

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter  # `fit` takes its subclasses; it has no public name
 
 from callbacks import InputError
+from callbacks.keras_private import have_fit_take
 
 
 class EpochData(DataAdapter):
@@ -16,6 +17,7 @@ class EpochData(DataAdapter):
     """
 
     def __init__(self, dataset: Any, num_batches: int, before_epoch: Callable[[], None] | None = None):
+        have_fit_take(EpochData)
         self._once = _OncePerEpoch(dataset) if isinstance(dataset, tf.distribute.DistributedDataset) else None
         self._dataset = self._once or dataset
         self._num_batches = num_batches
