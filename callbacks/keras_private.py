@@ -56,9 +56,9 @@ KerasSaveable = _saveable or (keras.Layer, keras.optimizers.Optimizer, keras.met
 # Whether Keras's walk over a model is known, so that what it would write can be read from the model itself.
 KNOWS_WALK = None not in (_skipset, _save_state) and hasattr(_saveable, "_obj_type")
 
-# The containers in which the walk looks for more: in older versions sets too.
+# The containers in which the walk looks for more: in most versions before 3.15 sets too.
 CONTAINERS = tuple(each for each in (list, dict, tuple, set) if KNOWS_WALK and each.__name__ in _save_state.__code__.co_names)
-# Since Keras 3.14 it also visits containers within containers.
+# Some versions (3.12.4, 3.15) also visit containers within containers.
 _VISITS_NESTED_CONTAINERS = _find(_SAVING, "_container_path_present") is not None
 
 # Methods that `fit_hooks` replaces.
