@@ -46,7 +46,7 @@ faults: $(INSTALLED) ## kill a training a hundred times at random instants, and 
 test test-all: GO_ON := || [ $$? -eq 2 ]
 
 horovod: $(HOROVOD_INSTALLED) ## build Horovod, once, and prove it with two processes
-	@$(BIN)/python -m launch.prove_horovod
+	@$(BIN)/python -m launch.horovod.prove
 
 lint: $(LINT_INSTALLED) ## check format, lint and types; changes nothing
 	$(BIN)/python -m ruff format --check
@@ -77,9 +77,9 @@ $(INSTALLED): requirements.txt $(REQUIREMENTS) pyproject.toml $(if $(KEEP),,FORC
 	@$(PIP) --requirement $(REQUIREMENTS) --editable .
 	@touch $@
 
-$(HOROVOD_INSTALLED): $(INSTALLED) requirements-horovod.txt launch/build_horovod.py launch/horovod.patch
+$(HOROVOD_INSTALLED): $(INSTALLED) $(addprefix launch/horovod/, build.py horovod.patch requirements.txt)
 	@rm -f .venv/installed-horovod*
-	@{ $(BIN)/python -m launch.build_horovod $(if $(findstring nccl,$@),--gpu) && touch $@; } $(GO_ON)
+	@{ $(BIN)/python -m launch.horovod.build $(if $(findstring nccl,$@),--gpu) && touch $@; } $(GO_ON)
 
 $(LINT_INSTALLED): $(INSTALLED)
 	@echo "Installing ruff and mypy into .venv, once."

@@ -91,7 +91,7 @@ def _peak_memory():
 def main() -> None:
     """Prints a line for each format."""
     print("save and restore of 1.2 GB      write, s    plain   rate   extra memory, MB   restore, s   plain   ratio")
-    for suffix in ROUNDS:
+    for suffix in (".weights.h5", ".keras"):
         size, write, plain_write, back, plain_read = in_own_process(times, suffix)
         extra = in_own_process(extra_memory, suffix)
         print(

@@ -1,4 +1,4 @@
-"""Objects of this package that belong to a model or an optimizer: all under one attribute of it, one object of each class."""
+"""Attaches objects of this package to a model or an optimizer: one of each class, all under one attribute."""
 
 from typing import Any, TypeVar
 
@@ -10,7 +10,7 @@ class _Objects:
     """The objects of one owner. Neither Keras nor the state tree searches this class for variables.
 
     Attributes:
-        by_class: class -> object.
+        by_class: the objects, by class.
     """
 
     def __init__(self) -> None:
@@ -18,7 +18,7 @@ class _Objects:
 
 
 def attach(owner: Any, value: Attached) -> Attached:
-    """Attaches an object, in place of an earlier one of the same class, and returns it.
+    """Attaches an object, replaces an earlier one of the same class, and returns the object.
 
     Args:
         owner: a model or an optimizer.
@@ -31,5 +31,5 @@ def attach(owner: Any, value: Attached) -> Attached:
 
 
 def attached(owner: Any, kind: type[Attached]) -> Attached | None:
-    """Returns the object of a class that is attached to a model or an optimizer; None if there is none."""
+    """Returns the attached object of a class; None if there is none."""
     return getattr(owner, _ATTRIBUTE).by_class.get(kind) if hasattr(owner, _ATTRIBUTE) else None

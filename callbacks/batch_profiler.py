@@ -1,4 +1,4 @@
-"""Profiles of a range of global batches, for TensorBoard."""
+"""Profiles a range of global batches for TensorBoard."""
 
 import tempfile
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from callbacks.ranks import ranks
 
 
 class BatchProfiler:
-    """Profiles a range of global batches once, on some ranks; the chief writes what they have profiled.
+    """Profiles a range of global batches once, on some ranks; the chief writes the profiles.
 
     Args:
-        first, last: the global batches; 0 for no profile.
-        profiled_ranks: the ranks.
+        first, last: the range of global batches; 0 for no profile.
+        profiled_ranks: the ranks to profile.
     """
 
     def __init__(self, first: int, last: int, profiled_ranks: Sequence[int]):
@@ -25,7 +25,7 @@ class BatchProfiler:
         self._running: tempfile.TemporaryDirectory | None = None
 
     def begin_batch(self, counters: Counters) -> None:
-        """Starts where the first of the batches is next, or one after it; to be called before each batch."""
+        """Starts the profile if the next batch is in the range. Call it before each batch."""
         if self._is_done or self._running or not counters.reached(self._first - 1):
             return
         if counters.reached(self._last):
@@ -36,16 +36,16 @@ class BatchProfiler:
             tf.profiler.experimental.start(self._running.name)
 
     def has_ended(self, counters: Counters) -> bool:
-        """Whether the last of the batches was the one before: then `take` is due."""
+        """Returns whether the last batch of the range is done: `take` is then due."""
         return self._running is not None and counters.reached(self._last)
 
     @property
     def is_running(self) -> bool:
-        """Whether a profile is being made."""
+        """Whether a profile is running."""
         return self._running is not None
 
     def take(self) -> dict[str, bytes]:
-        """Ends the profile, and returns its files: name -> content. All ranks have to call it."""
+        """Ends the profile and returns the contents of its files, by name. All ranks must call it."""
         assert self._running is not None
         profile = b""
         if ranks().rank in self._ranks:

@@ -7,22 +7,26 @@ when training resumes: `resuming.py`.
 import math
 import os
 import time
+from collections.abc import Callable
 
 import keras
 
 from callbacks import callback_state, preemption, state
 from callbacks.best_state import BestState
-from callbacks.checkpoint_arguments import check_alone, check_arguments, check_metrics
+from callbacks.checkpoint_arguments import check_alone, check_arguments
 from callbacks.checkpoint_directory import CheckpointDirectory
 from callbacks.copyable import Copyable
 from callbacks.counters import counters_of
 from callbacks.device_memory import DeviceMemory
+from callbacks.disk_room import DiskRoom
 from callbacks.fit_hooks import fit_hooks_of, running_fit
 from callbacks.keras_private import set_initial_epoch
 from callbacks.last_in_list import LastInList
+from callbacks.learning_rates import compiled_rates
+from callbacks.logged_metrics import LoggedMetrics
+from callbacks.metric_results import noted_metrics
 from callbacks.pruner import Pruner
 from callbacks.ranks import ranks
-from callbacks.replicas import components
 from callbacks.restoring import Checkpoint
 from callbacks.resumed_epoch import resumed_epoch_of
 from callbacks.resuming import Resumption, find_checkpoint, warn_of_later_checkpoints
@@ -30,9 +34,10 @@ from callbacks.save_costs import save_costs_of
 from callbacks.save_policy import SavePolicy
 from callbacks.saver import Saver
 from callbacks.snapshot import KerasPart
+from callbacks.state_tree import StateTree
 from callbacks.template import Template
 from callbacks.tensorboard import GlobalStepTensorBoard
-from callbacks.writer import Writer
+from callbacks.writer import Writer, finish_writes
 
 
 class GlobalStepCheckpoint(Copyable, BestState):
@@ -63,12 +68,12 @@ class GlobalStepCheckpoint(Copyable, BestState):
         keep_every: keep the first file at or after each multiple of so many batches.
         keep_best: keep the so many files with the best `monitor`. A file stays if any rule keeps it; without a rule all stay.
         background: write in a thread while training goes on; it waits, with a warning, only for a disk that is too slow.
-        resume: True resumes from the newest checkpoint that verifies, if there is one; a path resumes from that file.
+        resume: True resumes from the newest checkpoint that verifies and is finite, if there is one; a path resumes from that file.
 
     Raises:
         InputError: if an argument is not one of these; or when training begins, before anything is written: for an unusable
-            directory, a template in use by another run, a checkpoint of another model, a name with a metric that this run
-            will never have, or a callback whose state is not plain data.
+            directory, a template in use by another run, a checkpoint of another model, a name or `keep_best` with a metric
+            that this run will never have, a metric without a known direction, or a callback whose state is not plain data.
         CheckpointWriteError: at the batch after a checkpoint could not be written.
     """
 
@@ -116,12 +121,12 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._has_list = self._trains = self._epoch_is_saved = False
         self._keras_part: KerasPart | None = None
         self._last_path: str | None = None
-        self._logs: dict[str, float] = {}  # the last that Keras reported
-        self._validated: dict[str, float] = {}
-        self._metrics_of_epoch: list = []
 
-    _saver: Saver  # from `on_train_begin` on, as is the next one
+    _saver: Saver  # from `on_train_begin` on, as are the next ones
+    _logged: LoggedMetrics
     _directory: CheckpointDirectory
+    _restore_metrics: Callable[[], None]
+    disk_room: DiskRoom
 
     def set_model(self, model):
         super().set_model(model)
@@ -135,18 +140,21 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._last_in_list.join(self._callbacks)
         check_alone(self, self._callbacks)
         self._directory = directory = CheckpointDirectory(self.template)
+        finish_writes(self.template.matches)
         ranks().on_chief(lambda: directory.claim(fit.loop))
         resumed_epoch_of(self.model).batches_per_epoch = (self.params or {}).get("steps")
-        self._resume()
+        self._resume(fit)
         begins_at = self._counters.read().batch
         if ranks().is_chief and self.resume is not True:
             warn_of_later_checkpoints(self.template, begins_at)
         self._policy.begin(begins_at)
         pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, begins_at)
-        self._saver = Saver(self.model, self.template, self._writer, directory, pruner, DeviceMemory(), self.verbose)
-        if self.template.metrics and type(self.model).train_step is keras.Model.train_step:
-            # What another train step logs shows only when it does.
-            fit_hooks_of(self.model).before_first_batch(lambda: check_metrics(self.template, self.model, fit.validates))
+        self.disk_room = DiskRoom(self.template, self._keep, *self._policy.still_to_come(self.params, begins_at))
+        self._saver = Saver(
+            self.model, self.template, self._writer, directory, pruner, self.disk_room, DeviceMemory(), self.verbose
+        )
+        if self.template.metrics or self._keep["keep_best"] or self.save_best_only:
+            fit_hooks_of(self.model).before_first_batch(self._check_metrics)
         self._trains = True
         if not self._has_list:
             self.on_all_callbacks_began()
@@ -167,7 +175,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
             self._leave_if_asked("on_train_batch_begin")
 
     def on_train_batch_end(self, batch, logs=None):
-        self._logs = logs or {}
+        self._logged.last = logs or {}
         self._set_states_again("on_train_batch_end", batch)
         self._saver.prepare()
         self._writer.raise_failure()
@@ -182,21 +190,17 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if self._trains:
             self._set_states_again("on_test_begin")
             self._leave_if_asked("on_test_begin")
-            strategy = self.model.distribute_strategy
-            parts = [part for variable in self.model.metrics_variables for part in components(strategy, variable)]
-            self._metrics_of_epoch = [(part, part.read_value()) for part in parts]
+            self._restore_metrics = noted_metrics(self.model)
 
     def on_test_batch_end(self, batch, logs=None):
         if self._trains and ranks().asked_to_leave():
             # Validation is done again by the next run; until then the epoch's own metrics are those of its training.
-            for part, value in self._metrics_of_epoch:
-                part.assign(value)
+            self._restore_metrics()
             self._leave_if_asked("on_test_begin")
 
     def on_epoch_end(self, epoch, logs=None):
         self._counters.end_epoch()
-        self._logs = logs or {}
-        self._validated = {name: value for name, value in self._logs.items() if name.startswith("val_")}
+        self._logged.end_epoch(logs or {})
         self._epoch_is_saved = self._policy.is_due_after_epoch()
         # The weights in the file are those of this place in the list, as with ModelCheckpoint. The state that training resumes
         # from is that after all callbacks.
@@ -206,6 +210,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
 
     def on_all_callbacks_ended_epoch(self, epoch):
         """Comes after every callback's `on_epoch_end`."""
+        self._logged.check_after_epoch()
         if self._epoch_is_saved:
             self._save("on_epoch_end")
         self._keras_part = None
@@ -230,13 +235,21 @@ class GlobalStepCheckpoint(Copyable, BestState):
             return self._last_path
         return self.resumed_from.path if self.resumed_from else None
 
-    def _resume(self):
-        self._validated, self._resumption = {}, None
+    def _resume(self, fit):
+        logs, metrics, self._resumption = {}, {}, None
         self.resumed_from = find_checkpoint(self.template, self.resume)
+        rates = compiled_rates(StateTree(self.model))
         if self.resumed_from:
-            self._resumption = Resumption(self.model, self.resumed_from, (self.params or {}).get("epochs", 0))
-            self._logs = self._resumption.logs
-            self._validated = {name: value for name, value in self.resumed_from.metrics.items() if name.startswith("val_")}
+            epochs = (self.params or {}).get("epochs", 0)
+            self._resumption = Resumption(self.model, self.resumed_from, epochs, rates)
+            logs, metrics = self._resumption.logs, self.resumed_from.metrics
+        monitor = self.monitor if self._keep["keep_best"] else None
+        self._logged = LoggedMetrics(self.template, fit.validates, fit.callbacks, logs, metrics, monitor)
+
+    def _check_metrics(self):
+        self._logged.check_before_first_batch(self.model)
+        if self._keep["keep_best"] or self.save_best_only:
+            self._check_direction()
 
     def _set_states_again(self, hook, batch=0):
         if self._resumption:
@@ -265,25 +278,25 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if ranks().is_chief:
             self._directory.release()
         preemption.ignore_signals()
-        raise preemption.Preempted(code, self.newest)
+        raise preemption.Preempted(code, self.newest, preemption.reason(code))
 
     def _save(self, hook):
         """Takes a snapshot and has it written, unless its name needs a metric that is yet to come, or it is not the best."""
-        metrics = {**self._validated, **self._logs}
-        if any(name not in metrics for name in self.template.metrics):
+        metrics = self._logged.newest()
+        if self.template.missing(metrics):
             self._policy.postpone()
             return
         if self.save_best_only and not self._is_best(metrics):
             return
         for callback in self._callbacks:
             if isinstance(callback, GlobalStepTensorBoard):
-                callback.end_batch(self._logs)  # its curves and its state are those after this batch
+                callback.end_batch(self._logged.last)  # its curves and its state are those after this batch
         began = time.monotonic()
         self._saver.want_memory()
         self._writer.make_room(f"The save of batch {self._counters.read().batch}")
         states = callback_state.gather(self._callbacks, hook)
-        snapshot = state.take(self.model, self._saver.plan(), states, self._logs, metrics, self._keras_part)
-        snapshot.header["template"] = os.path.basename(self.template.text)
+        snapshot = state.take(self.model, self._saver.plan(), states, self._logged.last, metrics, self._keras_part)
+        snapshot.header["template"] = self.template.last_part
         path = self.template.format(snapshot.counts, metrics)
         self._policy.saved(snapshot.counts.batch)
         self._last_path = path

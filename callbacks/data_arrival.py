@@ -1,4 +1,4 @@
-"""When a batch reaches the train step: what passes until then, training waits for its data."""
+"""Observes when a batch reaches the train step. Until then, training waits for its data."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,14 +12,14 @@ from callbacks.fit_hooks import fit_hooks_of, tensors_of
 
 
 class DataArrival:
-    """The moments at which batches reach the first replica of this process: one batch in `every` is looked at.
+    """Calls back when a batch reaches the first replica of this process, for one batch in `every`.
 
-    The compiled train step calls back for it, as TensorFlow's own clock is not to be had under op determinism. That costs
-    some 100 us, so it is not done for each batch, nor within an execution of several, and XLA could not do it.
+    The compiled train step makes the call, because op determinism forbids TensorFlow's own clock. A call costs about 100 us,
+    so it is not made for each batch, nor where several batches are one execution. XLA does not support it.
 
     Attributes:
-        act: called at these moments, from a thread of TensorFlow's.
-        every: batches.
+        act: the function to call, in a thread of TensorFlow's.
+        every: the sampling interval, in batches.
     """
 
     def __init__(self, model: keras.Model, every: int):
@@ -46,7 +46,7 @@ class DataArrival:
         return train_step(data)
 
     def _call_back(self, before):
-        # Not stateful: TensorFlow would have other stateful operations of the step wait for it.
+        # Not stateful: other stateful ops of the step would wait for it.
         one = tf.numpy_function(self._arrive, [before], tf.int64, stateful=False)
         return tf.ensure_shape(one, [])
 
@@ -56,7 +56,7 @@ class DataArrival:
 
 
 def data_arrival_of(model: keras.Model, every: int) -> DataArrival | None:
-    """Returns the same object each time; None for a model that XLA compiles, that runs eagerly or several batches at once."""
+    """Returns the model's only DataArrival; None if XLA compiles the model, or it runs eagerly or several batches at once."""
     if model.jit_compile or model.run_eagerly or model.steps_per_execution > 1:
         return None
     arrival = attached(model, DataArrival) or attach(model, DataArrival(model, every))

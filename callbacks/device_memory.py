@@ -1,4 +1,4 @@
-"""Whether a GPU has room for the copies that TensorFlow makes of values that a snapshot refers to."""
+"""Checks whether a GPU has room for a second copy of the values in a snapshot."""
 
 from collections.abc import Callable, Iterable
 
@@ -12,13 +12,13 @@ def _peak(device: str) -> int:
 
 
 class DeviceMemory:
-    """Compares what a snapshot may take on each GPU with what training leaves there.
+    """Compares the memory that a snapshot may need on each GPU with the memory that training leaves free.
 
-    The answer is found at the first save, when the peak of memory is that of training alone, and kept.
+    The answer is computed at the first save, when the memory peak is that of training alone, and kept.
 
     Args:
-        peak: gives the most bytes that were in use on a device so far, `"/gpu:0"` say.
-        limits: gives the bytes that TensorFlow may take on each GPU.
+        peak: returns the peak of bytes in use on a device, such as `"/gpu:0"`.
+        limits: returns the bytes that TensorFlow may allocate on each GPU.
     """
 
     def __init__(self, peak: Callable[[str], int] = _peak, limits: Callable[[], dict[str, int]] = memory_limits):
@@ -26,7 +26,7 @@ class DeviceMemory:
         self._full: list[str] | None = None
 
     def full(self, tensors: Iterable[tf.Tensor]) -> list[str]:
-        """Returns the GPUs that have no room for a second copy of these values: `["/gpu:0"]`."""
+        """Returns the GPUs without room for a second copy of these values, such as `["/gpu:0"]`."""
         if self._full is None:
             self._full = self._find_full(tensors)
         return self._full

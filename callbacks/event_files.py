@@ -11,12 +11,16 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from callbacks.errors import EventWriteError, InputError
 from callbacks.file_identity import identity
+from callbacks.folders import make_folder
+from callbacks.regular_file import NotRegular, open_regular
 
 LIFE = uuid.uuid4().hex  # of this process; each event file tells it, so that restarts can be counted
 _PATTERN = "events.out.tfevents.*"
+_FRAME = 16  # bytes of a record beside its data
 _Event = tf.compat.v1.Event
 
 
@@ -41,7 +45,7 @@ class EventFile:
         self._described: set[str] = set()
         self._is_lost = False
         try:
-            os.makedirs(directory, exist_ok=True)
+            make_folder(directory)
             name = f"events.out.tfevents.{_next_second(directory):010d}.{socket.gethostname()}.{os.getpid()}.{LIFE}"
             self._path = os.path.join(directory, name)
             self._records = tf.io.TFRecordWriter(self._path)
@@ -167,17 +171,24 @@ def _head(path: Path) -> Iterator[tf.compat.v1.Event]:
 
 
 def _events(path: Path) -> Iterator[tf.compat.v1.Event]:
-    """All events of a file, up to where a kill has cut it short."""
-    with open(path, "rb") as file:
-        while True:
-            length = file.read(12)  # uint64, and its checksum
-            if len(length) < 12:
-                return
-            size = struct.unpack("<Q", length[:8])[0]
-            record = file.read(size + 4)
-            if len(record) < size + 4:
-                return
-            yield _Event.FromString(record[:-4])
+    """All events of a file, up to where a kill has cut it short or a power cut has left something else.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            left = os.fstat(file.fileno()).st_size
+            while left >= _FRAME:
+                (size,) = struct.unpack("<Q", file.read(12)[:8])  # uint64, and its checksum
+                left -= _FRAME + size
+                if left < 0:
+                    return
+                yield _Event.FromString(file.read(size + 4)[:-4])
+    except (NotRegular, DecodeError):
+        return
+    except OSError as error:
+        raise InputError(f"TensorBoard's events cannot be read: {path}: {error.strerror}") from None
 
 
 def _next_second(directory: str) -> int:

@@ -1,7 +1,7 @@
-"""HDF5 files read with care and without copies: values go straight from the file into tensors.
+"""Reads HDF5 files directly into tensors, without copies.
 
-HDF5 would fill an array with zeros, then with the values, and these would be copied three times until they are a tensor. Of a
-`.keras` archive Keras reads everything from the beginning up to a variable, for each that does not follow the one before.
+h5py fills an array with zeros and then with the values, and three more copies make it a tensor. In a `.keras` archive, Keras
+reads everything from the beginning up to a variable, for each variable that does not follow the one before.
 """
 
 import contextlib
@@ -9,8 +9,8 @@ import io
 import os
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
-from typing import BinaryIO
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, BinaryIO
 
 import h5py
 import keras
@@ -20,24 +20,28 @@ import tensorflow as tf
 from callbacks.keras_private import array_view, as_store, load_state
 
 WEIGHTS_MEMBER = "model.weights.h5"  # of an archive
-_LOCAL_HEADER = struct.Struct("<26xHH")  # of a member: the lengths of its name and of what else stands before its content
+_LOCAL_HEADER = struct.Struct("<26xHH")  # of a member: the lengths of its name and of its extra field
 
 
-def load_weights(model: keras.Model, path: str) -> None:
-    """Does what `model.load_weights(path)` does, for a model that Keras takes for unbuilt too.
+def load_weights(model: keras.Model, path: str, skip: Iterable[Any] = ()) -> None:
+    """Loads weights as `model.load_weights(path)` does, also into a model that Keras considers unbuilt.
 
     Args:
-        model: a model that has its variables.
-        path: a `.weights.h5` or a `.keras` file that was verified.
+        model: a model whose variables exist.
+        path: a verified `.weights.h5` or `.keras` file.
+        skip: objects of the model that stay as they are.
 
     Raises:
         ValueError: if the file does not fit the model.
         OSError: if it cannot be read.
     """
     with _open_part(path, WEIGHTS_MEMBER) as content, contextlib.closing(as_store(_ReadStore)(path, content)) as store:
-        errors = load_state(model, store)
+        errors = load_state(model, store, skip)
     if errors is None:
+        kept = [(variable, variable.numpy()) for each in skip for variable in each.variables]
         model.load_weights(path)
+        for variable, value in kept:
+            variable.assign(value)
         return
     for name, error in errors.items():
         raise ValueError(f"{len(errors)} objects could not be loaded from {path}, first {name}: {error}")
@@ -49,27 +53,27 @@ def open_hdf5(path: str, member: str = WEIGHTS_MEMBER) -> Iterator[h5py.File]:
 
     Args:
         path: a `.weights.h5` or a `.keras` file.
-        member: where it is in an archive.
+        member: its name in an archive.
     """
     with _open_part(path, member) as content, h5py.File(content, "r") as file:
         yield file
 
 
 def read_dataset(group: h5py.Group, name: str) -> np.ndarray:
-    """Reads an array; nothing but a plain dataset of this very file is read.
+    """Reads an array from a plain dataset of this file.
 
     Raises:
-        KeyError: if there is none of that name.
-        ValueError: if it is a link, or stored outside of the file.
+        KeyError: if there is no dataset of that name.
+        ValueError: if it is a link, or its data is outside the file.
     """
     dataset = _dataset(group, name)
     if dataset.attrs.get("dtype") is None:
         return dataset[()]
-    return dataset[()].view(tf.as_dtype(dataset.attrs["dtype"]).as_numpy_dtype)  # HDF5 has no bfloat16, say
+    return dataset[()].view(tf.as_dtype(dataset.attrs["dtype"]).as_numpy_dtype)  # HDF5 lacks bfloat16, for example
 
 
 def _group(file: h5py.File, path: str) -> h5py.Group | dict:
-    """The group of this very file; empty where there is none."""
+    """Returns a group of this file; an empty dict if there is none."""
     group = file
     for name in path.split("/"):
         link = group.get(name, getlink=True)
@@ -93,7 +97,7 @@ def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
 
 
 class _Part(io.RawIOBase):
-    """A part of a file, as HDF5 reads a file."""
+    """A file-like object for a part of a file."""
 
     def __init__(self, file: BinaryIO, begin: int, size: int):
         self._descriptor, self._begin, self._size = file.fileno(), begin, size
@@ -122,7 +126,7 @@ class _Part(io.RawIOBase):
 class _Values(np.ndarray):
     """A view of a tensor's memory, so TensorFlow can use the tensor without copying."""
 
-    tensor: tf.Tensor | None = None  # parts of such an array have none
+    tensor: tf.Tensor | None = None  # None in slices of such an array
 
     def __tf_tensor__(self, dtype=None, name=None):
         if self.tensor is not None and dtype in (None, self.tensor.dtype):
@@ -132,11 +136,11 @@ class _Values(np.ndarray):
 
 
 class _ReadStore:
-    """What Keras's walk asks for the values of an object, with values that come from the file and not through HDF5."""
+    """The store from which Keras loads objects; it reads values from the file, not through HDF5."""
 
     def __init__(self, path: str, content: _Part):
         self._content = content
-        # HDF5 itself looks faster into a file of its own.
+        # HDF5 is faster with a path than with a file-like object.
         self._file = h5py.File(content, "r") if path.endswith(".keras") else h5py.File(path, "r", locking=False)
 
     def __bool__(self):
@@ -153,7 +157,7 @@ class _ReadStore:
 
 
 class _ReadValues(Mapping):
-    """What a layer or an optimizer asks for its variables."""
+    """The values of one object, by name."""
 
     def __init__(self, group: h5py.Group | dict, content: _Part):
         self._group, self._content = group, content
@@ -171,10 +175,10 @@ class _ReadValues(Mapping):
         dataset = _dataset(self._group, name)
         begin, dtype = dataset.id.get_offset(), dataset.dtype
         if begin is None or not dataset.shape or not _is_common(dtype) or "dtype" in dataset.attrs:
-            return read_dataset(self._group, name)  # it is empty, in pieces, a single number, or of another kind
+            return read_dataset(self._group, name)  # it is empty, chunked, a scalar, or of an uncommon dtype
         with tf.device("/cpu:0"):
             tensor = tf.raw_ops.Empty(shape=dataset.shape, dtype=dtype)
-        array = array_view(tensor)  # the only way to write to a tensor; nobody else has it yet
+        array = array_view(tensor)  # the only way to write to a tensor; no one else holds it yet
         self._content.seek(begin)
         left = array.reshape(-1).view("uint8").data
         while left:

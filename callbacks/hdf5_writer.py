@@ -1,8 +1,8 @@
-"""An HDF5 file whose large values HDF5 never touches.
+"""Writes HDF5 files without passing large values through HDF5.
 
-HDF5 writes groups, names and small values into memory, and gives each large value a place in the file. Then everything goes
-out in the order of the file: from that memory, and straight from the arrays. So no error of a disk passes through HDF5, which
-loses some of them, and no value is copied on the way.
+HDF5 writes groups, names and small values to memory, and assigns each large value an offset. `Hdf5File.write` then emits the
+file in order: the metadata from memory, the values directly from their arrays. HDF5, which loses some write errors, never
+touches the disk, and no value is copied.
 """
 
 import io
@@ -17,7 +17,7 @@ _LARGE = 1 << 16  # bytes
 
 
 class Hdf5File:
-    """The content of an HDF5 file, to be filled and then written.
+    """Builds an HDF5 file in memory, then writes it.
 
     Example:
 
@@ -36,16 +36,16 @@ class Hdf5File:
         self._placed.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
 
     def group(self, path: str, attributes: Mapping[str, str] = {}) -> h5py.Group:
-        """Makes a group."""
+        """Creates a group with string attributes."""
         group = self._file.create_group(path)
         for name, value in attributes.items():
             group.attrs[name] = value
         return group
 
     def put(self, group: h5py.Group, name: str, value: Any) -> None:
-        """Makes a dataset; a large array has to stay as it is until `write`.
+        """Creates a dataset. A large array must not change until `write`.
 
-        A bfloat16 array is stored as Keras does it, with an attribute that tells its type.
+        A bfloat16 array is stored as Keras stores it, with its dtype as an attribute.
         """
         if isinstance(value, np.ndarray) and value.nbytes >= _LARGE and value.dtype.kind in "biufV" and value.flags.c_contiguous:
             kind = h5py.h5t.py_create(value.dtype, logical=True)
@@ -58,7 +58,7 @@ class Hdf5File:
             dataset.attrs["dtype"] = "bfloat16"
 
     def write(self, write: Callable[[Any], Any]) -> None:
-        """Gives the whole content to a function, piece by piece, in the order of the file."""
+        """Passes the content to a function, piece by piece, in file order."""
         self._file.close()
         position = 0
         for offset, array in sorted(self._large, key=lambda each: each[0]):
@@ -69,7 +69,7 @@ class Hdf5File:
 
 
 class _SparseImage(io.RawIOBase):
-    """What HDF5 takes for a file: memory for the pages that it writes to, zeros elsewhere."""
+    """A file-like object for HDF5 that stores only the pages written to; the rest reads as zeros."""
 
     _PAGE = 1 << 12
 
@@ -114,13 +114,13 @@ class _SparseImage(io.RawIOBase):
         return len(source)
 
     def copy(self, begin: int, end: int, write: Callable[[Any], Any]) -> None:
-        """Gives a part of the content to a function."""
+        """Passes the bytes from `begin` to `end` to a function."""
         self.seek(begin)
         while self._position < end:
             write(self.read(min(end - self._position, self._PAGE)))
 
     def _parts(self, size):
-        """Of so many bytes at the position: the place within them, the page, the place in the page, and how many."""
+        """Splits `size` bytes at the position by page: offset within them, page, offset in the page, count."""
         within = 0
         while within < size:
             page, begin = divmod(self._position + within, self._PAGE)

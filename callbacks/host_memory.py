@@ -1,4 +1,4 @@
-"""Memory of the host that holds what is on its way to a file."""
+"""Host memory for the values that are being written to a file."""
 
 import mmap
 import threading
@@ -9,9 +9,9 @@ _PROVIDED_AT_ONCE = 1 << 22  # bytes
 
 
 class HostMemory:
-    """Memory for the values of a snapshot, which is kept from one save to the next.
+    """Memory for the values of a snapshot, kept from one save to the next.
 
-    Its first use costs more than all copying, since the system has to provide every page of it.
+    The first use costs more than the copies, because the system has to allocate every page.
     """
 
     def __init__(self) -> None:
@@ -20,12 +20,12 @@ class HostMemory:
         self._wanted = threading.Event()
 
     def begin(self, size: int) -> None:
-        """Makes room for so many bytes, for another snapshot."""
+        """Reserves `size` bytes for the next snapshot."""
         self._wanted.clear()
         self._reserve(size)
 
     def provide(self, size: int = 0) -> None:
-        """Has the system provide so many bytes, or all, before they are needed; ends when they are wanted."""
+        """Touches the pages of `size` bytes, or of all, before they are needed; stops when `want` is called."""
         self._reserve(size)
         for begin in range(0, len(self._bytes), _PROVIDED_AT_ONCE):
             if self._wanted.is_set():
@@ -33,24 +33,24 @@ class HostMemory:
             self._bytes[begin : begin + _PROVIDED_AT_ONCE : mmap.PAGESIZE] = 0
 
     def want(self) -> None:
-        """Says, in any thread, that a snapshot comes: training needs memory for what the snapshot holds, so no more is provided."""
+        """Announces a snapshot, from any thread: `provide` stops, so that training gets the memory it needs."""
         self._wanted.set()
 
     def copy(self, source: np.ndarray, begin: int) -> np.ndarray:
-        """Copies an array to a place, and returns the copy."""
+        """Copies an array to the offset `begin` and returns the copy."""
         target = self._bytes[begin : begin + source.nbytes]
         np.copyto(target, source.reshape(-1).view("uint8"))
         return target.view(source.dtype).reshape(source.shape)
 
     def give_back(self, begin: int, end: int) -> None:
-        """Gives whole pages of a place back to the system."""
+        """Returns the whole pages between two offsets to the system."""
         first, last = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
         if self._block is not None and last > first:
             self._block.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def _reserve(self, size):
         if size > len(self._bytes):
-            self._bytes = np.empty(0, "uint8")  # let go first, so that there are never two
+            self._bytes = np.empty(0, "uint8")  # first drop the old block, so that there are never two
             self._block = mmap.mmap(-1, size)
             if hasattr(mmap, "MADV_HUGEPAGE"):
                 self._block.madvise(mmap.MADV_HUGEPAGE)

@@ -1,8 +1,8 @@
-"""What Keras puts into a file of weights: found by one walk over the model, in the training thread.
+"""Finds what Keras saves in a weights file, by one walk over the model in the training thread.
 
-`model.save_weights` walks the model and writes what it meets. This walk visits the same objects in the same order and writes
-nothing: it notes where each variable goes. So a save can read all variables at one instant, and the thread that writes them
-needs neither the model nor Keras. Where Keras's walk is not known, Keras writes a file for each save, which is read.
+`model.save_weights` walks the model and writes what it visits. This walk visits the same objects in the same order and only
+records where each variable goes. A save can then read all variables at one instant, and the thread that writes them needs
+neither the model nor Keras. Where Keras's walk is not known, Keras writes a file at each save, which is read.
 """
 
 import contextlib
@@ -26,48 +26,55 @@ from callbacks.state_tree import VARIABLES, Variable
 
 @dataclass
 class Group:
-    """A group of Keras's part of the file.
+    """An HDF5 group of Keras's part of the file.
 
     Args:
-        path: of the group.
-        name: of the object, an attribute of the group.
-        values: name of a dataset -> its value.
+        path: the group's path.
+        name: the object's name, stored as an attribute of the group.
+        values: the value of each dataset, by name.
         is_of_optimizer: whether the object is an optimizer.
+        variables: name of a dataset -> name of the variable in the state tree.
     """
 
     path: str
     name: str | None
     values: dict[str, Any]  # a tensor, from `fetch` on an array
     is_of_optimizer: bool
+    variables: Mapping[str, str]
 
 
 class PlanOfKerasPart(Protocol):
-    """What Keras puts into the files of a model, good until the model's structure changes."""
+    """What Keras saves of a model; valid until the model's structure changes."""
 
     def variables(self) -> Iterable[Variable]:
-        """Returns the variables whose values are in the file as they are."""
+        """Returns the variables whose values the file holds as they are."""
 
     def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
-        """Returns the groups of a file with their values.
+        """Returns the groups of the file, with their values.
 
         Args:
             tensors: the value of each of the variables, by the variable's `id`.
         """
 
     def members(self) -> dict[str, bytes]:
-        """Returns what a `.keras` archive holds beside the weights: name -> content."""
+        """Returns the contents of the members of a `.keras` archive other than the weights, by name."""
 
 
-def plan_of_keras_part(model: keras.Model) -> PlanOfKerasPart:
-    """Returns what Keras puts into the files of a model."""
-    return _FoundByWalk(model) if KNOWS_WALK else _WrittenByKeras(model)
+def plan_of_keras_part(model: keras.Model, names: Mapping[int, str]) -> PlanOfKerasPart:
+    """Finds what Keras saves of a model.
+
+    Args:
+        model: the model.
+        names: the name of each variable in the state tree, by the variable's `id`.
+    """
+    return _FoundByWalk(model, names) if KNOWS_WALK else _WrittenByKeras(model)
 
 
 class _FoundByWalk:
-    """What a walk over the model finds; from save to save only values change."""
+    """What a walk over the model finds, without the values, which change from save to save."""
 
-    def __init__(self, model: keras.Model):
-        self._model = model
+    def __init__(self, model: keras.Model, names: Mapping[int, str]):
+        self._model, self._names = model, names
         self._objects: list[_SavedObject] = []
         _visit(model, "", self._objects, set())
 
@@ -75,7 +82,7 @@ class _FoundByWalk:
         return (value for each in self._objects for value in each.values.values() if isinstance(value, VARIABLES))
 
     def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
-        return [each.read(tensors) for each in self._objects]
+        return [each.read(tensors, self._names) for each in self._objects]
 
     def members(self) -> dict[str, bytes]:
         members = model_archive_json(self._model)
@@ -85,7 +92,7 @@ class _FoundByWalk:
 
     @functools.cached_property
     def _assets(self) -> dict[str, bytes]:
-        """The files that layers add to an archive (vocabularies): name in the archive -> content."""
+        """The contents of the files that layers add to an archive, such as vocabularies, by member name."""
         found = {}
         for each in self._objects:
             if hasattr(each.saveable, "save_assets"):
@@ -98,13 +105,13 @@ class _FoundByWalk:
 
 
 class _WrittenByKeras:
-    """What stock Keras writes: it is written for each save, and read."""
+    """What stock Keras writes at each save."""
 
     def __init__(self, model: keras.Model):
         self._model = model
 
     def variables(self) -> Iterable[Variable]:
-        return ()  # nobody knows which dataset is whose; so the state beside Keras's part has them all
+        return ()  # which dataset holds which variable is not known, so all variables are saved beside Keras's part
 
     def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
         found: list[Group] = []
@@ -113,7 +120,7 @@ class _WrittenByKeras:
             if isinstance(item, h5py.Group) and PurePosixPath(name).name == "vars":
                 values = {key: read_dataset(item, key) for key in item}
                 path = str(PurePosixPath(name).parent)
-                found.append(Group("" if path == "." else path, item.attrs.get("name"), values, False))
+                found.append(Group("" if path == "." else path, item.attrs.get("name"), values, False, {}))
 
         with _saved(self._model.save_weights, ".weights.h5") as path, h5py.File(path, "r", locking=False) as file:
             file.visititems(visit)
@@ -130,7 +137,7 @@ def _members_by_keras(model: keras.Model) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def _saved(save: Any, suffix: str) -> Iterator[Path]:
-    """A file that stock Keras has just written."""
+    """Has stock Keras save a temporary file."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, f"model{suffix}")
         save(path)
@@ -142,22 +149,23 @@ class _SavedObject:
     """An object that has its own group in the file.
 
     Args:
-        path: of its group, in which `vars` holds the values; empty for the model itself.
-        saveable: the object: a layer, an optimizer.
-        values: name of a dataset -> the variable that it holds, or an array that the object makes for the file (a kernel with
-            LoRA's adapters merged into it).
+        path: the path of its group, in which `vars` holds the values; empty for the model itself.
+        saveable: the object, such as a layer or an optimizer.
+        values: the variable of each dataset, by name; or an array that the object computes for the file, such as a kernel with
+            merged LoRA adapters.
     """
 
     path: str
     saveable: Any
     values: dict[str, Variable | np.ndarray]
 
-    def read(self, tensors: Mapping[int, tf.Tensor]) -> Group:
+    def read(self, tensors: Mapping[int, tf.Tensor], names: Mapping[int, str]) -> Group:
         values: dict[str, Any] = {key: tensors[of] for key, of in self._keys.items()}
-        if len(values) < len(self.values):  # it has to be asked again for the arrays that it makes
+        if len(values) < len(self.values):  # the object computes arrays at each save
             made = _values_of(self.saveable)
             values = {key: values[key] if isinstance(value, VARIABLES) else value for key, value in made.items()}
-        return Group(self.path, self._name, values, isinstance(self.saveable, keras.optimizers.Optimizer))
+        variables = {key: names[of] for key, of in self._keys.items() if of in names}
+        return Group(self.path, self._name, values, isinstance(self.saveable, keras.optimizers.Optimizer), variables)
 
     @functools.cached_property
     def _keys(self) -> dict[str, int]:
@@ -170,8 +178,8 @@ class _SavedObject:
 
 
 def _values_of(saveable: Any) -> dict[str, Variable | np.ndarray]:
-    """What an object's `save_own_variables` stores: variables as such, anything else as arrays."""
-    if type(saveable).save_own_variables is keras.optimizers.Optimizer.save_own_variables:  # it would copy each variable
+    """Returns what an object's `save_own_variables` stores: variables as they are, other values as arrays."""
+    if type(saveable).save_own_variables is keras.optimizers.Optimizer.save_own_variables:  # which copies each variable
         return {str(i): variable for i, variable in enumerate(saveable.variables)}
     store: dict[str, Any] = {}
     saveable.save_own_variables(store)

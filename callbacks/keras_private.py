@@ -140,12 +140,13 @@ def as_store(reader: type) -> type:
     return reader if _keras_store is None else type(reader.__name__, (reader, _keras_store), {})
 
 
-def load_state(model: keras.Model, store: Any) -> dict[str, Exception] | None:
+def load_state(model: keras.Model, store: Any, skip: Iterable[Any] = ()) -> dict[str, Exception] | None:
     """Loads Keras's part of a file into a model.
 
     Args:
         model: a model that has its variables.
         store: of a class that `as_store` returned.
+        skip: objects of the model that stay as they are.
 
     Returns:
         The error of each object that could not be loaded, by its name. None if nothing was loaded, since this version of Keras
@@ -155,7 +156,8 @@ def load_state(model: keras.Model, store: Any) -> dict[str, Exception] | None:
         return None
     failed: set[int] = set()
     errors: dict[int, tuple[Any, Exception]] = {}
-    _load_state(model, store, None, "", visited_saveables=set(), failed_saveables=failed, error_msgs=errors)
+    visited = {id(each) for each in skip}
+    _load_state(model, store, None, "", visited_saveables=visited, failed_saveables=failed, error_msgs=errors)
     return {str(getattr(saveable, "name", saveable)): error for saveable, error in errors.values()} if failed else {}
 
 

@@ -1,4 +1,4 @@
-"""A callback that comes after all others of a `fit`."""
+"""A callback that runs after all others of a `fit`."""
 
 from collections.abc import Callable
 
@@ -6,9 +6,9 @@ import keras
 
 
 class LastInList(keras.callbacks.Callback):
-    """Calls back when all callbacks of a `fit` are through with a hook, whatever the caller's own place in their list.
+    """Calls functions after all callbacks of a `fit` have run a hook.
 
-    `CallbackList` iterates over its list itself, so what is appended when training begins comes last from then on.
+    `CallbackList` iterates over a live list, so a callback appended in `on_train_begin` runs last in every hook.
 
     Args:
         began: called after every callback's `on_train_begin`.
@@ -20,12 +20,12 @@ class LastInList(keras.callbacks.Callback):
         self._began, self._ended_epoch = began, ended_epoch
 
     def join(self, callbacks: list[keras.callbacks.Callback]) -> None:
-        """Becomes the last of the callbacks; to be called in `on_train_begin`."""
+        """Appends itself to the callbacks. Call it in `on_train_begin`."""
         self.leave(callbacks)
         callbacks.append(self)
 
     def leave(self, callbacks: list[keras.callbacks.Callback]) -> None:
-        """Is no longer one of the callbacks."""
+        """Removes itself from the callbacks."""
         if self in callbacks:
             callbacks.remove(self)
 

@@ -19,17 +19,19 @@ import signal
 import socket
 import threading
 import time
+import warnings
 from types import FrameType
 
-WARNED = 75
-INTERRUPTED = 130
-ENDED = 143
+WARNED = os.EX_TEMPFAIL
+INTERRUPTED = 128 + signal.SIGINT
+ENDED = 128 + signal.SIGTERM
 CODES = {signal.SIGUSR1: WARNED, signal.SIGUSR2: WARNED, signal.SIGINT: INTERRUPTED, signal.SIGTERM: ENDED}
 BY_WEIGHT = (WARNED, INTERRUPTED, ENDED)  # of several reasons the first counts: a warning promises that the run is started again
 TIME_TO_LEAVE = 10  # seconds that a run needs beside the save, to agree with other ranks and to end
 JOB_END = "SLURM_JOB_END_TIME"  # seconds since 1970
 
 _asked = 0
+_reason = ""
 _training = False
 _job_end: float | None = None
 
@@ -39,12 +41,14 @@ class Preempted(SystemExit):
 
     Args:
         code: 75, 130 or 143.
-        path: the newest checkpoint, from which the next run goes on; None where nothing was trained yet.
+        path: the newest checkpoint, from which the next run resumes; None if nothing was trained yet.
+        reason: why the run leaves, for a message: "by TERM".
     """
 
-    def __init__(self, code: int, path: str | None):
+    def __init__(self, code: int, path: str | None, reason: str):
         super().__init__(code)
         self.path = path
+        self.reason = reason
 
 
 def catch_signals() -> None:
@@ -54,8 +58,7 @@ def catch_signals() -> None:
     handlers of Python do not run while the main thread is in a library, waiting for other ranks say.
     """
     global _job_end
-    told = os.environ.get(JOB_END, "")
-    _job_end = float(told) if told.isdecimal() else None
+    _job_end = _end_of_job(os.environ.get(JOB_END, ""))
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
@@ -77,15 +80,31 @@ def training_begins() -> None:
     _training = True
 
 
-def ask(code: int) -> None:
-    """Notes that this process is to leave."""
-    global _asked
+def ask(code: int, reason: str) -> None:
+    """Notes that this process is to leave.
+
+    Args:
+        code: the exit code.
+        reason: why, for a message.
+    """
+    global _asked, _reason
     _asked = next(each for each in BY_WEIGHT if each in (code, _asked))
+    _reason = _reason or reason
 
 
 def asked() -> int:
     """The exit code with which this process was asked to leave, or 0. What all ranks agree on: `callbacks.ranks`."""
     return _asked
+
+
+def reason(code: int) -> str:
+    """Why the run leaves, for a message: the reason that this process was given, or else what another rank was sent.
+
+    Args:
+        code: the exit code that all ranks agreed on.
+    """
+    names = " or ".join(number.name.removeprefix("SIG") for number, its_code in CODES.items() if its_code == code)
+    return _reason or f"by {names} on another rank"
 
 
 def ask_before_job_ends(seconds: float) -> None:
@@ -94,12 +113,23 @@ def ask_before_job_ends(seconds: float) -> None:
     Args:
         seconds: what a save may take.
     """
-    if _job_end is not None and _job_end - time.time() < TIME_TO_LEAVE + seconds:
-        ask(WARNED)
+    if _job_end is not None and (left := _job_end - time.time()) < TIME_TO_LEAVE + seconds:
+        ask(WARNED, f"because the job ends in {max(left, 0):.0f} s")
+
+
+def _end_of_job(told: str) -> float | None:
+    """The end of this job, in seconds since 1970. A job started from within another one may inherit the other's, which is past."""
+    if not told.isdecimal():
+        return None
+    if float(told) < time.time():
+        warnings.warn(f"{JOB_END}={told} is past, so it is another job's. This run does not know when its job ends.", stacklevel=3)
+        return None
+    return float(told)
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    ask(CODES[signal.Signals(number)])
+    name = signal.Signals(number).name.removeprefix("SIG")
+    ask(CODES[signal.Signals(number)], f"by {name}")
 
 
 def _leave_at_once(reader: socket.socket) -> None:
@@ -110,7 +140,7 @@ def _leave_at_once(reader: socket.socket) -> None:
                 name = signal.Signals(number).name
                 _exit_at_once(number, f"stopped by {name} before training began; the same command starts it")
             if number == signal.SIGINT and interrupted:
-                _exit_at_once(number, "interrupted twice; the same command goes on from the newest checkpoint")
+                _exit_at_once(number, "interrupted twice; the same command resumes from the newest checkpoint")
             interrupted |= number == signal.SIGINT
 
 

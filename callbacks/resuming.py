@@ -10,10 +10,13 @@ import keras
 from callbacks import callback_state, state
 from callbacks.callback_state import CallbackStates
 from callbacks.counters import counters_of
+from callbacks.errors import InputError
 from callbacks.fit_hooks import fit_hooks_of
 from callbacks.keras_private import KerasVariable, set_initial_epoch
+from callbacks.learning_rates import choose_rates
 from callbacks.model_match import NotBuilt
-from callbacks.restoring import Checkpoint, find_on_chief, latest_checkpoint, named_checkpoint, own_checkpoints
+from callbacks.ranks import ranks
+from callbacks.restoring import Checkpoint, find_on_chief, named_checkpoint, own_checkpoints, search
 from callbacks.state_tree import StateTree
 from callbacks.template import Template
 
@@ -26,13 +29,33 @@ def find_checkpoint(template: Template, resume: bool | str | os.PathLike) -> Che
         resume: True for the newest of them that verifies, False for none, or the path of one.
 
     Raises:
-        InputError: if there is no intact checkpoint at that path.
+        InputError: if there is no intact checkpoint at that path, or all have NaN or infinite values.
     """
     if resume is False:
         return None
     if resume is True:
-        return find_on_chief(lambda: latest_checkpoint(template.text))
+        return find_on_chief(lambda: _last_good(template))
     return find_on_chief(lambda: named_checkpoint(os.fspath(resume)))
+
+
+def _last_good(template: Template) -> Checkpoint | None:
+    """The newest finite checkpoint; what newer ones have come to is said, and how to get past it."""
+    found = search(template.text)
+    if not found.not_finite:
+        return found.checkpoint
+    if found.checkpoint is None:
+        raise InputError(
+            f"No checkpoint to resume from: those of {template.text} hold NaN or infinite values, from batch "
+            f"{found.not_finite[-1][1]} on. Begin again in another directory, with a lower learning rate or other data."
+        )
+    first, last = found.checkpoint.batch + 1, found.not_finite[-1][1]
+    warnings.warn(
+        f"{found.passed_over} Training resumes from batch {found.checkpoint.batch}. The same batches in the same order lead "
+        f"to the same values again: leave out batches {first} to {last} (in recipes: --skip-batches {first}:{last}), "
+        "or lower the learning rate.",
+        stacklevel=2,
+    )
+    return found.checkpoint
 
 
 def warn_of_later_checkpoints(template: Template, begins_at: int) -> None:
@@ -55,6 +78,7 @@ class Resumption:
         model: a compiled model, in `on_train_begin` of the `fit`.
         checkpoint: a checkpoint that was verified.
         planned_epochs: the `epochs` of the `fit`.
+        compiled_rates: the learning rates that the model was compiled with.
 
     Attributes:
         logs: the last logs that Keras reported before the checkpoint.
@@ -63,14 +87,20 @@ class Resumption:
         InputError: if the checkpoint is of another model. Nothing is changed then.
     """
 
-    def __init__(self, model: keras.Model, checkpoint: Checkpoint, planned_epochs: int):
+    def __init__(self, model: keras.Model, checkpoint: Checkpoint, planned_epochs: int, compiled_rates: dict[str, float]):
         stored = state.read_state(checkpoint.path)
+        self._compiled_rates = compiled_rates
         self._model, self._counters, self._counts = model, counters_of(model), stored.counts
         self._restore_variables(stored)
         stored.resume_epoch(model)
         self.logs = stored.header["logs"]
         self._states: CallbackStates | None = stored.callback_states
-        set_initial_epoch(model, planned_epochs if self._states.has_stopped else self._counters.epoch_to_begin)
+        begins = planned_epochs if self._states.has_stopped else self._counters.epoch_to_begin
+        set_initial_epoch(model, begins)
+        if ranks().is_chief and begins >= planned_epochs > 0:
+            why = "a callback has ended the training" if self._states.has_stopped else f"epochs is {planned_epochs}"
+            where = f"{'at the end of' if self._counts.epoch_ended else 'in'} epoch {self._counts.epoch}"
+            print(f"Nothing left to train: {checkpoint.path} stands {where}, and {why}.", flush=True)
 
     def set_states(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
         """Sets the states of callbacks; to be called after every callback's `on_train_begin`, in which they forget theirs."""
@@ -105,10 +135,15 @@ class Resumption:
 
     def _restore_variables(self, stored: state.StoredState) -> None:
         """Restores the variables, just before the first batch if only that can build them."""
-        try:
+
+        def assign():
             stored.assign_to(self._model)
+            choose_rates(self._model, self._compiled_rates, stored.header, stored.path)
+
+        try:
+            assign()
         except NotBuilt:
-            fit_hooks_of(self._model).before_first_batch(lambda: stored.assign_to(self._model))
+            fit_hooks_of(self._model).before_first_batch(assign)
             return
         if not stored.counts.epoch_ended:
             self._keep_learning_rates()

@@ -13,11 +13,13 @@ class Kept:
         path: where it is.
         batch: the batch stored in it.
         value: the monitored metric stored in it; None where it has none.
+        finite: whether training can go on from it: its values are neither NaN nor infinite.
     """
 
     path: str
     batch: int
     value: float | None = None
+    finite: bool = True
 
 
 def to_delete(
@@ -28,13 +30,14 @@ def to_delete(
     keep_best: int | None = None,
     lower_is_better: bool = True,
 ) -> list[str]:
-    """The files that no rule keeps. Without a rule all stay; the newest always stays.
+    """The files that no rule keeps. Without a rule all stay; the newest always stays, and so does the newest finite one.
 
     Args:
         present: the checkpoints that are there, in any order.
         keep_last: keeps that many of the newest.
         keep_every: keeps the first at or after each multiple of that many batches.
-        keep_best: keeps that many with the best value; of equal ones the older; one without a value is never best.
+        keep_best: keeps that many with the best value; of equal ones the older; one without a value is never best. As the only
+            rule, it deletes nothing until one has a value.
         lower_is_better: the direction of the value.
 
     Returns:
@@ -49,6 +52,7 @@ def to_delete(
         return []
     ordered = sorted(present, key=lambda kept: kept.batch)
     stay = {kept.path for kept in ordered[-(keep_last or 1) :]}
+    stay |= {kept.path for kept in [kept for kept in ordered if kept.finite][-1:]}
     if keep_every is not None:
         earlier = [0, *(kept.batch for kept in ordered)]
         stay |= {
@@ -59,5 +63,7 @@ def to_delete(
         ranked = [
             (sign * kept.value, kept.batch, kept.path) for kept in ordered if kept.value is not None and not math.isnan(kept.value)
         ]
+        if not ranked and keep_last is None and keep_every is None:
+            return []  # nothing can be the best before the metric comes
         stay |= {path for _, _, path in sorted(ranked)[:keep_best]}
     return [kept.path for kept in ordered if kept.path not in stay]

@@ -1,9 +1,9 @@
-"""The state of training at one instant, and how it leaves the device.
+"""Snapshots of the training state, and their copy from the device to the host.
 
-A snapshot is taken between two batches, by references: TensorFlow moves a variable to new memory when it is next written,
-and leaves the old memory to the snapshot. That is dear, since the new memory is fresh. So a thread copies the values into
-memory of our own while the next batch computes its gradients, and lets each reference go. A value that training has written
-before its turn came stays where it is. So each value is kept once: in memory of our own, or where the variable was.
+A snapshot is taken between two batches and holds references to tensors. When training next writes a variable, TensorFlow
+allocates new memory for it and leaves the old memory to the snapshot. Fresh memory is expensive, so a thread copies the values
+to memory of our own while the next batch computes its gradients, and drops each reference. A value that training overwrites
+before it is copied stays in the variable's old memory. Either way, each value is kept once.
 """
 
 import mmap
@@ -20,6 +20,7 @@ from callbacks.counters import Counts
 from callbacks.host_memory import HostMemory
 from callbacks.keras_part import Group, plan_of_keras_part
 from callbacks.keras_private import KerasVariable, array_view, constant_learning_rate, read_variables, updated_variables
+from callbacks.learning_rates import compiled_rates
 from callbacks.ranks import ranks
 from callbacks.replicas import components
 from callbacks.state_tree import StateTree, Variable
@@ -35,10 +36,10 @@ class Snapshot:
         counts: the counters.
         header: what the file stores as JSON.
         groups: Keras's part of the file.
-        beside: name of a variable -> what each replica has of it, where Keras's part does not hold that bit for bit.
-        callbacks: name of a callback's state -> arrays.
-        members: further members of a `.keras` archive: name -> content. None for a `.weights.h5` file.
-        variables: the variable that a tensor in the host's memory was read from, by the tensor's `id`.
+        beside: the values that Keras's part does not hold bit for bit, one for each replica, by the variable's name.
+        callbacks: the arrays of each callback state, by the state's name.
+        members: the contents of further members of a `.keras` archive, by name. None for a `.weights.h5` file.
+        variables: the variable that each tensor in host memory was read from, by the tensor's `id`.
     """
 
     counts: Counts
@@ -50,7 +51,7 @@ class Snapshot:
     variables: dict[int, tf.Variable]
 
     def values(self) -> Iterable[tuple[dict | list, Any]]:
-        """Yields where each value is kept, a container and a key of it."""
+        """Yields the container and the key of each value."""
         for group in self.groups:
             yield from ((group.values, key) for key in group.values)
         for parts in self.beside.values():
@@ -62,11 +63,11 @@ class Snapshot:
 
     @property
     def size(self) -> int:
-        """Bytes of all values, near enough to the size of the file."""
+        """Bytes of all values: approximately the size of the file."""
         return sum(_size(container[key]) for container, key in self.values())
 
     def _as_training_writes(self) -> list[tuple[dict | list, Any]]:
-        """The values in the order in which the next batch will write them: the last layer first, with its optimizer's variables."""
+        """Returns the values in the order in which the next batch writes them: the last layer and its optimizer variables first."""
         layers = [(group.values, key) for group in self.groups if not group.is_of_optimizer for key in group.values]
         optimizers = [[(group.values, key) for key in group.values] for group in self.groups if group.is_of_optimizer]
         ranked = [(place / len(each), value) for each in (layers, *optimizers) for place, value in enumerate(each)]
@@ -74,14 +75,14 @@ class Snapshot:
         return [value for _, value in ranked] + [(parts, i) for parts in self.beside.values() for i in range(len(parts))]
 
     def fetch(self, memory: HostMemory) -> None:
-        """Copies the values into memory of our own, and lets each tensor go as soon as its value is there."""
+        """Copies each value to memory of our own and drops the reference to its tensor."""
         memory.begin(memory_for({id(tensor): tensor for tensor in self.tensors()}.values()))
         begin, copies = 0, {}
         for container, key in self._as_training_writes():
             tensor = container[key]
             if not isinstance(tensor, tf.Tensor):
                 continue
-            if id(tensor) not in copies:  # what wraps an optimizer saves its variables once more
+            if id(tensor) not in copies:  # a wrapper of an optimizer saves the same variables again
                 end = begin + _aligned(_size(tensor))
                 if self._has_moved(tensor):
                     memory.give_back(begin, end)
@@ -92,13 +93,13 @@ class Snapshot:
             container[key] = copies[id(tensor)]
 
     def release(self, memory: HostMemory) -> None:
-        """Lets all values go, and has the memory provided that the next snapshot takes."""
+        """Drops all values and allocates the pages for the next snapshot."""
         self.groups.clear()
         self.beside.clear()
         memory.provide()
 
     def _has_moved(self, tensor):
-        """Whether the variable has other memory by now, so that nobody but this snapshot holds the value's."""
+        """Returns whether the variable has new memory by now, so that only this snapshot holds the old one."""
         variable = self.variables.get(id(tensor))
         if variable is None or _size(tensor) < mmap.PAGESIZE:
             return False
@@ -109,19 +110,24 @@ class Snapshot:
         return not _is_same_memory(tensor, now)
 
 
+def to_host(value: Any) -> Any:
+    """Returns a tensor's memory as an array; anything else as it is."""
+    return array_view(value) if isinstance(value, tf.Tensor) else value
+
+
 def memory_for(values: Iterable[tf.Tensor | tf.Variable]) -> int:
-    """Returns the bytes of `HostMemory` that copies of these values take."""
+    """Returns the bytes of `HostMemory` that copies of these values need."""
     return sum(_aligned(_size(value)) for value in values)
 
 
 @dataclass(frozen=True)
 class KerasPart:
-    """What Keras's part of the file holds at an instant.
+    """The content of Keras's part of the file at one instant.
 
     Args:
-        plan: what it was read by.
+        plan: the plan that read it.
         tensors: the value of each variable, by the variable's `id`.
-        groups: the groups of the file with their values.
+        groups: the groups of the file, with their values.
     """
 
     plan: "SnapshotPlan"
@@ -130,15 +136,15 @@ class KerasPart:
 
 
 class SnapshotPlan:
-    """What a snapshot of a model reads, and where each value goes; good until the model's structure changes.
+    """The variables that a snapshot reads and their places in the file; valid until the model's structure changes.
 
     Args:
         model: the model.
-        is_archive: whether a `.keras` archive is written.
-        seeds: for the state tree.
+        is_archive: whether the file is a `.keras` archive.
+        seeds: passed to the state tree.
 
     Attributes:
-        header: what the file's header says of the variables.
+        header: the part of the file's header that describes the variables.
     """
 
     def __init__(self, model: keras.Model, is_archive: bool, seeds: keras.random.SeedGenerator | None = None):
@@ -146,7 +152,7 @@ class SnapshotPlan:
         self._tree = tree = StateTree(model, seeds)
         self._trainable = _are_trainable(tree)
         self._names = {id(variable): name for name, variable in tree.variables.items()}
-        self._of_keras = plan_of_keras_part(model)
+        self._of_keras = plan_of_keras_part(model, self._names)
         self._in_keras_part = {id(v): v for v in self._of_keras.variables()}
         self._shared = _shared(tree)
         strategy = model.distribute_strategy
@@ -163,12 +169,13 @@ class SnapshotPlan:
                 name: [list(v.shape), tf.as_dtype(v.dtype).name, getattr(v, "path", v.name)] for name, v in tree.variables.items()
             },
             "metrics_variables": sorted(tree.metrics),
+            "learning_rates": compiled_rates(tree),
             "optimizers": {name: self._describe(optimizer) for name, optimizer in tree.optimizers.items()},
         }
         self._settings: tuple[list[float], dict[str, bytes]] | None = None
 
     def is_current(self) -> bool:
-        """Whether the plan is good for the model as it is now."""
+        """Returns whether the plan still fits the model."""
         if not self._tree.is_current():
             tree = StateTree(self._model, self._seeds)
             if not tree.is_like(self._tree):
@@ -177,9 +184,9 @@ class SnapshotPlan:
         return self._trainable == _are_trainable(self._tree)
 
     def members(self) -> dict[str, bytes] | None:
-        """Returns the further members of a `.keras` archive, name -> content; None for a `.weights.h5` file.
+        """Returns the contents of further members of a `.keras` archive, by name; None for a `.weights.h5` file.
 
-        The model's settings are written as JSON again where an attribute or a learning rate has changed since the last save.
+        The model's configuration is serialized again if an attribute or a learning rate has changed since the last save.
         """
         if not self._is_archive:
             return None
@@ -191,31 +198,31 @@ class SnapshotPlan:
 
     @property
     def memory(self) -> int:
-        """Bytes of `HostMemory` that a snapshot takes."""
+        """Bytes of `HostMemory` that a snapshot needs."""
         return memory_for(part for reader in (self._keras_part_reader, self._beside_reader) for part in reader.variables)
 
     def read_keras_part(self) -> KerasPart:
-        """Reads what Keras's part of the file holds now; only objects that make arrays of their own are asked again."""
+        """Reads the current values of Keras's part; objects that compute arrays for the file compute them again."""
         tensors = dict(zip(self._in_keras_part, (first for (first,) in self._keras_part_reader.read()), strict=True))
         return KerasPart(self, tensors, self._of_keras.read(tensors))
 
     def read_beside(self) -> dict[str, list[tf.Tensor]]:
-        """Reads what each replica has now of the variables that Keras's part does not hold bit for bit."""
+        """Reads, for each replica, the variables that Keras's part does not hold bit for bit."""
         return dict(zip(self._beside, self._beside_reader.read(), strict=True))
 
     def variables_of(self, part: KerasPart, beside: Mapping[str, Sequence[tf.Tensor]]) -> dict[int, tf.Variable]:
-        """Returns the variable that each tensor in the host's memory was read from, by the tensor's `id`."""
+        """Returns the variable that each tensor in host memory was read from, by the tensor's `id`."""
         tensors = [*part.tensors.values(), *(tensor for parts in beside.values() for tensor in parts)]
         variables = [*self._keras_part_reader.variables, *self._beside_reader.variables]
         return {id(tensor): v for tensor, v in zip(tensors, variables, strict=True) if _is_on_host(tensor)}
 
     def shared_values(self, part: KerasPart, beside: Mapping[str, Sequence[tf.Tensor]]) -> dict[str, tf.Tensor]:
-        """Returns the values that have to be equal on all replicas: of trainable variables and of optimizers."""
+        """Returns the values that must be equal on all replicas: trainable and optimizer variables."""
         in_keras_part = {self._names.get(key, ""): tensor for key, tensor in part.tensors.items()}
         return {name: in_keras_part[name] if name in in_keras_part else beside[name][0] for name in self._shared}
 
     def changed_since(self, earlier: KerasPart, now: KerasPart) -> dict[str, list[tf.Tensor]]:
-        """Returns the variables of Keras's part that were written between two readings, with their values now."""
+        """Returns the new values of the variables of Keras's part that were written between two readings."""
         return {
             self._names[key]: [tensor]
             for key, tensor in now.tensors.items()
@@ -232,7 +239,7 @@ def _are_trainable(tree: StateTree) -> list[bool]:
 
 
 def _shared(tree: StateTree) -> dict[str, Variable]:
-    """The variables that every replica updates alike."""
+    """Returns the variables that all replicas update in the same way."""
     of_optimizers = {id(v) for optimizer in tree.optimizers.values() for v in optimizer.variables}
     return {
         name: v for name, v in tree.variables.items() if id(v) in of_optimizers or (isinstance(v, KerasVariable) and v.trainable)
@@ -240,10 +247,10 @@ def _shared(tree: StateTree) -> dict[str, Variable]:
 
 
 class VariableReader:
-    """Reads the values that many variables have at one instant, with one call for each device.
+    """Reads many variables at one instant, with one call per device.
 
     Args:
-        variables: for each variable, what each replica of interest has of it.
+        variables: the replicas' components of each variable.
     """
 
     def __init__(self, variables: Iterable[Sequence[tf.Variable]]):
@@ -268,7 +275,7 @@ class VariableReader:
 
 
 def _is_same(before: Any, after: Any) -> bool:
-    """Whether a variable was not written between two readings: then both are the same memory."""
+    """Returns whether a variable was not written between two readings: both then share their memory."""
     if _is_on_host(before) and before.shape.rank:
         return _is_same_memory(before, after)
     return bool(tf.reduce_all(tf.equal(before, after)))

@@ -4,7 +4,8 @@ Keras's part of a file holds weights and optimizers. The rest is in the group `g
 `.keras` archive, of its member `model.weights.h5`):
 
     header                  JSON: format, template, counters, logs, metrics, states of callbacks (`callback_state.py`); name,
-                            shape and dtype of every variable of the state tree; which variables each optimizer updates
+                            shape and dtype of every variable of the state tree; which variables each optimizer updates;
+                            whether the values are finite (`finite.py`)
     variables/<i>           what Keras's part does not hold bit for bit, shape [replicas, ...]: seeds, states, LoRA's adapters,
                             what differs between replicas, running metrics; the header's list `beside` names them
     callbacks/<name>/<i>    arrays in the states of callbacks (the best weights of EarlyStopping)
@@ -17,7 +18,7 @@ import json
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,12 +34,12 @@ from callbacks.errors import InputError
 from callbacks.files import TRAILER_SIZE, Output
 from callbacks.hdf5_reader import WEIGHTS_MEMBER, load_weights, open_hdf5, read_dataset
 from callbacks.hdf5_writer import Hdf5File
-from callbacks.keras_private import KerasVariable, array_view, make_global_seed_generator
+from callbacks.keras_private import KerasVariable, make_global_seed_generator
 from callbacks.model_match import check_match
 from callbacks.ranks import ranks
 from callbacks.replicas import assign_components
 from callbacks.resumed_epoch import resumed_epoch_of
-from callbacks.snapshot import KerasPart, Snapshot, SnapshotPlan
+from callbacks.snapshot import KerasPart, Snapshot, SnapshotPlan, to_host
 from callbacks.state_tree import GLOBAL_SEEDS, StateTree
 
 FORMAT = 2
@@ -50,8 +51,8 @@ def take(
     model: keras.Model,
     plan: SnapshotPlan,
     states: CallbackStates,
-    logs: dict[str, Any],
-    metrics: dict[str, Any],
+    logs: Mapping[str, Any],
+    metrics: Mapping[str, Any],
     earlier: KerasPart | None = None,
 ) -> Snapshot:
     """Takes a snapshot between two batches. All ranks have to, at the same batch; what differs between them is gathered.
@@ -77,8 +78,8 @@ def take(
     header = plan.header | {
         "format": FORMAT,
         "counts": counts.to_json(),
-        "logs": callback_state.as_json(logs),
-        "metrics": callback_state.as_json(metrics),
+        "logs": callback_state.as_json(dict(logs)),
+        "metrics": callback_state.as_json(dict(metrics)),
         "callbacks": states.plain,
         "hook": states.hook,
         "stopped": states.has_stopped,
@@ -94,7 +95,7 @@ def write(snapshot: Snapshot, output: Output) -> None:
         if each.values or each.name:
             group = content.group(f"{each.path}/vars" if each.path else "vars", {"name": each.name} if each.name else {})
             for key, value in each.values.items():
-                content.put(group, key, _to_host(value))
+                content.put(group, key, to_host(value))
     _put_state(content, snapshot)
     if snapshot.members is None:
         content.write(output.write)
@@ -172,6 +173,25 @@ class StoredState:
         ranks().give_chiefs_values([v for v in tree.variables.values() if isinstance(v, KerasVariable)])
         self._assign(model, tree, set(tree.variables))
 
+    def assign_weights(self, model: keras.Model) -> None:
+        """Gives a model the weights of the checkpoint and nothing else: optimizers, seeds and counters stay as they are.
+
+        Args:
+            model: a built model.
+
+        Raises:
+            InputError: if the file belongs to another model; the first variable that does not fit is named.
+        """
+        tree, beside = StateTree(model), self.header["format"] == FORMAT
+        if beside:
+            check_match(self.header, tree, self.path, with_optimizers=False)
+        ranks().on_chief(lambda: self._load_keras_part(model, skip=tree.optimizers.values()))
+        names = {*tree.variables} - tree.metrics - tree.seeds
+        names -= {name for name in names if name.startswith(tuple(f"{each}." for each in tree.optimizers))}
+        ranks().give_chiefs_values([tree.variables[name] for name in names if isinstance(tree.variables[name], KerasVariable)])
+        if beside:
+            self._assign(model, tree, names)
+
     def assign_metrics(self, model: keras.Model) -> None:
         """Gives the model's metrics, which `fit` resets when an epoch begins, the values that they had in the epoch."""
         tree = StateTree(model)
@@ -205,11 +225,11 @@ class StoredState:
         check_match(self.header, tree, self.path)
         return tree
 
-    def _load_keras_part(self, model: keras.Model) -> None:
+    def _load_keras_part(self, model: keras.Model, skip: Iterable[keras.optimizers.Optimizer] = ()) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")  # it was not built, or is not
             try:
-                load_weights(model, self.path)
+                load_weights(model, self.path, skip)
             except ValueError as error:
                 raise InputError(f"{self.path} is of another model: {error}") from None
 
@@ -285,10 +305,6 @@ def _open_group(path: str) -> Iterator[h5py.Group]:
         yield file[_GROUP]
 
 
-def _to_host(value: Any) -> Any:
-    return array_view(value) if isinstance(value, tf.Tensor) else value
-
-
 def _stack(parts: list[Any]) -> np.ndarray:
     return np.asarray(parts[0])[np.newaxis] if len(parts) == 1 else np.stack(parts)  # one large array is not copied
 
@@ -300,7 +316,7 @@ def _typed(array: np.ndarray, dtype: str) -> np.ndarray:
 
 def _put_state(content: Hdf5File, snapshot: Snapshot) -> None:
     group = content.group(_GROUP)
-    values = {name: _stack([_to_host(part) for part in parts]) for name, parts in snapshot.beside.items()}
+    values = {name: _stack([to_host(part) for part in parts]) for name, parts in snapshot.beside.items()}
     header = snapshot.header | {"beside": list(values)}
     content.put(group, "header", np.frombuffer(json.dumps(header).encode(), "uint8"))
     variables = content.group(f"{_GROUP}/variables")

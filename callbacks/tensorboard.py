@@ -21,6 +21,7 @@ from callbacks.data_arrival import DataArrival, data_arrival_of
 from callbacks.errors import InputError
 from callbacks.event_files import EventFile
 from callbacks.fit_hooks import running_fit
+from callbacks.logged_metrics import scalar
 from callbacks.ranks import ranks
 from callbacks.save_costs import save_costs_of
 from callbacks.save_policy import next_multiple
@@ -127,6 +128,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._data_arrival: DataArrival | None = None
         self._validates = self._has_begun = False
         self._next_point = math.inf
+        self._left_out: set[str] = set()  # logs that no curve can show
         self._restarts, self._run_began = 0, 0.0
 
     def get_state(self) -> dict[str, float]:
@@ -252,7 +254,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
     def _write_point(self, counts, logs):
         of_ranks = ranks().gather(self._statistics.own_median()) if ranks().size > 1 else []
         if ranks().is_chief:
-            values = {f"batch_{name}": value for name, value in _with_learning_rate(self.model, logs).items()} if logs else {}
+            values = {f"batch_{name}": value for name, value in self._numbers(logs).items()} if logs else {}
             values |= self._speed(counts) | self._statistics.checkpoints(self._costs)
             if of_ranks:
                 slowest = max(of_ranks)
@@ -272,8 +274,9 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         return values
 
     def _write_epoch(self, batch, epoch, logs):
-        of_validation = {name: value for name, value in logs.items() if name.startswith("val_")}
-        of_training = _with_learning_rate(self.model, {name: value for name, value in logs.items() if name not in of_validation})
+        numbers = self._numbers(logs)
+        of_validation = {name: value for name, value in numbers.items() if name.startswith("val_")}
+        of_training = {name: value for name, value in numbers.items() if name not in of_validation}
         now = self._time()
         self._files["train"].scalars(batch, now, {f"epoch_{name}": value for name, value in of_training.items()})
         if of_validation:
@@ -283,6 +286,15 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             self._write_with_keras(self._log_weights, batch)
         if self.embeddings_freq and epoch % self.embeddings_freq == 0 and not self._files["train"].is_lost:
             self._log_embeddings(batch)
+
+    def _numbers(self, logs):
+        """The logs that a curve can show, and the learning rate."""
+        numbers = {str(name): scalar(value) for name, value in _with_learning_rate(self.model, logs).items()}
+        left_out = {name for name, number in numbers.items() if number is None} - self._left_out
+        if left_out:
+            self._left_out |= left_out
+            warnings.warn(f"No curves of {', '.join(sorted(left_out))}: a curve shows one number at each step.", stacklevel=2)
+        return {name: number for name, number in numbers.items() if number is not None}
 
     def _write_with_keras(self, write, *arguments):
         """Has the base class write the model, histograms or images: to a file aside, as only one of a directory's is read."""
@@ -312,7 +324,7 @@ def _describe(tag: str) -> str:
     return f"{name}: " + ("mean of this epoch's batches so far." if kind == "batch" else "of the epoch that ends here.")
 
 
-def _with_learning_rate(model: keras.Model, logs: Mapping[str, float]) -> dict[str, float]:
+def _with_learning_rate(model: keras.Model, logs: Mapping[str, Any]) -> dict[str, Any]:
     """Named as in Keras; read in half the time of `keras.ops.convert_to_numpy`."""
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if optimizer is None:

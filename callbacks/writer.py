@@ -1,30 +1,31 @@
-"""Writing beside training: one save at a time, whose failure training hears of at its next batch."""
+"""Writes checkpoints in the background, one at a time; a failure is raised at the next batch."""
 
 import atexit
 import sys
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from callbacks.checkpoint_directory import DirectoryLost
 from callbacks.errors import CheckpointWriteError
 
 _WORTH_A_WARNING = 0.1  # seconds
+_writes: dict[Future, str] = {}  # the saves in flight of all writers of this process, with the path of each
 
 
 class Writer:
-    """Runs the writing of checkpoints in a thread, or at once.
+    """Writes checkpoints in a thread, or synchronously.
 
-    The thread is one of an executor, which Python joins before it exits: a save in flight is finished also when training
-    ends with an exception. If that save fails, nobody is left to raise it to, and it is said on standard error.
+    Python joins the executor's thread before it exits, so a save in flight is finished even if training ends with an
+    exception. If that save fails, the error is printed to standard error.
 
     Args:
-        background: False writes at once, and `submit` returns when the file is there.
+        background: False writes synchronously: `submit` returns when the file exists.
 
     Attributes:
-        background: the same.
-        slowest: seconds that the longest write has taken.
+        background: as given.
+        slowest: duration of the longest write, in seconds.
     """
 
     def __init__(self, background: bool):
@@ -35,13 +36,13 @@ class Writer:
         self.slowest = 0.0
 
     def make_room(self, reason: str) -> None:
-        """Waits for the save in flight, if there is one, and says that training stood still.
+        """Waits for the save in flight, if any, and warns that training waited.
 
         Args:
-            reason: what needs the room, for the warning.
+            reason: the subject of the warning: what had to wait.
 
         Raises:
-            CheckpointWriteError: if the save in flight, or one before it, has failed.
+            CheckpointWriteError: if the save in flight or an earlier one has failed.
         """
         if self._in_flight is None:
             return
@@ -58,18 +59,18 @@ class Writer:
         self.raise_failure()
 
     def prepare(self, act: Callable[[], None]) -> Future:
-        """Runs a function in the thread before the next save; where that fails, so will the save, and say why."""
+        """Runs a function in the thread before the next save; if it fails, the save fails with its error."""
         return self._thread().submit(act)
 
     def submit(self, path: str, write: Callable[[], int]) -> None:
-        """Has a checkpoint written; there has to be room.
+        """Starts the write of a checkpoint. No other save may be in flight.
 
         Args:
-            path: for messages.
-            write: writes it and returns its size in bytes.
+            path: the checkpoint's path, for messages.
+            write: writes the checkpoint and returns its size in bytes.
 
         Raises:
-            CheckpointWriteError: if it is written at once and fails.
+            CheckpointWriteError: if the write is synchronous and fails.
         """
 
         def timed():
@@ -82,6 +83,8 @@ class Writer:
         self._path = path
         if self.background:
             self._in_flight = self._thread().submit(timed)
+            _writes[self._in_flight] = path
+            self._in_flight.add_done_callback(_writes.pop)
             atexit.register(self._say_failure)
             return
         try:
@@ -90,7 +93,7 @@ class Writer:
             raise _failure(path, error) from error
 
     def raise_failure(self) -> None:
-        """Raises what the save in flight has failed of, if it has; costs next to nothing otherwise.
+        """Raises the error of a save in flight that has failed; costs next to nothing otherwise.
 
         Raises:
             CheckpointWriteError: once for each failure.
@@ -125,6 +128,15 @@ class Writer:
             self.finish()
         except CheckpointWriteError as error:
             print(error, file=sys.stderr)
+
+
+def finish_writes(matches: Callable[[str], bool]) -> None:
+    """Waits for saves of this process, whichever writer they belong to: a `fit` that failed leaves its last one in flight.
+
+    Args:
+        matches: receives the path of a save and returns whether to wait for it.
+    """
+    wait([write for write, path in list(_writes.items()) if matches(path)])
 
 
 def _failure(path, error):

@@ -2,7 +2,7 @@
 # What a job of this project does in Slurm, for mirrored.sbatch and horovod.sbatch, which source it.
 #
 # train NODES RANKS_PER_NODE ARGS...: starts one launcher on each node, warns it when Slurm warns the job, and requeues the job when
-# the run has saved and left (exit code 75). A crash stays a crash, and a cancelled job stays cancelled.
+# the run has saved and left (exit code REQUEUE). A crash stays a crash, and a cancelled job stays cancelled.
 
 # What follows is measured, on Slurm 22.05:
 # - srun answers TERM by killing the tasks, so TERM is never passed on to it; Slurm itself signals the tasks with TERM.
@@ -11,15 +11,16 @@
 # - A trap with a command substitution or a pipe may crash bash when CONT and TERM come together: those of the two files only assign.
 # - The last element of an array has the array's own number as SLURM_JOB_ID: to name it alone takes the two numbers.
 warned=${warned-} ended=${ended-}
+exit_bad_input=2 exit_requeue=75 exit_terminated=143 # as in launch/exit_codes.py, which a job's shell cannot import
 this_job=${SLURM_ARRAY_JOB_ID+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} this_job=${this_job:-$SLURM_JOB_ID}
 
 fail() {
     echo "error: $*" >&2
-    exit 2
+    exit "$exit_bad_input"
 }
 
 prepare() {
-    cd "${SLURM_SUBMIT_DIR:?submit it: sbatch ${0##*/} -m recipes.mnist}" || exit 2
+    cd "${SLURM_SUBMIT_DIR:?submit it: sbatch ${0##*/} -m recipes.mnist}" || exit "$exit_bad_input"
     local one_each='^1(\(x[0-9]+\))?$'
     [[ $SLURM_TASKS_PER_NODE =~ $one_each ]] ||
         fail "one task runs on each node, and starts the ranks. Received: $SLURM_TASKS_PER_NODE tasks per node." \
@@ -29,15 +30,30 @@ prepare() {
     fi
     for module in ${MODULES-}; do module load "$module" || fail "there is no module $module"; done
     read -ra container <<<"${CONTAINER-}"
-    [[ $VENV == /* ]] || VENV=$PWD/$VENV
-    [[ -n ${container[*]} || ! -x $VENV/bin/python ]] || PATH=$VENV/bin:$PATH
-    # The ranks learn when the job ends, so that they begin no save that the end would cut off.
+    read -ra srun_flags <<<"${SRUN_FLAGS-}"
+    choose_python
+    # The ranks learn when the job ends, so that they begin no save that the end would cut off. A job that is submitted from
+    # within another one inherits that one's SLURM_JOB_END_TIME.
     local job end
     job=$(scontrol show job -o "$this_job")
     end=${job#* EndTime=}
-    end=$(date -d "${end%% *}" +%s 2>/dev/null) && export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$end}
+    unset SLURM_JOB_END_TIME
+    end=$(date -d "${end%% *}" +%s 2>/dev/null) && export SLURM_JOB_END_TIME=$end
     # The launchers know each other by it. Only this job's processes see it.
     export LAUNCH_SECRET=${LAUNCH_SECRET:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
+}
+
+# Never the system's Python by accident: that of a container, or of PYTHON, or of an environment that is there.
+choose_python() {
+    [[ -z ${container[*]} && ${srun_flags[*]} != *--container* && -z $PYTHON ]] || return 0
+    local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+    if [[ -z $VENV && ! -x .venv/bin/python && -n $active ]]; then VENV=$active; fi
+    VENV=${VENV:-.venv}
+    [[ $VENV == /* ]] || VENV=$PWD/$VENV
+    [[ -x $VENV/bin/python ]] ||
+        fail "there is no Python environment at $VENV. \`make train\` makes .venv; VENV=/path/to/env names another virtual or conda" \
+            "environment, and PYTHON=python3 takes the interpreter on the PATH."
+    PATH=$VENV/bin:$PATH
 }
 
 train() {
@@ -48,7 +64,7 @@ train() {
     # Jobs may share a node, and the ranks use the ports next to it.
     ((nodes == 1)) || meeting=(--master-port $((20000 + SLURM_JOB_ID * 37 % 12000)))
     # No --kill-on-bad-exit: the launchers end each other, and know why.
-    srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0 \
+    srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0 "${srun_flags[@]}" \
         bash -c 'trap "" USR1 USR2; exec "$@"' launcher "${container[@]}" "${PYTHON:-python}" -m launch \
         --nproc-per-node "$per_node" "${meeting[@]}" --grace 3600 \
         --rdzv-id "$this_job.${SLURM_RESTART_COUNT:-0}" --log-dir "runs/logs/$this_job" "$@" &
@@ -64,8 +80,8 @@ train() {
     job=$(scontrol show job -o "$this_job")
     state=${job#* JobState=} state=${state%% *}
     preempted=${job#* PreemptTime=} preempted=${preempted%% *}
-    # 75: saved, after a warning. 143: saved, after TERM, which a preempted job's tasks get, and a cancelled job's, and this shell too.
-    if [[ $state == RUNNING && -z $ended ]] && { ((code == 75)) || [[ $code == 143 && $preempted != None ]]; }; then
+    # requeue: saved, after a warning. terminated: saved, after TERM, which a preempted job's tasks get, and a cancelled job's, and this shell too.
+    if [[ $state == RUNNING && -z $ended ]] && { ((code == exit_requeue)) || [[ $code == "$exit_terminated" && $preempted != None ]]; }; then
         if ((${SLURM_RESTART_COUNT:-0} >= MAX_REQUEUES)); then
             echo "error: not requeued: it has come back $MAX_REQUEUES times (MAX_REQUEUES)" >&2
         elif scontrol requeue "$this_job"; then

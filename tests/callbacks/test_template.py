@@ -45,7 +45,8 @@ def test_a_template_matches_names_with_any_value_of_a_metric(spec):
         ("m_{batch}.keras", "m_\u0665.keras"),  # an Arabic digit
         ("m_{batch:x}.keras", "m_best.keras"),
         ("m_{batch:>8}.keras", "m_      050x.keras"),
-        ("m_{loss}.keras", "m_fine.keras"),
+        ("m_{loss:.3f}.keras", "m_fine.keras"),
+        ("m_{loss}.keras", "m_fine/x.keras"),
         ("m_{batch}.keras", "m_50-0.281.keras"),
         ("m_{batch}-{loss:.3f}.keras", "m_50-best-0.281.keras"),
         ("{epoch}/x.keras", "first/x.keras"),
@@ -71,6 +72,9 @@ def test_counters_may_stand_side_by_side(text):
         ("m_{batch:/>5d}.keras", r"slash.*\{batch:/>5d\}"),
         ("m_{loss:/>9.1f}.keras", "slash"),
         ("m_{batch:c}.keras", "no format of a number"),
+        ("m_{loss:y}.keras", "no format of a number"),
+        ("m_{}.keras", "a name in braces"),
+        ("m_{0}.keras", "a name in braces"),
         ("m" * 220 + "_{batch}.keras", "at most 255 bytes"),
         ("\u00e9" * 110 + "_{batch}.keras", "at most 255 bytes"),  # 118 characters
         ("m" * 256 + "/{batch}.keras", "at most 255 bytes"),

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from bare_ranks import run_ranks
+from curves import curves
 from features import PARTIAL_EXECUTIONS
 from processes import PROGRAMS, ROOT, USER_ENVIRONMENT, Process, run_program
 from small import BATCHES, arrays, fit, small_model
@@ -26,18 +27,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError
 
-EVERYTHING = {"scalars": 0}
 TRAINED = ("batch_", "epoch_")  # tags whose values a restart must not change
-
-
-def curves(directory):
-    """What EventAccumulator reads: (run, tag) -> [(step, value), ...]."""
-    found = {}
-    for run in sorted(path for path in directory.iterdir() if path.is_dir()):
-        reader = EventAccumulator(str(run), EVERYTHING).Reload()
-        for tag in reader.Tags()["scalars"]:
-            found[run.name, tag] = [(e.step, e.value) for e in reader.Scalars(tag)]
-    return found
 
 
 def served_curves(directory, *flags):

@@ -1,4 +1,4 @@
-"""Training data: global batches in a shuffled order that can be entered anywhere, shared evenly by the replicas."""
+"""Training data: shuffled global batches, seekable, split evenly among the replicas."""
 
 import functools
 from dataclasses import dataclass
@@ -11,15 +11,16 @@ from callbacks import InputError, counters_of
 from recipes.common.data.epochs import EpochData
 from recipes.common.data.pipeline import CORES, map_in_order, prefetch, seeded
 from recipes.common.data.shuffle import shuffle_index
+from recipes.common.data.skipped import SkippedBatches
 from recipes.common.data.sources import Prepare, Source
 from recipes.common.distribution import Distribution
 
 
 def batches_per_epoch(source: Source, global_batch_size: int, epochs_per_pass: int = 1) -> int:
-    """How many whole global batches an epoch has.
+    """Returns the number of full global batches in an epoch.
 
     Raises:
-        InputError: if there are too few samples for one.
+        InputError: if there are too few samples for one batch.
     """
     batches = len(source) // (global_batch_size * epochs_per_pass)
     if not batches:
@@ -40,53 +41,53 @@ def training_data(
     prepare: Prepare | None = None,
     epochs_per_pass: int = 1,
 ) -> EpochData:
-    """Shuffled global batches. An epoch starts where the model's counters stand, and drops its last partial batch.
+    """Returns shuffled global batches. An epoch begins at the position of the model's counters and drops its last partial batch.
 
     Args:
         source: the samples.
-        model: the model to train; after a resume its counters say where the epoch begins.
+        model: the model to train. After a resume, its counters give the position in the epoch.
         distribution: the replicas; each gets `global_batch_size / replicas` samples of a batch, the first replica the first.
         global_batch_size: samples of one update.
-        seed: of the order.
+        seed: the seed of the shuffle.
         prepare: called with the parts of one sample and `seed`, int64 `[2]`, a pure function of (seed, epoch, sample) for
             TensorFlow's stateless random operations; returns the model's input. Runs on all cores.
-        epochs_per_pass: how many epochs, of equal length, see each sample once. Above 1 for large data, where one validation
-            per pass would be too rare; the seed of `prepare` then depends on the pass, not on the epoch.
+        epochs_per_pass: the number of epochs, of equal length, that make one pass over the data. Above 1 for large data, where
+            one validation per pass is too rare; the seed of `prepare` then depends on the pass, not on the epoch.
 
     Returns:
-        For `fit(x=...)`: batches of the parts, each `[share, ...]` on each replica.
+        For `fit(x=...)`: batches of the parts, each `[share, ...]` on each replica. Its `skipped` belongs to the callbacks of
+        `fit`.
 
     Raises:
         InputError: if there are too few samples for one batch.
     """
     batches, share = batches_per_epoch(source, global_batch_size, epochs_per_pass), global_batch_size // distribution.replicas
-    position = _Position(model, global_batch_size, batches)
+    position = _Position(model, global_batch_size, batches, skipped := SkippedBatches(batches))
     order = _Order(len(source), batches, epochs_per_pass, global_batch_size, share, seed)
 
     def shares(first, count):
-        at_once = max(1, source.fetched_together // share)
-        choose = functools.partial(order.samples, first=first, count=count, at_once=at_once)
+        choose = functools.partial(order.samples, first=first, count=count)
 
-        def fetch(place):
-            _, chosen = choose(place)
+        def fetch(place, shares):
+            _, chosen = choose(place, shares)
             return tuple(tf.reshape(part, [-1, share, *part.shape[1:]]) for part in source.fetch(chosen))
 
-        def fetch_with_key(place):
-            number_of_pass, chosen = choose(place)
+        def fetch_with_key(place, shares):
+            number_of_pass, chosen = choose(place, shares)
             return tf.repeat(number_of_pass, tf.size(chosen)), chosen, *source.fetch(chosen)
 
-        places = position.places(count, at_once)
+        places = position.places(count, at_once=max(1, source.fetched_together // share))
         if prepare is None:
             return prefetch(map_in_order(places, fetch).unbatch())
         samples = map_in_order(places, fetch_with_key).unbatch()
         return prefetch(map_in_order(samples, seeded(prepare, seed), CORES).batch(share, drop_remainder=True))
 
-    return EpochData(distribution.dataset(shares), batches, before_epoch=position.seek)
+    return EpochData(distribution.dataset(shares), batches, position.seek, skipped)
 
 
 @dataclass(frozen=True)
 class _Order:
-    """Which samples the shares of a run have. A place is the number of a share, counted over all batches and epochs."""
+    """Assigns samples to the shares of a run. A place is the number of a share, counted over all batches and epochs."""
 
     size: int
     batches: int  # of an epoch
@@ -95,43 +96,43 @@ class _Order:
     share: int
     seed: int
 
-    def samples(self, place: tf.Tensor, *, first: int, count: int, at_once: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """The samples of up to `at_once` shares from a place on, within its epoch.
+    def samples(self, place: tf.Tensor, shares: tf.Tensor, *, first: int, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the samples of some shares, beginning at a place, within one epoch.
 
         Args:
             place: int64 scalar; replicas `first` to `first + count - 1` have `count` places in each batch.
+            shares: how many, int64 scalar.
 
         Returns:
             The number of the pass over the data, and the samples' numbers, int64 `[shares * share]`.
         """
-        of_epoch = self.batches * count
-        of_pass = of_epoch * self.epochs_per_pass
+        of_pass = self.batches * count * self.epochs_per_pass
         number_of_pass, in_pass = place // of_pass, place % of_pass
-        left = of_epoch - place % of_epoch
-        places = tf.range(in_pass, in_pass + tf.minimum(left, at_once))
+        places = tf.range(in_pass, in_pass + shares)
         begins = places // count * self.global_batch_size + (first + places % count) * self.share
         index = tf.reshape(begins[:, tf.newaxis] + tf.range(self.share, dtype=tf.int64), [-1])
         return number_of_pass, shuffle_index(index, seed=self.seed, epoch=number_of_pass, size=self.size)
 
 
 class _Position:
-    """The batch that the next epoch begins with, counted over all epochs.
+    """The places of the next epoch's batches in the order.
 
     Args:
-        model: its counters say where training stands.
-        global_batch_size: samples of one batch.
-        batches: of an epoch.
+        model: its counters give the position.
+        global_batch_size: samples per batch.
+        batches: batches per epoch.
+        skipped: the batches that are left out.
     """
 
-    def __init__(self, model: keras.Model, global_batch_size: int, batches: int):
-        self._model, self._global_batch_size, self._batches = model, global_batch_size, batches
-        self._begin = np.int64(0)
+    def __init__(self, model: keras.Model, global_batch_size: int, batches: int, skipped: SkippedBatches):
+        self._model, self._global_batch_size, self._batches, self._skipped = model, global_batch_size, batches, skipped
+        self._runs = np.empty([0, 2], "int64")
 
     def seek(self) -> None:
-        """Moves to where the model stands.
+        """Moves to the position of the model's counters.
 
         Raises:
-            InputError: if that is between two global batches.
+            InputError: if the position is between two global batches.
         """
         epoch, samples_done = counters_of(self._model).position()
         if samples_done % self._global_batch_size:
@@ -139,16 +140,20 @@ class _Position:
                 f"The checkpoint stands at sample {samples_done} of its epoch, between two global batches of "
                 f"{self._global_batch_size}. Resume with the --global-batch-size that it was made with."
             )
-        self._begin = np.int64(epoch * self._batches + samples_done // self._global_batch_size)
+        begin = epoch * self._batches + samples_done // self._global_batch_size
+        self._skipped.begin(begin)
+        self._runs = np.array(self._skipped.runs(begin, (epoch + 1) * self._batches), "int64").reshape(-1, 2)
 
     def places(self, count: int, at_once: int) -> tf.data.Dataset:
-        """From here to the end of the epoch, the first of each `at_once` places, where a batch has `count` of them."""
+        """Returns the first of up to `at_once` places and how many, up to the end of the epoch, with `count` places per batch."""
 
         def rest_of_epoch(zero):
-            # Read when an iterator is made, so one dataset serves every epoch. Not a variable: op determinism would take all
-            # parallel calls and all prefetching out of a dataset with state.
-            begin = tf.ensure_shape(tf.numpy_function(lambda _: self._begin, [zero], tf.int64, stateful=False), [])
-            end = (begin // self._batches + 1) * self._batches
-            return tf.data.Dataset.range(begin * count, end * count, at_once)
+            # Read when an iterator is created, so one dataset serves every epoch. Not a variable: op determinism removes
+            # parallel calls and prefetching from a stateful dataset.
+            runs = tf.numpy_function(lambda _: self._runs, [zero], tf.int64, stateful=False)
+            return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(runs, [None, 2]) * count)
 
-        return tf.data.Dataset.range(1).flat_map(rest_of_epoch)
+        def parts(run):
+            return tf.data.Dataset.range(run[0], run[1], at_once).map(lambda place: (place, tf.minimum(run[1] - place, at_once)))
+
+        return tf.data.Dataset.range(1).flat_map(rest_of_epoch).flat_map(parts)
