@@ -47,9 +47,6 @@ _context = _find("tensorflow.python.eager.context", "context")
 # All variables of Keras. In Keras 3.5 and 3.6, those of layers are not instances of `keras.Variable`.
 KerasVariable = _find("keras.src.backend.common.variables", "KerasVariable", "Variable") or keras.Variable
 
-# Whether Keras divides each replica's loss by the number of replicas, so that gradients summed over them are the mean.
-DIVIDES_LOSS_BY_REPLICAS = _find("keras.src.losses.loss", "scale_loss_for_distribution") is not None
-
 # Everything that Keras saves.
 KerasSaveable = _saveable or (keras.Layer, keras.optimizers.Optimizer, keras.metrics.Metric, keras.losses.Loss)
 

@@ -21,7 +21,6 @@ NAMES = {
     "keras.src.saving.keras_saveable": ("KerasSaveable",),
     "keras.src.backend.common.global_state": ("get_global_attribute",),
     "keras.src.random.seed_generator": ("global_seed_generator", "GLOBAL_SEED_GENERATOR"),
-    "keras.src.losses.loss": ("scale_loss_for_distribution",),
     "tensorflow.python.client.device_lib": ("list_local_devices",),
     "tensorflow.python.eager.execute": ("execute",),
     "tensorflow.python.eager.context": ("context",),
