@@ -35,7 +35,7 @@ from callbacks.files import TRAILER_SIZE, Output
 from callbacks.hdf5_reader import WEIGHTS_MEMBER, check_file, check_link, load_weights, open_hdf5, read_dataset
 from callbacks.hdf5_writer import Hdf5File
 from callbacks.header import check_header
-from callbacks.keras_private import make_global_seed_generator
+from callbacks.keras_private import KerasVariable, make_global_seed_generator
 from callbacks.model_match import check_match
 from callbacks.ranks import ranks
 from callbacks.replicas import assign_components
@@ -181,7 +181,7 @@ class StoredState:
             make_global_seed_generator()
         tree = self._prepare(model)
         ranks().on_chief(lambda: self._load_keras_part(model))
-        ranks().give_chiefs_values([v for v in tree.variables.values() if isinstance(v, keras.Variable)])
+        ranks().give_chiefs_values([v for v in tree.variables.values() if isinstance(v, KerasVariable)])
         self._assign(model, tree, set(tree.variables))
 
     def assign_weights(self, model: keras.Model) -> None:
@@ -199,7 +199,7 @@ class StoredState:
         ranks().on_chief(lambda: self._load_keras_part(model, skip=tree.optimizers.values()))
         names = {*tree.variables} - tree.metrics - tree.seeds
         names -= {name for name in names if name.startswith(tuple(f"{each}." for each in tree.optimizers))}
-        ranks().give_chiefs_values([tree.variables[name] for name in names if isinstance(tree.variables[name], keras.Variable)])
+        ranks().give_chiefs_values([tree.variables[name] for name in names if isinstance(tree.variables[name], KerasVariable)])
         if beside:
             self._assign(model, tree, names)
 
