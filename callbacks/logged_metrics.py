@@ -3,6 +3,7 @@
 Logs hold whatever metrics and callbacks put there: numbers of Python, numpy and TensorFlow, vectors, strings, None, dicts.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,6 +37,7 @@ class LoggedMetrics:
         callbacks: all callbacks of the training.
         logs: the last logs before this training, which resumes.
         earlier: the newest value of each metric then.
+        monitor: the metric that `keep_best` compares; None without that rule.
 
     Attributes:
         last: the last logs that Keras reported. Callbacks may still add to them.
@@ -48,7 +50,9 @@ class LoggedMetrics:
         callbacks: Iterable[keras.callbacks.Callback],
         logs: Mapping[str, Any],
         earlier: Mapping[str, Any],
+        monitor: str | None = None,
     ):
+        self._monitor = monitor
         self._template, self._validates, self._callbacks = template, validates, callbacks
         self._of_epoch, self.last = earlier, logs
 
@@ -67,27 +71,45 @@ class LoggedMetrics:
             model: the model, whose metrics are made.
 
         Raises:
-            InputError: if a name needs a metric that will never come.
+            InputError: if a name or `keep_best` needs a metric that will never come.
         """
         has_own_step = type(model).train_step is not keras.Model.train_step
         if self._validates is not None and not has_own_step and all(map(_is_trusted, self._callbacks)):
             check_metrics(self._template, model, self._validates)
+            valid = _results(model, self._validates)
+            if self._monitor is not None and self._monitor not in valid:
+                raise InputError(
+                    f"keep_best compares {self._monitor!r}, which is no metric of this run. Give a monitor of: "
+                    f"{', '.join(sorted(valid))}."
+                )
 
     def check_after_epoch(self) -> None:
         """Checks that each metric in the names has come, or is one that the next validation brings.
 
+        Warns where that of `keep_best` has not.
+
         Raises:
             InputError: if one has not.
         """
-        missing = self._template.missing(self.newest())
-        validated = self._validates is False or any(str(name).startswith("val_") for name in self._of_epoch)
-        never = [name for name in missing if validated or not name.startswith("val_")]
+        newest = self.newest()
+        never = self._never_come(self._template.missing(newest))
+        if self._monitor is not None and self._never_come({self._monitor} - newest.keys()):
+            warnings.warn(
+                f"keep_best compares {self._monitor!r}, which is in no logs at the end of the epoch. It keeps and deletes nothing. "
+                f"The logs have: {', '.join(map(str, newest))}.",
+                stacklevel=3,
+            )
+            self._monitor = None
         if never:
             raise InputError(
                 f"{{{never[0]}}} in {self._template.text!r} is in no logs at the end of the epoch. "
                 "Have a callback add it to the logs in on_epoch_end, or use one of: "
                 + " ".join(f"{{{name}}}" for name in sorted(map(str, self.newest())))
             )
+
+    def _never_come(self, missing: Iterable[str]) -> list[str]:
+        validated = self._validates is False or any(str(name).startswith("val_") for name in self._of_epoch)
+        return [name for name in missing if validated or not name.startswith("val_")]
 
 
 def check_metrics(template: Template, model: keras.Model, validates: bool | None) -> None:

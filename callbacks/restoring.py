@@ -173,7 +173,7 @@ def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Che
     Weights, optimizer, seeds, statistics of each replica, and the counters: what `fit` with `resume=True` does at its start.
 
     Args:
-        model: a built and compiled model, of the same shape as the one that was saved.
+        model: a built model, of the same shape as the one that was saved. One that is not compiled gets all but the optimizer.
         template_or_directory: as for `latest_checkpoint`; a file's path restores that file, with NaN or infinite values too.
 
     Returns:
@@ -190,6 +190,26 @@ def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Che
     checkpoint = find_on_chief(lambda: latest_checkpoint(template_or_directory))
     if checkpoint is not None:
         state.restore(model, checkpoint.path)
+    return checkpoint
+
+
+def restore_weights(model: keras.Model, template_or_directory: str | os.PathLike) -> Checkpoint:
+    """Gives a model the weights of another run's newest checkpoint, and nothing else of it: a new run begins, at batch 0.
+
+    Args:
+        model: a built model, with layers of the same shapes; its optimizer may be another one.
+        template_or_directory: as for `restore`.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        InputError: if there is no checkpoint, or it is of another model.
+    """
+    checkpoint = find_on_chief(lambda: latest_checkpoint(template_or_directory))
+    if checkpoint is None:
+        raise InputError(f"No checkpoint to take weights from at {os.fspath(template_or_directory)}.")
+    state.read_state(checkpoint.path).assign_weights(model)
     return checkpoint
 
 

@@ -35,7 +35,7 @@ from callbacks.files import TRAILER_SIZE, Output
 from callbacks.hdf5_reader import WEIGHTS_MEMBER, check_file, check_link, load_weights, open_hdf5, read_dataset
 from callbacks.hdf5_writer import Hdf5File
 from callbacks.header import check_header
-from callbacks.keras_private import make_global_seed_generator
+from callbacks.keras_private import KerasVariable, make_global_seed_generator
 from callbacks.model_match import check_match
 from callbacks.ranks import ranks
 from callbacks.replicas import assign_components
@@ -181,8 +181,27 @@ class StoredState:
             make_global_seed_generator()
         tree = self._prepare(model)
         ranks().on_chief(lambda: self._load_keras_part(model))
-        ranks().give_chiefs_values([v for v in tree.variables.values() if isinstance(v, keras.Variable)])
+        ranks().give_chiefs_values([v for v in tree.variables.values() if isinstance(v, KerasVariable)])
         self._assign(model, tree, set(tree.variables))
+
+    def assign_weights(self, model: keras.Model) -> None:
+        """Gives a model the weights of the checkpoint and nothing else: optimizers, seeds and counters stay as they are.
+
+        Args:
+            model: a built model.
+
+        Raises:
+            InputError: if the file belongs to another model; the first variable that does not fit is named.
+        """
+        tree, beside = StateTree(model), self.header["format"] == FORMAT
+        if beside:
+            check_match(self.header, tree, self.path, with_optimizers=False)
+        ranks().on_chief(lambda: self._load_keras_part(model, skip=tree.optimizers.values()))
+        names = {*tree.variables} - tree.metrics - tree.seeds
+        names -= {name for name in names if name.startswith(tuple(f"{each}." for each in tree.optimizers))}
+        ranks().give_chiefs_values([tree.variables[name] for name in names if isinstance(tree.variables[name], KerasVariable)])
+        if beside:
+            self._assign(model, tree, names)
 
     def assign_metrics(self, model: keras.Model) -> None:
         """Gives the model's metrics, which `fit` resets when an epoch begins, the values that they had in the epoch."""
@@ -214,14 +233,14 @@ class StoredState:
                 with model.distribute_strategy.scope():
                     optimizer.build([tree.variables[each] for each in stored["updates"]])
                 tree = StateTree(model)
-        check_match(self.header, tree, self.path)
+        check_match(self.header, tree, self.path, with_optimizers=model.compiled or bool(tree.optimizers))
         return tree
 
-    def _load_keras_part(self, model: keras.Model) -> None:
+    def _load_keras_part(self, model: keras.Model, skip: Iterable[keras.optimizers.Optimizer] = ()) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")  # it was not built, or is not
             try:
-                load_weights(model, self.path)
+                load_weights(model, self.path, skip)
             except ValueError as error:
                 raise InputError(f"{self.path} is of another model: {error}") from None
 

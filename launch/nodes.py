@@ -82,7 +82,8 @@ class LocalNode(Node):
     lost = "the process that owned its ranks was killed"
 
     def __init__(self, config: LaunchConfig, clock: Callable[[], float] = time.monotonic):
-        connection, self._group = start_agent(config)
+        self._others = processes.descendants(os.getpid())  # of a shell that became this process: `tensorboard & exec python ...`
+        connection, self._keeper = start_agent(config)
         super().__init__(config.node, socket.gethostname(), connection)
         self._config, self._clock = config, clock
 
@@ -123,20 +124,11 @@ class LocalNode(Node):
         self._connection.close()
         self._wake()
         deadline = self._clock() + (0 if self.gone else CLOSE_WAIT)
-        while self._has_children():
-            if self._clock() >= deadline:
-                processes.end_descendants(KILL_WAIT, self._clock)
-                return
+        while processes.descendants(os.getpid(), self._others) and self._clock() < deadline:
+            processes.reap()
             time.sleep(processes.SWEEP)
+        processes.end_descendants(KILL_WAIT, self._clock, self._others)
 
     def _wake(self):
         """An agent that was stopped goes on."""
-        processes.send_to_groups([self._group], signal.SIGCONT)
-
-    def _has_children(self):
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-            return True
-        except ChildProcessError:
-            return False
+        processes.send_to_groups([self._keeper], signal.SIGCONT)  # the keeper's group, which the agent is in

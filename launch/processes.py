@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -73,13 +73,18 @@ def spawn(command: list[str], environment: Mapping[str, str], output: int, ignor
         os._exit(CANNOT_EXECUTE)
 
 
-def descendants(ancestor: int) -> list[int]:
-    """Every process below this one, whatever sessions and groups they made for themselves."""
+def descendants(ancestor: int, spared: Collection[int] = ()) -> list[int]:
+    """Every process below this one, whatever sessions and groups they made for themselves.
+
+    Args:
+        ancestor: a process id.
+        spared: processes that are left out, with all below them.
+    """
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdecimal():
             fields = _stat(int(name))
-            if fields:
+            if fields and int(name) not in spared:
                 children.setdefault(int(fields[1]), []).append(int(name))
     found = list(children.get(ancestor, []))
     for pid in found:  # it grows while it is read
@@ -87,27 +92,30 @@ def descendants(ancestor: int) -> list[int]:
     return found
 
 
-def end_descendants(seconds: float = float("inf"), clock: Callable[[], float] = time.monotonic) -> bool:
+def end_descendants(
+    seconds: float = float("inf"), clock: Callable[[], float] = time.monotonic, spared: Collection[int] = ()
+) -> None:
     """Kills everything below this process, a subreaper, and waits until it is gone.
 
     Args:
         seconds: how long to wait: a process whose disk hangs does not die.
         clock: seconds.
-
-    Returns:
-        Whether all of it is gone.
+        spared: processes that are left alone, with all below them.
     """
     deadline = clock() + seconds
-    while True:
-        send(descendants(os.getpid()), signal.SIGKILL)
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            return True
+    while left := descendants(os.getpid(), spared):
+        send(left, signal.SIGKILL)
+        reap()
         if clock() >= deadline:
-            return False
+            return
         time.sleep(SWEEP)
+
+
+def reap() -> None:
+    """Takes the exit of each child that ended."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def open_pidfd(pid: int) -> int | None:

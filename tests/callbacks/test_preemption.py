@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from bare_ranks import run_ranks
 from compare import assert_same_rest, assert_same_weights
-from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT
+from launching import ENGINES
+from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT, run_program
 
 from callbacks import GlobalStepCheckpoint, Preempted, preemption
 from launch.processes import catches
@@ -48,11 +49,11 @@ def run_one(*command):
 
 def start(strategy, *command):
     """Runs a command in one process, or in two ranks: (exit code, standard output, standard error) of each."""
-    return run_ranks(2, *command) if strategy == "horovod" else run_one(*command)
+    return run_ranks(2, *command, engine=strategy) if strategy in ENGINES else run_one(*command)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["single", "mirrored", "horovod"])
+@pytest.mark.parametrize("strategy", ["single", "mirrored", *ENGINES])
 def test_a_run_that_is_asked_to_leave_again_and_again_ends_with_the_same_weights(tmp_path, strategy):
     flags = ["--epochs", EPOCHS, "--save-freq", 1000, "--strategy", strategy, "--global-batch-size", 16]
     flags += ["--virtual-devices", 2] if strategy == "mirrored" else []
@@ -66,7 +67,7 @@ def test_a_run_that_is_asked_to_leave_again_and_again_ends_with_the_same_weights
 
 def leave_again_and_again(workdir, strategy, flags):
     saved = set()
-    several = strategy == "horovod"
+    several = strategy in ENGINES
     for place, number, rank, expected, batches in LIVES:
         batch = batches[several]
         results = start(strategy, SCRIPT, place, number, rank if several else 0, *flags, "--workdir", workdir)
@@ -169,6 +170,12 @@ def test_a_job_that_ends_soon_is_left_after_the_first_batch(recipe, tmp_path):
     assert code == 75
     assert re.search(r"^stopped +because the job ends in \d s; the same command resumes from ", out, re.MULTILINE)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [name(1)]
+
+
+def test_after_fit_signals_do_again_what_they_did_before(tmp_path):
+    done = run_program("signals_after_fit.py", tmp_path)
+    assert done.stdout.split("\n")[:3] == ["caught True", "given back True", "interrupted True"], done.stderr
+    assert done.returncode == 143 and (tmp_path / "b3.weights.h5").exists()
 
 
 @pytest.mark.slow

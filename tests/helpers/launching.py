@@ -41,6 +41,15 @@ def need_horovod():
         skip("HOROVOD", f"Horovod is not installed: make horovod. It needs a compiler. {how_to_install(TOOLS)}")
 
 
+ENGINES = ("horovod", "multiworker")  # of several ranks
+
+
+def need(engine):
+    """Skips a test where an engine of several ranks is not installed."""
+    if engine == "horovod":
+        need_horovod()
+
+
 class Launch:
     """`python -m launch ...` in a process group of its own, with a mark in the environment of all that it starts."""
 

@@ -144,7 +144,7 @@ if not agent:
     while True:
         time.sleep(60)
 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-keeper.keep(agent, launcher=1 << 22, clock=itertools.count(0, 20).__next__)  # it has another parent: the launcher is gone
+keeper.keep(agent, launcher=1 << 22, clock=itertools.count(0, 100).__next__)  # it has another parent: the launcher is gone
 assert not processes.descendants(os.getpid())
 """
 

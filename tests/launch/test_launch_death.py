@@ -92,6 +92,13 @@ def test_nothing_is_left_when_the_launcher_is_killed(launch, whom):
     assert run.none_left()
 
 
+def test_what_a_shell_had_started_before_it_became_the_launcher_is_left_alone(launch):
+    before = ("sh", "-c", 'sh -c "echo \\$\\$ > before; sleep 100; true" & exec "$@"', "sh")
+    run = launch(*sh("while [ ! -s before ]; do sleep 0.01; done; exit 3"), prefix=before, stdout=None)
+    assert run.process.wait(GONE) == 3
+    assert state(run.pid("before")) == "S"
+
+
 @pytest.mark.parametrize("killed", ["keeper", "keeper and agent"])
 def test_nothing_is_left_when_the_keeper_is_killed_too(launch, killed):
     run = launch("--nproc-per-node", "2", *sh("setsid -f sleep 100; echo $$ > pid-$RANK; sleep 100"))

@@ -8,9 +8,11 @@ import keras
 from recipes.common.arguments import checkpoint_callback
 from recipes.common.data import EpochData
 from recipes.common.distribution import Distribution
+from recipes.common.run.initial_weights import InitialWeights
 from recipes.common.run.progress_bar import ProgressBar
 from recipes.common.run.summary import RunSummary
 from recipes.common.run.tensorboard import tensorboard_callback
+from recipes.common.run_flags import RunFlags
 
 
 def training_callbacks(
@@ -33,6 +35,8 @@ def training_callbacks(
         *own,
         tensorboard_callback(args, distribution),  # before the checkpoint, which may end the run
         checkpoint,
+        InitialWeights(args.init_from, checkpoint),
+        RunFlags(args, distribution.is_chief),
         ProgressBar(distribution, checkpoint, batches.num_batches, args.log_secs),
         # after the checkpoint: it prints what was restored
         RunSummary(args, distribution, batches, checkpoint, logs_metrics=bool(own)),

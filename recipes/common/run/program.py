@@ -14,7 +14,8 @@ from launch.exit_codes import ANOTHER_RANK_FAILED, BAD_INPUT, FAILED
 from recipes.common.data import BadSample
 from recipes.common.run.paths import from_here
 
-_LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer")
+_LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer", "Collective ops is aborted")
+_SILENT = re.compile(r"^/job:worker/replica:0/task:(\d+)$", re.MULTILINE)  # ranks that have ended, or have stopped
 
 
 def run(main: Callable[[], None]) -> None:
@@ -24,7 +25,7 @@ def run(main: Callable[[], None]) -> None:
     be used, or the ranks differ. Anything without a code of its own fails with a traceback.
     """
     warnings.showwarning = _show_warning
-    catch_signals()
+    catch_signals(for_good=True)
     try:
         main()
     except Preempted as left:
@@ -42,7 +43,9 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(_say(bad_input[1], BAD_INPUT))
         if not any(sign in error.message for sign in _LOST):
             raise
-        sys.exit(_say("another rank has ended; what it said last tells why", ANOTHER_RANK_FAILED))
+        silent = ", ".join(f"rank {number}" for number in _SILENT.findall(error.message))  # named by TensorFlow, not by Horovod
+        lost = f"{silent} gives no sign of life" if silent else "another rank has ended"
+        sys.exit(_say(f"{lost}; what it said last tells why", ANOTHER_RANK_FAILED))
     finally:
         ignore_signals()
 

@@ -1,6 +1,7 @@
 """The summary of a run on the terminal: its set-up when it begins, its result when it ends."""
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -8,6 +9,7 @@ import sys
 import keras
 
 from callbacks import GlobalStepCheckpoint, counters_of
+from callbacks.disk_room import in_units, state_size
 from callbacks.fit_hooks import fit_hooks_of
 from callbacks.logged_metrics import check_metrics
 from recipes.common.data import EpochData
@@ -49,7 +51,8 @@ class RunSummary(keras.callbacks.Callback):
         print(f"strategy     {distribution.name}, {_plural(distribution.replicas, 'replica')}: {distribution.hardware}")
         print(f"batch        {args.global_batch_size} samples, {share} on each replica")
         print(f"epochs       {args.epochs} of {self._batches.num_batches} batches")
-        print(f"checkpoints  {from_here(template.text)}, every {_every(args.save_freq)}")
+        print(f"learning     rate {_rate(self.model.optimizer)}")
+        print(f"checkpoints  {from_here(template.text)}, every {_every(args.save_freq)}, {self._disk()}")
         print(f"tensorboard  {args.workdir}/tensorboard")
         print(f"begins       {self._begins()}", flush=True)
 
@@ -59,8 +62,6 @@ class RunSummary(keras.callbacks.Callback):
         counts = counters_of(self.model).read()
         resumed = self._checkpoint.resumed_from
         if not logs and resumed:
-            end = f"{from_here(resumed.path)} stands at the end of epoch {counts.epoch}"
-            print(f"Nothing left to train: {end}, --epochs is {self._args.epochs}.")
             logs = resumed.metrics
         if logs:
             print("result       " + ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))
@@ -71,9 +72,15 @@ class RunSummary(keras.callbacks.Callback):
         print(f"watch        {_tool('tensorboard')} --logdir {shlex.quote(self._args.workdir)}")
         print(f"train longer {self._longer()}", flush=True)
 
+    def _disk(self):
+        size, most = state_size(self.model), self._checkpoint.disk_room.most_files
+        return f"{in_units(size)} each" + (f", up to {in_units(most * size)} in all" if math.isfinite(most) else "")
+
     def _begins(self):
         resumed = self._checkpoint.resumed_from
         if resumed is None:
+            if self._args.init_from:
+                return f"with the weights of {from_here(self._args.init_from)}"
             return "from scratch" if self._args.resume_from else "from scratch (--resume never)"
         return f"from {from_here(resumed.path)}: batch {resumed.batch}, epoch {resumed.epoch}"
 
@@ -93,6 +100,13 @@ def _tool(name):
     path = os.path.join(os.path.dirname(sys.executable), name)
     relative = os.path.relpath(path)
     return relative if not relative.startswith("..") else path
+
+
+def _rate(optimizer):
+    """The learning rate of the next batch, and the schedule that it follows."""
+    schedule = optimizer.get_config().get("learning_rate")
+    name = f", {schedule['class_name']}" if isinstance(schedule, dict) else ""
+    return f"{float(keras.ops.convert_to_numpy(optimizer.learning_rate)):.6g}{name}"
 
 
 def _every(save_freq):
