@@ -7,7 +7,6 @@ when training resumes: `resuming.py`.
 import math
 import os
 import time
-from collections.abc import Callable
 
 import keras
 
@@ -19,12 +18,13 @@ from callbacks.copyable import Copyable
 from callbacks.counters import counters_of
 from callbacks.device_memory import DeviceMemory
 from callbacks.disk_room import DiskRoom
+from callbacks.epoch_state import EpochState
 from callbacks.fit_hooks import fit_hooks_of, running_fit
 from callbacks.keras_private import set_initial_epoch
 from callbacks.last_in_list import LastInList
 from callbacks.learning_rates import compiled_rates
 from callbacks.logged_metrics import LoggedMetrics
-from callbacks.metric_results import noted_metrics
+from callbacks.own_loop_checks import OwnLoopChecks
 from callbacks.pruner import Pruner
 from callbacks.ranks import ranks
 from callbacks.restoring import Checkpoint
@@ -69,6 +69,10 @@ class GlobalStepCheckpoint(Copyable, BestState):
         keep_best: keep the so many files with the best `monitor`. A file stays if any rule keeps it; without a rule all stay.
         background: write in a thread while training goes on; it waits, with a warning, only for a disk that is too slow.
         resume: True resumes from the newest checkpoint that verifies and is finite, if there is one; a path resumes from that file.
+
+    Attributes:
+        resumed_from: the checkpoint that training has resumed from; None if from none.
+        initial_epoch: the epoch, 0-based, with which a loop of one's own begins; known after `on_train_begin`.
 
     Raises:
         InputError: if an argument is not one of these; or when training begins, before anything is written: for an unusable
@@ -116,16 +120,18 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._policy = SavePolicy(self.save_freq, self.save_secs)
         self._writer = Writer(self._background)
         self._resumption: Resumption | None = None
-        self._last_in_list = LastInList(self.on_all_callbacks_began, self.on_all_callbacks_ended_epoch)
+        self._last_in_list = LastInList(self)
         self._callbacks: list[keras.callbacks.Callback] = []
         self._has_list = self._trains = self._epoch_is_saved = False
         self._keras_part: KerasPart | None = None
         self._last_path: str | None = None
+        self._own_loop: OwnLoopChecks | None = None
+        self._epoch = EpochState()
+        self.initial_epoch = 0
 
     _saver: Saver  # from `on_train_begin` on, as are the next ones
     _logged: LoggedMetrics
     _directory: CheckpointDirectory
-    _restore_metrics: Callable[[], None]
     disk_room: DiskRoom
 
     def set_model(self, model):
@@ -133,8 +139,9 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._counters, self._costs = counters_of(model), save_costs_of(model)
 
     def on_train_begin(self, logs=None):
-        preemption.training_begins()
         fit = running_fit(self)
+        loop = fit.loop
+        preemption.training_begins(lambda: loop.is_running)
         self._callbacks = fit.callbacks
         self._has_list = fit.has_list
         self._last_in_list.join(self._callbacks)
@@ -142,6 +149,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._directory = directory = CheckpointDirectory(self.template)
         finish_writes(self.template.matches)
         ranks().on_chief(lambda: directory.claim(fit.loop))
+        self._counters.begin_training(in_fit=not fit.is_own_loop)
         resumed_epoch_of(self.model).batches_per_epoch = (self.params or {}).get("steps")
         self._resume(fit)
         begins_at = self._counters.read().batch
@@ -153,7 +161,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._saver = Saver(
             self.model, self.template, self._writer, directory, pruner, self.disk_room, DeviceMemory(), self.verbose
         )
-        if self.template.metrics or self._keep["keep_best"] or self.save_best_only:
+        self._own_loop = OwnLoopChecks(self.model, self.template, self.initial_epoch) if fit.is_own_loop else None
+        if self._own_loop is None and (self.template.metrics or self._keep["keep_best"] or self.save_best_only):
             fit_hooks_of(self.model).before_first_batch(self._check_metrics)
         self._trains = True
         if not self._has_list:
@@ -167,15 +176,29 @@ class GlobalStepCheckpoint(Copyable, BestState):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._leave_if_asked("on_epoch_begin")
+        if self._own_loop:
+            self._own_loop.begin_epoch(epoch)
         self._counters.begin_epoch(epoch)
+        self._epoch.begin()
+        if not self._has_list:
+            self.on_all_callbacks_began_epoch()
+
+    def on_all_callbacks_began_epoch(self):
+        """Comes after every callback's `on_epoch_begin`."""
+        if self._own_loop and self._resumption and self._counters.batches_done:
+            self._resumption.set_states(self._callbacks)  # the loop may begin behind the place of the save
 
     def on_train_batch_begin(self, batch, logs=None):
+        if self._own_loop:
+            self._own_loop.begin_batch(batch)
         self._set_states_again("on_train_batch_begin", batch)
         if batch:  # here, and not at the end of the batch before, where some callbacks have yet to see that batch
             self._leave_if_asked("on_train_batch_begin")
 
     def on_train_batch_end(self, batch, logs=None):
         self._logged.last = logs or {}
+        if self._counters.end_batch(self) and self._own_loop:
+            self._own_loop.end_unseen_batch()
         self._set_states_again("on_train_batch_end", batch)
         self._saver.prepare()
         self._writer.raise_failure()
@@ -185,21 +208,30 @@ class GlobalStepCheckpoint(Copyable, BestState):
         elif self._is_due_by_time():
             self._save("on_train_batch_end")
         preemption.ask_before_job_ends(2 * self._writer.slowest)
+        if not self._has_list:
+            self.on_all_callbacks_ended_batch(batch)
+
+    def on_all_callbacks_ended_batch(self, batch):
+        """Comes after every callback's `on_train_batch_end`."""
+        self._set_states_again("on_all_callbacks_ended_batch", batch)
+        if self._own_loop is None and self.model.stop_training:
+            self._stop_in_epoch()
 
     def on_test_begin(self, logs=None):
         if self._trains:
             self._set_states_again("on_test_begin")
             self._leave_if_asked("on_test_begin")
-            self._restore_metrics = noted_metrics(self.model)
+            self._epoch.begin_validation(self.model)
 
     def on_test_batch_end(self, batch, logs=None):
         if self._trains and ranks().asked_to_leave():
             # Validation is done again by the next run; until then the epoch's own metrics are those of its training.
-            self._restore_metrics()
+            self._epoch.restore_metrics()
             self._leave_if_asked("on_test_begin")
 
     def on_epoch_end(self, epoch, logs=None):
-        self._counters.end_epoch()
+        if self._epoch.states is None:
+            self._counters.end_epoch()
         self._logged.end_epoch(logs or {})
         self._epoch_is_saved = self._policy.is_due_after_epoch()
         # The weights in the file are those of this place in the list, as with ModelCheckpoint. The state that training resumes
@@ -211,10 +243,13 @@ class GlobalStepCheckpoint(Copyable, BestState):
     def on_all_callbacks_ended_epoch(self, epoch):
         """Comes after every callback's `on_epoch_end`."""
         self._logged.check_after_epoch()
-        if self._epoch_is_saved:
+        if self._epoch.states:
+            self._epoch.restore_metrics()
+        if self._epoch_is_saved and not (self._epoch.states and self._is_saved()):
             self._save("on_epoch_end")
         self._keras_part = None
-        if self.model.stop_training or epoch + 1 >= (self.params or {}).get("epochs", math.inf):
+        epochs = (self.params or {}).get("epochs") or math.inf
+        if getattr(self.model, "stop_training", False) or epoch + 1 >= epochs:  # no such attribute before `compile`
             self._save_if_trained("on_epoch_end")
 
     def on_train_end(self, logs=None):
@@ -227,22 +262,26 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._resumption = None
         if ranks().is_chief:
             self._directory.release()
+        preemption.training_ends()
+
+    @property
+    def batches_done(self) -> int:
+        """How many batches of the epoch that begins are trained on already, for a loop of one's own to leave out."""
+        return self._counters.batches_done
 
     @property
     def newest(self) -> str | None:
         """The path of the checkpoint saved last, or resumed from."""
-        if self._last_path:
-            return self._last_path
-        return self.resumed_from.path if self.resumed_from else None
+        return self._last_path or (self.resumed_from.path if self.resumed_from else None)
 
     def _resume(self, fit):
         logs, metrics, self._resumption = {}, {}, None
         self.resumed_from = find_checkpoint(self.template, self.resume)
         rates = compiled_rates(StateTree(self.model))
         if self.resumed_from:
-            epochs = (self.params or {}).get("epochs", 0)
-            self._resumption = Resumption(self.model, self.resumed_from, epochs, rates)
+            self._resumption = Resumption(self.model, self.resumed_from, (self.params or {}).get("epochs"), rates)
             logs, metrics = self._resumption.logs, self.resumed_from.metrics
+        self.initial_epoch = self._resumption.initial_epoch if self._resumption else 0
         monitor = self.monitor if self._keep["keep_best"] else None
         self._logged = LoggedMetrics(self.template, fit.validates, fit.callbacks, logs, metrics, monitor)
 
@@ -263,8 +302,19 @@ class GlobalStepCheckpoint(Copyable, BestState):
 
     def _save_if_trained(self, hook):
         """Makes a last save, unless that very state was just saved."""
-        if not self.save_best_only and self._counters.reached(self._policy.saved_batch + 1):
+        if not self.save_best_only and not self._is_saved():
             self._save(hook)
+
+    def _is_saved(self):
+        return not self._counters.reached(self._policy.saved_batch + 1)
+
+    def _stop_in_epoch(self):
+        """Keras ends the epoch after this batch. Where batches are left, a resume finishes it, as if nobody had stopped."""
+        steps = (self.params or {}).get("steps")
+        if steps is None or self._counters.read().batches_in_epoch < steps:
+            self._epoch.stop(self._callbacks)
+            if not self.template.metrics:  # these come when the epoch ends
+                self._save_if_trained("on_all_callbacks_ended_batch")
 
     def _leave_if_asked(self, hook):
         """Saves and leaves where any rank was asked to; all ranks come here after the same batch, or none."""
@@ -294,7 +344,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         began = time.monotonic()
         self._saver.want_memory()
         self._writer.make_room(f"The save of batch {self._counters.read().batch}")
-        states = callback_state.gather(self._callbacks, hook)
+        states = self._epoch.states or callback_state.gather(self._callbacks, hook)
         snapshot = state.take(self.model, self._saver.plan(), states, self._logged.last, metrics, self._keras_part)
         snapshot.header["template"] = self.template.last_part
         path = self.template.format(snapshot.counts, metrics)

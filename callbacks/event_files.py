@@ -7,8 +7,9 @@ import struct
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import tensorflow as tf
 from google.protobuf.message import DecodeError
@@ -124,9 +125,12 @@ class EventFile:
     def adopt(self, directory: str) -> None:
         """Adds what `tf.summary` has written to another directory. On return it has left the process."""
         for path in Path(directory).glob(_PATTERN):
-            for event in _events(path):
-                if event.HasField("summary"):
-                    self._add(event)
+            self.add(event for event in _events(path) if event.HasField("summary"))
+
+    def add(self, events: Iterable[tf.compat.v1.Event]) -> None:
+        """Adds events with the steps that they have. On return they have left the process."""
+        for event in events:
+            self._add(event)
 
     def _add(self, event):
         if not self.is_lost:
@@ -178,21 +182,31 @@ def _events(path: Path) -> Iterator[tf.compat.v1.Event]:
     """
     try:
         with open_regular(path) as file:
-            left = os.fstat(file.fileno()).st_size
-            while left >= _FRAME:
-                (size,) = struct.unpack("<Q", file.read(12)[:8])  # uint64, and its checksum
-                left -= _FRAME + size
-                if left < 0:
-                    return
-                yield _Event.FromString(file.read(size + 4)[:-4])
-    except (NotRegular, DecodeError):
+            yield from read_events(file)
+    except NotRegular:
         return
     except OSError as error:
         raise InputError(f"TensorBoard's events cannot be read: {path}: {error.strerror}") from None
 
 
+def read_events(file: BinaryIO) -> Iterator[tf.compat.v1.Event]:
+    """Yields the events from the file's position on; it stays behind the last one that is complete."""
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    while left >= _FRAME:
+        begin = file.tell()
+        (size,) = struct.unpack("<Q", file.read(12)[:8])  # uint64, and its checksum
+        left -= _FRAME + size
+        if left < 0:
+            file.seek(begin)
+            return
+        try:
+            yield _Event.FromString(file.read(size + 4)[:-4])
+        except DecodeError:
+            return
+
+
 def _next_second(directory: str) -> int:
     """The time for a new file's name: now, or the second after the newest file's where that is ahead of the clock."""
     seconds = [path.name.split(".")[3] for path in Path(directory).glob(_PATTERN)]
-    newest = max((int(second) for second in seconds if second.isdigit()), default=0)
+    newest = max((int(second) for second in seconds if second.isdecimal()), default=0)
     return max(int(time.time()), newest + 1)

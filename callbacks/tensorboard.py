@@ -8,10 +8,8 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
-import tensorflow as tf
 
 from callbacks import event_files
 from callbacks.batch_profiler import BatchProfiler
@@ -26,26 +24,8 @@ from callbacks.ranks import ranks
 from callbacks.save_costs import save_costs_of
 from callbacks.save_policy import next_multiple
 from callbacks.step_statistics import StepStatistics, ratio
-
-DESCRIPTIONS = {
-    "batch_steps_per_second": "Batches per second, since the point before; time of validation left out.",
-    "throughput/samples_per_second": "Samples that all replicas trained on per second, since the point before; time of validation "
-    "left out, time of checkpoints not.",
-    "throughput/samples_per_second_per_replica": "The same for each replica.",
-    "time/step_median_ms": "Milliseconds from the begin to the end of a batch: median of the batches since the point before.",
-    "time/step_p95_ms": "The same, 95th percentile.",
-    "time/data_wait_share": "Share of the batches' time in which the chief waited for data; from a sample of them.",
-    "checkpoint/blocked_seconds": "Seconds that training stood still for checkpoints, since the point before.",
-    "checkpoint/write_seconds": "Seconds that files took to be written, beside training mostly; of those finished since the point "
-    "before.",
-    "checkpoint/write_megabytes_per_second": "Speed of these writes; 0 where none was finished.",
-    "ranks/step_spread_ms": "How much longer the slowest rank takes than the fastest, in median, from the begin of a batch until "
-    "its gradients are there and it waits for the others.",
-    "ranks/slowest": "The rank that takes the longest.",
-    "run/restarts": "How often this run was started again.",
-    "run/goodput": "Share of wall time, since the run was first started, spent on batches that were kept: not in start-up, "
-    "validation, checkpoints, between two lives, or on batches that were lost in a kill.",
-}
+from callbacks.tags import describe, hparams_summary, learning_rates
+from callbacks.user_summaries import SummaryRelay
 
 _LONGEST_SAMPLE = 10
 
@@ -62,9 +42,11 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     It takes the place of `keras.callbacks.TensorBoard`, on every rank; only the chief writes. Runs in TensorBoard: `train` and
     `validation` with a point for each epoch (`epoch_loss`, ...), and `batches` with a point every `update_freq` batches
-    (`batch_loss`, ..., and what `DESCRIPTIONS` lists). Every point stands at the number of batches trained on since training
+    (`batch_loss`, ..., and what `tags.DESCRIPTIONS` lists). Every point stands at the number of batches trained on since training
     began, over all restarts. What a life wrote past the checkpoint that the next one goes on from is dropped, as TensorBoard
-    provides for it (`SessionLog.START`); what belongs to a checkpoint has reached the system before that is taken.
+    provides for it (`SessionLog.START`); what belongs to a checkpoint has reached the system before that is taken. Summaries that
+    your own layers, train steps and callbacks write with `tf.summary` and without a step come to the same points of `batches`;
+    those of a validation to `validation`.
 
     Args:
         log_dir: TensorBoard's directory of this run, which no other run writes to.
@@ -124,9 +106,11 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._summary_module = None
         self._statistics = StepStatistics()
         self._files: dict[str, EventFile] = {}
+        self._relay = SummaryRelay(self._file)
+        self._evaluation: EventFile | None = None  # where no `fit` has opened one
         self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
         self._data_arrival: DataArrival | None = None
-        self._validates = self._has_begun = False
+        self._validates = self._has_begun = self._trains = False
         self._next_point = math.inf
         self._left_out: set[str] = set()  # logs that no curve can show
         self._restarts, self._run_began = 0, 0.0
@@ -141,7 +125,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     def set_model(self, model):
         if model is not self._model:
-            self._files = {}
+            self._files, self._evaluation = {}, None
         self._model = model
         self._counters, self._costs = counters_of(model), save_costs_of(model)
 
@@ -150,44 +134,66 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             raise InputError(
                 f"profile_ranks are of this run, which has ranks 0 to {ranks().size - 1}. Received: {list(self._profile_ranks)}"
             )
-        self._validates = running_fit(self).validates is not False
+        fit = running_fit(self)
+        self._counters.begin_training(in_fit=not fit.is_own_loop)
+        self._validates = fit.validates is not False
         self._data_arrival = data_arrival_of(self.model, self._data_sample)
         if self._data_arrival:
             self._data_arrival.act = self._statistics.note_data
         self._statistics.forget_batch()
+        self._enter_summaries()
         self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
-        self._has_begun = False
+        self._has_begun, self._trains = False, True
 
     def on_epoch_begin(self, epoch, logs=None):
         self._counters.begin_epoch(epoch)
         if not self._has_begun:  # only now has every callback restored what it restores
             self._has_begun = True
             self._begin(self._counters.read())
+            self._relay.record(self._counters.batch_bound)
 
     def on_train_batch_begin(self, batch, logs=None):
+        self._relay.pass_on()  # of callbacks that come after this one
+        ends_at = self._counters.batch_bound + self.model.steps_per_execution
+        self._relay.record(ends_at if batch >= self._counters.batches_done and ends_at >= self._next_point else None)
         self._profiler.begin_batch(self._counters)
         self._statistics.begin_batch(self._counters.batch_bound)
 
     def on_train_batch_end(self, batch, logs=None):
+        self._counters.end_batch(self)
         self.end_batch(logs or {})
-
-    def on_test_batch_begin(self, batch, logs=None):
-        pass
 
     def on_test_begin(self, logs=None):
         self._statistics.begin_validation()
+        if not self._trains:
+            self._enter_summaries()
+        self._relay.pass_on()
+
+    def on_test_batch_begin(self, batch, logs=None):
+        self._global_test_batch += 1
+        if self.update_freq != "epoch":
+            is_due = self._global_test_batch % self.update_freq == 0
+            self._relay.record_in_validation(self._counters.read().batch if is_due else None)
 
     def on_test_end(self, logs=None):
         self._statistics.end_validation()
+        self._relay.end_validation()
+        if not self._trains:
+            self._relay.leave()
+        if not self._trains and ranks().is_chief:
+            self._write_evaluation(logs or {})
 
     def on_epoch_end(self, epoch, logs=None):
         counts = self._counters.read()
+        self._relay.pass_on()
         if self.update_freq == "epoch":
             self._write_point(counts, {})
         if ranks().is_chief:
             self._write_epoch(counts.batch, epoch, logs or {})
 
     def on_train_end(self, logs=None):
+        self._trains = False
+        self._relay.leave()
         if self._profiler.is_running:
             self._write_profile()
 
@@ -220,14 +226,14 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         names = ["batches", "train"]
         if self._validates or not event_files.is_empty(os.path.join(self.log_dir, "validation")):
             names.append("validation")
-        self._files = {name: EventFile(os.path.join(self.log_dir, name), _describe) for name in names}
+        self._files = {name: EventFile(os.path.join(self.log_dir, name), describe) for name in names}
         if is_first_life and self.write_graph:
             self._write_with_keras(self._write_keras_model_summary)
         if self.embeddings_freq:
             self._log_write_dir = self.log_dir
             self._configure_embeddings()
         if self.hparams and has_tensorboard and event_files.is_empty(self.log_dir):
-            EventFile(self.log_dir, _describe).summary(_hparams_summary(self.hparams, self._time()), self._time())
+            EventFile(self.log_dir, describe).summary(hparams_summary(self.hparams, self._time()), self._time())
 
     def _look_back(self, now):
         lives = event_files.lives(os.path.join(self.log_dir, "batches"))
@@ -247,6 +253,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         if not self._statistics.end_batch(self._counters.batch_bound, ranks().gradients_ready_at):
             return
         if self._counters.reached(self._next_point):
+            self._relay.pass_on()
             self._write_point(self._counters.read(), logs)
         if self._profiler.has_ended(self._counters):
             self._write_profile()
@@ -254,7 +261,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
     def _write_point(self, counts, logs):
         of_ranks = ranks().gather(self._statistics.own_median()) if ranks().size > 1 else []
         if ranks().is_chief:
-            values = {f"batch_{name}": value for name, value in self._numbers(logs).items()} if logs else {}
+            numbers = self._numbers({**logs, **learning_rates(self.model)}) if logs else {}
+            values = {f"batch_{name}": value for name, value in numbers.items()}
             values |= self._speed(counts) | self._statistics.checkpoints(self._costs)
             if of_ranks:
                 slowest = max(of_ranks)
@@ -274,7 +282,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         return values
 
     def _write_epoch(self, batch, epoch, logs):
-        numbers = self._numbers(logs)
+        numbers = self._numbers({**logs, **learning_rates(self.model)})
         of_validation = {name: value for name, value in numbers.items() if name.startswith("val_")}
         of_training = {name: value for name, value in numbers.items() if name not in of_validation}
         now = self._time()
@@ -287,9 +295,25 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         if self.embeddings_freq and epoch % self.embeddings_freq == 0 and not self._files["train"].is_lost:
             self._log_embeddings(batch)
 
+    def _write_evaluation(self, logs):
+        """Writes the results of an `evaluate` outside of `fit`, which says nothing about the points that are there already."""
+        values = {f"evaluation_{name}_vs_iterations": value for name, value in self._numbers(logs).items()}
+        self._file("validation").scalars(self._counters.read().batch, self._time(), values)
+
+    def _file(self, name):
+        """The events of training or of validation; outside of `fit`, of an evaluation."""
+        if name not in self._files:
+            self._evaluation = self._evaluation or EventFile(os.path.join(self.log_dir, "validation"), describe)
+        return self._files.get(name) or self._evaluation
+
+    def _enter_summaries(self):
+        self._global_test_batch = 0
+        if ranks().is_chief and self.update_freq != "epoch":
+            self._relay.enter(self.model, self._counters.read().batch)
+
     def _numbers(self, logs):
-        """The logs that a curve can show, and the learning rate."""
-        numbers = {str(name): scalar(value) for name, value in _with_learning_rate(self.model, logs).items()}
+        """The logs that a curve can show."""
+        numbers = {str(name): scalar(value) for name, value in logs.items()}
         left_out = {name for name, number in numbers.items() if number is None} - self._left_out
         if left_out:
             self._left_out |= left_out
@@ -298,7 +322,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     def _write_with_keras(self, write, *arguments):
         """Has the base class write the model, histograms or images: to a file aside, as only one of a directory's is read."""
-        with tempfile.TemporaryDirectory() as self._train_dir:
+        with tempfile.TemporaryDirectory() as self._train_dir, self.summary.record_if(True):
             write(*arguments)
             self._train_writer.close()
             self._writers.clear()
@@ -313,31 +337,3 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             session.mkdir(parents=True, exist_ok=True)
             for name, profile in profiles.items():
                 (session / name).write_bytes(profile)
-
-
-def _describe(tag: str) -> str:
-    if tag in DESCRIPTIONS:
-        return DESCRIPTIONS[tag]
-    kind, _, name = tag.partition("_")
-    if name == "learning_rate":
-        return "The rate of the next update."
-    return f"{name}: " + ("mean of this epoch's batches so far." if kind == "batch" else "of the epoch that ends here.")
-
-
-def _with_learning_rate(model: keras.Model, logs: Mapping[str, Any]) -> dict[str, Any]:
-    """Named as in Keras; read in half the time of `keras.ops.convert_to_numpy`."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if optimizer is None:
-        return dict(logs)
-    if hasattr(optimizer, "optimizers"):
-        rates = {f"learning_rate_{each.name}": each.learning_rate for each in optimizer.optimizers}
-    else:
-        rates = {"learning_rate": optimizer.learning_rate}
-    return {**logs, **{name: float(tf.convert_to_tensor(rate)) for name, rate in rates.items()}}
-
-
-def _hparams_summary(hparams: Mapping[str, Any], wall_time: float) -> bytes:
-    from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # half a second, so not at every start
-
-    values = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in hparams.items()}
-    return hparams_pb(values, start_time_secs=wall_time).SerializeToString()

@@ -15,7 +15,7 @@ import pytest
 from bare_ranks import run_ranks
 from compare import assert_same_rest, assert_same_weights
 from launching import ENGINES
-from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT
+from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT, run_program
 
 from callbacks import GlobalStepCheckpoint, Preempted, preemption
 from launch.processes import catches
@@ -170,6 +170,12 @@ def test_a_job_that_ends_soon_is_left_after_the_first_batch(recipe, tmp_path):
     assert code == 75
     assert re.search(r"^stopped +because the job ends in \d s; the same command resumes from ", out, re.MULTILINE)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [name(1)]
+
+
+def test_after_fit_signals_do_again_what_they_did_before(tmp_path):
+    done = run_program("signals_after_fit.py", tmp_path)
+    assert done.stdout.split("\n")[:3] == ["caught True", "given back True", "interrupted True"], done.stderr
+    assert done.returncode == 143 and (tmp_path / "b3.weights.h5").exists()
 
 
 @pytest.mark.slow

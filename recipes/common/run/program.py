@@ -25,7 +25,7 @@ def run(main: Callable[[], None]) -> None:
     be used, or the ranks differ. Anything without a code of its own fails with a traceback.
     """
     warnings.showwarning = _show_warning
-    catch_signals()
+    catch_signals(for_good=True)
     try:
         main()
     except Preempted as left:
