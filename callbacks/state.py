@@ -197,11 +197,11 @@ class StoredState:
         if beside:
             check_match(self.header, tree, self.path, with_optimizers=False)
         ranks().on_chief(lambda: self._load_keras_part(model, skip=tree.optimizers.values()))
-        names = {*tree.variables} - tree.metrics - tree.seeds
-        names -= {name for name in names if name.startswith(tuple(f"{each}." for each in tree.optimizers))}
-        ranks().give_chiefs_values([tree.variables[name] for name in names if isinstance(tree.variables[name], KerasVariable)])
+        left_out, of_optimizers = tree.metrics | tree.seeds, tuple(f"{name}." for name in tree.optimizers)
+        weights = {name: v for name, v in tree.variables.items() if name not in left_out and not name.startswith(of_optimizers)}
+        ranks().give_chiefs_values([v for v in weights.values() if isinstance(v, KerasVariable)])  # in one order on all ranks
         if beside:
-            self._assign(model, tree, names)
+            self._assign(model, tree, set(weights))
 
     def assign_metrics(self, model: keras.Model) -> None:
         """Gives the model's metrics, which `fit` resets when an epoch begins, the values that they had in the epoch."""
