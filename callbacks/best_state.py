@@ -29,7 +29,7 @@ class BestState(keras.callbacks.ModelCheckpoint):
             return True
         if self.monitor_op is None:
             self._set_monitor_op()
-        if not self._is_improvement(value, self.best):
+        if self.best is not None and not self.monitor_op(value, self.best):
             return False
         self.best = value
         return True
@@ -50,4 +50,4 @@ class BestState(keras.callbacks.ModelCheckpoint):
     def _lower_is_better(self):
         if self.monitor_op is None:
             self._set_monitor_op()
-        return self.monitor_op is keras.ops.less
+        return bool(self.monitor_op(0.0, 1.0))

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from callbacks.attached import attach, attached
 from callbacks.fit_hooks import fit_hooks_of, tensors_of
+from callbacks.keras_private import iterations_of
 from callbacks.own_loop import OwnLoop
 from callbacks.ranks import ranks
 from callbacks.state_tree import StateTree
@@ -270,7 +271,7 @@ class Counters:
         return logs
 
     def _updates(self) -> list[tf.Tensor]:
-        return [tf.cast(tf.convert_to_tensor(optimizer.iterations), "int64") for optimizer in self._optimizers]
+        return [tf.cast(tf.convert_to_tensor(iterations_of(optimizer)), "int64") for optimizer in self._optimizers]
 
     def _raise_bound(self) -> None:
         if self._loop:

@@ -208,5 +208,5 @@ def read_events(file: BinaryIO) -> Iterator[tf.compat.v1.Event]:
 def _next_second(directory: str) -> int:
     """The time for a new file's name: now, or the second after the newest file's where that is ahead of the clock."""
     seconds = [path.name.split(".")[3] for path in Path(directory).glob(_PATTERN)]
-    newest = max((int(second) for second in seconds if second.isdigit()), default=0)
+    newest = max((int(second) for second in seconds if second.isdecimal()), default=0)
     return max(int(time.time()), newest + 1)

@@ -117,7 +117,8 @@ class FitHooks:
             call: gets Keras's method and the logs of the last batch, and returns the logs:
                 `lambda make_logs, logs: make_logs(logs)`.
         """
-        _replace(self._model, keras_private.EPOCH_LOGS, functools.partial(call, getattr(self._model, keras_private.EPOCH_LOGS)))
+        make_logs = keras_private.needed(self._model, keras_private.EPOCH_LOGS)
+        _replace(self._model, keras_private.EPOCH_LOGS, functools.partial(call, make_logs))
 
     def trace_again(self) -> None:
         """Has the next batch trace the train step, if `fit` has made a train function already."""
@@ -131,7 +132,7 @@ class FitHooks:
             iterator: the data iterator of the execution.
         """
         model, spec, strategy = self._model, iterator.element_spec, self._model.distribute_strategy
-        if type(model).train_step is keras.Model.train_step:
+        if keras_private.can_build_symbolically(model):
             if strategy.num_replicas_in_sync == 1:  # with several, `fit` has built them already
                 with strategy.scope():
                     keras_private.symbolic_build(model, spec)
@@ -212,7 +213,8 @@ def take_over_all_reduce(optimizer: keras.optimizers.Optimizer, call: Callable[[
         optimizer: the optimizer, not one that wraps another.
         call: gets, on each replica, Keras's method that clips, accumulates and updates, the gradients and the variables.
     """
-    update = getattr(optimizer, keras_private.APPLY_GRADIENTS)
+    update = keras_private.needed(optimizer, keras_private.APPLY_GRADIENTS)
+    keras_private.needed(optimizer, keras_private.ALL_REDUCE)
     _replace(optimizer, keras_private.APPLY_GRADIENTS, functools.partial(call, update))
     _replace(optimizer, keras_private.ALL_REDUCE, lambda grads_and_variables: grads_and_variables)
 

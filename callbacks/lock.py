@@ -210,12 +210,16 @@ class Lock:
 
     def _write(self, owner):
         temporary = f"{self.path}.{owner.token}"
-        with open(temporary, "x") as file:  # with the mode of the umask: a group shares its directories
-            json.dump(asdict(owner), file)
         try:
+            with open(temporary, "x") as file:  # with the mode of the umask: a group shares its directories
+                json.dump(asdict(owner), file)
             os.replace(temporary, self.path)
         except FileNotFoundError:  # swept away by whoever has the lock now
             return False
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
         return True
 
     def _sweep(self):

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from callbacks.errors import InputError
+from callbacks.keras_private import KerasVariable
 from callbacks.state_tree import GLOBAL_SEEDS, StateTree
 
 
@@ -71,4 +71,4 @@ def _compare(in_file: dict[str, Any], in_model: dict[str, Any], is_built: bool, 
 
 
 def _title(name: str, variable: Any) -> str:
-    return variable.path if isinstance(variable, keras.Variable) else name
+    return variable.path if isinstance(variable, KerasVariable) else name

@@ -9,7 +9,7 @@ import keras
 
 from callbacks import files, state
 from callbacks.counters import Counts
-from callbacks.errors import InputError
+from callbacks.errors import InputError, one_line
 from callbacks.ranks import ranks
 from callbacks.template import SUFFIXES, Template
 
@@ -142,10 +142,11 @@ def read_whole(path: str) -> Checkpoint:
     trailer = files.verify(path)
     try:
         header = state.read_header(path)
+        state.check(path)
     except (InputError, OSError):
         raise
     except Exception as error:  # h5py, zipfile and json raise errors of many classes for what nobody wrote this way
-        raise files.Damaged(f"its state cannot be read: {type(error).__name__}: {error}") from None
+        raise files.Damaged(f"its state cannot be read: {one_line(error)}") from None
     if [header["counts"][name] for name in ("batch", "step", "epoch", "samples")] != list(astuple(trailer)):
         raise files.Damaged("its trailer and its header name different counters")
     if not Template(header["template"]).is_true_of(path, Counts(**header["counts"])):
@@ -163,7 +164,7 @@ def named_checkpoint(path: str) -> Checkpoint:
     try:
         return read_whole(path)
     except (files.Damaged, OSError) as error:
-        raise InputError(f"No checkpoint to go on from at {path}: {error}") from None
+        raise InputError(f"No checkpoint to go on from at {path}: {one_line(error)}") from None
 
 
 def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Checkpoint | None:
@@ -285,4 +286,4 @@ def _refuse_another_template(template, stored):
 
 
 def _pass_over(path, error):
-    warnings.warn(f"Passed over {path}: {error}.", stacklevel=4)
+    warnings.warn(f"Passed over {one_line(path)}: {one_line(error)}.", stacklevel=4)

@@ -30,11 +30,12 @@ import tensorflow as tf
 from callbacks import callback_state, format_1
 from callbacks.callback_state import CallbackStates
 from callbacks.counters import Counts, counters_of
-from callbacks.errors import InputError
+from callbacks.errors import InputError, one_line
 from callbacks.files import TRAILER_SIZE, Output
-from callbacks.hdf5_reader import WEIGHTS_MEMBER, load_weights, open_hdf5, read_dataset
+from callbacks.hdf5_reader import WEIGHTS_MEMBER, check_file, check_link, load_weights, open_hdf5, read_dataset
 from callbacks.hdf5_writer import Hdf5File
-from callbacks.keras_private import make_global_seed_generator
+from callbacks.header import check_header
+from callbacks.keras_private import KerasVariable, make_global_seed_generator
 from callbacks.model_match import check_match
 from callbacks.ranks import ranks
 from callbacks.replicas import assign_components
@@ -119,6 +120,16 @@ class _WithoutComment:
         return len(data) if data is _COMMENT else self._output.write(data)
 
 
+def check(path: str) -> None:
+    """Checks that reading a checkpoint opens no other file and makes nothing larger than the file.
+
+    Raises:
+        ValueError: if it does not hold plain arrays only.
+        OSError: if it cannot be read.
+    """
+    check_file(path, (WEIGHTS_MEMBER, format_1.MEMBER) if path.endswith(".keras") else (WEIGHTS_MEMBER,))
+
+
 def read_header(path: str) -> dict[str, Any]:
     """Returns the JSON part of a checkpoint's state.
 
@@ -170,7 +181,7 @@ class StoredState:
             make_global_seed_generator()
         tree = self._prepare(model)
         ranks().on_chief(lambda: self._load_keras_part(model))
-        ranks().give_chiefs_values([v for v in tree.variables.values() if isinstance(v, keras.Variable)])
+        ranks().give_chiefs_values([v for v in tree.variables.values() if isinstance(v, KerasVariable)])
         self._assign(model, tree, set(tree.variables))
 
     def assign_weights(self, model: keras.Model) -> None:
@@ -188,7 +199,7 @@ class StoredState:
         ranks().on_chief(lambda: self._load_keras_part(model, skip=tree.optimizers.values()))
         names = {*tree.variables} - tree.metrics - tree.seeds
         names -= {name for name in names if name.startswith(tuple(f"{each}." for each in tree.optimizers))}
-        ranks().give_chiefs_values([tree.variables[name] for name in names if isinstance(tree.variables[name], keras.Variable)])
+        ranks().give_chiefs_values([tree.variables[name] for name in names if isinstance(tree.variables[name], KerasVariable)])
         if beside:
             self._assign(model, tree, names)
 
@@ -235,7 +246,19 @@ class StoredState:
 
 
 def read_state(path: str) -> StoredState:
-    """Reads the state of a checkpoint that was verified; the chief reads, and all ranks get it."""
+    """Reads the state of a checkpoint that was verified; the chief reads, and all ranks get it.
+
+    Raises:
+        InputError: if it cannot be read, or is not as this package writes it.
+    """
+
+    def read_or_refuse():
+        try:
+            return read()
+        except InputError:
+            raise
+        except Exception as error:  # h5py, zipfile and json raise errors of many classes for what nobody wrote this way
+            raise InputError(f"The state in {path} cannot be read: {one_line(error)}") from None
 
     def read():
         with _open_group(path) as group:
@@ -249,9 +272,12 @@ def read_state(path: str) -> StoredState:
                 name: [read_dataset(entries, each) for each in sorted(entries, key=int)]
                 for name, entries in group["callbacks"].items()
             }
+            stored_state = StoredState(path, header, values, arrays)
+            for name in stored_state.callback_states.plain:
+                stored_state.callback_states.of(name)
             return [header, values, arrays]
 
-    header, beside, arrays = ranks().on_chief(read)
+    header, beside, arrays = ranks().on_chief(read_or_refuse)
     return StoredState(path, header, beside, arrays)
 
 
@@ -288,11 +314,14 @@ def _of_all_ranks(beside: dict[str, list[Any]], summed: Iterable[str]) -> dict[s
 
 def _header(group: h5py.Group, path: str) -> dict[str, Any]:
     header = json.loads(read_dataset(group, "header").tobytes())
+    if type(header["format"]) is not int:
+        raise ValueError("its header has no usable format")
     if header["format"] not in (1, FORMAT):
         raise InputError(
-            f"{path} has format {header['format']}; this version of the callbacks reads formats 1 and {FORMAT}. "
+            f"{path} has format {header['format']!s:.20}; this version of the callbacks reads formats 1 and {FORMAT}. "
             "Read it with the version that wrote it."
         )
+    check_header(header)
     return header
 
 
@@ -302,6 +331,7 @@ def _open_group(path: str) -> Iterator[h5py.Group]:
         file = stack.enter_context(open_hdf5(path))
         if _GROUP not in file and path.endswith(".keras"):
             file = stack.enter_context(open_hdf5(path, format_1.MEMBER))
+        check_link(file, _GROUP)
         yield file[_GROUP]
 
 

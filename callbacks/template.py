@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import glob
+import itertools
 import os
 import re
 import string
@@ -69,6 +70,8 @@ class Template:
             if "/" in spec:
                 raise InputError(f"A format must not put a slash into a name. Received: {{{field}:{spec}}} in {self.text!r}")
             try:
+                if re.search(r"[1-9]\d{3}", spec):
+                    raise ValueError("it is longer than a file's name")
                 _look(field, spec)
             except (ValueError, OverflowError) as error:
                 raise InputError(f"{{{field}:{spec}}} in {self.text!r} is no format of a number: {error}") from None
@@ -153,8 +156,8 @@ class Template:
         return "".join(glob.escape(literal) + ("*" if field else "") for literal, field, _, _ in self._parts)
 
     def files(self) -> list[str]:
-        """The existing paths that this template can have made, in no particular order."""
-        return [path for path in glob.iglob(self.pattern) if self.matches(path) and os.path.isfile(path)]
+        """The existing paths that this template can have made, in no particular order; they need not be files."""
+        return [path for path in glob.iglob(self.pattern) if self.matches(path)]
 
     def matches(self, path: str) -> bool:
         """Whether this template can have made the path."""
@@ -165,9 +168,12 @@ class Template:
         return re.fullmatch(self._expression(counts), path) is not None
 
     def is_true_of(self, path: str, counts: object) -> bool:
-        """Whether the counters in a file's name are these; a name that this template cannot have made claims nothing."""
-        template, name = Template(self.last_part), os.path.basename(path)
-        return not template.matches(name) or template.makes(name, counts)
+        """Whether the counters in a file's name are these; a name that this template cannot have made claims nothing.
+
+        The template may come from a file that was made to harm: this takes a time that grows with the name only.
+        """
+        claims = _claims(Template(self.last_part)._parts, os.path.basename(path))
+        return all(format(getattr(counts, field), spec) == text for field, spec, text in claims)
 
     @functools.cached_property
     def _regex(self):
@@ -220,6 +226,26 @@ def _look_of_metric(spec: str) -> str:
     fill = re.match("(.)[<>=^]", spec)
     filled = f"{_any_of(fill[1] if fill else ' ')}*"
     return f"{filled}[-+ ]?{filled}{_NUMBER}{filled}"
+
+
+def _claims(parts: list[tuple[str, str | None, str, str | None]], name: str) -> list[tuple[str, str, str]]:
+    """The counters in a name, each with its spec and its text; none where the name is not of this kind.
+
+    Of fields that stand side by side, nobody can tell which part of the name is whose: such a name claims nothing either.
+    """
+    first, last, found = parts[0][0], parts[-1][0], []
+    if not (name.startswith(first) and name[len(first) :].endswith(last)):
+        return []
+    at, end = len(first), len(name) - len(last)
+    for (_, field, spec, _), (literal, after, _, _) in itertools.pairwise(parts):
+        assert field is not None  # only after the last part there is none
+        until = end if after is None else name.find(literal, at + 1, end)  # a sign may be the literal's first character
+        if until < 0 or (not literal and after is not None) or not re.fullmatch(_look(field, spec), name[at:until]):
+            return []
+        if field in FIELDS:
+            found.append((field, spec, name[at:until]))
+        at = until + len(literal)
+    return found
 
 
 def _takes_texts(spec: str) -> bool:

@@ -47,7 +47,7 @@ def fresh_keras(request):
     if "launch" in request.fixturenames:  # trains in other processes, and would wait for a third of a second
         yield
         return
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)  # a garbage collection takes longer than most tests
     keras.utils.set_random_seed(0)
     yield
     keras.mixed_precision.set_global_policy("float32")

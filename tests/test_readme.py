@@ -72,3 +72,11 @@ def test_the_make_targets_it_names_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_each_line_of_the_matrix_of_faults_is_shown_by_a_test_that_is_there():
+    folder = ROOT / "tests" / "callbacks"
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "callbacks" / "README.md").read_text())
+    assert len(named) >= 20
+    for file, test in named:
+        assert f"def {test}(" in (folder / file).read_text(), test

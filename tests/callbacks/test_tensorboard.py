@@ -18,6 +18,7 @@ import pytest
 import tensorflow as tf
 from bare_ranks import run_ranks
 from curves import curves
+from features import PARTIAL_EXECUTIONS
 from processes import PROGRAMS, ROOT, USER_ENVIRONMENT, Process, run_program
 from small import BATCHES, arrays, fit, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -119,6 +120,7 @@ def steps(directory, run, tag):
     return [step for step, _ in curves(directory)[run, tag]]
 
 
+@pytest.mark.versions
 def test_points_of_a_life_past_its_checkpoint_vanish(tmp_path):
     """Also those of an epoch that had ended after the checkpoint, and of one that the next life does not come to."""
 
@@ -148,7 +150,10 @@ def test_a_point_is_on_the_disk_before_the_checkpoint_of_its_batch(tmp_path, boa
     assert seen == [[5], [5, 10]]
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 3, 4])
+@pytest.mark.versions
+@pytest.mark.parametrize(
+    "steps_per_execution", [1, pytest.param(3, marks=PARTIAL_EXECUTIONS), pytest.param(4, marks=PARTIAL_EXECUTIONS)]
+)
 def test_several_fits_go_on_along_one_axis(tmp_path, steps_per_execution):
     model = small_model(steps_per_execution=steps_per_execution)
     board = GlobalStepTensorBoard(tmp_path, update_freq=5, write_graph=False)

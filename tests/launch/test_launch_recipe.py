@@ -9,7 +9,7 @@ import warnings
 import pytest
 import tensorflow as tf
 from compare import assert_same_weights
-from launching import need_horovod, wait_for
+from launching import need, need_horovod, wait_for
 
 from callbacks import InputError
 from launch import exit_codes
@@ -95,10 +95,10 @@ def test_ctrl_c_ends_all_ranks_with_130(launch):
 
 
 @pytest.mark.slow
-def test_a_killed_rank_changes_nothing_of_the_result(launch):
+def test_a_killed_rank_changes_nothing_of_the_result(launch, engine):
     """With BatchNorm and Dropout, of which each rank has its own state."""
-    need_horovod()
-    flags = ["--epochs", 6, "--save-freq", 10, "--workdir"]
+    need(engine)
+    flags = ["--strategy", engine, "--epochs", 6, "--save-freq", 10, "--workdir"]
     code, out, err = launch(*mnist(*flags, "whole")).finish(PATIENCE)
     assert code == 0, out + err
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter  # `fit` takes its subclasses; it has no public name
 
 from callbacks import InputError
+from callbacks.keras_private import have_fit_take
 from recipes.common.data.skipped import SkippedBatches
 
 
@@ -29,6 +30,7 @@ class EpochData(DataAdapter):
         before_epoch: Callable[[], None] | None = None,
         skipped: SkippedBatches | None = None,
     ):
+        have_fit_take(EpochData)
         self.skipped = skipped
         self._once = _OncePerEpoch(dataset) if isinstance(dataset, tf.distribute.DistributedDataset) else None
         self._dataset = self._once or dataset

@@ -57,7 +57,7 @@ class Distribution:
         """The optimizer as this engine needs it: with gradients of the whole global batch before clipping and accumulation."""
         if self.ranks:
             return averaging(optimizer, self.ranks)
-        return summing(optimizer) if self.strategy else dense(optimizer)
+        return summing(optimizer, self.strategy) if self.strategy else dense(optimizer)
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """The first callbacks of every rank: they keep the ranks equal, and report progress to the launcher."""
