@@ -154,7 +154,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     def on_train_batch_begin(self, batch, logs=None):
         self._relay.pass_on()  # of callbacks that come after this one
-        ends_at = self._counters.batch_bound + self.model.steps_per_execution
+        left = ((self.params or {}).get("steps") or math.inf) - batch  # of the epoch
+        ends_at = self._counters.batch_bound + max(min(self.model.steps_per_execution, left), 1)
         self._relay.record(ends_at if batch >= self._counters.batches_done and ends_at >= self._next_point else None)
         self._profiler.begin_batch(self._counters)
         self._statistics.begin_batch(self._counters.batch_bound)

@@ -75,6 +75,7 @@ def test_counters_may_stand_side_by_side(text):
         ("m_{loss:y}.keras", "no format of a number"),
         ("m_{}.keras", "a name in braces"),
         ("m_{0}.keras", "a name in braces"),
+        ("m_{batch.real}.keras", "a name in braces"),
         ("m" * 220 + "_{batch}.keras", "at most 255 bytes"),
         ("\u00e9" * 110 + "_{batch}.keras", "at most 255 bytes"),  # 118 characters
         ("m" * 256 + "/{batch}.keras", "at most 255 bytes"),
