@@ -6,7 +6,6 @@ when training resumes: `resuming.py`.
 
 import math
 import os
-import time
 
 import keras
 
@@ -28,6 +27,7 @@ from callbacks.resumed_epoch import resumed_epoch_of
 from callbacks.resuming import Resumption, find_checkpoint, warn_of_later_checkpoints
 from callbacks.save_costs import save_costs_of
 from callbacks.save_policy import SavePolicy
+from callbacks.save_schedule import SaveSchedule
 from callbacks.saver import Saver
 from callbacks.snapshot import KerasPart
 from callbacks.template import Template
@@ -57,8 +57,10 @@ class GlobalStepCheckpoint(Copyable, BestState):
         monitor, save_best_only, mode, initial_value_threshold: as in ModelCheckpoint. `keep_best` uses the same monitor.
         verbose: 0 for silence, 1 for a line at each save.
         save_weights_only: None lets the suffix decide. As in Keras, True needs `.weights.h5` and False `.keras`.
-        save_freq: `"epoch"`, or global batches between saves: at the first boundary at or after each multiple.
+        save_freq: `"epoch"`; or global batches between saves: at the first boundary at or after each multiple; or `"auto"`: as
+            often as pays, within a budget (`callbacks.save_interval.SaveInterval`).
         save_secs: also every so many seconds.
+        max_overhead: under `"auto"`, the share of time that saves may cost.
         keep_last: keep the newest so many files.
         keep_every: keep the first file at or after each multiple of so many batches.
         keep_best: keep the so many files with the best `monitor`. A file stays if any rule keeps it; without a rule all stay.
@@ -84,6 +86,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         initial_value_threshold: float | None = None,
         *,
         save_secs: float | None = None,
+        max_overhead: float = 0.01,
         keep_last: int | None = None,
         keep_every: int | None = None,
         keep_best: int | None = None,
@@ -92,12 +95,10 @@ class GlobalStepCheckpoint(Copyable, BestState):
     ):
         self.template = Template(os.fspath(filepath)).absolute()
         keep = {"keep_last": keep_last, "keep_every": keep_every, "keep_best": keep_best}
-        check_arguments(self.template, save_weights_only, save_freq, save_secs, keep, resume)
+        check_arguments(self.template, save_weights_only, save_freq, save_secs, max_overhead, keep, resume)
         weights_only = self.template.suffix == ".weights.h5"
-        super().__init__(
-            self.template.text, monitor, verbose, save_best_only, weights_only, mode, save_freq, initial_value_threshold
-        )
-        self.save_secs = save_secs
+        super().__init__(self.template.text, monitor, verbose, save_best_only, weights_only, mode, "epoch", initial_value_threshold)
+        self.save_freq, self.save_secs, self.max_overhead = save_freq, save_secs, max_overhead
         self.resume = resume
         self._keep = keep
         self._background = background
@@ -108,7 +109,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         """Sets what belongs to a run, and is not copied with the callback."""
         self._model = None
         self.resumed_from: Checkpoint | None = None
-        self._policy = SavePolicy(self.save_freq, self.save_secs)
+        self._policy = SavePolicy(self.save_freq, self.save_secs, self.max_overhead)
         self._writer = Writer(self._background)
         self._resumption: Resumption | None = None
         self._last_in_list = LastInList(self.on_all_callbacks_began, self.on_all_callbacks_ended_epoch)
@@ -120,7 +121,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._validated: dict[str, float] = {}
         self._metrics_of_epoch: list = []
 
-    _saver: Saver  # from `on_train_begin` on, as is the next one
+    _saver: Saver  # from `on_train_begin` on, as are the next ones
+    _schedule: SaveSchedule
     _directory: CheckpointDirectory
 
     def set_model(self, model):
@@ -142,6 +144,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if ranks().is_chief and self.resume is not True:
             warn_of_later_checkpoints(self.template, begins_at)
         self._policy.begin(begins_at)
+        self._schedule = SaveSchedule(self._policy, self._counters, self._costs, self._writer)
         pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, begins_at)
         self._saver = Saver(self.model, self.template, self._writer, directory, pruner, DeviceMemory(), self.verbose)
         if self.template.metrics and type(self.model).train_step is keras.Model.train_step:
@@ -165,16 +168,14 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._set_states_again("on_train_batch_begin", batch)
         if batch:  # here, and not at the end of the batch before, where some callbacks have yet to see that batch
             self._leave_if_asked("on_train_batch_begin")
+        self._schedule.begin_batch()
 
     def on_train_batch_end(self, batch, logs=None):
         self._logs = logs or {}
         self._set_states_again("on_train_batch_end", batch)
         self._saver.prepare()
         self._writer.raise_failure()
-        if self._counters.reached(self._policy.next_batch):
-            self._save("on_train_batch_end")
-            self._policy.pass_batch(self._counters.read().batch)
-        elif self._is_due_by_time():
+        if self._schedule.is_due():
             self._save("on_train_batch_end")
         preemption.ask_before_job_ends(2 * self._writer.slowest)
 
@@ -223,6 +224,14 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if ranks().is_chief:
             self._directory.release()
 
+    def get_state(self):
+        """Returns what a checkpoint keeps of the times between saves."""
+        return self._policy.get_state()
+
+    def set_state(self, state):
+        """Takes over what `get_state` returned."""
+        self._policy.set_state(state)
+
     @property
     def newest(self) -> str | None:
         """The path of the checkpoint saved last, or resumed from."""
@@ -242,15 +251,10 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if self._resumption:
             self._resumption.set_states_again(self._callbacks, hook, batch)
 
-    def _is_due_by_time(self):
-        has_trained = self._counters.batch_bound > self._policy.saved_batch  # and does not skip what a resume has left behind
-        if not (self._policy.may_be_due_by_time and has_trained):
-            return False
-        return ranks().any(ranks().is_chief and self._policy.is_due_by_time())
-
     def _save_if_trained(self, hook):
         """Makes a last save, unless that very state was just saved."""
         if not self.save_best_only and self._counters.reached(self._policy.saved_batch + 1):
+            self._policy.ends = True
             self._save(hook)
 
     def _leave_if_asked(self, hook):
@@ -278,7 +282,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         for callback in self._callbacks:
             if isinstance(callback, GlobalStepTensorBoard):
                 callback.end_batch(self._logs)  # its curves and its state are those after this batch
-        began = time.monotonic()
+        began = self._policy.clock()
         self._saver.want_memory()
         self._writer.make_room(f"The save of batch {self._counters.read().batch}")
         states = callback_state.gather(self._callbacks, hook)
@@ -289,4 +293,4 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._last_path = path
         if ranks().is_chief:
             self._saver.submit(snapshot, path)
-        self._costs.blocked += time.monotonic() - began
+        self._schedule.note_blocked(self._policy.clock() - began)

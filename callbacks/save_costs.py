@@ -15,11 +15,13 @@ class SaveCosts:
         blocked: seconds that training stood still.
         seconds: seconds that the files took to be written, mostly beside training.
         size: their bytes.
+        interval: seconds that pass between two of them under `save_freq="auto"`; None otherwise.
     """
 
     blocked: float = 0.0
     seconds: float = 0.0
     size: int = 0
+    interval: float | None = None
 
 
 def save_costs_of(model: keras.Model) -> SaveCosts:

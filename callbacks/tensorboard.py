@@ -38,6 +38,7 @@ DESCRIPTIONS = {
     "checkpoint/write_seconds": "Seconds that files took to be written, beside training mostly; of those finished since the point "
     "before.",
     "checkpoint/write_megabytes_per_second": "Speed of these writes; 0 where none was finished.",
+    "checkpoint/interval_seconds": "Seconds between checkpoints, as save_freq='auto' has chosen them.",
     "ranks/step_spread_ms": "How much longer the slowest rank takes than the fastest, in median, from the begin of a batch until "
     "its gradients are there and it waits for the others.",
     "ranks/slowest": "The rank that takes the longest.",

@@ -37,7 +37,7 @@ class RunSummary(keras.callbacks.Callback):
         print(f"strategy     {distribution.name}, {_plural(distribution.replicas, 'replica')}: {distribution.hardware}")
         print(f"batch        {args.global_batch_size} samples, {share} on each replica")
         print(f"epochs       {args.epochs} of {self._batches_per_epoch} batches")
-        print(f"checkpoints  {from_here(self._checkpoint.template.text)}, every {_every(args.save_freq)}")
+        print(f"checkpoints  {from_here(self._checkpoint.template.text)}, {_how_often(args.save_freq)}")
         print(f"tensorboard  {args.workdir}/tensorboard")
         print(f"begins       {self._begins()}", flush=True)
 
@@ -81,8 +81,10 @@ def _tool(name):
     return relative if not relative.startswith("..") else path
 
 
-def _every(save_freq):
-    return "epoch" if save_freq == "epoch" else f"{save_freq} batches"
+def _how_often(save_freq):
+    if save_freq == "auto":
+        return "as often as 1 % of the time allows and failures make worth"
+    return "every epoch" if save_freq == "epoch" else f"every {save_freq} batches"
 
 
 def _plural(count, noun):
