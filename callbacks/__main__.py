@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from callbacks import files
 from callbacks.errors import InputError
-from callbacks.restoring import Checkpoint, candidates, read_whole
+from callbacks.restoring import Checkpoint, candidates, read_stored, read_whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,16 +25,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: no checkpoints at {args.template_or_directory}", file=sys.stderr)
         return 2
     damaged = 0
-    print(f"{'batch':>10} {'step':>10} {'epoch':>6} {'samples':>12} {'MB':>10}  file")
+    print(f"{'batch':>10} {'step':>10} {'epoch':>6} {'samples':>12} {'MB':>10} {'finite':>6}  file")
     for path, trailer, why in sorted(
         _look(paths, args.command == "verify"), key=lambda row: (row[1].batch if row[1] else -1, row[0])
     ):
         damaged += trailer is None
         if trailer is None:
-            print(f"{'-':>10} {'-':>10} {'-':>6} {'-':>12} {'-':>10}  {path}: {why}")
+            print(f"{'-':>10} {'-':>10} {'-':>6} {'-':>12} {'-':>10} {'-':>6}  {path}: {why}")
         else:
-            size = os.path.getsize(path) / 1e6
-            print(f"{trailer.batch:>10} {trailer.step:>10} {trailer.epoch:>6} {trailer.samples:>12} {size:>10.2f}  {path}")
+            size, stored = os.path.getsize(path) / 1e6, read_stored(path)
+            finite = "-" if stored is None else "yes" if stored.finite else "NO"
+            counts = f"{trailer.batch:>10} {trailer.step:>10} {trailer.epoch:>6} {trailer.samples:>12}"
+            print(f"{counts} {size:>10.2f} {finite:>6}  {path}")
     if args.command == "verify":
         print(f"{len(paths)} files, {damaged} damaged" if damaged else f"{len(paths)} files, all whole")
     return 1 if damaged and args.command == "verify" else 0

@@ -1,12 +1,12 @@
-"""The state of callbacks, which Keras forgets when a process ends.
+"""The state of callbacks, which Keras loses when a process ends.
 
-A callback with these two methods is resumed, whoever wrote it:
+Any callback with these two methods is resumed:
 
     get_state() -> state      plain data: None, bool, int, float, str, lists, dicts with string keys, numpy arrays and scalars
     set_state(state)          receives what `get_state` returned; tuples arrive as lists, arrays as copies of its own
 
-Keras's own callbacks have no such methods; an adapter reads and sets their attributes. A subclass of one with the two methods
-has both: the adapter keeps what Keras's class holds, and the methods keep what the subclass adds.
+Keras's own callbacks lack these methods; an adapter reads and sets their attributes. A subclass with the two methods uses
+both: the adapter saves the attributes of Keras's class, the methods save what the subclass adds.
 
 In a file, a state is JSON, in which `{"array": [place, dtype, shape]}` and `{"scalar": [place, dtype]}` stand for an array and a
 numpy scalar, and `{"dict": {...}}` for a dict that would look like one of these three. The arrays lie beside it.
@@ -32,10 +32,10 @@ class Stateful(Protocol):
     """A callback that is resumed."""
 
     def get_state(self) -> Any:
-        """Returns all that the callback needs to continue, as plain data."""
+        """Returns the callback's state as plain data."""
 
     def set_state(self, state: Any) -> None:
-        """Takes over what `get_state` returned."""
+        """Restores the state that `get_state` returned."""
 
 
 class NotPlain(TypeError):
@@ -47,10 +47,10 @@ class CallbackStates:
     """The states of all callbacks of a `fit`, as a file holds them.
 
     Args:
-        plain: name of the state -> its JSON part.
-        arrays: name of the state -> its arrays.
-        hook: the hook in which they were read. The callbacks before the one that saves had seen it, those after it had not.
-        has_stopped: whether a callback has ended training for good.
+        plain: the JSON part of each state, by the state's name.
+        arrays: the arrays of each state, by the state's name.
+        hook: the hook in which the states were read: callbacks before the one that saves had run it, later ones had not.
+        has_stopped: whether a callback has stopped training for good.
     """
 
     plain: dict[str, Any]
@@ -59,17 +59,17 @@ class CallbackStates:
     has_stopped: bool = False
 
     def of(self, name: str) -> Any:
-        """Returns a state by its name, in objects of its own."""
+        """Returns a copy of a state, by name."""
         state = _decode(self.plain[name], self.arrays.get(name, []))
         for key, arrays in self.arrays.items():
             of, dot, attribute = key.partition(".")
-            if dot and of == name:  # so format 1 and the first files of format 2 name the best weights of EarlyStopping
+            if dot and of == name:  # how format 1 and early files of format 2 name the best weights of EarlyStopping
                 state[attribute] = [array.copy() for array in arrays]
         return state
 
 
 def gather(callbacks: Iterable[keras.callbacks.Callback], hook: str) -> CallbackStates:
-    """Reads the states of all callbacks that have one; what they do next does not change the result.
+    """Reads the states of all callbacks that have one. Later changes of the callbacks do not affect the result.
 
     Args:
         callbacks: all callbacks of a `fit`.
@@ -90,9 +90,9 @@ def gather(callbacks: Iterable[keras.callbacks.Callback], hook: str) -> Callback
 
 
 def give_back(callbacks: Iterable[keras.callbacks.Callback], states: CallbackStates) -> None:
-    """Sets the states; a callback that had none when they were read stays as it is.
+    """Restores the states. A callback without a stored state stays as it is.
 
-    To be called after every `on_train_begin`, in which callbacks forget theirs.
+    Call it after every `on_train_begin`, which resets callbacks.
     """
     for name, _, source in _states(callbacks):
         if name in states.plain:
@@ -112,7 +112,7 @@ def check(callbacks: Iterable[keras.callbacks.Callback]) -> None:
 
 
 def as_json(value: Any) -> Any:
-    """Returns a value as JSON can hold it: numbers, arrays and tensors as numbers and lists, what is neither as its text."""
+    """Returns a value as JSON: arrays and tensors of numbers as numbers and lists, anything else as its text."""
     if isinstance(value, dict):
         return {str(key): as_json(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
@@ -137,7 +137,7 @@ class _KerasState:
         state = {name: as_json(present[name]) for name in self._attributes if name in present}
         for name in self._arrays:
             if present.get(name) is not None:
-                # Keras replaces these arrays and never writes into them, so nobody has to copy them.
+                # Keras replaces these arrays and never modifies them, so no copy is needed.
                 state[name] = [_read_only(array) for array in present[name]]
         return state
 

@@ -1,7 +1,7 @@
 """The checksum of a checkpoint: XXH3-128 over every byte.
 
-It finds damage: a disk's flipped bit, a truncated copy. It is no signature, since whoever changes a file can compute it again.
-XXH3 takes a tenth of the time of SHA-256 (`xxhash` is the reference implementation, https://xxhash.com).
+It finds corruption, such as a flipped bit or a truncated copy. It is not a signature: anybody who changes a file can compute it
+again. XXH3 takes a tenth of the time of SHA-256 (`xxhash` is the reference implementation, https://xxhash.com).
 """
 
 import os
@@ -9,7 +9,7 @@ import os
 import xxhash
 
 SIZE = 16  # bytes of a digest
-_PIECE = 1 << 19  # bytes read at once: they stay in a core's cache until they are in the checksum
+_PIECE = 1 << 19  # bytes per read: small enough to stay in a core's cache
 
 Checksum = xxhash.xxh3_128
 
@@ -18,13 +18,13 @@ def update_from_file(checksum: Checksum, descriptor: int, begin: int, end: int) 
     """Reads a part of a file into a checksum.
 
     Args:
-        checksum: of what comes before the part.
-        descriptor: of the open file.
-        begin: where the part begins, in bytes.
-        end: where it ends.
+        checksum: the checksum of the bytes before the part.
+        descriptor: the open file.
+        begin: the part's first byte.
+        end: the byte after its last one.
 
     Returns:
-        How many bytes there were: fewer than asked for if the file ends before.
+        The number of bytes read: fewer than `end - begin` if the file ends earlier.
 
     Raises:
         OSError: if it cannot be read.

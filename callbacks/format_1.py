@@ -1,7 +1,7 @@
-"""Checkpoints of format 1, which are still read: SHA-256 in the trailer, and variables told apart by their place in lists.
+"""Reads checkpoints of format 1, which have SHA-256 in the trailer and identify variables by their index in lists.
 
-They end with 80 bytes: magic, counters and size as in format 2, then the SHA-256 of the SHA-256 of each 4 MiB before the
-trailer, and of the three fields before it.
+The trailer has 80 bytes: magic, counters and size as in format 2, then one SHA-256 over the SHA-256 of each 4 MiB before the
+trailer and over the three fields before it.
 """
 
 import functools
@@ -30,7 +30,7 @@ def digest(descriptor: int, size: int, head: bytes) -> bytes:
     """Computes the digest of a file.
 
     Args:
-        descriptor: of the open file.
+        descriptor: the open file.
         size: bytes before the trailer.
         head: the trailer without its digest.
 
@@ -44,12 +44,12 @@ def digest(descriptor: int, size: int, head: bytes) -> bytes:
 
 
 def values(group: h5py.Group) -> dict[str, np.ndarray]:
-    """Reads the variables in the group `global_step`: list and place (`unsaved/0`) -> values, shape [replicas, ...]."""
+    """Reads the variables in the group `global_step`: values, shape [replicas, ...], by list and index (`unsaved/0`)."""
     return {f"{kind}/{place}": read_dataset(group[kind], place) for kind in _LISTS for place in group[kind]}
 
 
 def named(stored: dict[str, np.ndarray], tree: StateTree, model: keras.Model) -> dict[str, np.ndarray]:
-    """Returns the same values by the names of the state tree; the model has to be built as it was at the save."""
+    """Returns the same values by their names in the state tree. The model must be built as it was at the save."""
     names = {id(variable): name for name, variable in tree.variables.items()}
     weights = {id(v) for v in model.weights}
     lists = dict(
@@ -68,10 +68,10 @@ def named(stored: dict[str, np.ndarray], tree: StateTree, model: keras.Model) ->
 
 
 def prepare(model: keras.Model, stored: list, path: str) -> None:
-    """Builds the optimizer, and compares path, shape and dtype of each variable with the file's list of them.
+    """Builds the optimizer and compares the path, shape and dtype of each variable with the file's list.
 
     Raises:
-        InputError: if the file belongs to another model; the first variable that does not fit is named.
+        InputError: if the file belongs to another model. It names the first variable that differs.
     """
     if model.optimizer is not None and not model.optimizer.built:
         with model.distribute_strategy.scope():

@@ -1,4 +1,4 @@
-"""What ranks tell each other, as bytes: JSON and the contents of arrays. Reading it back runs nobody's code, as pickle would.
+"""Encodes messages between ranks as JSON and raw arrays. Unlike pickle, decoding runs no code.
 
 A message is
 

@@ -21,9 +21,9 @@ import threading
 import time
 from types import FrameType
 
-WARNED = 75
-INTERRUPTED = 130
-ENDED = 143
+WARNED = os.EX_TEMPFAIL
+INTERRUPTED = 128 + signal.SIGINT
+ENDED = 128 + signal.SIGTERM
 CODES = {signal.SIGUSR1: WARNED, signal.SIGUSR2: WARNED, signal.SIGINT: INTERRUPTED, signal.SIGTERM: ENDED}
 BY_WEIGHT = (WARNED, INTERRUPTED, ENDED)  # of several reasons the first counts: a warning promises that the run is started again
 TIME_TO_LEAVE = 10  # seconds that a run needs beside the save, to agree with other ranks and to end

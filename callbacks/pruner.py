@@ -32,19 +32,20 @@ class Pruner:
         self._lower_is_better, self._begins_at = lower_is_better, begins_at
         self._kept: dict[str, retention.Kept] | None = None
 
-    def prune(self, path: str, batch: int, metrics: Mapping[str, float]) -> None:
+    def prune(self, path: str, batch: int, metrics: Mapping[str, float], finite: bool) -> None:
         """Deletes what no rule keeps, now that one more checkpoint is there.
 
         Args:
             path: of the new checkpoint.
             batch: the batch stored in it.
             metrics: the metrics stored in it.
+            finite: whether its values are finite.
         """
         if not any(self._keep.values()):
             return
         if self._kept is None:
             self._kept = self._find_earlier()
-        self._kept[path] = self._candidate(path, batch, metrics)
+        self._kept[path] = self._candidate(path, batch, metrics, finite)
         lower = self._keep["keep_best"] is None or self._lower_is_better()
         for old in retention.to_delete(list(self._kept.values()), **self._keep, lower_is_better=lower):
             stored = read_stored(old)  # once more: another program may have replaced the file since
@@ -56,7 +57,7 @@ class Pruner:
     def _find_earlier(self) -> dict[str, retention.Kept]:
         present = own_checkpoints(self._template)
         earlier = [(path, stored) for path, trailer, stored in present if trailer.batch <= self._begins_at]
-        return {path: self._candidate(path, stored.counts.batch, stored.metrics) for path, stored in earlier}
+        return {path: self._candidate(path, stored.counts.batch, stored.metrics, stored.finite) for path, stored in earlier}
 
-    def _candidate(self, path: str, batch: int, metrics: Mapping[str, float]) -> retention.Kept:
-        return retention.Kept(path, batch, metrics.get(self._monitor))
+    def _candidate(self, path: str, batch: int, metrics: Mapping[str, float], finite: bool) -> retention.Kept:
+        return retention.Kept(path, batch, metrics.get(self._monitor), finite)

@@ -22,6 +22,8 @@ class Checkpoint:
         path: where it is.
         step, batch, epoch, samples: the counters stored in it (see `callbacks.counters.Counts`).
         metrics: the newest value of each logged metric when it was made, those of the last validation among them.
+        finite: False if it holds NaN or infinite values, so that no training goes on from it; True also where the file does not
+            say.
     """
 
     path: str
@@ -30,6 +32,31 @@ class Checkpoint:
     epoch: int
     samples: int
     metrics: dict[str, float]
+    finite: bool = True
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search for the newest checkpoint has found.
+
+    Args:
+        checkpoint: the newest one that verifies and is finite; None if there is none.
+        not_finite: the path and the batch of each newer one with NaN or infinite values, the newest first.
+    """
+
+    checkpoint: Checkpoint | None
+    not_finite: list[tuple[str, int]]
+
+    @property
+    def passed_over(self) -> str:
+        """Names what is not finite, for a message."""
+        path, batch = self.not_finite[-1]
+        if len(self.not_finite) == 1:
+            return f"Passed over {path}: it holds NaN or infinite values."
+        return (
+            f"Passed over {len(self.not_finite)} checkpoints with NaN or infinite values, of batches {batch} to "
+            f"{self.not_finite[0][1]}, the first {path}."
+        )
 
 
 @dataclass(frozen=True)
@@ -40,11 +67,13 @@ class Stored:
         template: the last part of the template that made it.
         counts: its counters.
         metrics: the newest value of each logged metric when it was made.
+        finite: whether its values are neither NaN nor infinite; True also where the file does not say.
     """
 
     template: str
     counts: Counts
     metrics: dict[str, float]
+    finite: bool
 
     def is_made_by(self, template: Template, path: str) -> bool:
         """Whether the file stores this template, and the counters that give this path."""
@@ -52,10 +81,12 @@ class Stored:
 
 
 def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | None:
-    """The checkpoint with the highest batch stored in it, of those that verify.
+    """The checkpoint that a resume starts from: the one with the highest batch stored in it, of those that verify and are finite.
 
     Damaged and foreign files are passed over, each with a warning that names it. So are files of another template whose names
     this template matches too: `m_{batch}` and `m_{epoch}` in one directory are two runs, and neither resumes from the other.
+    Checkpoints with NaN or infinite values are passed over too, with one warning for all of them; where somebody names such a
+    file by its own path, it is returned.
 
     Args:
         template_or_directory: a template (`"run/model_batch_at_{batch:05d}.weights.h5"`), the path of one file, or a
@@ -72,15 +103,32 @@ def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | 
     >>> latest = latest_checkpoint("runs/mnist/checkpoints")
     >>> model.load_weights(latest.path)
     """
-    template = _template_with_fields(template_or_directory)
-    for path, _ in newest_first(template_or_directory):
+    found = search(template_or_directory, finite_only=not _is_file(template_or_directory))
+    if found.not_finite:
+        warnings.warn(found.passed_over, stacklevel=2)
+    return found.checkpoint
+
+
+def search(template_or_directory: str | os.PathLike, finite_only: bool = True) -> Search:
+    """Looks for the newest checkpoint, and warns of each file that is passed over because it does not verify.
+
+    Args:
+        template_or_directory: as for `latest_checkpoint`.
+        finite_only: False takes a checkpoint with NaN or infinite values, too.
+    """
+    template, not_finite = _template_with_fields(template_or_directory), []
+    for path, trailer in newest_first(template_or_directory):
+        stored = read_stored(path)
         try:
-            if template is not None:
-                _refuse_another_template(template, path)
-            return read_whole(path)
+            if template is not None and stored is not None:
+                _refuse_another_template(template, stored)
+            if finite_only and stored is not None and not stored.finite:
+                not_finite.append((path, trailer.batch))
+            else:
+                return Search(read_whole(path), not_finite)
         except (files.Damaged, OSError) as error:
             _pass_over(path, error)
-    return None
+    return Search(None, not_finite)
 
 
 def read_whole(path: str) -> Checkpoint:
@@ -102,7 +150,8 @@ def read_whole(path: str) -> Checkpoint:
         raise files.Damaged("its trailer and its header name different counters")
     if not Template(header["template"]).is_true_of(path, Counts(**header["counts"])):
         raise files.Damaged(f"its name lies: it holds batch {trailer.batch}")
-    return Checkpoint(path, trailer.step, trailer.batch, trailer.epoch, trailer.samples, header["metrics"])
+    finite = header.get("finite", True)
+    return Checkpoint(path, trailer.step, trailer.batch, trailer.epoch, trailer.samples, header["metrics"], finite)
 
 
 def named_checkpoint(path: str) -> Checkpoint:
@@ -124,7 +173,7 @@ def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Che
 
     Args:
         model: a built and compiled model, of the same shape as the one that was saved.
-        template_or_directory: as for `latest_checkpoint`; a file's path restores that file.
+        template_or_directory: as for `latest_checkpoint`; a file's path restores that file, with NaN or infinite values too.
 
     Returns:
         The checkpoint, or None where there is none; then the model is as it was.
@@ -166,7 +215,7 @@ def read_stored(path: str) -> Stored | None:
     """Reads what a checkpoint stores about itself; None for a foreign or corrupt file, or one of an unknown format."""
     try:
         header = state.read_header(path)
-        return Stored(header["template"], Counts(**header["counts"]), header["metrics"])
+        return Stored(header["template"], Counts(**header["counts"]), header["metrics"], header.get("finite", True))
     except Exception:  # h5py, zipfile and json raise errors of many classes for a corrupt file
         return None
 
@@ -195,6 +244,11 @@ def candidates(template_or_directory: str | os.PathLike) -> list[str]:
     return Template(text).expanded().files()
 
 
+def _is_file(template_or_directory):
+    """Whether somebody names one file, and not all of a template or of a directory."""
+    return _template_with_fields(template_or_directory) is None and not os.path.isdir(os.path.expanduser(template_or_directory))
+
+
 def _template_with_fields(template_or_directory):
     """The template; None for a directory or a file's path, which take checkpoints of any template."""
     text = os.fspath(template_or_directory)
@@ -204,10 +258,9 @@ def _template_with_fields(template_or_directory):
     return template if template.has_fields else None
 
 
-def _refuse_another_template(template, path):
-    """Raises if the file stores another template, before the whole file is read."""
-    stored = read_stored(path)
-    if stored is not None and stored.template != os.path.basename(template.text):
+def _refuse_another_template(template, stored):
+    """Raises if a file stores another template, before the whole file is read."""
+    if stored.template != os.path.basename(template.text):
         raise files.Damaged(f"it was saved by another template, {stored.template}. To resume from it, give its path")
 
 

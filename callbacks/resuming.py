@@ -10,10 +10,11 @@ import keras
 from callbacks import callback_state, state
 from callbacks.callback_state import CallbackStates
 from callbacks.counters import counters_of
+from callbacks.errors import InputError
 from callbacks.fit_hooks import fit_hooks_of
 from callbacks.keras_private import set_initial_epoch
 from callbacks.model_match import NotBuilt
-from callbacks.restoring import Checkpoint, find_on_chief, latest_checkpoint, named_checkpoint, own_checkpoints
+from callbacks.restoring import Checkpoint, find_on_chief, named_checkpoint, own_checkpoints, search
 from callbacks.state_tree import StateTree
 from callbacks.template import Template
 
@@ -26,13 +27,33 @@ def find_checkpoint(template: Template, resume: bool | str | os.PathLike) -> Che
         resume: True for the newest of them that verifies, False for none, or the path of one.
 
     Raises:
-        InputError: if there is no intact checkpoint at that path.
+        InputError: if there is no intact checkpoint at that path, or all have NaN or infinite values.
     """
     if resume is False:
         return None
     if resume is True:
-        return find_on_chief(lambda: latest_checkpoint(template.text))
+        return find_on_chief(lambda: _last_good(template))
     return find_on_chief(lambda: named_checkpoint(os.fspath(resume)))
+
+
+def _last_good(template: Template) -> Checkpoint | None:
+    """The newest finite checkpoint; what newer ones have come to is said, and how to get past it."""
+    found = search(template.text)
+    if not found.not_finite:
+        return found.checkpoint
+    if found.checkpoint is None:
+        raise InputError(
+            f"No checkpoint to resume from: those of {template.text} hold NaN or infinite values, from batch "
+            f"{found.not_finite[-1][1]} on. Begin again in another directory, with a lower learning rate or other data."
+        )
+    first, last = found.checkpoint.batch + 1, found.not_finite[-1][1]
+    warnings.warn(
+        f"{found.passed_over} Training resumes from batch {found.checkpoint.batch}. The same batches in the same order lead "
+        f"to the same values again: leave out batches {first} to {last} (in recipes: --skip-batches {first}:{last}), "
+        "or lower the learning rate.",
+        stacklevel=2,
+    )
+    return found.checkpoint
 
 
 def warn_of_later_checkpoints(template: Template, begins_at: int) -> None:

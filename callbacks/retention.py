@@ -13,11 +13,13 @@ class Kept:
         path: where it is.
         batch: the batch stored in it.
         value: the monitored metric stored in it; None where it has none.
+        finite: whether training can go on from it: its values are neither NaN nor infinite.
     """
 
     path: str
     batch: int
     value: float | None = None
+    finite: bool = True
 
 
 def to_delete(
@@ -28,7 +30,7 @@ def to_delete(
     keep_best: int | None = None,
     lower_is_better: bool = True,
 ) -> list[str]:
-    """The files that no rule keeps. Without a rule all stay; the newest always stays.
+    """The files that no rule keeps. Without a rule all stay; the newest always stays, and so does the newest finite one.
 
     Args:
         present: the checkpoints that are there, in any order.
@@ -49,6 +51,7 @@ def to_delete(
         return []
     ordered = sorted(present, key=lambda kept: kept.batch)
     stay = {kept.path for kept in ordered[-(keep_last or 1) :]}
+    stay |= {kept.path for kept in [kept for kept in ordered if kept.finite][-1:]}
     if keep_every is not None:
         earlier = [0, *(kept.batch for kept in ordered)]
         stay |= {

@@ -8,6 +8,7 @@ import keras
 from callbacks import files, state
 from callbacks.checkpoint_directory import CheckpointDirectory
 from callbacks.device_memory import DeviceMemory
+from callbacks.finite import first_not_finite
 from callbacks.host_memory import HostMemory
 from callbacks.keras_private import global_seed_generator
 from callbacks.pruner import Pruner
@@ -47,7 +48,7 @@ class Saver:
         self._costs = save_costs_of(model)
         self._plan: SnapshotPlan | None = None
         self._seeds: keras.random.SeedGenerator | None = None
-        self._is_prepared = self._has_told_of_wait = False
+        self._is_prepared = self._has_told_of_wait = self._has_told_of_nan = False
 
     def plan(self) -> SnapshotPlan:
         """Returns what a snapshot of the model reads, as the model is now."""
@@ -101,6 +102,18 @@ class Saver:
                 stacklevel=2,
             )
 
+    def _check_finite(self, snapshot: Snapshot, path: str) -> None:
+        """Notes in the header whether training can go on from this state, and warns of the first one from which it cannot."""
+        spoilt = first_not_finite(snapshot)
+        snapshot.header["finite"] = spoilt is None
+        if spoilt is not None and not self._has_told_of_nan:
+            self._has_told_of_nan = True
+            warnings.warn(
+                f"{path} holds NaN or infinite values, first in {spoilt}. No resume starts from such a checkpoint, and the newest "
+                "one without them stays.",
+                stacklevel=2,
+            )
+
     def _write(self, snapshot: Snapshot, path: str) -> int:
         began = time.monotonic()
         counts = snapshot.counts
@@ -108,13 +121,14 @@ class Saver:
             snapshot.fetch(self._memory)
         self._directory.check()
         self._directory.make_parents(path)
+        self._check_finite(snapshot, path)
         trailer = files.Trailer(counts.batch, counts.step, counts.epoch, counts.samples)
         size = files.commit(path, trailer, lambda output: state.write(snapshot, output), self._directory.check)
         self._costs.seconds += time.monotonic() - began
         self._costs.size += size
         if self._verbose:
             print(f"\nBatch {counts.batch}: saved {path} ({size / 1e6:.1f} MB in {time.monotonic() - began:.2f} s)", flush=True)
-        self._pruner.prune(path, counts.batch, snapshot.header["metrics"])
+        self._pruner.prune(path, counts.batch, snapshot.header["metrics"], snapshot.header["finite"])
         if self._writer.background:
             snapshot.release(self._memory)
         return size

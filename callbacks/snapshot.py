@@ -36,12 +36,14 @@ class Group:
         name: the object's name, stored as an attribute of the group.
         values: the value of each dataset, by name.
         is_of_optimizer: whether the object is an optimizer.
+        variables: name of a dataset -> name of the variable in the state tree.
     """
 
     path: str
     name: str | None
     values: dict[str, Any]  # a tensor, from `fetch` on an array
     is_of_optimizer: bool
+    variables: Mapping[str, str]
 
 
 @dataclass
@@ -126,6 +128,11 @@ class Snapshot:
         return not _is_same_memory(tensor, now)
 
 
+def to_host(value: Any) -> Any:
+    """Returns a tensor's memory as an array; anything else as it is."""
+    return array_view(value) if isinstance(value, tf.Tensor) else value
+
+
 def memory_for(values: Iterable[tf.Tensor | tf.Variable]) -> int:
     """Returns the bytes of `HostMemory` that copies of these values need."""
     return sum(_aligned(_size(value)) for value in values)
@@ -164,7 +171,7 @@ class SnapshotPlan:
         self._trainable = _are_trainable(tree)
         self._names = {id(variable): name for name, variable in tree.variables.items()}
         objects = saved_objects(model)
-        self._groups = [_PlannedGroup(each) for each in objects]
+        self._groups = [_PlannedGroup(each, self._names) for each in objects]
         self._in_keras_part = {id(v): v for each in objects for v in each.values.values() if isinstance(v, Variable)}
         self._shared = _shared(tree)
         strategy = model.distribute_strategy
@@ -261,18 +268,20 @@ def _shared(tree: StateTree) -> dict[str, Variable]:
 class _PlannedGroup:
     """A group of Keras's part of the file without its values, which change from save to save."""
 
-    def __init__(self, saved: SavedObject):
+    def __init__(self, saved: SavedObject, names: Mapping[int, str]):
         self._saved = saved
         name = getattr(saved.saveable, "name", None)
         self._name = name if isinstance(name, str) else None
         self._keys = {key: id(value) for key, value in saved.values.items() if isinstance(value, Variable)}
+        self._variables = {key: names[of] for key, of in self._keys.items() if of in names}
 
     def read(self, tensors: Mapping[int, tf.Tensor]) -> Group:
         values: dict[str, Any] = {key: tensors[of] for key, of in self._keys.items()}
         if self._saved.makes_arrays:
             made = values_of(self._saved.saveable)
             values = {key: values[key] if isinstance(value, Variable) else value for key, value in made.items()}
-        return Group(self._saved.path, self._name, values, isinstance(self._saved.saveable, keras.optimizers.Optimizer))
+        is_of_optimizer = isinstance(self._saved.saveable, keras.optimizers.Optimizer)
+        return Group(self._saved.path, self._name, values, is_of_optimizer, self._variables)
 
 
 class VariableReader:

@@ -4,7 +4,8 @@ Keras's part of a file holds weights and optimizers. The rest is in the group `g
 `.keras` archive, of its member `model.weights.h5`):
 
     header                  JSON: format, template, counters, logs, metrics, states of callbacks (`callback_state.py`); name,
-                            shape and dtype of every variable of the state tree; which variables each optimizer updates
+                            shape and dtype of every variable of the state tree; which variables each optimizer updates;
+                            whether the values are finite (`finite.py`)
     variables/<i>           what Keras's part does not hold bit for bit, shape [replicas, ...]: seeds, states, LoRA's adapters,
                             what differs between replicas, running metrics; the header's list `beside` names them
     callbacks/<name>/<i>    arrays in the states of callbacks (the best weights of EarlyStopping)
@@ -33,12 +34,12 @@ from callbacks.errors import InputError
 from callbacks.files import TRAILER_SIZE, Output
 from callbacks.hdf5_reader import WEIGHTS_MEMBER, load_weights, open_hdf5, read_dataset
 from callbacks.hdf5_writer import Hdf5File
-from callbacks.keras_private import array_view, make_global_seed_generator
+from callbacks.keras_private import make_global_seed_generator
 from callbacks.model_match import check_match
 from callbacks.ranks import ranks
 from callbacks.replicas import assign_components
 from callbacks.resumed_epoch import resumed_epoch_of
-from callbacks.snapshot import KerasPart, Snapshot, SnapshotPlan
+from callbacks.snapshot import KerasPart, Snapshot, SnapshotPlan, to_host
 from callbacks.state_tree import GLOBAL_SEEDS, StateTree
 
 FORMAT = 2
@@ -94,7 +95,7 @@ def write(snapshot: Snapshot, output: Output) -> None:
         if each.values or each.name:
             group = content.group(f"{each.path}/vars" if each.path else "vars", {"name": each.name} if each.name else {})
             for key, value in each.values.items():
-                content.put(group, key, _to_host(value))
+                content.put(group, key, to_host(value))
     _put_state(content, snapshot)
     if snapshot.members is None:
         content.write(output.write)
@@ -285,10 +286,6 @@ def _open_group(path: str) -> Iterator[h5py.Group]:
         yield file[_GROUP]
 
 
-def _to_host(value: Any) -> Any:
-    return array_view(value) if isinstance(value, tf.Tensor) else value
-
-
 def _stack(parts: list[Any]) -> np.ndarray:
     return np.asarray(parts[0])[np.newaxis] if len(parts) == 1 else np.stack(parts)  # one large array is not copied
 
@@ -300,7 +297,7 @@ def _typed(array: np.ndarray, dtype: str) -> np.ndarray:
 
 def _put_state(content: Hdf5File, snapshot: Snapshot) -> None:
     group = content.group(_GROUP)
-    values = {name: _stack([_to_host(part) for part in parts]) for name, parts in snapshot.beside.items()}
+    values = {name: _stack([to_host(part) for part in parts]) for name, parts in snapshot.beside.items()}
     header = snapshot.header | {"beside": list(values)}
     content.put(group, "header", np.frombuffer(json.dumps(header).encode(), "uint8"))
     variables = content.group(f"{_GROUP}/variables")

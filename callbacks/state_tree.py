@@ -1,7 +1,7 @@
-"""The state tree: everything that training can change and that is reachable from a model, by name.
+"""The state tree: all variables reachable from a model, by name.
 
-A name is the shortest path of attributes and items from the model: `_layers[0]._kernel`, `d_optimizer._momentums[3]`. It is
-the same in another process that builds the same model, where Keras's own names (`dense_7/kernel`) are not.
+A name is the shortest path of attributes and items from the model: `_layers[0]._kernel`, `d_optimizer._momentums[3]`. Another
+process that builds the same model finds the same names; Keras's own (`dense_7/kernel`) depend on what was built before.
 """
 
 import functools
@@ -38,16 +38,16 @@ _CONTAINERS = (_Kind.SEQUENCE, _Kind.MAPPING)
 
 
 class StateTree:
-    """The variables of a model and the objects that own them, as they were when the tree was made.
+    """The variables of a model and the objects that own them, at the time when the tree was built.
 
     Args:
         model: the root.
-        seeds: the generator that Keras draws from where no seed is given; by default the present one. A compiled train step
-            keeps the one that it was made with, also when `clear_session` has made Keras forget it.
+        seeds: the generator that Keras uses where no seed is given; by default the current one. A compiled train step keeps
+            the generator that it was traced with, even after `clear_session`.
     """
 
     def __init__(self, model: keras.Model, seeds: keras.random.SeedGenerator | None = None):
-        # One entry for each object that was visited, the model first. Lists, and not an object for each: a save waits for this.
+        # One entry per visited object, the model first. Parallel lists are faster than one object each, and a save waits for this.
         self._values: list[Any] = []
         self._kinds: list[_Kind] = []
         self._parents: list[int] = []
@@ -62,13 +62,13 @@ class StateTree:
         if self._seeds is not None:
             self._add(self._seeds, _Kind.OBJECT, -1, GLOBAL_SEEDS)
         self._visit()
-        # Optimizers come last. They list the variables that they update, which are to be named after their layers.
+        # Optimizers come last: the variables that they update get the names of their layers.
         for optimizer, parent, label in self._optimizers:  # grows meanwhile
             self._append(optimizer, _Kind.OBJECT, parent, label)
             self._visit()
 
     def is_current(self) -> bool:
-        """Whether a new tree of the model would be the same; False, in doubt, costs no more than a new tree."""
+        """Returns whether a new tree would be the same. If in doubt it returns False, which costs one new tree."""
         if any(self._empty) or (self._seeds is None and global_seed_generator() is not None):
             return False
         for container, contents in self._contents:
@@ -78,7 +78,7 @@ class StateTree:
         return True
 
     def is_like(self, other: "StateTree") -> bool:
-        """Whether the other tree has the same variables, owned by the same objects."""
+        """Returns whether the other tree has the same variables, owned by the same objects."""
         return self._identity() == other._identity()
 
     def _identity(self) -> list[int]:
@@ -86,7 +86,7 @@ class StateTree:
 
     @functools.cached_property
     def variables(self) -> dict[str, Variable]:
-        """Name -> variable. Each variable is there once, under its shortest name."""
+        """The variables by name. Each appears once, under its shortest name."""
         return {self._name(place): self._values[place] for place in self._variable_places}
 
     @functools.cached_property
@@ -96,7 +96,7 @@ class StateTree:
 
     @functools.cached_property
     def optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
-        """Name -> optimizer, an outer one before those that it wraps."""
+        """The optimizers by name, a wrapper before the optimizers that it wraps."""
         return {self._name(place): self._values[place] for place in self._places_of(keras.optimizers.Optimizer)}
 
     @functools.cached_property

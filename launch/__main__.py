@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from launch import horovod_rendezvous, rendezvous, table
+from launch import exit_codes, horovod_rendezvous, rendezvous, table
 from launch.arguments import LOOPBACK, Plan, new_run_id, parse, secret
 from launch.errors import LaunchError
 from launch.follower import Follower
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         ports = Ports()
         if plan.dry_run:
             print(table.render(plan, _alone(plan, ports)))
-            return 0
+            return exit_codes.DONE
         return _run(plan, shared, ports)
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         return stopped.code
     except KeyboardInterrupt:
-        return 130
+        return exit_codes.INTERRUPTED
 
 
 def _run(plan, shared, ports):
@@ -55,7 +55,7 @@ def _lead(plan, shared, ports, node, signals):
     if server is not None:
         layout = dataclasses.replace(layout, horovod=(layout.addresses[0], server.server_address[1]))
     links = {number: member.link for number, member in members.items()}
-    code, why = 1, "node 0: its launcher failed"
+    code, why = exit_codes.FAILED, "node 0: its launcher failed"
     try:
         code, why = supervise(plan, {0: node, **links}, signals, layout, server)
     except Stopped as stopped:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import world
+from launch import exit_codes, world
 from launch.errors import LaunchError
 
 DEFAULT_PORT = 29500
@@ -20,16 +20,17 @@ LOOPBACK = "127.0.0.1"
 CHECKOUT = Path(__file__).parent.parent
 
 DESCRIPTION = "Starts the ranks of a run, shows and keeps their output, ends them together, and says why."
-EPILOG = """\
+EPILOG = (
+    """\
 examples:
   python -m launch --nproc-per-node 2 -m recipes.mnist --strategy horovod    two ranks on this machine
   python -m launch --nproc-per-node gpu --max-restarts 3 train.py            one rank for each GPU, started again if they fail
   srun --ntasks-per-node=1 python -m launch --nproc-per-node 4 train.py      in Slurm, which says who is node 0
   python -m launch --nnodes 2 --node-rank 1 --master-addr node0 train.py     by hand, one command for each node
 
-exit codes: 0 done; 2 bad input; 75 stopped by USR1 or USR2, 143 by TERM, 130 by Ctrl-C, after a saved checkpoint;
-128+n killed by signal n; otherwise the code of the rank that failed first. 2, 75, 130 and 143 are never started again.
 """
+    + exit_codes.HELP
+)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import selectors
 import signal
 import sys
 
+from launch import exit_codes
 from launch.messages import Link
 from launch.node import Node
 from launch.signals import Signals
@@ -67,7 +68,7 @@ class Follower:
 
     def _end_alone(self):
         if self._code is None:
-            self._code = 1
+            self._code = exit_codes.FAILED
             print(f"{self._name}: its launcher is gone", file=sys.stderr, flush=True)
         if self._running:
             self._node.send({"do": "end", "number": signal.SIGTERM})

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from launch import exit_codes
 from launch.arguments import LOOPBACK, Plan
 from launch.errors import LaunchError
 from launch.messages import Link, SealedLink
@@ -112,7 +113,9 @@ def join(plan: Plan, secret: bytes, facts: dict[str, Any], check: Callable[[], N
         except OSError as error:
             if time.monotonic() + RETRY > deadline:
                 why = error.strerror or error
-                raise LaunchError(f"node {plan.node} waited {plan.meeting_timeout:g} s for {host}:{port}: {why}", code=1) from None
+                raise LaunchError(
+                    f"node {plan.node} waited {plan.meeting_timeout:g} s for {host}:{port}: {why}", code=exit_codes.FAILED
+                ) from None
             if not told and time.monotonic() - began > PATIENCE:
                 told = True
                 print(f"[launch] node {plan.node} waits for node 0 at {host}:{port}", file=sys.stderr, flush=True)
@@ -232,12 +235,14 @@ def _wait_for_all(plan, facts, came, check):
                 if time.monotonic() < deadline:
                     continue
                 missing = ", ".join(f"node {node}" for node in range(1, plan.nodes) if node not in members)
-                raise LaunchError(f"node 0 waited {plan.meeting_timeout:g} s for {missing}", code=1) from None
+                raise LaunchError(f"node 0 waited {plan.meeting_timeout:g} s for {missing}", code=exit_codes.FAILED) from None
             if isinstance(member, str):
                 print(f"[launch] {member}", file=sys.stderr, flush=True)
                 continue
             if member.facts["node"] in members:
-                member.link.send({"do": "leave", "code": 2, "why": f"There is a node {member.facts['node']} already."})
+                member.link.send(
+                    {"do": "leave", "code": exit_codes.BAD_INPUT, "why": f"There is a node {member.facts['node']} already."}
+                )
                 continue
             members[member.facts["node"]] = member
             _compare(facts, member.facts)

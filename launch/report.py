@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from launch import exit_codes
+
 TRACEBACK = "Traceback (most recent call last):"
 CRASH = "Fatal Python error:"  # faulthandler's; what the crashing library said stands above it
 ABOVE_CRASH = 3  # lines
@@ -38,7 +40,7 @@ def failure_of(story: dict[str, Any]) -> Failure:
     """The failure of a rank that ended with a code other than 0."""
     code = story["code"]
     line = f"rank {story['rank']} on {story['host']}: {ending(code)}{'; out of memory?' if story['out_of_memory'] else ''}"
-    return Failure(line, exit_code(code), story["rank"], story["tail"], story["log"], story["batch"])
+    return Failure(line, exit_codes.of_process(code), story["rank"], story["tail"], story["log"], story["batch"])
 
 
 def ending(code: int) -> str:
@@ -49,11 +51,6 @@ def ending(code: int) -> str:
         return f"killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"killed by signal {-code}"
-
-
-def exit_code(code: int) -> int:
-    """How a process ended, as a shell says it: 128 + n for signal n."""
-    return code if code >= 0 else 128 - code
 
 
 def screen(failure: Failure, stories: Iterable[dict[str, Any]]) -> str:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+from launch.exit_codes import NEVER_RESTARTED
+
 FIRST_WAIT = 0.5  # seconds, doubled with every restart without progress
 LONGEST_WAIT = 30.0
-NEVER = {2, 75, 130, 143}  # bad input stays bad; the others were asked to stop
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Restarts:
             code: the exit code of the run if it ended here.
             batch: the last batch that any rank reported in that life; None: none did.
         """
-        if code in NEVER or not self._most:
+        if code in NEVER_RESTARTED or not self._most:
             return Decision(None, "")
         if batch is not None and batch == self._crashed_at:
             return Decision(None, f"not started again: it failed at batch {batch} twice in a row, and would a third time")

@@ -3,6 +3,7 @@
 import signal
 import socket
 
+from launch.exit_codes import AFTER_SIGNAL
 from launch.processes import FORWARDED
 
 
@@ -15,7 +16,7 @@ class Stopped(Exception):
 
     def __init__(self, number: int):
         super().__init__()
-        self.code = 130 if number == signal.SIGINT else 143 if number == signal.SIGTERM else 75  # as ranks with nothing to save
+        self.code = AFTER_SIGNAL[signal.Signals(number)]  # as ranks with nothing to save
 
 
 class Signals:

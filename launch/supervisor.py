@@ -1,6 +1,7 @@
 """Node 0's part: starts and ends the ranks of all nodes together, and decides what follows a failure."""
 
 import dataclasses
+import math
 import select
 import selectors
 import signal
@@ -9,16 +10,16 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from launch import horovod_rendezvous
+from launch import exit_codes, horovod_rendezvous
 from launch.arguments import Plan
 from launch.messages import Link
 from launch.node import Node
-from launch.report import Failure, exit_code, failure_of, screen
+from launch.report import Failure, failure_of, screen
 from launch.restarts import Restarts
 from launch.signals import Signals, Stopped
 from launch.world import Layout
 
-ASKED_TO_STOP = (0, 75, 130, 143)  # how a rank may end after a signal to the launcher without being a failure
+CAUSE_WAIT = 10.0  # seconds in which the rank that failed first may end, after another one has ended because of it
 UNREACHABLE = 15.0  # seconds after which a node that was told to end its ranks, and does not say so, is given up
 
 
@@ -38,6 +39,7 @@ class Life:
         self._heard: set[int] = set()  # by this launcher, where those forwarded may come from another node's
         self._forwarded: list[int] = []
         self._deadline: float | None = None
+        self._victim: Failure | None = None  # the failure of a rank that names another one as the cause
         self._ends = False
         self._exits: list[dict[str, Any]] = []  # in the order of time
         self.failure: Failure | None = None
@@ -60,6 +62,7 @@ class Life:
                         selector.unregister(key.fileobj)
                 if self._deadline is not None and time.monotonic() >= self._deadline:
                     self._on_deadline()
+        self.failure = self.failure or self._victim
         return self._code()
 
     @property
@@ -73,9 +76,9 @@ class Life:
         return max((story["batch"] for story in self.stories.values() if story["batch"] is not None), default=None)
 
     def _code(self):
-        ended = [exit_code(story["code"]) for story in self._exits]
+        ended = [exit_codes.of_process(story["code"]) for story in self._exits]
         code = self.failure.code if self.failure else next((code for code in ended if code), 0)
-        return 130 if code and not self.failure and signal.SIGINT in self._forwarded else code
+        return exit_codes.INTERRUPTED if code and not self.failure and signal.SIGINT in self._forwarded else code
 
     def _tell(self, message):
         for number in self._running:
@@ -112,7 +115,7 @@ class Life:
         elif kind == "stall":
             how = "was stopped (SIGSTOP)" if event["stopped"] else "made no progress"
             line = f"rank {event['rank']} on {event['host']}: {how} for {self._plan.stall_timeout:g} s"
-            self._fail(Failure(line, 1, event["rank"], batch=event["batch"]), signal.SIGABRT)
+            self._fail(Failure(line, exit_codes.FAILED, event["rank"], batch=event["batch"]), signal.SIGABRT)
         elif kind == "signal":
             self._forward(event["number"])
         elif kind == "warning":
@@ -127,9 +130,14 @@ class Life:
         self._exits.append(event)
         if self.failure and self.failure.rank == event["rank"] and not self.failure.log:  # a stall: now there are stacks
             self.failure = dataclasses.replace(self.failure, tail=event["tail"], log=event["log"])
-        asked = self._forwarded and (event["code"] in ASKED_TO_STOP or -event["code"] in (*self._forwarded, signal.SIGKILL))
-        if event["code"] and not self._ends and not asked:
+        asked = self._forwarded and (event["code"] in exit_codes.STOPPED or -event["code"] in (*self._forwarded, signal.SIGKILL))
+        if not event["code"] or self._ends or asked:
+            return
+        if event["code"] != exit_codes.ANOTHER_RANK_FAILED:
             self._fail(failure_of(event), signal.SIGTERM)
+        elif self._victim is None:
+            self._victim = failure_of(event)
+            self._deadline = min(self._deadline or math.inf, time.monotonic() + CAUSE_WAIT)
 
     def _on_lost(self, number, why):
         if number in self._gone:
@@ -137,7 +145,7 @@ class Life:
         self._gone.add(number)
         if number in self._running:
             self._running.discard(number)
-            self._fail(Failure(f"node {number}: {why or 'its launcher is gone'}", 1), signal.SIGTERM)
+            self._fail(Failure(f"node {number}: {why or 'its launcher is gone'}", exit_codes.FAILED), signal.SIGTERM)
 
     def _fail(self, failure, number):
         """The first failure ends everything."""
@@ -151,6 +159,9 @@ class Life:
         self._deadline = time.monotonic() + UNREACHABLE
 
     def _on_deadline(self):
+        if not self._ends and self._victim:
+            self._fail(self._victim, signal.SIGTERM)
+            return
         if not self._ends:
             say(f"the ranks did not end within {self._plan.grace:g} s (--grace)")
             self._end(signal.SIGKILL if signal.SIGTERM in self._forwarded else signal.SIGTERM)

@@ -6,15 +6,17 @@ import signal
 import tempfile
 from collections.abc import Iterator
 
+from launch import exit_codes
+
 
 def start() -> None:
     """Has warnings answered and TensorFlow imported without its remarks.
 
-    USR1 or USR2 ends the process with 75, as it does later before training begins. `callbacks.catch_signals` takes over when all
-    is imported.
+    USR1 or USR2 ends the process with `REQUEUE`, as it does later before training begins. `callbacks.catch_signals` takes over
+    when all is imported.
     """
     for number in (signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, lambda number, frame: os._exit(os.EX_TEMPFAIL))
+        signal.signal(number, lambda number, frame: os._exit(exit_codes.REQUEUE))
     with _no_traceback_of_ctrl_c():
         import_tensorflow_quietly()
 

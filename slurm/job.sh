@@ -2,7 +2,7 @@
 # What a job of this project does in Slurm, for mirrored.sbatch and horovod.sbatch, which source it.
 #
 # train NODES RANKS_PER_NODE ARGS...: starts one launcher on each node, warns it when Slurm warns the job, and requeues the job when
-# the run has saved and left (exit code 75). A crash stays a crash, and a cancelled job stays cancelled.
+# the run has saved and left (exit code REQUEUE). A crash stays a crash, and a cancelled job stays cancelled.
 
 # What follows is measured, on Slurm 22.05:
 # - srun answers TERM by killing the tasks, so TERM is never passed on to it; Slurm itself signals the tasks with TERM.
@@ -11,15 +11,16 @@
 # - A trap with a command substitution or a pipe may crash bash when CONT and TERM come together: those of the two files only assign.
 # - The last element of an array has the array's own number as SLURM_JOB_ID: to name it alone takes the two numbers.
 warned=${warned-} ended=${ended-}
+exit_bad_input=2 exit_requeue=75 exit_terminated=143 # as in launch/exit_codes.py, which a job's shell cannot import
 this_job=${SLURM_ARRAY_JOB_ID+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID} this_job=${this_job:-$SLURM_JOB_ID}
 
 fail() {
     echo "error: $*" >&2
-    exit 2
+    exit "$exit_bad_input"
 }
 
 prepare() {
-    cd "${SLURM_SUBMIT_DIR:?submit it: sbatch ${0##*/} -m recipes.mnist}" || exit 2
+    cd "${SLURM_SUBMIT_DIR:?submit it: sbatch ${0##*/} -m recipes.mnist}" || exit "$exit_bad_input"
     local one_each='^1(\(x[0-9]+\))?$'
     [[ $SLURM_TASKS_PER_NODE =~ $one_each ]] ||
         fail "one task runs on each node, and starts the ranks. Received: $SLURM_TASKS_PER_NODE tasks per node." \
@@ -64,8 +65,8 @@ train() {
     job=$(scontrol show job -o "$this_job")
     state=${job#* JobState=} state=${state%% *}
     preempted=${job#* PreemptTime=} preempted=${preempted%% *}
-    # 75: saved, after a warning. 143: saved, after TERM, which a preempted job's tasks get, and a cancelled job's, and this shell too.
-    if [[ $state == RUNNING && -z $ended ]] && { ((code == 75)) || [[ $code == 143 && $preempted != None ]]; }; then
+    # requeue: saved, after a warning. terminated: saved, after TERM, which a preempted job's tasks get, and a cancelled job's, and this shell too.
+    if [[ $state == RUNNING && -z $ended ]] && { ((code == exit_requeue)) || [[ $code == "$exit_terminated" && $preempted != None ]]; }; then
         if ((${SLURM_RESTART_COUNT:-0} >= MAX_REQUEUES)); then
             echo "error: not requeued: it has come back $MAX_REQUEUES times (MAX_REQUEUES)" >&2
         elif scontrol requeue "$this_job"; then

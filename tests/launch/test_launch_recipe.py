@@ -4,14 +4,15 @@ import os
 import re
 import signal
 import sys
-import time
 import warnings
 
 import pytest
+import tensorflow as tf
 from compare import assert_same_weights
 from launching import need_horovod, wait_for
 
 from callbacks import InputError
+from launch import exit_codes
 from recipes.common.run import run as run_recipe
 
 PATIENCE = 300  # seconds for what takes ten on an idle machine
@@ -58,22 +59,25 @@ def test_bad_input_is_answered_in_one_line_and_not_tried_again(launch, flag, val
     assert re.match(rf"rank \d on {HOST}: exit code 2\n    {re.escape(line)}\n", err)
 
 
-@pytest.mark.parametrize("rank, waits", [("0", []), ("1", [10.0])])
-def test_the_other_ranks_let_the_chief_speak_first(monkeypatch, capsys, rank, waits):
+@pytest.mark.parametrize(
+    "error, code, line",
+    [
+        (InputError("no such flag"), exit_codes.BAD_INPUT, "error: no such flag\n"),
+        (
+            tf.errors.UnknownError(None, None, "HorovodAllreduce: Connection closed by peer"),
+            exit_codes.ANOTHER_RANK_FAILED,
+            "error: another rank has ended; what it said last tells why\n",
+        ),
+    ],
+)
+def test_a_rank_ends_at_once_and_its_code_tells_a_cause_from_a_victim(monkeypatch, capsys, error, code, line):
     def main():
-        raise InputError("no such flag")
+        raise error
 
-    waited = []
-    monkeypatch.setattr(time, "sleep", lambda seconds: waited.append((seconds, capsys.readouterr().err)))
-    monkeypatch.setenv("RANK", rank)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LAUNCH_RUN_ID", "night")
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     with pytest.raises(SystemExit) as exit:
         run_recipe(main)
-    assert exit.value.code == 2
-    assert waited == [(seconds, "") for seconds in waits]
-    assert capsys.readouterr().err == "error: no such flag\n"
+    assert (exit.value.code, capsys.readouterr().err) == (code, line)
 
 
 @pytest.mark.slow

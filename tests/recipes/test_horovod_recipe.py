@@ -17,6 +17,7 @@ from processes import PROGRAMS, run_program
 
 from callbacks import InputError, latest_checkpoint
 from callbacks.state import read_header
+from launch import exit_codes
 from recipes.common.distribution import get_distribution
 from recipes.mnist import parse_args
 
@@ -149,7 +150,7 @@ def test_the_others_end_soon_after_a_rank_has_died(tmp_path):
             time.sleep(0.05)
         other.kill()
         _, errors = chief.communicate(timeout=60)
-    assert chief.returncode == 1
+    assert chief.returncode == exit_codes.ANOTHER_RANK_FAILED
     assert "error: another rank has ended" in errors
     assert "Traceback" not in errors
 

@@ -1,4 +1,4 @@
-"""An epoch as Keras's `fit` reads it, which may begin in the middle after a resume."""
+"""Epochs of data for Keras's `fit`; after a resume, an epoch may begin in the middle."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,9 @@ from callbacks import InputError
 
 
 class EpochData(DataAdapter):
-    """What `fit` asks for an epoch of batches: a dataset, and how many batches it is meant to have.
+    """A dataset, and the number of batches of a full epoch.
 
-    A plain `tf.data.Dataset` that starts in the middle of an epoch would make Keras take the short epoch for the length of all.
+    With a plain `tf.data.Dataset` that starts in the middle of an epoch, Keras would take the short epoch for a full one.
     """
 
     def __init__(self, dataset: Any, num_batches: int, before_epoch: Callable[[], None] | None = None):
@@ -50,8 +50,8 @@ class EpochData(DataAdapter):
 class _OncePerEpoch(tf.distribute.DistributedDataset):
     """Makes one iterator for each epoch.
 
-    At the end of an epoch Keras asks for another one, and drops it when the next epoch begins. Over several devices each takes a
-    fraction of a second to make, and prepares batches that nobody reads.
+    At the end of an epoch Keras makes another iterator, and drops it when the next epoch begins. On several devices each costs a
+    fraction of a second and prepares batches that are never read.
     """
 
     def __init__(self, dataset: tf.distribute.DistributedDataset):

@@ -25,10 +25,10 @@ def map_in_order(dataset: tf.data.Dataset, function: Callable, calls: int = tf.d
 
 
 def prefetch(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Prepares batches while others are trained on.
+    """Prepares batches while training runs on earlier ones.
 
-    TensorFlow's tuning of parallel calls is off. It finds the number of cores, and its thread delays the end of each iterator, and
-    so the next epoch, by up to several seconds.
+    TensorFlow's autotuning of parallel calls is off: it settles on the number of cores, and its thread delays the end of each
+    iterator, and so the next epoch, by up to several seconds.
     """
     options = tf.data.Options()
     options.autotune.enabled = False

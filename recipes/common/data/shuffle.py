@@ -1,22 +1,22 @@
-"""The order of the data: a pure function of (seed, epoch, index), so that any place in it is reached at once."""
+"""Shuffles data by a pure function of (seed, epoch, index), so that any position is reached in O(1)."""
 
 import tensorflow as tf
 
 
 def shuffle_index(index: tf.Tensor, *, seed: int, epoch: tf.Tensor, size: int) -> tf.Tensor:
-    """Returns the sample at each place of an epoch.
+    """Returns the sample at each index of an epoch.
 
-    A keyed permutation (a small block cipher, `tf.random.experimental.index_shuffle`), computed for the places asked for
-    alone: no table, no state, and nothing that depends on the number of replicas.
+    A keyed permutation (a small block cipher, `tf.random.experimental.index_shuffle`), computed only for the given indices. It
+    needs no table and no state, and does not depend on the number of replicas.
 
     Args:
-        index: places in the epoch, int64, a scalar or `[n]`, each in `[0, size)`.
-        seed: of the run.
+        index: positions in the epoch, int64, a scalar or `[n]`, each in `[0, size)`.
+        seed: the run's seed.
         epoch: 0-based, int64 scalar; each epoch has its own order.
-        size: how many samples there are.
+        size: the number of samples.
 
     Returns:
-        The samples' numbers, int64, of the shape of `index`: over all places each number once.
+        The samples' numbers, int64, in the shape of `index`. Over a whole epoch each number appears once.
 
     Example:
 

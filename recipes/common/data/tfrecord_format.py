@@ -1,4 +1,4 @@
-"""The format of TFRecord files: where the records are, and their checksums.
+"""The format of TFRecord files: the positions of records, and their checksums.
 
 Source: "TFRecords format details", https://www.tensorflow.org/tutorials/load_data/tfrecord.
 """
@@ -16,7 +16,7 @@ FRAME = HEADER.itemsize + 4  # bytes of a record beside its data
 
 
 class OpenFile:
-    """A file open for reading, closed when nobody holds it any more.
+    """A file open for reading, closed with its last reference.
 
     Raises:
         OSError: if it cannot be read.
@@ -31,10 +31,10 @@ class OpenFile:
 
 
 def check_regular(path: str) -> os.stat_result:
-    """Refuses what is no regular file: reading a FIFO would wait forever.
+    """Refuses anything but a regular file: reading a FIFO would wait forever.
 
     Raises:
-        InputError: if it is none, or not there.
+        InputError: if the path is not a regular file, or does not exist.
     """
     try:
         found = os.stat(path)
@@ -46,7 +46,7 @@ def check_regular(path: str) -> os.stat_result:
 
 
 def record_lengths(path: str) -> np.ndarray:
-    """The bytes of each record of a file, int64 `[records]`, read from their headers alone.
+    """Returns the bytes of each record, int64 `[records]`, and reads only the headers.
 
     Raises:
         InputError: if the file is empty, damaged, cut off, or no TFRecord file.
@@ -68,13 +68,13 @@ def record_lengths(path: str) -> np.ndarray:
 
 
 def _read_headers(path: str) -> tuple[np.ndarray, int]:
-    """The whole headers, HEADER `[records]`, as far as they lead, and the file's size."""
+    """Returns the complete headers, HEADER `[records]`, and the file's size."""
     headers, offset = bytearray(), 0
     try:
         file = OpenFile(path)
         size = os.fstat(file.descriptor).st_size
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # or the system would read the data between, too
+            os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # otherwise the system reads ahead into the data
         while offset < size:
             header = os.pread(file.descriptor, HEADER.itemsize, offset)
             if len(header) < HEADER.itemsize:
@@ -87,7 +87,7 @@ def _read_headers(path: str) -> tuple[np.ndarray, int]:
 
 
 def masked_checksums(data: np.ndarray) -> np.ndarray:
-    """The checksum that TFRecord files store for a length or for data: CRC-32C, rotated.
+    """Computes the checksum that TFRecord files store for a length or for data: CRC-32C, rotated.
 
     Args:
         data: uint8 `[n, bytes]`.

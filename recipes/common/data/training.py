@@ -1,4 +1,4 @@
-"""Training data: global batches in a shuffled order that can be entered anywhere, shared evenly by the replicas."""
+"""Training data: shuffled global batches, seekable, split evenly among the replicas."""
 
 import functools
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ from recipes.common.distribution import Distribution
 
 
 def batches_per_epoch(source: Source, global_batch_size: int, epochs_per_pass: int = 1) -> int:
-    """How many whole global batches an epoch has.
+    """Returns the number of full global batches in an epoch.
 
     Raises:
-        InputError: if there are too few samples for one.
+        InputError: if there are too few samples for one batch.
     """
     batches = len(source) // (global_batch_size * epochs_per_pass)
     if not batches:
@@ -40,18 +40,18 @@ def training_data(
     prepare: Prepare | None = None,
     epochs_per_pass: int = 1,
 ) -> EpochData:
-    """Shuffled global batches. An epoch starts where the model's counters stand, and drops its last partial batch.
+    """Returns shuffled global batches. An epoch begins at the position of the model's counters and drops its last partial batch.
 
     Args:
         source: the samples.
-        model: the model to train; after a resume its counters say where the epoch begins.
+        model: the model to train. After a resume, its counters give the position in the epoch.
         distribution: the replicas; each gets `global_batch_size / replicas` samples of a batch, the first replica the first.
         global_batch_size: samples of one update.
-        seed: of the order.
+        seed: the seed of the shuffle.
         prepare: called with the parts of one sample and `seed`, int64 `[2]`, a pure function of (seed, epoch, sample) for
             TensorFlow's stateless random operations; returns the model's input. Runs on all cores.
-        epochs_per_pass: how many epochs, of equal length, see each sample once. Above 1 for large data, where one validation
-            per pass would be too rare; the seed of `prepare` then depends on the pass, not on the epoch.
+        epochs_per_pass: the number of epochs, of equal length, that make one pass over the data. Above 1 for large data, where
+            one validation per pass is too rare; the seed of `prepare` then depends on the pass, not on the epoch.
 
     Returns:
         For `fit(x=...)`: batches of the parts, each `[share, ...]` on each replica.
@@ -86,7 +86,7 @@ def training_data(
 
 @dataclass(frozen=True)
 class _Order:
-    """Which samples the shares of a run have. A place is the number of a share, counted over all batches and epochs."""
+    """Assigns samples to the shares of a run. A place is the number of a share, counted over all batches and epochs."""
 
     size: int
     batches: int  # of an epoch
@@ -96,7 +96,7 @@ class _Order:
     seed: int
 
     def samples(self, place: tf.Tensor, *, first: int, count: int, at_once: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """The samples of up to `at_once` shares from a place on, within its epoch.
+        """Returns the samples of up to `at_once` shares, beginning at a place, within its epoch.
 
         Args:
             place: int64 scalar; replicas `first` to `first + count - 1` have `count` places in each batch.
@@ -115,12 +115,12 @@ class _Order:
 
 
 class _Position:
-    """The batch that the next epoch begins with, counted over all epochs.
+    """The first batch of the next epoch, counted over all epochs.
 
     Args:
-        model: its counters say where training stands.
-        global_batch_size: samples of one batch.
-        batches: of an epoch.
+        model: its counters give the position.
+        global_batch_size: samples per batch.
+        batches: batches per epoch.
     """
 
     def __init__(self, model: keras.Model, global_batch_size: int, batches: int):
@@ -128,10 +128,10 @@ class _Position:
         self._begin = np.int64(0)
 
     def seek(self) -> None:
-        """Moves to where the model stands.
+        """Moves to the position of the model's counters.
 
         Raises:
-            InputError: if that is between two global batches.
+            InputError: if the position is between two global batches.
         """
         epoch, samples_done = counters_of(self._model).position()
         if samples_done % self._global_batch_size:
@@ -142,11 +142,11 @@ class _Position:
         self._begin = np.int64(epoch * self._batches + samples_done // self._global_batch_size)
 
     def places(self, count: int, at_once: int) -> tf.data.Dataset:
-        """From here to the end of the epoch, the first of each `at_once` places, where a batch has `count` of them."""
+        """Returns every `at_once`-th place up to the end of the epoch, with `count` places per batch."""
 
         def rest_of_epoch(zero):
-            # Read when an iterator is made, so one dataset serves every epoch. Not a variable: op determinism would take all
-            # parallel calls and all prefetching out of a dataset with state.
+            # Read when an iterator is created, so one dataset serves every epoch. Not a variable: op determinism removes
+            # parallel calls and prefetching from a stateful dataset.
             begin = tf.ensure_shape(tf.numpy_function(lambda _: self._begin, [zero], tf.int64, stateful=False), [])
             end = (begin // self._batches + 1) * self._batches
             return tf.data.Dataset.range(begin * count, end * count, at_once)

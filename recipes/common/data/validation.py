@@ -1,4 +1,4 @@
-"""Validation data: every sample exactly once, shared by the replicas."""
+"""Validation data: every sample exactly once, split among the replicas."""
 
 import numpy as np
 import tensorflow as tf
@@ -12,16 +12,16 @@ from recipes.common.distribution import Distribution
 def validation_data(
     source: Source, distribution: Distribution, *, global_batch_size: int, prepare: Prepare | None = None
 ) -> EpochData:
-    """Every sample exactly once, whatever their number, in shares that differ by one sample at most.
+    """Returns every sample exactly once, in shares that differ by at most one sample.
 
-    Keras weights each replica's share by its size, so unequal shares are exact, with two limits that shape this: an empty
-    share gives NaN, and the shares of the first batch have to be equal. A set too small for that, of less than two samples
-    for each replica, is evaluated by every replica in full, which gives the same means.
+    Keras weights each replica's share by its size, so unequal shares are exact, with two limits: an empty share gives NaN, and
+    the shares of the first batch must be equal. If the set is too small for that (fewer than two samples per replica), every
+    replica evaluates the whole set, which gives the same means.
 
     Args:
         source: the samples.
         distribution: the replicas.
-        global_batch_size: the size that batches come near to (up to twice as much for sets of a few samples per replica).
+        global_batch_size: the approximate size of batches (up to twice as many for sets of a few samples per replica).
         prepare: as in `training_data`; its seed depends on the sample alone.
 
     Returns:
@@ -69,11 +69,11 @@ def validation_data(
 
 
 def share_sizes(size: int, replicas: int, global_batch_size: int) -> np.ndarray:
-    """How many samples each replica validates on in each batch.
+    """Returns the number of samples per replica and batch.
 
     Returns:
-        `[batches, replicas]`: all above zero, the first row of equal numbers, `size` in all. Or `[batches, 1]`, where that
-        is not possible: then every replica takes the whole batch.
+        `[batches, replicas]`: all above zero, equal in the first row, `size` in total. `[batches, 1]` where that is impossible:
+        every replica then takes the whole batch.
     """
     if size % replicas and size < 2 * replicas:
         return np.array([[size]])
