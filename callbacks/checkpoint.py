@@ -218,7 +218,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._trains = False
         self._last_in_list.leave(self._callbacks)
         set_initial_epoch(self.model, None)
-        self._writer.finish()
+        self._schedule.finish()
         self._saver.free_memory()
         self._resumption = None
         if ranks().is_chief:
@@ -243,6 +243,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._validated, self._resumption = {}, None
         self.resumed_from = find_checkpoint(self.template, self.resume)
         if self.resumed_from:
+            self._costs.newest = (self.resumed_from.batch, self.resumed_from.path)
             self._resumption = Resumption(self.model, self.resumed_from, (self.params or {}).get("epochs", 0))
             self._logs = self._resumption.logs
             self._validated = {name: value for name, value in self.resumed_from.metrics.items() if name.startswith("val_")}
@@ -263,7 +264,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if not code:
             return
         self._save_if_trained(hook)
-        self._writer.finish()
+        self._schedule.finish()
         ranks().settle()
         ranks().barrier()
         if ranks().is_chief:

@@ -46,6 +46,16 @@ class SaveSchedule:
         if self._policy.interval:
             self._policy.interval.note_blocked(seconds)
 
+    def finish(self) -> None:
+        """Waits for the save in flight; training stands still meanwhile.
+
+        Raises:
+            CheckpointWriteError: if it fails.
+        """
+        began = self._policy.clock()
+        self._writer.finish()
+        self._costs.blocked += self._policy.clock() - began
+
     def _note_batch(self):
         if self._policy.interval and self._batch_began is not None:
             trained = self._counters.batch_bound - self._bound

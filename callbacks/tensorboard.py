@@ -152,7 +152,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._validates = running_fit(self).validates is not False
         self._data_arrival = data_arrival_of(self.model, self._data_sample)
         if self._data_arrival:
-            self._data_arrival.act = self._statistics.note_data
+            self._data_arrival.acts["curves"] = self._statistics.note_data
         self._statistics.forget_batch()
         self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
         self._has_begun = False
