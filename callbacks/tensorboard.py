@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import socket
 import tempfile
 import time
 import warnings
@@ -14,38 +15,21 @@ import keras
 import tensorflow as tf
 
 from callbacks import event_files
+from callbacks.batch_loss import BatchLoss
 from callbacks.batch_profiler import BatchProfiler
 from callbacks.copyable import Copyable
 from callbacks.counters import Counts, counters_of
+from callbacks.curve_descriptions import describe
 from callbacks.data_arrival import DataArrival, data_arrival_of
+from callbacks.device_usage import DeviceUsage
 from callbacks.errors import InputError
 from callbacks.event_files import EventFile
 from callbacks.fit_hooks import running_fit
 from callbacks.ranks import ranks
 from callbacks.save_costs import save_costs_of
 from callbacks.save_policy import next_multiple
+from callbacks.slowest_rank import SlowestRank, verdict
 from callbacks.step_statistics import StepStatistics, ratio
-
-DESCRIPTIONS = {
-    "batch_steps_per_second": "Batches per second, since the point before; time of validation left out.",
-    "throughput/samples_per_second": "Samples that all replicas trained on per second, since the point before; time of validation "
-    "left out, time of checkpoints not.",
-    "throughput/samples_per_second_per_replica": "The same for each replica.",
-    "time/step_median_ms": "Milliseconds from the begin to the end of a batch: median of the batches since the point before.",
-    "time/step_p95_ms": "The same, 95th percentile.",
-    "time/data_wait_share": "Share of the batches' time in which the chief waited for data; from a sample of them.",
-    "checkpoint/blocked_seconds": "Seconds that training stood still for checkpoints, since the point before.",
-    "checkpoint/write_seconds": "Seconds that files took to be written, beside training mostly; of those finished since the point "
-    "before.",
-    "checkpoint/write_megabytes_per_second": "Speed of these writes; 0 where none was finished.",
-    "checkpoint/interval_seconds": "Seconds between checkpoints, as save_freq='auto' has chosen them.",
-    "ranks/step_spread_ms": "How much longer the slowest rank takes than the fastest, in median, from the begin of a batch until "
-    "its gradients are there and it waits for the others.",
-    "ranks/slowest": "The rank that takes the longest.",
-    "run/restarts": "How often this run was started again.",
-    "run/goodput": "Share of wall time, since the run was first started, spent on batches that were kept: not in start-up, "
-    "validation, checkpoints, between two lives, or on batches that were lost in a kill.",
-}
 
 _LONGEST_SAMPLE = 10
 
@@ -62,9 +46,9 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     It takes the place of `keras.callbacks.TensorBoard`, on every rank; only the chief writes. Runs in TensorBoard: `train` and
     `validation` with a point for each epoch (`epoch_loss`, ...), and `batches` with a point every `update_freq` batches
-    (`batch_loss`, ..., and what `DESCRIPTIONS` lists). Every point stands at the number of batches trained on since training
-    began, over all restarts. What a life wrote past the checkpoint that the next one goes on from is dropped, as TensorBoard
-    provides for it (`SessionLog.START`); what belongs to a checkpoint has reached the system before that is taken.
+    (`batch_loss`, ..., and what `callbacks.curve_descriptions` lists). Every point stands at the number of batches trained on since
+    training began, over all restarts. What a life wrote past the checkpoint that the next one goes on from is dropped, as
+    TensorBoard provides for it (`SessionLog.START`); what belongs to a checkpoint has reached the system before that is taken.
 
     Args:
         log_dir: TensorBoard's directory of this run, which no other run writes to.
@@ -74,6 +58,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             Under `steps_per_execution` at the first boundary at or after each multiple.
         profile_batch: a global batch, or the first and the last of several, to profile. After a restart among them, the rest.
         profile_ranks: the ranks to profile.
+        peak_tflops: of one device, for the share of its arithmetic that the model uses; None for that of a table
+            (`callbacks.device_usage`).
         hparams: what TensorBoard shows as the run's hyperparameters: name -> number, text or bool. Written once, by the
             first process of the run.
 
@@ -96,6 +82,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         embeddings_metadata: Mapping[str, str] | str | None = None,
         *,
         profile_ranks: Sequence[int] = (0,),
+        peak_tflops: float | None = None,
         hparams: Mapping[str, float | str | bool] | None = None,
     ):
         if update_freq not in ("batch", "epoch") and not (isinstance(update_freq, int) and update_freq > 0):
@@ -111,7 +98,10 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             embeddings_freq,
             embeddings_metadata,
         )
+        if peak_tflops is not None and not peak_tflops > 0:
+            raise InputError(f"peak_tflops is a number above 0, or None. Received: {peak_tflops!r}")
         self.hparams = dict(hparams or {})
+        self._peak_tflops = peak_tflops
         self._profile_ranks = tuple(profile_ranks)
         self._time = time.time
         self._settings = frozenset(vars(self)) - {"_model", "_writers", "_summary_module"}
@@ -126,6 +116,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._files: dict[str, EventFile] = {}
         self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
         self._data_arrival: DataArrival | None = None
+        self._loss, self._slowest = BatchLoss(), SlowestRank()
         self._validates = self._has_begun = False
         self._next_point = math.inf
         self._restarts, self._run_began = 0, 0.0
@@ -153,15 +144,18 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._data_arrival = data_arrival_of(self.model, self._data_sample)
         if self._data_arrival:
             self._data_arrival.acts["curves"] = self._statistics.note_data
+        self._usage = DeviceUsage(self.model, self._peak_tflops)
         self._statistics.forget_batch()
         self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
         self._has_begun = False
 
     def on_epoch_begin(self, epoch, logs=None):
         self._counters.begin_epoch(epoch)
+        counts = self._counters.read()
+        self._loss.begin_epoch(counts.batch - counts.batches_in_epoch)
         if not self._has_begun:  # only now has every callback restored what it restores
             self._has_begun = True
-            self._begin(self._counters.read())
+            self._begin(counts)
 
     def on_train_batch_begin(self, batch, logs=None):
         self._profiler.begin_batch(self._counters)
@@ -219,14 +213,14 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         names = ["batches", "train"]
         if self._validates or not event_files.is_empty(os.path.join(self.log_dir, "validation")):
             names.append("validation")
-        self._files = {name: EventFile(os.path.join(self.log_dir, name), _describe) for name in names}
+        self._files = {name: EventFile(os.path.join(self.log_dir, name), describe) for name in names}
         if is_first_life and self.write_graph:
             self._write_with_keras(self._write_keras_model_summary)
         if self.embeddings_freq:
             self._log_write_dir = self.log_dir
             self._configure_embeddings()
         if self.hparams and has_tensorboard and event_files.is_empty(self.log_dir):
-            EventFile(self.log_dir, _describe).summary(_hparams_summary(self.hparams, self._time()), self._time())
+            EventFile(self.log_dir, describe).summary(_hparams_summary(self.hparams, self._time()), self._time())
 
     def _look_back(self, now):
         lives = event_files.lives(os.path.join(self.log_dir, "batches"))
@@ -243,6 +237,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         Args:
             logs: those of the batch.
         """
+        self._loss.end_batch(self._counters.batch_bound, logs.get("loss"))
         if not self._statistics.end_batch(self._counters.batch_bound, ranks().gradients_ready_at):
             return
         if self._counters.reached(self._next_point):
@@ -251,23 +246,33 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             self._write_profile()
 
     def _write_point(self, counts, logs):
-        of_ranks = ranks().gather(self._statistics.own_median()) if ranks().size > 1 else []
+        of_ranks = self._compare_ranks() if ranks().size > 1 else {}
         if ranks().is_chief:
             values = {f"batch_{name}": value for name, value in _with_learning_rate(self.model, logs).items()} if logs else {}
-            values |= self._speed(counts) | self._statistics.checkpoints(self._costs)
-            if of_ranks:
-                slowest = max(of_ranks)
-                values |= {"ranks/step_spread_ms": 1e3 * (slowest - min(of_ranks)), "ranks/slowest": of_ranks.index(slowest)}
+            if logs and self._loss.alone is not None:
+                values["batch_loss_alone"] = self._loss.alone
+            values |= self._speed(counts) | self._statistics.checkpoints(self._costs) | of_ranks
             now = self._time()
             goodput = ratio(self._statistics.kept_seconds, now - self._run_began)
             values |= {"run/restarts": self._restarts, "run/goodput": goodput}
             self._files["batches"].scalars(counts.batch, now, values)
         self._start_window(counts)
 
+    def _compare_ranks(self):
+        """Returns the curves of the ranks, and names the one that the others wait for. All ranks have to call it."""
+        told = ranks().gather([self._statistics.own_median(), socket.gethostname()])
+        seconds = [each for each, _ in told]
+        named = self._slowest.note(seconds)
+        if named is not None and ranks().is_chief:
+            warnings.warn(verdict(seconds, named, told[named][1]), stacklevel=2)
+        slowest = max(seconds)
+        return {"ranks/step_spread_ms": 1e3 * (slowest - min(seconds)), "ranks/slowest": seconds.index(slowest)}
+
     def _speed(self, counts):
         values = self._statistics.throughput(counts) | self._statistics.step_times()
         if self._data_arrival:
             values["time/data_wait_share"] = self._statistics.data_wait_share()
+        values |= self._usage.values(values["throughput/samples_per_second_per_replica"])
         if not self.write_steps_per_second:
             del values["batch_steps_per_second"]
         return values
@@ -302,15 +307,6 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             session.mkdir(parents=True, exist_ok=True)
             for name, profile in profiles.items():
                 (session / name).write_bytes(profile)
-
-
-def _describe(tag: str) -> str:
-    if tag in DESCRIPTIONS:
-        return DESCRIPTIONS[tag]
-    kind, _, name = tag.partition("_")
-    if name == "learning_rate":
-        return "The rate of the next update."
-    return f"{name}: " + ("mean of this epoch's batches so far." if kind == "batch" else "of the epoch that ends here.")
 
 
 def _with_learning_rate(model: keras.Model, logs: Mapping[str, float]) -> dict[str, float]:

@@ -76,6 +76,7 @@ class TimeAccount:
             beside_write: whether a checkpoint was being written meanwhile.
         """
         began, arrived = self._batch_began, self._arrived
+        self._batch_began = None
         seconds = self.charge("batches")
         for kind in [self.batches, self.beside] if beside_write else [self.batches]:
             kind[0] += count

@@ -126,6 +126,12 @@ def recipe_parser(
         "--profile-batches", type=batch_range, metavar="FIRST:LAST", help="global batches to profile for TensorBoard, on the chief"
     )
     parser.add_argument(
+        "--peak-tflops",
+        type=positive(float),
+        metavar="X",
+        help="what a device reaches at most, for its utilization in TensorBoard; known for NVIDIA's data center GPUs",
+    )
+    parser.add_argument(
         "--log-secs", type=positive(float), default=10.0, metavar="S", help="seconds between lines, where output is a file"
     )
     parser.add_argument(

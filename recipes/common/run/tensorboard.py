@@ -8,7 +8,7 @@ from pathlib import Path
 from callbacks import GlobalStepTensorBoard
 from recipes.common.distribution import Distribution
 
-_LEFT_OUT = ("resume_from", "log_secs", "update_freq", "profile_batches")  # flags that do not change the training
+_LEFT_OUT = ("resume_from", "log_secs", "update_freq", "profile_batches", "peak_tflops")  # flags that do not change the training
 
 
 def tensorboard_callback(args: argparse.Namespace, distribution: Distribution) -> GlobalStepTensorBoard:
@@ -18,6 +18,7 @@ def tensorboard_callback(args: argparse.Namespace, distribution: Distribution) -
         write_graph=False,
         update_freq=args.update_freq,
         profile_batch=args.profile_batches or 0,
+        peak_tflops=args.peak_tflops,
         hparams=_hparams(args, distribution),
     )
 
