@@ -21,7 +21,7 @@ from callbacks.keras_private import set_initial_epoch
 from callbacks.last_in_list import LastInList
 from callbacks.pruner import Pruner
 from callbacks.ranks import ranks
-from callbacks.replicas import components
+from callbacks.replicas import read_components
 from callbacks.restoring import Checkpoint
 from callbacks.resumed_epoch import resumed_epoch_of
 from callbacks.resuming import Resumption, find_checkpoint, warn_of_later_checkpoints
@@ -183,9 +183,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if self._trains:
             self._set_states_again("on_test_begin")
             self._leave_if_asked("on_test_begin")
-            strategy = self.model.distribute_strategy
-            parts = [part for variable in self.model.metrics_variables for part in components(strategy, variable)]
-            self._metrics_of_epoch = [(part, part.read_value()) for part in parts]
+            self._metrics_of_epoch = read_components(self.model.distribute_strategy, self.model.metrics_variables)
 
     def on_test_batch_end(self, batch, logs=None):
         if self._trains and ranks().asked_to_leave():
@@ -221,15 +219,12 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._schedule.finish()
         self._saver.free_memory()
         self._resumption = None
-        if ranks().is_chief:
-            self._directory.release()
+        self._directory.release()
 
     def get_state(self):
-        """Returns what a checkpoint keeps of the times between saves."""
         return self._policy.get_state()
 
     def set_state(self, state):
-        """Takes over what `get_state` returned."""
         self._policy.set_state(state)
 
     @property
@@ -267,8 +262,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._schedule.finish()
         ranks().settle()
         ranks().barrier()
-        if ranks().is_chief:
-            self._directory.release()
+        self._directory.release()
         preemption.ignore_signals()
         raise preemption.Preempted(code, self.newest)
 

@@ -2,8 +2,8 @@
 
 Counted are the products of matrices and the convolutions of the forward pass, two operations for each multiplication with its
 addition; all else (activations, norms, embeddings that are looked up) is left out, as is usual. Attention counts in full, causal or
-not. Training needs three times as many: the backward pass computes gradients of inputs and of weights [1, 2]. What is computed twice
-to save memory does not count again, so that the result is that of the model and not of the implementation.
+not. Training needs three times as many: the backward pass computes gradients of inputs and of weights [1, 2]. What is computed
+twice to save memory does not count again, so that the result is that of the model and not of the implementation.
 
 [1] Kaplan et al. 2020, section 2.1, https://arxiv.org/abs/2001.08361
 [2] Chowdhery et al. 2022 (PaLM), appendix B: model FLOPs utilization, https://arxiv.org/abs/2204.02311

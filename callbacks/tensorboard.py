@@ -3,7 +3,6 @@
 import importlib.util
 import math
 import os
-import socket
 import tempfile
 import time
 import warnings
@@ -12,23 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import tensorflow as tf
 
 from callbacks import event_files
-from callbacks.batch_loss import BatchLoss
+from callbacks.batch_curves import BatchCurves, with_learning_rate
 from callbacks.batch_profiler import BatchProfiler
 from callbacks.copyable import Copyable
 from callbacks.counters import Counts, counters_of
 from callbacks.curve_descriptions import describe
-from callbacks.data_arrival import DataArrival, data_arrival_of
-from callbacks.device_usage import DeviceUsage
 from callbacks.errors import InputError
 from callbacks.event_files import EventFile
 from callbacks.fit_hooks import running_fit
 from callbacks.ranks import ranks
 from callbacks.save_costs import save_costs_of
 from callbacks.save_policy import next_multiple
-from callbacks.slowest_rank import SlowestRank, verdict
 from callbacks.step_statistics import StepStatistics, ratio
 
 _LONGEST_SAMPLE = 10
@@ -115,11 +110,11 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._statistics = StepStatistics()
         self._files: dict[str, EventFile] = {}
         self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
-        self._data_arrival: DataArrival | None = None
-        self._loss, self._slowest = BatchLoss(), SlowestRank()
         self._validates = self._has_begun = False
         self._next_point = math.inf
         self._restarts, self._run_began = 0, 0.0
+
+    _curves: BatchCurves  # from `on_train_begin` on
 
     def get_state(self) -> dict[str, float]:
         """Returns what a checkpoint keeps: the seconds spent on the batches that it holds."""
@@ -141,10 +136,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
                 f"profile_ranks are of this run, which has ranks 0 to {ranks().size - 1}. Received: {list(self._profile_ranks)}"
             )
         self._validates = running_fit(self).validates is not False
-        self._data_arrival = data_arrival_of(self.model, self._data_sample)
-        if self._data_arrival:
-            self._data_arrival.acts["curves"] = self._statistics.note_data
-        self._usage = DeviceUsage(self.model, self._peak_tflops)
+        self._curves = BatchCurves(self.model, self._statistics, self._costs, self._data_sample, self._peak_tflops)
         self._statistics.forget_batch()
         self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
         self._has_begun = False
@@ -152,7 +144,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
     def on_epoch_begin(self, epoch, logs=None):
         self._counters.begin_epoch(epoch)
         counts = self._counters.read()
-        self._loss.begin_epoch(counts.batch - counts.batches_in_epoch)
+        self._curves.loss.begin_epoch(counts.batch - counts.batches_in_epoch)
         if not self._has_begun:  # only now has every callback restored what it restores
             self._has_begun = True
             self._begin(counts)
@@ -237,7 +229,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         Args:
             logs: those of the batch.
         """
-        self._loss.end_batch(self._counters.batch_bound, logs.get("loss"))
+        self._curves.loss.end_batch(self._counters.batch_bound, logs.get("loss"))
         if not self._statistics.end_batch(self._counters.batch_bound, ranks().gradients_ready_at):
             return
         if self._counters.reached(self._next_point):
@@ -246,40 +238,19 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             self._write_profile()
 
     def _write_point(self, counts, logs):
-        of_ranks = self._compare_ranks() if ranks().size > 1 else {}
+        of_ranks = self._curves.compare_ranks()
         if ranks().is_chief:
-            values = {f"batch_{name}": value for name, value in _with_learning_rate(self.model, logs).items()} if logs else {}
-            if logs and self._loss.alone is not None:
-                values["batch_loss_alone"] = self._loss.alone
-            values |= self._speed(counts) | self._statistics.checkpoints(self._costs) | of_ranks
             now = self._time()
             goodput = ratio(self._statistics.kept_seconds, now - self._run_began)
-            values |= {"run/restarts": self._restarts, "run/goodput": goodput}
+            values = self._curves.values(counts, logs) | of_ranks | {"run/restarts": self._restarts, "run/goodput": goodput}
+            if not self.write_steps_per_second:
+                del values["batch_steps_per_second"]
             self._files["batches"].scalars(counts.batch, now, values)
         self._start_window(counts)
 
-    def _compare_ranks(self):
-        """Returns the curves of the ranks, and names the one that the others wait for. All ranks have to call it."""
-        told = ranks().gather([self._statistics.own_median(), socket.gethostname()])
-        seconds = [each for each, _ in told]
-        named = self._slowest.note(seconds)
-        if named is not None and ranks().is_chief:
-            warnings.warn(verdict(seconds, named, told[named][1]), stacklevel=2)
-        slowest = max(seconds)
-        return {"ranks/step_spread_ms": 1e3 * (slowest - min(seconds)), "ranks/slowest": seconds.index(slowest)}
-
-    def _speed(self, counts):
-        values = self._statistics.throughput(counts) | self._statistics.step_times()
-        if self._data_arrival:
-            values["time/data_wait_share"] = self._statistics.data_wait_share()
-        values |= self._usage.values(values["throughput/samples_per_second_per_replica"])
-        if not self.write_steps_per_second:
-            del values["batch_steps_per_second"]
-        return values
-
     def _write_epoch(self, batch, epoch, logs):
         of_validation = {name: value for name, value in logs.items() if name.startswith("val_")}
-        of_training = _with_learning_rate(self.model, {name: value for name, value in logs.items() if name not in of_validation})
+        of_training = with_learning_rate(self.model, {name: value for name, value in logs.items() if name not in of_validation})
         now = self._time()
         self._files["train"].scalars(batch, now, {f"epoch_{name}": value for name, value in of_training.items()})
         if of_validation:
@@ -307,18 +278,6 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             session.mkdir(parents=True, exist_ok=True)
             for name, profile in profiles.items():
                 (session / name).write_bytes(profile)
-
-
-def _with_learning_rate(model: keras.Model, logs: Mapping[str, float]) -> dict[str, float]:
-    """Named as in Keras; read in half the time of `keras.ops.convert_to_numpy`."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if optimizer is None:
-        return dict(logs)
-    if hasattr(optimizer, "optimizers"):
-        rates = {f"learning_rate_{each.name}": each.learning_rate for each in optimizer.optimizers}
-    else:
-        rates = {"learning_rate": optimizer.learning_rate}
-    return {**logs, **{name: float(tf.convert_to_tensor(rate)) for name, rate in rates.items()}}
 
 
 def _hparams_summary(hparams: Mapping[str, Any], wall_time: float) -> bytes:

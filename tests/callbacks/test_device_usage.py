@@ -95,7 +95,6 @@ def test_the_loss_of_a_batch_alone_is_that_of_keras(tmp_path):
             x, y = (part[i * BATCH : (i + 1) * BATCH] for part in inputs)
             alone.append(float(model.train_on_batch(x, y)))
             model.reset_metrics()
-    keras.utils.set_random_seed(0)
     for epochs, stop in ((1, 7), (2, None)):
         keras.utils.set_random_seed(0)
         board = GlobalStepTensorBoard(tmp_path / "events", update_freq=1, write_graph=False)
