@@ -7,6 +7,7 @@ import sys
 import time
 import uuid
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -14,12 +15,12 @@ import keras
 from callbacks import preemption, record_file, start_up
 from callbacks.attached import attach, attached
 from callbacks.copyable import Copyable
-from callbacks.counters import counters_of
+from callbacks.counters import Counters, counters_of
 from callbacks.data_arrival import data_arrival_of
 from callbacks.errors import InputError
 from callbacks.fit_hooks import fit_hooks_of
 from callbacks.ranks import ranks
-from callbacks.save_costs import save_costs_of
+from callbacks.save_costs import SaveCosts, save_costs_of
 from callbacks.time_account import TimeAccount
 
 _DATA_SAMPLE = 10  # one batch in so many tells how long it waited for data
@@ -35,6 +36,90 @@ def note_failure(why: str) -> None:
     """Notes what is about to end this process, for an end that Python does not call an error."""
     global _failure
     _failure = why
+
+
+class _Attempt:
+    """What this process tells of one run: its account, and its lines in the record.
+
+    Args:
+        path: the record.
+        clock: returns seconds since 1970.
+    """
+
+    def __init__(self, path: str, clock: Callable[[], float]):
+        start_up.end_phase("data" if start_up.phases() else "set-up")
+        self.path, self._clock = path, clock
+        self.account = TimeAccount(clock, start_up.began(), start_up.phases())
+        self._name = uuid.uuid4().hex[:12]
+        self.has_begun = self._writes = False
+        self._saved: tuple[int, str] | None = None
+        self.trains = self.has_trained = False
+
+    counters: Counters  # of the model in training, as are its costs
+    costs: SaveCosts
+
+    def begin(self) -> None:
+        """Writes the first line.
+
+        Raises:
+            InputError: if it cannot be written.
+        """
+        self.has_begun = True
+        place = {"began": self.account.began, "host": socket.gethostname(), "pid": os.getpid()}
+        try:
+            record_file.create(self.path)
+            record_file.append(self.path, self._line("begin") | place, flush=True)
+        except OSError as error:
+            raise InputError(f"The record of the run cannot be written to {self.path}: {error.strerror}.") from None
+        self._writes = True
+        atexit.register(self._end)
+
+    def tick(self) -> None:
+        """Writes a line if one is due, or a checkpoint was saved."""
+        if self._writes and (self.account.tick_is_due() or self.costs.newest != self._saved):
+            self._append(self._line("tick"))
+
+    def _end(self):
+        self.account.charge("callbacks" if self.trains else "outside", self.costs.blocked)
+        self._append(self._line("end") | {"why": self._why()}, flush=True)
+
+    def _why(self):
+        if not self.trains:
+            return "finished"
+        error = getattr(sys, "last_value", None)  # what Python has printed the traceback of
+        if error is not None:
+            return f"{type(error).__name__}: {error}".partition("\n")[0]
+        return _failure or _SIGNALS.get(preemption.asked(), "left in the middle of training")
+
+    def _line(self, kind: str) -> dict[str, Any]:
+        self._saved, account = self.costs.newest, self.account
+        return {
+            "kind": kind,
+            "attempt": self._name,
+            "time": self._clock(),
+            "batch": self.counters.batch_bound,
+            "seconds": {name: round(seconds, 4) for name, seconds in account.seconds.items()},
+            "batches": account.batches,
+            "beside": account.beside,
+            "sampled": account.sampled,
+            "saved": self._saved,
+        }
+
+    def _append(self, line, **how):
+        if not self._writes:
+            return
+        try:
+            record_file.append(self.path, line, **how)
+        except OSError as error:
+            self._writes = False
+            warnings.warn(
+                f"{self.path} cannot be written any more: {error.strerror}. Training continues; "
+                "what python -m callbacks report shows of this attempt ends here.",
+                stacklevel=2,
+            )
+
+
+_attempts: dict[str, _Attempt] = {}  # of this process: path -> attempt
 
 
 class RunRecord(Copyable, keras.callbacks.Callback):
@@ -68,31 +153,30 @@ class RunRecord(Copyable, keras.callbacks.Callback):
     def _forget_run(self):
         """Sets what belongs to a run, and is not copied with the callback."""
         self._model = None
-        self._has_account = False
-        self._attempt = uuid.uuid4().hex[:12]
-        self._writes = self._trains = self._has_trained = self._is_first_of_epoch = False
-        self._saved: tuple[int, str] | None = None
+        self._trains = self._is_first_of_epoch = False
 
-    _account: TimeAccount  # from the first `on_train_begin` on
+    _attempt: _Attempt  # from `on_train_begin` on, as is its account
+    _account: TimeAccount
 
     def on_train_begin(self, logs=None):
         self._counters, self._costs = counters_of(self.model), save_costs_of(self.model)
         _executions_of(self.model).record = self
-        if self._has_account:
+        is_first = self._path not in _attempts
+        self._attempt = _attempts[self._path] = _attempts.get(self._path) or _Attempt(self._path, self._time)
+        self._account = self._attempt.account
+        if not is_first:
             self._charge("outside")
-        else:
-            start_up.end_phase("data" if start_up.phases() else "set-up")
-            self._account, self._has_account = TimeAccount(self._time, start_up.began(), start_up.phases()), True
         arrival = data_arrival_of(self.model, _DATA_SAMPLE)
         if arrival:
             arrival.acts["record"] = self._account.note_data
-        self._trains = True
+        self._attempt.counters, self._attempt.costs = self._counters, self._costs
+        self._trains = self._attempt.trains = True
 
     def on_epoch_begin(self, epoch, logs=None):
         self._counters.begin_epoch(epoch)
-        if not self._writes and ranks().is_chief:  # only now has every callback restored what it restores
+        if not self._attempt.has_begun and ranks().is_chief:  # only now has every callback restored what it restores
             self._charge("restore")
-            self._begin()
+            self._attempt.begin()
         self._charge("callbacks")
         self._is_first_of_epoch = True
 
@@ -108,12 +192,12 @@ class RunRecord(Copyable, keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         trained = self._counters.batch_bound - self._bound
-        if trained and self._has_trained:
+        if trained and self._attempt.has_trained:
             self._account.end_batch(trained, self._is_writing)
         else:
             self._charge("trace" if trained else "restore")
-            self._has_trained |= bool(trained)
-        self._tick_if_due()
+            self._attempt.has_trained |= bool(trained)
+        self._attempt.tick()
 
     def on_test_begin(self, logs=None):
         if self._trains:
@@ -122,7 +206,7 @@ class RunRecord(Copyable, keras.callbacks.Callback):
     def on_test_batch_end(self, batch, logs=None):
         if self._trains:
             self._charge("validation")
-            self._tick_if_due()
+            self._attempt.tick()
 
     def on_test_end(self, logs=None):
         if self._trains:
@@ -130,69 +214,16 @@ class RunRecord(Copyable, keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self._charge("callbacks")
-        self._tick_if_due()
+        self._attempt.tick()
 
     def on_train_end(self, logs=None):
         self._charge("callbacks")
-        self._trains = False
+        self._trains = self._attempt.trains = False
         _executions_of(self.model).record = None
-
-    def _begin(self):
-        try:
-            record_file.create(self._path)
-            place = {"began": self._account.began, "host": socket.gethostname(), "pid": os.getpid()}
-            record_file.append(self._path, self._line("begin") | place, flush=True)
-        except OSError as error:
-            raise InputError(f"The record of the run cannot be written to {self._path}: {error.strerror}.") from None
-        self._writes = True
-        atexit.register(self._end)
+        start_up.restart()
 
     def _charge(self, name):
         self._account.charge(name, self._costs.blocked)
-
-    def _tick_if_due(self):
-        if self._writes and (self._account.tick_is_due() or self._costs.newest != self._saved):
-            self._append(self._line("tick"))
-
-    def _end(self):
-        self._charge("callbacks" if self._trains else "outside")
-        self._append(self._line("end") | {"why": self._why()}, flush=True)
-
-    def _why(self):
-        if not self._trains:
-            return "finished"
-        error = getattr(sys, "last_value", None)  # what Python has printed the traceback of
-        if error is not None:
-            return f"{type(error).__name__}: {error}".partition("\n")[0]
-        return _failure or _SIGNALS.get(preemption.asked(), "left in the middle of training")
-
-    def _line(self, kind: str) -> dict[str, Any]:
-        self._saved, account = self._costs.newest, self._account
-        return {
-            "kind": kind,
-            "attempt": self._attempt,
-            "time": self._time(),
-            "batch": self._counters.batch_bound,
-            "seconds": {name: round(seconds, 4) for name, seconds in account.seconds.items()},
-            "batches": account.batches,
-            "beside": account.beside,
-            "sampled": account.sampled,
-            "saved": self._saved,
-        }
-
-    def _append(self, line, **how):
-        if not self._writes:
-            return
-        try:
-            record_file.append(self._path, line, **how)
-        except OSError as error:
-            self._writes = False
-            atexit.unregister(self._end)
-            warnings.warn(
-                f"{self._path} cannot be written any more: {error.strerror}. Training continues; "
-                "what python -m callbacks report shows of this attempt ends here.",
-                stacklevel=2,
-            )
 
 
 class _Executions:

@@ -4,6 +4,7 @@ import os
 import time
 
 _ended: list[tuple[str, float]] = []  # phases, and when they ended, in seconds since 1970
+_since: float | None = None  # when the last training of this process ended
 
 
 def process_began(pid: int) -> float | None:
@@ -17,14 +18,21 @@ def process_began(pid: int) -> float | None:
 
 
 def began() -> float:
-    """Returns when this process was started; if the system does not tell, when the first phase ended."""
+    """Returns when the start-up began: when this process was started; if the system does not tell, when the first phase ended."""
     first = _ended[0][1] if _ended else time.time()
-    return process_began(os.getpid()) or first
+    return _since or process_began(os.getpid()) or first
 
 
 def end_phase(name: str) -> None:
     """Notes that a phase ends now; the next one begins. A phase may have several parts."""
     _ended.append((name, time.time()))
+
+
+def restart() -> None:
+    """Has the start-up of the next training in this process begin now."""
+    global _since
+    _since = time.time()
+    _ended.clear()
 
 
 def phases() -> dict[str, float]:
