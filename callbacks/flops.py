@@ -36,7 +36,8 @@ class ModelFlops:
     def per_sample(self) -> float | None:
         """Returns the operations of training on one sample; None before the first batch, and if they cannot be counted.
 
-        They cannot where a shape is unknown, or the graph has loops (recurrent layers). The first call traces the model once.
+        They cannot where a shape is unknown, or the graph has loops (recurrent layers) or functions of their own (grouped
+        convolutions). The first call traces the model once.
         """
         if not self._is_counted and self._inputs is not None:
             self._is_counted = True
