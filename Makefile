@@ -1,6 +1,6 @@
 # The first target that needs Python packages makes .venv; later ones find it there. Settings:
 #   PYTHON=/path/to/python3.12   the Python for .venv; default: the first of PYTHONS that fits
-#   ARGS="--epochs 20"           more flags for the command that train, test, test-all or bench starts
+#   ARGS="--epochs 20"           more flags for the command that train, test, test-all, faults or bench starts
 #   GPU=1                        for horovod: build it with NCCL (6 GB with TensorFlow's CUDA libraries; never run on several GPUs yet)
 
 PYTHON ?=
@@ -21,7 +21,7 @@ IN_TWO_PROCESSES := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all faults horovod lint bench watch picture clean FORCE
+.PHONY: help train test test-all test-versions faults horovod lint bench watch picture clean FORCE
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -36,14 +36,17 @@ test: $(HOROVOD_INSTALLED) ## the fast tests
 test-all: $(HOROVOD_INSTALLED) ## all tests
 	$(IN_TWO_PROCESSES) $(ARGS)
 
-faults: $(INSTALLED) ## kill a training a hundred times at random instants, and look at what is left (15 minutes)
-	FAULTS=100 $(BIN)/python -m pytest -s tests/callbacks/test_faults.py $(ARGS)
+test-versions: $(INSTALLED) ## chosen tests on TensorFlow 2.17 to 2.21, each with a Keras of its time (30 minutes, 8 GB in .venv-versions)
+	VERSIONS=all $(BIN)/python -m pytest -s tests/versions $(ARGS)
+
+faults: $(INSTALLED) ## end trainings a hundred times, by kills, signals, disks and clocks that fail (15 minutes; ARGS="--seed 7 --rounds 20")
+	PYTHONPATH=.:tests/helpers $(BIN)/python tests/programs/soak.py $(ARGS)
 
 # Without a compiler the tests go on, and those of Horovod are skipped; exit code 2 tells.
 test test-all: GO_ON := || [ $$? -eq 2 ]
 
 horovod: $(HOROVOD_INSTALLED) ## build Horovod, once, and prove it with two processes
-	@$(BIN)/python -m launch.prove_horovod
+	@$(BIN)/python -m launch.horovod.prove
 
 lint: $(LINT_INSTALLED) ## check format, lint and types; changes nothing
 	$(BIN)/python -m ruff format --check
@@ -59,8 +62,8 @@ watch: $(INSTALLED) ## TensorBoard on runs/, for this machine only
 picture: $(BENCH_INSTALLED) ## make tensorboard.png again: a real run, and chromium-headless-shell from Debian
 	$(BIN)/python -m benchmarks.picture
 
-clean: ## remove .venv and caches; runs/ stays
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+clean: ## remove .venv, .venv-versions and caches; runs/ stays
+	rm -rf .venv .venv-versions build *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find callbacks recipes launch tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # .venv is kept if an install of it was completed and PYTHON does not ask for another version. Else it is made anew, because
@@ -74,9 +77,9 @@ $(INSTALLED): requirements.txt $(REQUIREMENTS) pyproject.toml $(if $(KEEP),,FORC
 	@$(PIP) --requirement $(REQUIREMENTS) --editable .
 	@touch $@
 
-$(HOROVOD_INSTALLED): $(INSTALLED) requirements-horovod.txt launch/build_horovod.py launch/horovod.patch
+$(HOROVOD_INSTALLED): $(INSTALLED) $(addprefix launch/horovod/, build.py horovod.patch requirements.txt)
 	@rm -f .venv/installed-horovod*
-	@{ $(BIN)/python -m launch.build_horovod $(if $(findstring nccl,$@),--gpu) && touch $@; } $(GO_ON)
+	@{ $(BIN)/python -m launch.horovod.build $(if $(findstring nccl,$@),--gpu) && touch $@; } $(GO_ON)
 
 $(LINT_INSTALLED): $(INSTALLED)
 	@echo "Installing ruff and mypy into .venv, once."

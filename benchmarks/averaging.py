@@ -1,4 +1,6 @@
-"""The averaging of gradients against a raw `hvd.grouped_allreduce` of the same tensors, between two processes over Gloo.
+"""The averaging of gradients under both engines against the engine's own reduction of the same tensors, between two processes.
+
+Horovod's own is `hvd.grouped_allreduce`, over Gloo; TensorFlow's is `all_reduce` in a step that `MultiWorkerMirroredStrategy` runs.
 
 The same for the logs of a batch, which all ranks average anyway: what it costs that they tell each other, along with them, who was
 asked to leave.
@@ -7,50 +9,58 @@ asked to leave.
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.ranks import command, is_built, medians
+from benchmarks.ranks import command, engines, medians
 
 ROUNDS = 200
 CASES = {"MLP, 4 tensors, 3 kB": [(64, 10), (10,), (10, 10), (10,)], "160 tensors, 42 MB": [(128, 1024), (128,)] * 80}
 
 
 def main() -> None:
-    """Prints the medians and their ratio."""
-    if not is_built("averaging of gradients"):
-        return
-    with tempfile.TemporaryDirectory() as logs:
-        subprocess.run(command(2, logs, "benchmarks.averaging"), check=True)
+    """Prints the medians and their ratio, for each engine."""
+    for engine in engines():
+        with tempfile.TemporaryDirectory() as logs:
+            subprocess.run(command(2, logs, "benchmarks.averaging", engine), check=True)
 
 
-def measure() -> None:
+def measure(engine: str) -> None:
     """What each rank runs."""
-    import horovod.tensorflow as hvd
+    from recipes.common.distribution.setup import ENGINES
 
-    from recipes.common.distribution.horovod_ranks import HorovodRanks
-
-    world = HorovodRanks()
+    world = ENGINES[engine]()
+    reduce = _of_horovod() if engine == "horovod" else _of_strategy(world.strategy)
     if world.is_chief:
-        print("averaging of gradients, 2 ranks      raw, ms   ours, ms   ratio")
-    logs = [np.float32(0.25), np.float32(0.5)]
-    alone, with_flags = medians(
-        lambda: hvd.allgather(tf.constant([logs], tf.float64), name="logs_alone").numpy(),
-        lambda: world.average_logs(logs),
-        rounds=ROUNDS,
-    )
+        print(f"averaging of gradients, {engine + ', 2 ranks':<21}raw, ms   ours, ms   ratio")
     for name, shapes in CASES.items():
         tensors = [tf.random.normal(shape) for shape in shapes]
-        raw = tf.function(lambda tensors=tensors: hvd.grouped_allreduce(tensors, op=hvd.Average, name="HorovodAllreduce_raw"))
+        raw = tf.function(lambda tensors=tensors: reduce(tensors))
         ours = tf.function(lambda tensors=tensors: world.average(tensors, "grads"))
         of_raw, of_ours = medians(lambda raw=raw: raw()[0].numpy(), lambda ours=ours: ours()[0].numpy(), rounds=ROUNDS)
         if world.is_chief:
-            print(f"{name:<34}{of_raw:>10.2f}{of_ours:>11.2f}{of_ours / of_raw:>8.2f}", flush=True)
+            print(f"{name:<42}{of_raw:>10.2f}{of_ours:>11.2f}{of_ours / of_raw:>8.2f}", flush=True)
+    logs = [np.float32(0.25), np.float32(0.5)]
+    alone, with_flags = medians(lambda: world.gather_numbers(logs), lambda: world.average_logs(logs), rounds=ROUNDS)
     if world.is_chief:
         print("logs of a batch, 2 ranks         alone, ms   with who is to leave, ms   more, % of a step of 5 ms")
         print(f"{'2 numbers':<34}{alone:>8.2f}{with_flags:>27.2f}{(with_flags - alone) / 5:>29.1%}", flush=True)
 
 
+def _of_horovod() -> Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]]:
+    import horovod.tensorflow as hvd
+
+    return lambda tensors: hvd.grouped_allreduce(tensors, op=hvd.Average, name="HorovodAllreduce_raw")
+
+
+def _of_strategy(strategy: tf.distribute.Strategy) -> Callable[[Sequence[tf.Tensor]], Sequence[tf.Tensor]]:
+    def step(tensors):
+        return tf.distribute.get_replica_context().all_reduce("mean", [tf.identity(tensor) for tensor in tensors])
+
+    return lambda tensors: strategy.run(step, args=(tensors,))
+
+
 if __name__ == "__main__":
-    sys.exit(measure())
+    measure(sys.argv[1])

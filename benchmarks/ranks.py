@@ -1,4 +1,4 @@
-"""What the benchmarks of Horovod share: ranks on this machine, and acts measured by turns."""
+"""What the benchmarks of ranks share: ranks on this machine, and acts measured by turns."""
 
 import importlib.util
 import statistics
@@ -13,6 +13,11 @@ def is_built(what: str) -> bool:
     if not built:
         print(f"{what}: left out, needs `make horovod`")
     return built
+
+
+def engines() -> list[str]:
+    """The engines of several ranks that are installed."""
+    return [*(["horovod"] if is_built("Horovod") else []), "multiworker"]
 
 
 def command(ranks: int, logs: str, module: str, *arguments: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Weak scaling on the cores of this machine: one replica on one core against two on two, as ranks of Horovod and mirrored.
+"""Weak scaling on the cores of this machine: one replica on one core against two on two, mirrored and as ranks of either engine.
 
 Each replica has 64 samples of 28 x 28 in a batch, of the convnet of `recipes.mnist`. Processes by turns, in rounds; medians.
 Efficiency is the rate of samples against twice that of one replica on one core. The share of averaging is what averaging
@@ -18,7 +18,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.ranks import command, is_built, medians
+from benchmarks.ranks import command, engines, medians
 
 SHARE, BATCHES, ROUNDS = 64, 60, 3
 _MARK = "measured "
@@ -26,6 +26,7 @@ KINDS = {  # name -> strategy, replicas
     "1 replica, 1 core": ("single", 1),
     "mirrored, 2 replicas": ("mirrored", 2),
     "horovod, 2 ranks": ("horovod", 2),
+    "multiworker, 2 ranks": ("multiworker", 2),
 }
 
 
@@ -82,7 +83,7 @@ def run(strategy: str, replicas: int, settings: Mapping[str, str]) -> tuple[floa
         if strategy == "single":
             environment |= {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
             start = [shutil.which("taskset") or "taskset", "-c", "0", *start]
-        elif strategy == "horovod":
+        elif strategy != "mirrored":
             start = command(replicas, logs, *what)
         done = subprocess.run(start, env=environment, capture_output=True, text=True, check=True)
     return json.loads(done.stdout.split(_MARK)[1].splitlines()[0])
@@ -90,15 +91,15 @@ def run(strategy: str, replicas: int, settings: Mapping[str, str]) -> tuple[floa
 
 def main() -> None:
     """Prints a line for each kind."""
-    if not is_built("weak scaling"):
-        return
-    found: dict[str, list] = {name: [] for name in KINDS}
+    there = ("single", "mirrored", *engines())
+    kinds = {name: kind for name, kind in KINDS.items() if kind[0] in there}
+    found: dict[str, list] = {name: [] for name in kinds}
     for i in range(ROUNDS):
-        for name in list(KINDS)[:: 1 if i % 2 else -1]:
-            found[name].append(run(*KINDS[name], {}))
+        for name in list(kinds)[:: 1 if i % 2 else -1]:
+            found[name].append(run(*kinds[name], {}))
     print(f"weak scaling, {SHARE} samples per replica    batch, ms   samples/s   efficiency   averaging alone, ms   share")
     base = None
-    for name, (_, replicas) in KINDS.items():
+    for name, (_, replicas) in kinds.items():
         batch, averaging = np.median(found[name], axis=0)
         rate = SHARE * replicas / batch
         base = base or rate

@@ -2,7 +2,8 @@
 
 `imports` is Python's start and all imports, `import tensorflow, keras` as much of them as these two take alone; `data` what the
 recipe does before it sets up its devices; `build` the model, its optimizer and the datasets; `trace` from the call of `fit` to the
-end of the first batch, which TensorFlow traces and compiles; `a batch` is a later one, for comparison.
+end of the first batch, which TensorFlow traces and compiles; `a batch` is a later one, for comparison. Two ranks start from the
+launcher's command, and meet in `devices`.
 """
 
 import importlib
@@ -15,6 +16,8 @@ import sys
 import tempfile
 import time
 
+from benchmarks.ranks import command as ranks_command
+from benchmarks.ranks import engines
 from recipes._start import start as start_recipe
 
 ROUNDS = 3
@@ -64,13 +67,15 @@ def measure(name: str, began: float, flags: list[str]) -> None:
     module.main(flags)
 
 
-def start(name: str) -> list[float]:
-    """Seconds of each part of one start, and of a later batch."""
+def start(name: str, engine: str | None = None) -> list[float]:
+    """Seconds of each part of one start, and of a later batch; of two ranks if an engine is given."""
     with tempfile.TemporaryDirectory() as workdir:
-        flags = [*RECIPES[name], "--workdir", workdir]
-        command = [sys.executable, "-m", "benchmarks.startup", name, str(time.time()), *flags]
+        what = ["benchmarks.startup", name, str(time.time()), *RECIPES[name], "--workdir", workdir]
+        command = [sys.executable, "-m", *what]
+        if engine:
+            command = ranks_command(2, os.path.join(workdir, "logs"), *what, "--strategy", engine)
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
-    moments = json.loads(output.splitlines()[-1])
+    moments = json.loads(output[output.rindex("[1") :])  # the launcher writes the rank before it
     spans = [end - begin for begin, end in itertools.pairwise(moments)]
     return [*spans[: len(_PARTS)], min(spans[len(_PARTS) :])]
 
@@ -85,8 +90,10 @@ def bare_imports() -> float:
 def main() -> None:
     """Prints the medians of each part."""
     print("seconds from command to first batch   all" + "".join(f"{part:>9}" for part in _PARTS) + "  a batch")
-    for name in RECIPES:
-        *parts, batch = (statistics.median(column) for column in zip(*(start(name) for _ in range(ROUNDS)), strict=True))
+    starts: dict[str, tuple] = {name: (name,) for name in RECIPES}
+    starts |= {f"mnist, {engine}, 2 ranks": ("mnist", engine) for engine in engines()}
+    for name, arguments in starts.items():
+        *parts, batch = (statistics.median(column) for column in zip(*(start(*arguments) for _ in range(ROUNDS)), strict=True))
         print(f"{name:<35}{sum(parts):>6.1f}" + "".join(f"{part:>9.2f}" for part in parts) + f"{batch:>9.3f}", flush=True)
     bare = statistics.median(bare_imports() for _ in range(ROUNDS))
     print(f"{'import tensorflow, keras':<35}{bare:>6.1f}{bare:>9.2f}")

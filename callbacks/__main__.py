@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from callbacks import files
-from callbacks.errors import InputError
+from callbacks.errors import InputError, one_line
 from callbacks.restoring import Checkpoint, candidates, read_stored, read_whole
 
 
@@ -73,7 +73,7 @@ def _look(paths: list[str], whole: bool) -> Iterator[tuple[str, Checkpoint | fil
         try:
             yield path, read_whole(path) if whole else files.read_trailer(path), ""
         except (files.Damaged, InputError, OSError) as error:
-            yield path, None, str(error)
+            yield path, None, one_line(error)
 
 
 if __name__ == "__main__":

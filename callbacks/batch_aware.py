@@ -3,6 +3,7 @@
 import keras
 
 from callbacks.checkpoint import GlobalStepCheckpoint
+from callbacks.keras_private import mode_of
 
 
 class BatchAwareCheckpoint(GlobalStepCheckpoint):
@@ -31,7 +32,7 @@ class BatchAwareCheckpoint(GlobalStepCheckpoint):
             verbose=model_checkpoint.verbose,
             save_best_only=model_checkpoint.save_best_only,
             save_weights_only=model_checkpoint.save_weights_only,
-            mode=model_checkpoint.mode,
+            mode=mode_of(model_checkpoint),
             save_freq=model_checkpoint.save_freq,
             initial_value_threshold=model_checkpoint.best,
         )

@@ -2,10 +2,8 @@
 
 import socket
 import warnings
-from collections.abc import Mapping
 
 import keras
-import tensorflow as tf
 
 from callbacks.batch_loss import BatchLoss
 from callbacks.counters import Counts
@@ -34,23 +32,22 @@ class BatchCurves:
     def __init__(
         self, model: keras.Model, statistics: StepStatistics, costs: SaveCosts, data_sample: int, peak_tflops: float | None
     ):
-        self._model, self._statistics, self._costs = model, statistics, costs
+        self._statistics, self._costs = statistics, costs
         self._data_arrival = data_arrival_of(model, data_sample)
         if self._data_arrival:
             self._data_arrival.acts["curves"] = statistics.note_data
         self._usage, self._slowest, self.loss = DeviceUsage(model, peak_tflops), SlowestRank(), BatchLoss()
 
-    def values(self, counts: Counts, logs: Mapping[str, float]) -> dict[str, float]:
+    def values(self, counts: Counts, ends_batch: bool) -> dict[str, float]:
         """Returns curve -> value, on the chief.
 
         Args:
             counts: the counters now.
-            logs: those of the last batch; empty if there are none.
+            ends_batch: whether the point stands at the end of a batch, and not of an epoch.
         """
-        values = {f"batch_{name}": value for name, value in with_learning_rate(self._model, logs).items()} if logs else {}
-        if logs and self.loss.alone is not None:
+        values = self._statistics.throughput(counts) | self._statistics.step_times()
+        if ends_batch and self.loss.alone is not None:
             values["batch_loss_alone"] = self.loss.alone
-        values |= self._statistics.throughput(counts) | self._statistics.step_times()
         if self._data_arrival:
             values["time/data_wait_share"] = self._statistics.data_wait_share()
         values |= self._usage.values(values["throughput/samples_per_second_per_replica"])
@@ -67,15 +64,3 @@ class BatchCurves:
             warnings.warn(verdict(seconds, named, told[named][1]), stacklevel=2)
         slowest = max(seconds)
         return {"ranks/step_spread_ms": 1e3 * (slowest - min(seconds)), "ranks/slowest": seconds.index(slowest)}
-
-
-def with_learning_rate(model: keras.Model, logs: Mapping[str, float]) -> dict[str, float]:
-    """Returns the logs and the learning rates, named as in Keras; read in half the time of `keras.ops.convert_to_numpy`."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if optimizer is None:
-        return dict(logs)
-    if hasattr(optimizer, "optimizers"):
-        rates = {f"learning_rate_{each.name}": each.learning_rate for each in optimizer.optimizers}
-    else:
-        rates = {"learning_rate": optimizer.learning_rate}
-    return {**logs, **{name: float(tf.convert_to_tensor(rate)) for name, rate in rates.items()}}

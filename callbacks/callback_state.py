@@ -22,6 +22,7 @@ import numpy as np
 
 from callbacks import plain_data
 from callbacks.errors import InputError
+from callbacks.keras_private import keep_best
 
 _DEEPEST = 64  # levels of lists and dicts
 _MARKS = ({"array"}, {"scalar"}, {"dict"})
@@ -145,6 +146,7 @@ class _KerasState:
         for name in (*self._attributes, *self._arrays):
             if name in state:
                 setattr(self._callback, name, state[name])
+        keep_best(self._callback)
 
 
 _ADAPTERS: dict[type, Callable[[Any], _KerasState]] = {

@@ -8,8 +8,7 @@ import keras
 
 from callbacks import files
 from callbacks.errors import InputError
-from callbacks.metric_results import metric_results
-from callbacks.template import FIELDS, Template
+from callbacks.template import Template
 
 
 def check_arguments(
@@ -70,25 +69,3 @@ def check_alone(callback: keras.callbacks.ModelCheckpoint, callbacks: Iterable[k
     template = callback.template
     if any(each is not callback and getattr(each, "template", None) == template for each in callbacks):
         raise InputError(f"Two callbacks of this fit write to {template.text!r}. Give each its own template.")
-
-
-def check_metrics(template: Template, model: keras.Model, validates: bool | None) -> None:
-    """Checks that every metric in the names will come; called before the first batch, when the model has its metrics.
-
-    Args:
-        template: the names.
-        model: the model in training.
-        validates: whether `fit` has validation data; None if nobody knows.
-
-    Raises:
-        InputError: if a name needs a metric that will never come.
-    """
-    names = list(metric_results(model))
-    valid = {*names, "learning_rate"} | ({f"val_{name}" for name in names} if validates is not False else set())
-    for name in template.metrics:
-        if name not in valid:
-            why = " (fit has no validation_data)" if name.startswith("val_") and validates is False else ""
-            raise InputError(
-                f"{{{name}}} in {template.text!r} is neither a counter nor a metric of this run{why}. Use one of: "
-                + " ".join(f"{{{each}}}" for each in (*FIELDS, *sorted(valid)))
-            )

@@ -3,10 +3,12 @@
 import contextlib
 import os
 import tempfile
+from pathlib import Path
 
 from callbacks import files
 from callbacks.errors import InputError
 from callbacks.file_identity import identity
+from callbacks.folders import flush_folder, make_folder
 from callbacks.lock import Lock, LockLost, Loop
 from callbacks.template import Template
 
@@ -37,7 +39,6 @@ class CheckpointDirectory:
             InputError: if the directory cannot be written to, or another run writes to the template.
         """
         _check_writable(self._path)
-        files.finish_own(self._template)
         self._lock.acquire(loop)
         self._identity = identity(self._path)
         files.sweep(self._template, self._lock.taken_from)
@@ -63,13 +64,18 @@ class CheckpointDirectory:
     def make_parents(self, path: str) -> None:
         """Makes the directories between this one and a checkpoint, where the template has counters in their names.
 
+        Their entries are flushed, so that they outlast a crash of the machine.
+
         Raises:
             OSError: if one cannot be made; this directory itself is never made again.
         """
-        parts = os.path.relpath(os.path.dirname(path), self._path).split(os.sep)
-        for count in range(1, len(parts) + 1):
+        parent = self._path
+        for part in Path(path).relative_to(self._path).parts[:-1]:
+            folder = os.path.join(parent, part)
             with contextlib.suppress(FileExistsError):
-                os.mkdir(os.path.join(self._path, *parts[:count]))
+                os.mkdir(folder)
+            flush_folder(parent)
+            parent = folder
 
     def release(self) -> None:
         """Gives the lock back; more than once does no harm."""
@@ -78,7 +84,7 @@ class CheckpointDirectory:
 
 def _check_writable(directory: str) -> None:
     try:
-        os.makedirs(directory, exist_ok=True)
+        make_folder(directory)
         with tempfile.TemporaryFile(dir=directory):
             pass
     except OSError as error:

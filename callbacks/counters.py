@@ -17,6 +17,8 @@ import tensorflow as tf
 
 from callbacks.attached import attach, attached
 from callbacks.fit_hooks import fit_hooks_of, tensors_of
+from callbacks.keras_private import iterations_of
+from callbacks.own_loop import OwnLoop
 from callbacks.ranks import ranks
 from callbacks.state_tree import StateTree
 
@@ -53,7 +55,8 @@ class Counts:
 class Counters:
     """The counters of one model. `counters_of(model)` makes them.
 
-    They count in `fit` and `train_on_batch` alike, with or without callbacks.
+    They count in `fit` and `train_on_batch` alike, with or without callbacks. In a loop of the user's own with callbacks, the calls
+    of `on_train_batch_end` count, since the step may be one that nobody sees; then its samples are unknown.
 
     Attributes:
         batch_bound: the batch counter without a read of the device: it is at most this, and mostly exactly this.
@@ -74,6 +77,8 @@ class Counters:
         self._epoch_ended = False
         self._epoch_was_announced = False
         self._positioned_at = 0
+        self._loop: OwnLoop | None = None
+        self._executed = False  # since a batch of such a loop has ended
         self.unfinished: Counts | None = None
         self.data_seeks = False
         hooks = fit_hooks_of(model)
@@ -83,6 +88,7 @@ class Counters:
 
     def read(self) -> Counts:
         """Reads the counters from the device (waits for the batches under way)."""
+        self._count_own_loop()
         batch, step, samples = self._read_device()
         self.batch_bound, self._bound_is_exact = batch, True
         return Counts(
@@ -103,6 +109,47 @@ class Counters:
         if not self._bound_is_exact:
             self.read()
         return self.batch_bound >= batch
+
+    def begin_training(self, in_fit: bool) -> None:
+        """To be called in `on_train_begin`; more than once does no harm.
+
+        Args:
+            in_fit: whether `fit` calls the callbacks, and no loop of the user's own.
+        """
+        if in_fit:
+            self._count_own_loop()
+            self._loop = None
+        elif self._loop is None or self._loop.batches:
+            self._count_own_loop()
+            self._find_optimizers()
+            self._begin_own_loop()
+
+    def end_batch(self, caller: object) -> bool:
+        """To be called first in `on_train_batch_end`.
+
+        Args:
+            caller: the callback.
+
+        Returns:
+            Whether a loop of the user's own has trained on a batch that no train step of the model has seen.
+        """
+        if self._loop is None or self._loop.has_skipped:
+            return False
+        if self._loop.end_batch(caller):
+            self.batch_bound += 1
+            self.unfinished = None
+            self._loop.is_unseen, self._executed = not self._executed, False
+        return self._loop.is_unseen
+
+    def skip_batch(self, skips: bool) -> None:
+        """Notes, in a loop of the user's own, whether the train step trains on the batch or skips it."""
+        if self._loop:
+            self._loop.has_skipped = skips
+
+    @property
+    def in_own_loop(self) -> bool:
+        """Whether a loop of the user's own trains."""
+        return self._loop is not None
 
     def begin_epoch(self, epoch: int) -> None:
         """To be called in `on_epoch_begin`; more than once does no harm.
@@ -129,6 +176,13 @@ class Counters:
         self._epoch, self._epoch_ended = counts.epoch - 1, counts.epoch_ended
         self._epoch_began_at = _begin_of_epoch(counts)
         self.unfinished, self.data_seeks = None if counts.epoch_ended else counts, False
+        if self._loop:
+            self._begin_own_loop()
+
+    @property
+    def batches_done(self) -> int:
+        """How many batches of the epoch that begins are trained on already: above 0 only behind a resume in mid-epoch."""
+        return self.unfinished.batches_in_epoch if self.unfinished else 0
 
     @property
     def epoch_to_begin(self) -> int:
@@ -156,6 +210,20 @@ class Counters:
             return self._epoch, 0
         self.data_seeks = True
         return self._epoch, self.unfinished.samples_in_epoch
+
+    def _begin_own_loop(self) -> None:
+        batch, step, _ = self._read_device()
+        self._loop = OwnLoop(batch, step, self._read_updates())
+
+    def _count_own_loop(self) -> None:
+        """Adds what a loop of the user's own has trained on and the device has not counted."""
+        if self._loop:
+            batch, step, _ = self._read_device()
+            batches, steps = self._loop.uncounted(batch, step, self._read_updates())
+            self._offset = [self._offset[0] + batches, self._offset[1] + steps, self._offset[2]]
+
+    def _read_updates(self) -> list[int]:
+        return [int(updates) for updates in self._updates()]
 
     def _read_device(self) -> list[int]:
         parts = self._strategy.experimental_local_results(self._device)
@@ -203,9 +271,12 @@ class Counters:
         return logs
 
     def _updates(self) -> list[tf.Tensor]:
-        return [tf.cast(tf.convert_to_tensor(optimizer.iterations), "int64") for optimizer in self._optimizers]
+        return [tf.cast(tf.convert_to_tensor(iterations_of(optimizer)), "int64") for optimizer in self._optimizers]
 
     def _raise_bound(self) -> None:
+        if self._loop:
+            self._executed = True
+            return
         per_execution = self._model.steps_per_execution
         self.batch_bound += per_execution
         self._bound_is_exact &= per_execution == 1

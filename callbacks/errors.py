@@ -14,3 +14,9 @@ class CheckpointWriteError(OSError):
 
 class EventWriteError(OSError):
     """TensorBoard's events could not be written in the middle of a run. Names the directory and the cause."""
+
+
+def one_line(error: object) -> str:
+    """What an error says about a file of whatever origin, on one line of bounded length and without control characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return "".join(each if each.isprintable() else "?" for each in text[:300])

@@ -7,16 +7,21 @@ import struct
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 
 from callbacks.errors import EventWriteError, InputError
 from callbacks.file_identity import identity
+from callbacks.folders import make_folder
+from callbacks.regular_file import NotRegular, open_regular
 
 LIFE = uuid.uuid4().hex  # of this process; each event file tells it, so that restarts can be counted
 _PATTERN = "events.out.tfevents.*"
+_FRAME = 16  # bytes of a record beside its data
 _Event = tf.compat.v1.Event
 
 
@@ -41,7 +46,7 @@ class EventFile:
         self._described: set[str] = set()
         self._is_lost = False
         try:
-            os.makedirs(directory, exist_ok=True)
+            make_folder(directory)
             name = f"events.out.tfevents.{_next_second(directory):010d}.{socket.gethostname()}.{os.getpid()}.{LIFE}"
             self._path = os.path.join(directory, name)
             self._records = tf.io.TFRecordWriter(self._path)
@@ -120,9 +125,12 @@ class EventFile:
     def adopt(self, directory: str) -> None:
         """Adds what `tf.summary` has written to another directory. On return it has left the process."""
         for path in Path(directory).glob(_PATTERN):
-            for event in _events(path):
-                if event.HasField("summary"):
-                    self._add(event)
+            self.add(event for event in _events(path) if event.HasField("summary"))
+
+    def add(self, events: Iterable[tf.compat.v1.Event]) -> None:
+        """Adds events with the steps that they have. On return they have left the process."""
+        for event in events:
+            self._add(event)
 
     def _add(self, event):
         if not self.is_lost:
@@ -167,21 +175,38 @@ def _head(path: Path) -> Iterator[tf.compat.v1.Event]:
 
 
 def _events(path: Path) -> Iterator[tf.compat.v1.Event]:
-    """All events of a file, up to where a kill has cut it short."""
-    with open(path, "rb") as file:
-        while True:
-            length = file.read(12)  # uint64, and its checksum
-            if len(length) < 12:
-                return
-            size = struct.unpack("<Q", length[:8])[0]
-            record = file.read(size + 4)
-            if len(record) < size + 4:
-                return
-            yield _Event.FromString(record[:-4])
+    """All events of a file, up to where a kill has cut it short or a power cut has left something else.
+
+    Raises:
+        InputError: if the file cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            yield from read_events(file)
+    except NotRegular:
+        return
+    except OSError as error:
+        raise InputError(f"TensorBoard's events cannot be read: {path}: {error.strerror}") from None
+
+
+def read_events(file: BinaryIO) -> Iterator[tf.compat.v1.Event]:
+    """Yields the events from the file's position on; it stays behind the last one that is complete."""
+    left = os.fstat(file.fileno()).st_size - file.tell()
+    while left >= _FRAME:
+        begin = file.tell()
+        (size,) = struct.unpack("<Q", file.read(12)[:8])  # uint64, and its checksum
+        left -= _FRAME + size
+        if left < 0:
+            file.seek(begin)
+            return
+        try:
+            yield _Event.FromString(file.read(size + 4)[:-4])
+        except DecodeError:
+            return
 
 
 def _next_second(directory: str) -> int:
     """The time for a new file's name: now, or the second after the newest file's where that is ahead of the clock."""
     seconds = [path.name.split(".")[3] for path in Path(directory).glob(_PATTERN)]
-    newest = max((int(second) for second in seconds if second.isdigit()), default=0)
+    newest = max((int(second) for second in seconds if second.isdecimal()), default=0)
     return max(int(time.time()), newest + 1)

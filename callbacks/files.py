@@ -19,7 +19,6 @@ import glob
 import os
 import re
 import socket
-import stat
 import struct
 import threading
 import time
@@ -29,7 +28,9 @@ from typing import Any, BinaryIO
 
 from callbacks import checksum, format_1
 from callbacks.errors import InputError
+from callbacks.folders import flush_folder
 from callbacks.lock import SILENCE, Owner, is_running
+from callbacks.regular_file import NotRegular, open_regular
 from callbacks.template import Template
 
 MAGIC = b"GSTEP\x00\x00\x02"
@@ -37,7 +38,7 @@ _HEAD = struct.Struct(">8s5Q")
 TRAILER_SIZE = _HEAD.size + checksum.SIZE
 _DIGEST_SIZES = {MAGIC: checksum.SIZE, format_1.MAGIC: format_1.DIGEST_SIZE}
 _NAME_BYTES = 255  # of a file on Linux
-_in_flight: dict[str, str] = {}  # temporaries that this process is writing, and what each will be
+_in_flight: set[str] = set()  # temporaries that this process is writing
 _TEMPORARY = re.compile(r"\.tmp-(?P<pid>\d+)@(?P<host>[^@]+)@(?P<name>.+)")
 
 
@@ -163,24 +164,35 @@ def commit(path: str, trailer: Trailer, write: Callable[[Output], None], check: 
     """
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, temporary_name(name))
-    _in_flight[os.path.abspath(temporary)] = path
+    _in_flight.add(os.path.abspath(temporary))
     try:
         size = _write_durably(temporary, trailer, write)
         check()
-        os.replace(temporary, path)
+        _rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         check()  # whoever has taken over has removed the hidden file: that is the cause then, and not what came of it
         raise
     finally:
-        del _in_flight[os.path.abspath(temporary)]
+        _in_flight.discard(os.path.abspath(temporary))
     try:
-        _fsync_directory(directory or ".")
+        flush_folder(directory or ".")
     except OSError as error:
         lasts = "its name could not be flushed, so it may not outlast a crash of the machine"
         raise OSError(error.errno, f"{error.strerror}: {lasts}") from error
     return size
+
+
+def _rename(temporary: str, path: str) -> None:
+    """Renames, and again where a signal interrupts it: after some interruptions the rename is done, after some it is not."""
+    while True:
+        try:
+            os.replace(temporary, path)
+            return
+        except InterruptedError:
+            if not os.path.lexists(temporary):
+                return
 
 
 def _write_durably(path: str, trailer: Trailer, write: Callable[[Output], None]) -> int:
@@ -198,7 +210,8 @@ def _write_durably(path: str, trailer: Trailer, write: Callable[[Output], None])
         with contextlib.suppress(OSError):
             os.close(descriptor)
         raise
-    os.close(descriptor)  # some file systems tell of a failed write only here
+    with contextlib.suppress(InterruptedError):  # all of it is on the disk and was read back, whoever holds the descriptor now
+        os.close(descriptor)  # some file systems tell of a failed write only here
     return output.tell()
 
 
@@ -244,12 +257,6 @@ def sweep(template: Template, fenced: Owner | None = None) -> None:
                 os.unlink(path)
 
 
-def finish_own(template: Template) -> None:
-    """Waits for what this process itself still writes under this template: a fit that failed has left it in flight."""
-    while any(template.matches(path) for path in list(_in_flight.values())):
-        time.sleep(0.01)
-
-
 def _is_stale(path: str, pid: int, host: str) -> bool:
     if host == socket.gethostname():
         return pid == os.getpid() or not is_running(pid)  # ours, and not in flight: of an earlier process with our pid
@@ -263,7 +270,7 @@ def read_trailer(path: str) -> Trailer:
         Damaged: if the file does not end as a checkpoint of this format does.
         OSError: if it cannot be read.
     """
-    with _open_regular(path) as file:
+    with _open(path) as file:
         return _read_trailer(file)[0]
 
 
@@ -274,7 +281,7 @@ def verify(path: str) -> Trailer:
         Damaged: if any byte differs from what was written.
         OSError: if it cannot be read.
     """
-    with _open_regular(path) as file:
+    with _open(path) as file:
         trailer, size, head, digest = _read_trailer(file)
         found = _digest(file.fileno(), size, head)
     if found != digest:
@@ -294,13 +301,11 @@ def _digest(descriptor: int, size: int, head: bytes) -> bytes:
     return found.digest()
 
 
-def _open_regular(path: str) -> BinaryIO:
-    """Opens a file for reading; a FIFO or a device, which may never end, is refused."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise Damaged("it is no regular file")
-    return open(descriptor, "rb")
+def _open(path: str) -> BinaryIO:
+    try:
+        return open_regular(path)
+    except NotRegular as error:
+        raise Damaged(str(error)) from None
 
 
 def _read_trailer(file: BinaryIO) -> tuple[Trailer, int, bytes, bytes]:
@@ -319,11 +324,3 @@ def _read_trailer(file: BinaryIO) -> tuple[Trailer, int, bytes, bytes]:
     if size != total - trailer_size:
         raise Damaged(f"it has {total - trailer_size} bytes before its trailer, which says {size}")
     return Trailer(batch, step, epoch, samples), size, head, digest
-
-
-def _fsync_directory(directory: str) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

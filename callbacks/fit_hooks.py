@@ -7,7 +7,7 @@ synchronization and gradient reduction register functions here instead.
 import functools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from callbacks import keras_private
 from callbacks.attached import attach, attached
+from callbacks.errors import InputError
 from callbacks.state_tree import StateTree
 
 
@@ -80,6 +81,23 @@ class FitHooks:
             self._history, self._before_first_batch = history, []
         self._before_first_batch.append((act, build))
 
+    def begin_batch_of_own_loop(self) -> None:
+        """Does what is to be done before the first batch, in a loop of the user's own, which may train without an execution."""
+        if self._before_first_batch and StateTree(self._model).is_built:
+            self._act_before_first_batch(None)
+
+    def end_batch_of_own_loop(self) -> None:
+        """Checks that it was done.
+
+        Raises:
+            InputError: if the model was not built when its first batch began.
+        """
+        if self._before_first_batch:
+            raise InputError(
+                "A checkpoint fills the variables of a model, and this loop's first batch has made them: nothing is restored. "
+                "Build the model before on_train_begin: call it on a batch, or give it an Input."
+            )
+
     def instead_of_execution(self, call: Callable[[Any], Any]) -> None:
         """Registers a function that may take the place of Keras's train function.
 
@@ -99,7 +117,8 @@ class FitHooks:
             call: gets Keras's method and the logs of the last batch, and returns the logs:
                 `lambda make_logs, logs: make_logs(logs)`.
         """
-        _replace(self._model, keras_private.EPOCH_LOGS, functools.partial(call, getattr(self._model, keras_private.EPOCH_LOGS)))
+        make_logs = keras_private.needed(self._model, keras_private.EPOCH_LOGS)
+        _replace(self._model, keras_private.EPOCH_LOGS, functools.partial(call, make_logs))
 
     def trace_again(self) -> None:
         """Has the next batch trace the train step, if `fit` has made a train function already."""
@@ -113,7 +132,7 @@ class FitHooks:
             iterator: the data iterator of the execution.
         """
         model, spec, strategy = self._model, iterator.element_spec, self._model.distribute_strategy
-        if type(model).train_step is keras.Model.train_step:
+        if keras_private.can_build_symbolically(model):
             if strategy.num_replicas_in_sync == 1:  # with several, `fit` has built them already
                 with strategy.scope():
                     keras_private.symbolic_build(model, spec)
@@ -133,6 +152,7 @@ class FitHooks:
 
     def _execute(self, iterator):
         if self._before_first_batch:
+            iterator = iterator if hasattr(iterator, "element_spec") else _OneBatch(iterator)
             self._act_before_first_batch(iterator)
         for call in self._instead:
             logs = call(iterator)
@@ -146,10 +166,26 @@ class FitHooks:
 
     def _act_before_first_batch(self, iterator):
         acts, self._before_first_batch = self._before_first_batch, []
-        if any(build for _, build in acts):
+        if iterator is not None and any(build for _, build in acts):
             self.build(iterator)
         for act, _ in acts:
             act()
+
+
+class _OneBatch:
+    """The iterator of `train_on_batch`, with its spec.
+
+    Args:
+        batches: the iterator that Keras makes of the one batch.
+    """
+
+    def __init__(self, batches: Iterator[Any]):
+        batch = next(batches)
+        self.element_spec = tf.nest.map_structure(lambda leaf: None if leaf is None else tf.type_spec_from_value(leaf), batch)
+        self._batches = iter([batch])
+
+    def __iter__(self):
+        return self._batches
 
 
 def fit_hooks_of(model: keras.Model) -> FitHooks:
@@ -177,7 +213,8 @@ def take_over_all_reduce(optimizer: keras.optimizers.Optimizer, call: Callable[[
         optimizer: the optimizer, not one that wraps another.
         call: gets, on each replica, Keras's method that clips, accumulates and updates, the gradients and the variables.
     """
-    update = getattr(optimizer, keras_private.APPLY_GRADIENTS)
+    update = keras_private.needed(optimizer, keras_private.APPLY_GRADIENTS)
+    keras_private.needed(optimizer, keras_private.ALL_REDUCE)
     _replace(optimizer, keras_private.APPLY_GRADIENTS, functools.partial(call, update))
     _replace(optimizer, keras_private.ALL_REDUCE, lambda grads_and_variables: grads_and_variables)
 
@@ -203,14 +240,18 @@ class Loop:
     thread: int
     fit: int | None = None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it may still run: a `fit` does while its frame is there, a loop of the user's own while its thread is."""
+        frame = sys._current_frames().get(self.thread)
+        while frame is not None and self.fit not in (None, id(frame)):
+            frame = frame.f_back
+        return frame is not None
+
     def excludes(self, other: "Loop") -> bool:
         """Whether this loop still runs beside the other. One thread runs loops of the user's own one after the other."""
-        frame = sys._current_frames().get(self.thread)
-        if self.fit is None:
-            return frame is not None and self.thread != other.thread
-        while frame is not None and id(frame) != self.fit:
-            frame = frame.f_back
-        return frame is not None and self != other
+        is_another = self != other if self.fit is not None else self.thread != other.thread
+        return is_another and self.is_running
 
 
 @dataclass(frozen=True)
@@ -229,6 +270,11 @@ class RunningFit:
     callbacks: list[keras.callbacks.Callback]
     has_list: bool
     validates: bool | None
+
+    @property
+    def is_own_loop(self) -> bool:
+        """Whether a loop of the user's own calls the callbacks, and no `fit`."""
+        return self.loop.fit is None
 
 
 def running_fit(asking: keras.callbacks.Callback) -> RunningFit:

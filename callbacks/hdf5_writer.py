@@ -37,7 +37,7 @@ class Hdf5File:
 
     def group(self, path: str, attributes: Mapping[str, str] = {}) -> h5py.Group:
         """Creates a group with string attributes."""
-        group = self._file.create_group(path)
+        group = self._file.require_group(path)  # a layer may have the name of another group
         for name, value in attributes.items():
             group.attrs[name] = value
         return group

@@ -2,26 +2,150 @@
 
 `model.save_weights` walks the model and writes what it visits. This walk visits the same objects in the same order and only
 records where each variable goes. A save can then read all variables at one instant, and the thread that writes them needs
-neither the model nor Keras.
+neither the model nor Keras. Where Keras's walk is not known, Keras writes a file at each save, which is read.
 """
 
+import contextlib
 import functools
 import tempfile
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
+import h5py
 import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks.keras_private import KerasSaveable, child_names, saved_children
-from callbacks.state_tree import Variable
+from callbacks.hdf5_reader import WEIGHTS_MEMBER, read_dataset
+from callbacks.keras_private import CONTAINERS, KNOWS_WALK, KerasSaveable, child_names, model_archive_json, saved_children
+from callbacks.state_tree import VARIABLES, Variable
+
+
+@dataclass
+class Group:
+    """An HDF5 group of Keras's part of the file.
+
+    Args:
+        path: the group's path.
+        name: the object's name, stored as an attribute of the group.
+        values: the value of each dataset, by name.
+        is_of_optimizer: whether the object is an optimizer.
+        variables: name of a dataset -> name of the variable in the state tree.
+    """
+
+    path: str
+    name: str | None
+    values: dict[str, Any]  # a tensor, from `fetch` on an array
+    is_of_optimizer: bool
+    variables: Mapping[str, str]
+
+
+class PlanOfKerasPart(Protocol):
+    """What Keras saves of a model; valid until the model's structure changes."""
+
+    def variables(self) -> Iterable[Variable]:
+        """Returns the variables whose values the file holds as they are."""
+
+    def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
+        """Returns the groups of the file, with their values.
+
+        Args:
+            tensors: the value of each of the variables, by the variable's `id`.
+        """
+
+    def members(self) -> dict[str, bytes]:
+        """Returns the contents of the members of a `.keras` archive other than the weights, by name."""
+
+
+def plan_of_keras_part(model: keras.Model, names: Mapping[int, str]) -> PlanOfKerasPart:
+    """Finds what Keras saves of a model.
+
+    Args:
+        model: the model.
+        names: the name of each variable in the state tree, by the variable's `id`.
+    """
+    return _FoundByWalk(model, names) if KNOWS_WALK else _WrittenByKeras(model)
+
+
+class _FoundByWalk:
+    """What a walk over the model finds, without the values, which change from save to save."""
+
+    def __init__(self, model: keras.Model, names: Mapping[int, str]):
+        self._model, self._names = model, names
+        self._objects: list[_SavedObject] = []
+        _visit(model, "", self._objects, set())
+
+    def variables(self) -> Iterable[Variable]:
+        return (value for each in self._objects for value in each.values.values() if isinstance(value, VARIABLES))
+
+    def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
+        return [each.read(tensors, self._names) for each in self._objects]
+
+    def members(self) -> dict[str, bytes]:
+        members = model_archive_json(self._model)
+        if members is None:
+            return _members_by_keras(self._model)
+        return {name: text.encode() for name, text in members.items()} | self._assets
+
+    @functools.cached_property
+    def _assets(self) -> dict[str, bytes]:
+        """The contents of the files that layers add to an archive, such as vocabularies, by member name."""
+        found = {}
+        for each in self._objects:
+            if hasattr(each.saveable, "save_assets"):
+                with tempfile.TemporaryDirectory() as directory:
+                    each.saveable.save_assets(directory)
+                    for file in Path(directory).rglob("*"):
+                        if file.is_file():
+                            found[str(PurePosixPath("assets", each.path, file.relative_to(directory)))] = file.read_bytes()
+        return found
+
+
+class _WrittenByKeras:
+    """What stock Keras writes at each save."""
+
+    def __init__(self, model: keras.Model):
+        self._model = model
+
+    def variables(self) -> Iterable[Variable]:
+        return ()  # which dataset holds which variable is not known, so all variables are saved beside Keras's part
+
+    def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
+        found: list[Group] = []
+
+        def visit(name, item):
+            if isinstance(item, h5py.Group) and PurePosixPath(name).name == "vars":
+                values = {key: read_dataset(item, key) for key in item}
+                path = str(PurePosixPath(name).parent)
+                found.append(Group("" if path == "." else path, item.attrs.get("name"), values, False, {}))
+
+        with _saved(self._model.save_weights, ".weights.h5") as path, h5py.File(path, "r", locking=False) as file:
+            file.visititems(visit)
+        return found
+
+    def members(self) -> dict[str, bytes]:
+        return _members_by_keras(self._model)
+
+
+def _members_by_keras(model: keras.Model) -> dict[str, bytes]:
+    with _saved(model.save, ".keras") as path, zipfile.ZipFile(path) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if name != WEIGHTS_MEMBER}
+
+
+@contextlib.contextmanager
+def _saved(save: Any, suffix: str) -> Iterator[Path]:
+    """Has stock Keras save a temporary file."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, f"model{suffix}")
+        save(path)
+        yield path
 
 
 @dataclass(frozen=True)
-class SavedObject:
+class _SavedObject:
     """An object that has its own group in the file.
 
     Args:
@@ -32,59 +156,51 @@ class SavedObject:
     """
 
     path: str
-    saveable: KerasSaveable
+    saveable: Any
     values: dict[str, Variable | np.ndarray]
 
+    def read(self, tensors: Mapping[int, tf.Tensor], names: Mapping[int, str]) -> Group:
+        values: dict[str, Any] = {key: tensors[of] for key, of in self._keys.items()}
+        if len(values) < len(self.values):  # the object computes arrays at each save
+            made = _values_of(self.saveable)
+            values = {key: values[key] if isinstance(value, VARIABLES) else value for key, value in made.items()}
+        variables = {key: names[of] for key, of in self._keys.items() if of in names}
+        return Group(self.path, self._name, values, isinstance(self.saveable, keras.optimizers.Optimizer), variables)
+
     @functools.cached_property
-    def makes_arrays(self) -> bool:
-        """Whether the object computes arrays at each save."""
-        return any(isinstance(value, np.ndarray) for value in self.values.values())
+    def _keys(self) -> dict[str, int]:
+        return {key: id(value) for key, value in self.values.items() if isinstance(value, VARIABLES)}
+
+    @functools.cached_property
+    def _name(self) -> str | None:
+        name = getattr(self.saveable, "name", None)
+        return name if isinstance(name, str) else None
 
 
-def saved_objects(model: keras.Model) -> list[SavedObject]:
-    """Returns the objects that `model.save_weights` writes, in the same order."""
-    found: list[SavedObject] = []
-    _visit(model, "", found, set())
-    return found
-
-
-def values_of(saveable: KerasSaveable) -> dict[str, Variable | np.ndarray]:
+def _values_of(saveable: Any) -> dict[str, Variable | np.ndarray]:
     """Returns what an object's `save_own_variables` stores: variables as they are, other values as arrays."""
     if type(saveable).save_own_variables is keras.optimizers.Optimizer.save_own_variables:  # which copies each variable
         return {str(i): variable for i, variable in enumerate(saveable.variables)}
     store: dict[str, Any] = {}
     saveable.save_own_variables(store)
-    return {key: value if isinstance(value, Variable) else _to_array(value) for key, value in store.items()}
+    return {key: value if isinstance(value, VARIABLES) else _to_array(value) for key, value in store.items()}
 
 
-def saved_assets(objects: Iterable[SavedObject]) -> dict[str, bytes]:
-    """Returns the contents of the files that layers add to a `.keras` archive, such as vocabularies, by member name."""
-    found = {}
-    for each in objects:
-        if hasattr(each.saveable, "save_assets"):
-            with tempfile.TemporaryDirectory() as directory:
-                each.saveable.save_assets(directory)
-                for file in Path(directory).rglob("*"):
-                    if file.is_file():
-                        found[str(PurePosixPath("assets", each.path, file.relative_to(directory)))] = file.read_bytes()
-    return found
-
-
-def _visit(saveable: KerasSaveable, path: str, found: list[SavedObject], visited: set[int]) -> None:
+def _visit(saveable: Any, path: str, found: list[_SavedObject], visited: set[int]) -> None:
     if id(saveable) in visited:
         return
     if hasattr(saveable, "save_own_variables"):
-        found.append(SavedObject(path, saveable, values_of(saveable)))
+        found.append(_SavedObject(path, saveable, _values_of(saveable)))
     visited.add(id(saveable))
     for name, child in saved_children(saveable):
         inner = f"{path}/{name}" if path else name
         if isinstance(child, KerasSaveable):
             _visit(child, inner, found, visited)
-        elif isinstance(child, (list, dict, tuple)):
+        elif isinstance(child, CONTAINERS):
             _visit_container(child, inner, found, visited, set())
 
 
-def _visit_container(container: Iterable, path: str, found: list[SavedObject], visited: set[int], outer: set[int]) -> None:
+def _visit_container(container: Iterable, path: str, found: list[_SavedObject], visited: set[int], outer: set[int]) -> None:
     if id(container) in outer:
         return
     outer.add(id(container))

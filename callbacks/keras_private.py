@@ -1,28 +1,64 @@
 """The private names of Keras and TensorFlow that this repository needs, and what is done where a version lacks one.
 
-Seen in Keras 3.6 to 3.15 and TensorFlow 2.17 to 2.21.
+Seen in Keras 3.5 to 3.15 and TensorFlow 2.17 to 2.21. Where a name is missing, the public way is taken, which is slower: Keras
+writes and reads its part of a file itself, variables are read one by one, the first batch is traced once more. What has no
+public way is refused in one line when training begins.
 """
 
 import functools
+import importlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
-from keras.src.backend.common import global_state
-from keras.src.random import seed_generator
-from keras.src.saving import saving_lib
-from keras.src.saving.keras_saveable import KerasSaveable
-from keras.src.saving.saving_lib import H5IOStore
-from keras.src.utils.naming import to_snake_case
-from tensorflow.python.client import device_lib
-from tensorflow.python.eager import context, execute
 
-# Since Keras 3.14 the saving walk also visits containers within containers.
-VISITS_NESTED_CONTAINERS = hasattr(saving_lib, "_container_path_present")
+from callbacks import versions
+from callbacks.errors import InputError
 
-# Methods that `fit_hooks` replaces. A version without one of them raises AttributeError when a hook is registered.
+versions.say_if_untested(tf.__version__, keras.__version__)  # first: a name that nobody has thought of may be missing below
+
+
+def _find(module: str, *names: str) -> Any:
+    """Returns what a private module has under the first of these names that it knows; None where it knows none."""
+    try:
+        found = importlib.import_module(module)
+    except ImportError:
+        return None
+    return next((getattr(found, name) for name in names if hasattr(found, name)), None)
+
+
+_SAVING = "keras.src.saving.saving_lib"
+_skipset = _find(_SAVING, "get_attr_skipset", "get_attr_skiplist")
+_save_state = _find(_SAVING, "_save_state")
+_load_state = _find(_SAVING, "_load_state")
+_model_as_json = _find(_SAVING, "_serialize_model_as_json")
+_saveable = _find("keras.src.saving.keras_saveable", "KerasSaveable")
+_keras_store = _find(_SAVING, "H5IOStore")
+_get_global = _find("keras.src.backend.common.global_state", "get_global_attribute")
+_make_global_seeds = _find("keras.src.random.seed_generator", "global_seed_generator")
+_GLOBAL_SEEDS = _find("keras.src.random.seed_generator", "GLOBAL_SEED_GENERATOR") or "global_seed_generator"
+_list_devices = _find("tensorflow.python.client.device_lib", "list_local_devices")
+_execute = _find("tensorflow.python.eager.execute", "execute")
+_context = _find("tensorflow.python.eager.context", "context")
+
+# All variables of Keras. In Keras 3.5 and 3.6, those of layers are not instances of `keras.Variable`.
+KerasVariable = _find("keras.src.backend.common.variables", "KerasVariable", "Variable") or keras.Variable
+
+# Everything that Keras saves.
+KerasSaveable = _saveable or (keras.Layer, keras.optimizers.Optimizer, keras.metrics.Metric, keras.losses.Loss)
+
+# Whether Keras's walk over a model is known, so that what it would write can be read from the model itself.
+KNOWS_WALK = None not in (_skipset, _save_state) and hasattr(_saveable, "_obj_type")
+
+# The containers in which the walk looks for more: in most versions before 3.15 sets too.
+CONTAINERS = tuple(each for each in (list, dict, tuple, set) if KNOWS_WALK and each.__name__ in _save_state.__code__.co_names)
+# Some versions (3.12.4, 3.15) also visit containers within containers.
+_VISITS_NESTED_CONTAINERS = _find(_SAVING, "_container_path_present") is not None
+
+# Methods that `fit_hooks` replaces.
 EPOCH_LOGS = "_get_metrics_result_or_logs"  # of a model: logs of the last batch -> logs of an epoch or of a validation
 APPLY_GRADIENTS = "_backend_apply_gradients"  # of an optimizer, on each replica: clips, accumulates and updates
 ALL_REDUCE = "_all_reduce_sum_gradients"  # of an optimizer, on each replica: sums over the replicas
@@ -33,7 +69,20 @@ BOOKKEEPING = frozenset(
 )
 
 
-def saved_children(saveable: KerasSaveable) -> Iterator[tuple[str, Any]]:
+def needed(owner: keras.Model | keras.optimizers.Optimizer, name: str) -> Any:
+    """Returns a private attribute that nothing public stands in for.
+
+    Raises:
+        InputError: if this version of Keras has none of that name.
+    """
+    if not hasattr(owner, name):
+        raise InputError(
+            f"Keras {keras.__version__} has no {type(owner).__name__}.{name}, which is needed here. Install {versions.TESTED}."
+        )
+    return getattr(owner, name)
+
+
+def saved_children(saveable: Any) -> Iterator[tuple[str, Any]]:
     """Yields the attributes that Keras's saving walk visits, in its order.
 
     `saving_lib._walk_saveable` does the same, but Keras 3.15 makes a reference layer for each call of it, since it looks for
@@ -55,7 +104,7 @@ def saved_children(saveable: KerasSaveable) -> Iterator[tuple[str, Any]]:
 
 @functools.cache
 def _skipped_attributes(kind: str) -> frozenset[str]:
-    return frozenset(saving_lib.get_attr_skipset(kind))
+    return frozenset(_skipset(kind))
 
 
 def child_names(container: Iterable[Any]) -> Iterator[tuple[str, Any]]:
@@ -63,8 +112,8 @@ def child_names(container: Iterable[Any]) -> Iterator[tuple[str, Any]]:
     seen: dict[str, int] = {}
     for child in container.values() if isinstance(container, dict) else container:
         if isinstance(child, KerasSaveable):
-            name = to_snake_case(type(child).__name__)
-        elif isinstance(child, (list, dict, tuple)) and VISITS_NESTED_CONTAINERS:
+            name = _to_snake_case(type(child).__name__)
+        elif isinstance(child, CONTAINERS) and _VISITS_NESTED_CONTAINERS:
             name = "container"
         else:
             continue
@@ -72,55 +121,96 @@ def child_names(container: Iterable[Any]) -> Iterator[tuple[str, Any]]:
         yield f"{name}_{number}" if number else name, child
 
 
-def load_state(model: keras.Model, store: H5IOStore) -> dict[str, Exception]:
-    """Loads Keras's part of a file into a model and returns the error of each object that could not be loaded, by its name."""
+def _to_snake_case(name: str) -> str:
+    """As Keras names groups: `Conv2D` -> `conv2d`, `LayerNormalization` -> `layer_normalization`."""
+    name = re.sub(r"\W+", "", name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
+
+
+def as_store(reader: type) -> type:
+    """Returns a class that does what another one does, and that Keras takes for its own store of weights.
+
+    Args:
+        reader: has `get(path)`, which returns the values of an object by their names, and `has_path(path)`.
+    """
+    return reader if _keras_store is None else type(reader.__name__, (reader, _keras_store), {})
+
+
+def load_state(model: keras.Model, store: Any, skip: Iterable[Any] = ()) -> dict[str, Exception] | None:
+    """Loads Keras's part of a file into a model.
+
+    Args:
+        model: a model that has its variables.
+        store: of a class that `as_store` returned.
+        skip: objects of the model that stay as they are.
+
+    Returns:
+        The error of each object that could not be loaded, by its name. None if nothing was loaded, since this version of Keras
+        does not do that.
+    """
+    if _load_state is None:
+        return None
     failed: set[int] = set()
     errors: dict[int, tuple[Any, Exception]] = {}
-    saving_lib._load_state(model, store, None, "", visited_saveables=set(), failed_saveables=failed, error_msgs=errors)
+    visited = {id(each) for each in skip}
+    _load_state(model, store, None, "", visited_saveables=visited, failed_saveables=failed, error_msgs=errors)
     return {str(getattr(saveable, "name", saveable)): error for saveable, error in errors.values()} if failed else {}
 
 
-def model_archive_json(model: keras.Model) -> dict[str, str]:
-    """Returns the JSON members of the model's `.keras` archive: file name -> text."""
-    config, metadata = saving_lib._serialize_model_as_json(model)
-    return {saving_lib._METADATA_FILENAME: metadata, saving_lib._CONFIG_FILENAME: config}
+def model_archive_json(model: keras.Model) -> dict[str, str] | None:
+    """Returns the JSON members of the model's `.keras` archive: file name -> text. None if this version does not tell."""
+    if _model_as_json is None:
+        return None
+    config, metadata = _model_as_json(model)
+    return {"metadata.json": metadata, "config.json": config}
 
 
 def read_variables(handles: Sequence[Any], types: Sequence[int]) -> list[tf.Tensor]:
-    """Reads variables of one device with one operation; one call for each variable takes ten times as long.
+    """Reads variables of one device, with one operation where that is known: a call for each takes ten times as long.
 
     Args:
         handles: resource handles of the variables.
         types: their dtypes, as TensorFlow's enum.
     """
+    if None in (_execute, _context):
+        return [tf.raw_ops.ReadVariableOp(resource=handle, dtype=of) for handle, of in zip(handles, types, strict=True)]
     attributes = ("N", len(handles), "dtypes", types)
-    return execute.execute(b"_ReadVariablesOp", len(handles), inputs=handles, attrs=attributes, ctx=context.context())
+    return _execute(b"_ReadVariablesOp", len(handles), inputs=handles, attrs=attributes, ctx=_context())
 
 
 def global_seed_generator() -> keras.random.SeedGenerator | None:
     """Returns the generator that Keras draws from where no seed is given; None before the first such draw."""
-    return global_state.get_global_attribute(seed_generator.GLOBAL_SEED_GENERATOR)
+    return _get_global and _get_global(_GLOBAL_SEEDS)
 
 
-def make_global_seed_generator() -> keras.random.SeedGenerator:
-    """Returns the same generator, and makes it where it does not exist yet."""
-    return seed_generator.global_seed_generator()
+def make_global_seed_generator() -> None:
+    """Makes the same generator where it does not exist yet."""
+    if _make_global_seeds is not None:
+        _make_global_seeds()
 
 
 def memory_limits() -> dict[str, int]:
-    """Returns the bytes that TensorFlow's allocator may take on each GPU: `"/gpu:0"` -> bytes."""
-    gpus = [device for device in device_lib.list_local_devices() if device.device_type == "GPU"]
+    """Returns the bytes that TensorFlow's allocator may take on each GPU, as far as they are known: `"/gpu:0"` -> bytes."""
+    gpus = [device for device in (_list_devices or list)() if device.device_type == "GPU"]
     return {f"/gpu:{device.name.rpartition(':')[2]}": device.memory_limit for device in gpus}
 
 
 def native_variable(variable: keras.Variable | tf.Variable) -> tf.Variable:
     """Returns TensorFlow's variable; `keras.Variable.value` may return a cast of it."""
-    return variable._value if isinstance(variable, keras.Variable) else variable
+    if not isinstance(variable, KerasVariable):
+        return variable
+    return variable._value if hasattr(variable, "_value") else variable.value
 
 
 def array_view(tensor: tf.Tensor) -> np.ndarray:
     """Returns a writable view of a tensor's memory on the CPU, a copy of it from another device; `numpy()` always copies."""
     return tensor._numpy()
+
+
+def can_build_symbolically(model: keras.Model) -> bool:
+    """Whether `symbolic_build` can build the model."""
+    return type(model).train_step is keras.Model.train_step and hasattr(model, "_symbolic_build")
 
 
 def symbolic_build(model: keras.Model, element_spec: Any) -> None:
@@ -130,18 +220,45 @@ def symbolic_build(model: keras.Model, element_spec: Any) -> None:
         model: a compiled model with Keras's own train step.
         element_spec: of a batch of its data.
     """
-    batch = tf.nest.map_structure(lambda spec: keras.KerasTensor(tuple(spec.shape), spec.dtype.name), element_spec)
-    model._symbolic_build(data_batch=batch)
+
+    def symbol(spec):
+        return None if spec is None else keras.KerasTensor(tuple(spec.shape), spec.dtype.name)
+
+    batch = tf.nest.map_structure(symbol, element_spec)
+    needed(model, "_symbolic_build")(data_batch=batch)
 
 
 def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
-    """Sets the epoch, 0-based, with which the running `fit` begins, in `on_train_begin`; None leaves it to `fit`'s argument."""
+    """Sets the epoch, 0-based, with which the running `fit` begins, in `on_train_begin`; None leaves it to `fit`'s argument.
+
+    Raises:
+        InputError: if this version of Keras has another way to do that.
+    """
+    if epoch is not None:
+        needed(model, "_initial_epoch")
     model._initial_epoch = epoch
+
+
+def have_fit_take(adapter: type) -> None:
+    """Has `fit` take data adapters of a class as they are; all but the oldest versions do.
+
+    Args:
+        adapter: a subclass of Keras's `DataAdapter`.
+    """
+    adapters: Any = importlib.import_module("keras.src.trainers.data_adapters")
+    of_keras = adapters.get_data_adapter
+    if "DataAdapter" in of_keras.__code__.co_names or of_keras.__module__ == __name__:
+        return
+
+    def get_data_adapter(x: Any, *args: Any, **options: Any) -> Any:
+        return x if isinstance(x, adapter) else of_keras(x, *args, **options)
+
+    adapters.get_data_adapter = get_data_adapter
 
 
 def layers_of(model: keras.Model) -> list[keras.Layer]:
     """Returns the model and all layers in it."""
-    return model._flatten_layers()
+    return needed(model, "_flatten_layers")()
 
 
 def batches_of_validation(model: keras.Model) -> int | None:
@@ -151,14 +268,43 @@ def batches_of_validation(model: keras.Model) -> int | None:
 
 
 def updated_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """Returns the variables that an optimizer was built for."""
-    return getattr(optimizer, "_trainable_variables", [])
+    """Returns the variables that an optimizer was built for, or the one within it, where the outer one keeps no list."""
+    own = getattr(optimizer, "_trainable_variables", [])
+    inner = getattr(optimizer, "inner_optimizer", None)
+    return updated_variables(inner) if inner is not None and not own else own
+
+
+def iterations_of(optimizer: keras.optimizers.Optimizer) -> Any:
+    """Returns how often an optimizer has updated; an older one that scales the loss counts nothing itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer).iterations
 
 
 def constant_learning_rate(optimizer: keras.optimizers.Optimizer) -> keras.Variable | None:
     """Returns the variable that holds the learning rate; None under a schedule."""
     rate = getattr(optimizer, "_learning_rate", None)
-    return rate if isinstance(rate, keras.Variable) else None
+    return rate if isinstance(rate, KerasVariable) else None
+
+
+def keep_best(callback: keras.callbacks.Callback) -> None:
+    """Keeps the `best` of a callback where it has yet to choose its direction; older versions begin `best` anew when it does."""
+    choose = getattr(type(callback), "_set_monitor_op", None)
+    if choose is None or callback.monitor_op is not None or not hasattr(callback, "best"):
+        return
+    best = callback.best
+
+    def choose_and_keep():
+        del callback._set_monitor_op
+        choose(callback)
+        callback.best = best
+
+    callback._set_monitor_op = choose_and_keep
+
+
+def mode_of(checkpoint: keras.callbacks.ModelCheckpoint) -> str:
+    """Returns in which direction a checkpoint's metric gets better: `"min"`, `"max"` or, where it is not chosen yet, `"auto"`."""
+    if hasattr(checkpoint, "mode"):
+        return checkpoint.mode
+    return "min" if checkpoint.monitor_op(0.0, 1.0) else "max"
 
 
 def accumulated_gradients(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> list[keras.Variable]:

@@ -1,23 +1,23 @@
 """A callback that runs after all others of a `fit`."""
 
-from collections.abc import Callable
+from typing import Any
 
 import keras
 
 
 class LastInList(keras.callbacks.Callback):
-    """Calls functions after all callbacks of a `fit` have run a hook.
+    """Calls a listener after all callbacks of a `fit` have run a hook.
 
     `CallbackList` iterates over a live list, so a callback appended in `on_train_begin` runs last in every hook.
 
     Args:
-        began: called after every callback's `on_train_begin`.
-        ended_epoch: called with the epoch, 0-based, after every callback's `on_epoch_end`.
+        listener: called after the hooks of every callback: `on_all_callbacks_began()`, `on_all_callbacks_began_epoch()`,
+            `on_all_callbacks_ended_batch(batch)`, `on_all_callbacks_ended_epoch(epoch)`.
     """
 
-    def __init__(self, began: Callable[[], None], ended_epoch: Callable[[int], None]):
+    def __init__(self, listener: Any):
         super().__init__()
-        self._began, self._ended_epoch = began, ended_epoch
+        self._listener = listener
 
     def join(self, callbacks: list[keras.callbacks.Callback]) -> None:
         """Appends itself to the callbacks. Call it in `on_train_begin`."""
@@ -30,7 +30,13 @@ class LastInList(keras.callbacks.Callback):
             callbacks.remove(self)
 
     def on_train_begin(self, logs=None):
-        self._began()
+        self._listener.on_all_callbacks_began()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._listener.on_all_callbacks_began_epoch()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._listener.on_all_callbacks_ended_batch(batch)
 
     def on_epoch_end(self, epoch, logs=None):
-        self._ended_epoch(epoch)
+        self._listener.on_all_callbacks_ended_epoch(epoch)

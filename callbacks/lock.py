@@ -16,9 +16,12 @@ from datetime import datetime
 
 from callbacks.errors import InputError
 from callbacks.fit_hooks import Loop
+from callbacks.regular_file import open_regular
 
 SILENCE = 60  # seconds without a sign of life after which a holder counts as dead, on whatever host
 _HEARTBEAT = 15
+_MORE_THAN_ANY_PID = 1 << 31
+_LONGEST = 1 << 16  # bytes of a lock file that are read
 _acquiring = threading.Lock()
 _held: dict[str, "Lock"] = {}  # by token: the locks that this process has taken
 
@@ -66,6 +69,17 @@ class Owner:
             pid_namespace=_pid_namespace(),
             token=uuid.uuid4().hex,
         )
+
+    @classmethod
+    def from_json(cls, content: bytes) -> "Owner | None":
+        """The owner that a lock file names; None where the file is of an unknown version, or was cut off by a crash."""
+        try:
+            stored = json.loads(content)
+            owner = cls(**{field.name: stored[field.name] for field in fields(cls) if field.name in stored})
+        except (ValueError, TypeError, RecursionError):
+            return None
+        is_typed = all(type(getattr(owner, field.name)) is field.type for field in fields(cls))
+        return owner if is_typed and 0 < owner.pid < _MORE_THAN_ANY_PID else None
 
     def shares_pids_with(self, other: "Owner") -> bool:
         """Whether both count pids in one namespace of one boot, so that each can see whether the other is there."""
@@ -164,8 +178,14 @@ class Lock:
         elif not is_dead(holder, mine, self._silent_for()):
             raise InputError(
                 f"{self._template} is in use by another run: process {holder.pid} on {holder.host}, since {holder.since}. "
-                f"Stop it, or use another template or directory. (It counts as dead after {SILENCE} s without a sign of life.)"
+                f"{self._advice(holder, mine)} (It counts as dead after {SILENCE} s without a sign of life.)"
             )
+
+    def _advice(self, holder, mine):
+        array, _, element = mine.job.partition("_")
+        if element and holder.job.startswith(f"{array}_"):
+            return f"It is element {holder.job} of the same job array: give each element a directory of its own."
+        return "Stop it, or use another template or directory."
 
     def _show_life(self):
         while not self._released.wait(_HEARTBEAT):
@@ -183,22 +203,23 @@ class Lock:
 
     def _read(self):
         try:
-            with open(self.path) as file:
-                stored = json.load(file)
-            return Owner(**{field.name: stored[field.name] for field in fields(Owner) if field.name in stored})
+            with open_regular(self.path) as file:
+                return Owner.from_json(file.read(_LONGEST))
         except FileNotFoundError:
             return None
-        except (ValueError, TypeError):
-            return None  # written by a version that nobody knows, or cut off by a crash of the machine
 
     def _write(self, owner):
         temporary = f"{self.path}.{owner.token}"
-        with open(temporary, "x") as file:  # with the mode of the umask: a group shares its directories
-            json.dump(asdict(owner), file)
         try:
+            with open(temporary, "x") as file:  # with the mode of the umask: a group shares its directories
+                json.dump(asdict(owner), file)
             os.replace(temporary, self.path)
         except FileNotFoundError:  # swept away by whoever has the lock now
             return False
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
         return True
 
     def _sweep(self):
@@ -212,7 +233,8 @@ class Lock:
         directory, name = os.path.split(self.path)
         with tempfile.NamedTemporaryFile(prefix=f"{name}.", dir=directory or ".") as now:
             try:
-                return os.fstat(now.fileno()).st_mtime - os.stat(self.path).st_mtime
+                # A sign of life from the future is old too: the clock was set back since.
+                return abs(os.fstat(now.fileno()).st_mtime - os.stat(self.path).st_mtime)
             except FileNotFoundError:  # released meanwhile
                 return float("inf")
 

@@ -1,8 +1,11 @@
 """The running metrics of a model, named as in its logs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
+
+from callbacks.replicas import components
 
 
 def metric_results(model: keras.Model) -> dict[str, Any]:
@@ -17,3 +20,16 @@ def metric_results(model: keras.Model) -> dict[str, Any]:
                 yield name, float(array) if array.ndim == 0 else array
 
     return dict(sorted(flat(model.get_metrics_result())))
+
+
+def noted_metrics(model: keras.Model) -> Callable[[], None]:
+    """Notes the values of a model's running metrics, and returns a function that sets them again."""
+    strategy = model.distribute_strategy
+    parts = [part for variable in model.metrics_variables for part in components(strategy, variable)]
+    noted = [(part, part.read_value()) for part in parts]
+
+    def restore():
+        for part, value in noted:
+            part.assign(value)
+
+    return restore

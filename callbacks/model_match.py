@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from callbacks.errors import InputError
+from callbacks.keras_private import KerasVariable
 from callbacks.state_tree import GLOBAL_SEEDS, StateTree
 
 
@@ -13,7 +13,7 @@ class NotBuilt(InputError):
     """The model lacks variables that its first batch will make."""
 
 
-def check_match(header: dict[str, Any], tree: StateTree, path: str) -> None:
+def check_match(header: dict[str, Any], tree: StateTree, path: str, with_optimizers: bool = True) -> None:
     """Compares names, shapes and dtypes; metrics, which may be others, and what need not exist are left out.
 
     The variables of layers come first: where they differ, so do those of the optimizers, and these would name no cause.
@@ -22,6 +22,7 @@ def check_match(header: dict[str, Any], tree: StateTree, path: str) -> None:
         header: the JSON part of the checkpoint's state.
         tree: the variables of the model.
         path: of the checkpoint, for messages.
+        with_optimizers: False compares layers only.
 
     Raises:
         NotBuilt: if the model lacks variables, and has layers that are not built.
@@ -33,7 +34,7 @@ def check_match(header: dict[str, Any], tree: StateTree, path: str) -> None:
         if not optimizer["built"]:
             optional |= {each for each in here if each.startswith(f"{name}.")}
     of_optimizers = tuple(f"{name}." for name in (*header["optimizers"], *tree.optimizers))
-    for are_of_optimizers in (False, True):
+    for are_of_optimizers in (False, True)[: 1 + with_optimizers]:
         in_file, in_model = (
             {
                 name: each
@@ -70,4 +71,4 @@ def _compare(in_file: dict[str, Any], in_model: dict[str, Any], is_built: bool, 
 
 
 def _title(name: str, variable: Any) -> str:
-    return variable.path if isinstance(variable, keras.Variable) else name
+    return variable.path if isinstance(variable, KerasVariable) else name

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from callbacks import retention
+from callbacks.logged_metrics import scalar
 from callbacks.restoring import own_checkpoints, read_stored
 from callbacks.template import Template
 
@@ -60,4 +61,4 @@ class Pruner:
         return {path: self._candidate(path, stored.counts.batch, stored.metrics, stored.finite) for path, stored in earlier}
 
     def _candidate(self, path: str, batch: int, metrics: Mapping[str, float], finite: bool) -> retention.Kept:
-        return retention.Kept(path, batch, metrics.get(self._monitor), finite)
+        return retention.Kept(path, batch, scalar(metrics.get(self._monitor)), finite)

@@ -1,6 +1,6 @@
 """The ranks of a run: what the callbacks need of the processes that train one model together.
 
-One process is the default. A run of many processes installs its own: `recipes.common.distribution.horovod_ranks` does.
+One process is the default. A run of many processes installs its own: `recipes.common.distribution.engine_ranks` has them.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,6 +1,6 @@
 """What each replica has of a variable."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -13,11 +13,6 @@ from callbacks.state_tree import Variable
 def components(strategy: tf.distribute.Strategy, variable: Variable) -> Sequence[tf.Variable]:
     """Returns what each replica of this process has of a variable."""
     return strategy.experimental_local_results(native_variable(variable))
-
-
-def read_components(strategy: tf.distribute.Strategy, variables: Iterable[Variable]) -> list[tuple[tf.Variable, tf.Tensor]]:
-    """Returns what each replica of this process has of these variables, each with its value."""
-    return [(part, part.read_value()) for variable in variables for part in components(strategy, variable)]
 
 
 def assign_components(strategy: tf.distribute.Strategy, variable: Variable, value: np.ndarray) -> None:

@@ -9,7 +9,7 @@ import keras
 
 from callbacks import files, state
 from callbacks.counters import Counts
-from callbacks.errors import InputError
+from callbacks.errors import InputError, one_line
 from callbacks.ranks import ranks
 from callbacks.template import SUFFIXES, Template
 
@@ -77,7 +77,7 @@ class Stored:
 
     def is_made_by(self, template: Template, path: str) -> bool:
         """Whether the file stores this template, and the counters that give this path."""
-        return self.template == os.path.basename(template.text) and template.makes(path, self.counts)
+        return self.template == template.last_part and template.makes(path, self.counts)
 
 
 def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | None:
@@ -142,10 +142,11 @@ def read_whole(path: str) -> Checkpoint:
     trailer = files.verify(path)
     try:
         header = state.read_header(path)
+        state.check(path)
     except (InputError, OSError):
         raise
     except Exception as error:  # h5py, zipfile and json raise errors of many classes for what nobody wrote this way
-        raise files.Damaged(f"its state cannot be read: {type(error).__name__}: {error}") from None
+        raise files.Damaged(f"its state cannot be read: {one_line(error)}") from None
     if [header["counts"][name] for name in ("batch", "step", "epoch", "samples")] != list(astuple(trailer)):
         raise files.Damaged("its trailer and its header name different counters")
     if not Template(header["template"]).is_true_of(path, Counts(**header["counts"])):
@@ -163,7 +164,7 @@ def named_checkpoint(path: str) -> Checkpoint:
     try:
         return read_whole(path)
     except (files.Damaged, OSError) as error:
-        raise InputError(f"No checkpoint to go on from at {path}: {error}") from None
+        raise InputError(f"No checkpoint to go on from at {path}: {one_line(error)}") from None
 
 
 def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Checkpoint | None:
@@ -172,7 +173,7 @@ def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Che
     Weights, optimizer, seeds, statistics of each replica, and the counters: what `fit` with `resume=True` does at its start.
 
     Args:
-        model: a built and compiled model, of the same shape as the one that was saved.
+        model: a built model, of the same shape as the one that was saved. One that is not compiled gets all but the optimizer.
         template_or_directory: as for `latest_checkpoint`; a file's path restores that file, with NaN or infinite values too.
 
     Returns:
@@ -189,6 +190,26 @@ def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Che
     checkpoint = find_on_chief(lambda: latest_checkpoint(template_or_directory))
     if checkpoint is not None:
         state.restore(model, checkpoint.path)
+    return checkpoint
+
+
+def restore_weights(model: keras.Model, template_or_directory: str | os.PathLike) -> Checkpoint:
+    """Gives a model the weights of another run's newest checkpoint, and nothing else of it: a new run begins, at batch 0.
+
+    Args:
+        model: a built model, with layers of the same shapes; its optimizer may be another one.
+        template_or_directory: as for `restore`.
+
+    Returns:
+        The checkpoint.
+
+    Raises:
+        InputError: if there is no checkpoint, or it is of another model.
+    """
+    checkpoint = find_on_chief(lambda: latest_checkpoint(template_or_directory))
+    if checkpoint is None:
+        raise InputError(f"No checkpoint to take weights from at {os.fspath(template_or_directory)}.")
+    state.read_state(checkpoint.path).assign_weights(model)
     return checkpoint
 
 
@@ -260,9 +281,9 @@ def _template_with_fields(template_or_directory):
 
 def _refuse_another_template(template, stored):
     """Raises if a file stores another template, before the whole file is read."""
-    if stored.template != os.path.basename(template.text):
+    if stored.template != template.last_part:
         raise files.Damaged(f"it was saved by another template, {stored.template}. To resume from it, give its path")
 
 
 def _pass_over(path, error):
-    warnings.warn(f"Passed over {path}: {error}.", stacklevel=4)
+    warnings.warn(f"Passed over {one_line(path)}: {one_line(error)}.", stacklevel=4)

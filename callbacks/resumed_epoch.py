@@ -20,6 +20,7 @@ class ResumedEpoch:
 
     Attributes:
         batches_per_epoch: how many batches `fit` plans for an epoch; None if unknown.
+        begins_at: the batch of the epoch, 0-based, at which a loop of the user's own begins it.
     """
 
     def __init__(self, model: keras.Model):
@@ -27,6 +28,7 @@ class ResumedEpoch:
         self._counters = counters_of(model)
         self._hooks = fit_hooks_of(model)
         self.batches_per_epoch: int | None = None
+        self.begins_at = 0
         self._executions_to_skip: int | None = None  # known at the first execution
         self._logs: dict[str, Any] = {}
         self._restore_metrics: Callable[[], None] = lambda: None
@@ -49,11 +51,18 @@ class ResumedEpoch:
         if counts is None:
             return None
         if self._executions_to_skip is None:
-            self._executions_to_skip = self._begin(counts, iterator)
+            begin = self._begin_in_own_loop if self._counters.in_own_loop else self._begin
+            self._executions_to_skip = begin(counts, iterator)
+        self._counters.skip_batch(self._executions_to_skip > 0)
         if self._executions_to_skip == 0:
             return None
         self._executions_to_skip -= 1
         return self._logs
+
+    def _begin_in_own_loop(self, counts: Counts, iterator: Any) -> int:
+        """The loop has read the data itself, and `train_on_batch` resets the metrics at each batch."""
+        self._logs = metric_results(self._model) | self._logs
+        return max(counts.batches_in_epoch - self.begins_at, 0)
 
     def _begin(self, counts: Counts, iterator: Any) -> int:
         """Restores the metrics, moves the data past the batches that are done, and returns how many executions to skip."""

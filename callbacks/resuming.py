@@ -1,6 +1,5 @@
 """Resuming a training: finds the checkpoint, restores everything before the first batch, and says what will not be resumed."""
 
-import functools
 import os
 import warnings
 from collections.abc import Iterable
@@ -13,9 +12,11 @@ from callbacks.counters import counters_of
 from callbacks.errors import InputError
 from callbacks.fit_hooks import fit_hooks_of
 from callbacks.keras_private import set_initial_epoch
+from callbacks.learning_rates import choose_rates
 from callbacks.model_match import NotBuilt
+from callbacks.ranks import ranks
+from callbacks.restored_variables import RestoredVariables
 from callbacks.restoring import Checkpoint, find_on_chief, named_checkpoint, own_checkpoints, search
-from callbacks.state_tree import StateTree
 from callbacks.template import Template
 
 
@@ -75,31 +76,50 @@ class Resumption:
     Args:
         model: a compiled model, in `on_train_begin` of the `fit`.
         checkpoint: a checkpoint that was verified.
-        planned_epochs: the `epochs` of the `fit`.
+        planned_epochs: the `epochs` of the `fit`; None if unknown.
+        compiled_rates: the learning rates that the model was compiled with.
 
     Attributes:
         logs: the last logs that Keras reported before the checkpoint.
+        initial_epoch: the epoch, 0-based, with which training goes on.
 
     Raises:
         InputError: if the checkpoint is of another model. Nothing is changed then.
     """
 
-    def __init__(self, model: keras.Model, checkpoint: Checkpoint, planned_epochs: int):
+    def __init__(self, model: keras.Model, checkpoint: Checkpoint, planned_epochs: int | None, compiled_rates: dict[str, float]):
         stored = state.read_state(checkpoint.path)
+        self._compiled_rates = compiled_rates
         self._model, self._counters, self._counts = model, counters_of(model), stored.counts
+        self._restored: RestoredVariables | None = None
         self._restore_variables(stored)
         stored.resume_epoch(model)
         self.logs = stored.header["logs"]
         self._states: CallbackStates | None = stored.callback_states
-        set_initial_epoch(model, planned_epochs if self._states.has_stopped else self._counters.epoch_to_begin)
+        self.initial_epoch = self._counters.epoch_to_begin
+        if self._states.has_stopped and planned_epochs is not None:
+            self.initial_epoch = planned_epochs
+        set_initial_epoch(model, self.initial_epoch)
+        if ranks().is_chief and planned_epochs and self.initial_epoch >= planned_epochs:
+            why = "a callback has ended the training" if self._states.has_stopped else f"epochs is {planned_epochs}"
+            where = f"{'at the end of' if self._counts.epoch_ended else 'in'} epoch {self._counts.epoch}"
+            print(f"Nothing left to train: {checkpoint.path} stands {where}, and {why}.", flush=True)
 
     def set_states(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
-        """Sets the states of callbacks; to be called after every callback's `on_train_begin`, in which they forget theirs."""
+        """Sets the states of callbacks, and the variables once more, which callbacks may have changed since.
+
+        To be called after every callback's `on_train_begin`, in which they forget their state. What they do to the model there,
+        an earlier process has done.
+        """
+        if self._restored:
+            self._restored.put_back()
         if self._states:
             callback_state.give_back(callbacks, self._states)
+        if self._counts.epoch_ended:
+            self._restored = None  # what they do next to the model is new
 
     def set_states_again(self, callbacks: Iterable[keras.callbacks.Callback], hook: str, batch: int = 0) -> None:
-        """Sets the states once more, in the hook in which they were saved.
+        """Sets states and variables once more, in the hook in which they were saved.
 
         In the middle of an epoch Keras calls the hooks of the batches that were trained on already. So callbacks would see
         these batches twice. The callbacks that stand behind the one that saves had not seen the last hook: they see it now.
@@ -112,13 +132,14 @@ class Resumption:
         if self._states is None:
             return
         if self._counts.epoch_ended or self._counters.batch_bound > self._counts.batch:
-            self._states = None  # training has gone on
+            self._states = self._restored = None  # training has gone on
         elif hook == self._states.hook and self._is_place_of_save(hook, batch):
             self.set_states(callbacks)
+            self._restored = None
 
     def _is_place_of_save(self, hook, batch):
         done, execution = self._counts.batches_in_epoch, self._model.steps_per_execution
-        if hook == "on_train_batch_end":  # of the last batches that are skipped
+        if hook in ("on_train_batch_end", "on_all_callbacks_ended_batch"):  # of the last batches that are skipped
             return batch + execution >= done
         if hook == "on_train_batch_begin":  # of the first batches that are trained on
             return batch + execution > done
@@ -127,18 +148,12 @@ class Resumption:
     def _restore_variables(self, stored: state.StoredState) -> None:
         """Restores the variables, just before the first batch if only that can build them."""
         try:
-            stored.assign_to(self._model)
+            self._assign(stored)
         except NotBuilt:
-            fit_hooks_of(self._model).before_first_batch(lambda: stored.assign_to(self._model))
-            return
-        if not stored.counts.epoch_ended:
-            self._keep_learning_rates()
+            fit_hooks_of(self._model).before_first_batch(lambda: self._assign(stored))
 
-    def _keep_learning_rates(self) -> None:
-        """What callbacks do to a rate when an epoch begins was done already, if it began in an earlier process."""
-        for optimizer in StateTree(self._model).optimizers.values():
-            rate = getattr(optimizer, "learning_rate", None)
-            if isinstance(rate, keras.Variable):  # not a schedule
-                restored = keras.ops.convert_to_numpy(rate)
-                keep = functools.partial(setattr, optimizer, "learning_rate", restored)
-                fit_hooks_of(self._model).before_first_batch(keep, build=False)
+    def _assign(self, stored: state.StoredState) -> None:
+        stored.assign_to(self._model)
+        choose_rates(self._model, self._compiled_rates, stored.header, stored.path)
+        # An optimizer that a callback makes later has the checkpoint's rate: nobody has chosen another one for it.
+        self._restored = RestoredVariables(self._model, lambda: stored.assign_to(self._model))

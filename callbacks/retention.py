@@ -36,7 +36,8 @@ def to_delete(
         present: the checkpoints that are there, in any order.
         keep_last: keeps that many of the newest.
         keep_every: keeps the first at or after each multiple of that many batches.
-        keep_best: keeps that many with the best value; of equal ones the older; one without a value is never best.
+        keep_best: keeps that many with the best value; of equal ones the older; one without a value is never best. As the only
+            rule, it deletes nothing until one has a value.
         lower_is_better: the direction of the value.
 
     Returns:
@@ -62,5 +63,7 @@ def to_delete(
         ranked = [
             (sign * kept.value, kept.batch, kept.path) for kept in ordered if kept.value is not None and not math.isnan(kept.value)
         ]
+        if not ranked and keep_last is None and keep_every is None:
+            return []  # nothing can be the best before the metric comes
         stay |= {path for _, _, path in sorted(ranked)[:keep_best]}
     return [kept.path for kept in ordered if kept.path not in stay]

@@ -18,7 +18,7 @@ from callbacks.copyable import Copyable
 from callbacks.counters import Counters, counters_of
 from callbacks.data_arrival import data_arrival_of
 from callbacks.errors import InputError
-from callbacks.fit_hooks import fit_hooks_of
+from callbacks.fit_hooks import fit_hooks_of, running_fit
 from callbacks.ranks import ranks
 from callbacks.save_costs import SaveCosts, save_costs_of
 from callbacks.time_account import TimeAccount
@@ -160,6 +160,7 @@ class RunRecord(Copyable, keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._counters, self._costs = counters_of(self.model), save_costs_of(self.model)
+        self._counters.begin_training(in_fit=not running_fit(self).is_own_loop)
         _executions_of(self.model).record = self
         is_first = self._path not in _attempts
         self._attempt = _attempts[self._path] = _attempts.get(self._path) or _Attempt(self._path, self._time)
@@ -191,6 +192,7 @@ class RunRecord(Copyable, keras.callbacks.Callback):
         self._account.begin_batch()
 
     def on_train_batch_end(self, batch, logs=None):
+        self._counters.end_batch(self)
         trained = self._counters.batch_bound - self._bound
         if trained and self._attempt.has_trained:
             self._account.end_batch(trained, self._is_writing)

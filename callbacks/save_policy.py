@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from callbacks.save_interval import SaveInterval
@@ -104,6 +104,21 @@ class SavePolicy:
     def is_due_by_time(self) -> bool:
         """Whether the last checkpoint is `save_secs` old. Several ranks follow one clock, the chief's."""
         return self._save_secs is not None and self.clock() - self._saved_at >= self._save_secs
+
+    def still_to_come(self, params: Mapping[str, Any] | None, batch: int) -> tuple[float, float]:
+        """Returns the most checkpoints that a training still makes, and the batches that it still trains on; infinity if unknown.
+
+        Args:
+            params: what Keras tells callbacks of the `fit`: `epochs` and `steps`.
+            batch: where it stands.
+        """
+        epochs, steps = ((params or {}).get(name) or math.inf for name in ("epochs", "steps"))
+        batches = max(epochs * steps - batch, 0)
+        if self._save_secs is not None or self.interval:
+            return math.inf, batches
+        if not math.isfinite(steps):
+            return (math.inf if self._every else epochs), batches
+        return batches // (self._every or steps) + 1, batches
 
     def is_due_after_epoch(self) -> bool:
         """Whether the end of this epoch makes a checkpoint due; to be called once in each epoch."""

@@ -8,6 +8,7 @@ import keras
 from callbacks import files, state
 from callbacks.checkpoint_directory import CheckpointDirectory
 from callbacks.device_memory import DeviceMemory
+from callbacks.disk_room import DiskRoom, state_size
 from callbacks.finite import first_not_finite
 from callbacks.host_memory import HostMemory
 from callbacks.keras_private import global_seed_generator
@@ -28,6 +29,7 @@ class Saver:
         writer: runs the writing.
         directory: where checkpoints go; claimed by this run.
         pruner: deletes old checkpoints.
+        disk_room: warns if the disk has no room for what is to come.
         device_memory: tells whether the devices have room for copies.
         verbose: whether to print a line for each checkpoint.
     """
@@ -39,11 +41,13 @@ class Saver:
         writer: Writer,
         directory: CheckpointDirectory,
         pruner: Pruner,
+        disk_room: DiskRoom,
         device_memory: DeviceMemory,
         verbose: int,
     ):
         self._model, self._is_archive, self._writer = model, template.suffix == ".keras", writer
-        self._directory, self._pruner, self._device_memory, self._verbose = directory, pruner, device_memory, verbose
+        self._directory, self._pruner, self._disk_room = directory, pruner, disk_room
+        self._device_memory, self._verbose = device_memory, verbose
         self._memory = HostMemory()
         self._costs = save_costs_of(model)
         self._plan: SnapshotPlan | None = None
@@ -64,6 +68,8 @@ class Saver:
         self._is_prepared = True
         plan = self.plan()
         plan.read_keras_part()
+        if ranks().is_chief:
+            self._disk_room.warn(state_size(self._model))
         if self._writer.background and ranks().is_chief:
             self._writer.prepare(lambda: self._memory.provide(plan.memory))
 

@@ -18,32 +18,14 @@ import tensorflow as tf
 
 from callbacks.counters import Counts
 from callbacks.host_memory import HostMemory
-from callbacks.keras_part import SavedObject, saved_assets, saved_objects, values_of
-from callbacks.keras_private import array_view, constant_learning_rate, model_archive_json, read_variables, updated_variables
+from callbacks.keras_part import Group, plan_of_keras_part
+from callbacks.keras_private import KerasVariable, array_view, constant_learning_rate, read_variables, updated_variables
+from callbacks.learning_rates import compiled_rates
 from callbacks.ranks import ranks
 from callbacks.replicas import components
 from callbacks.state_tree import StateTree, Variable
 
 _ALIGNMENT = 64  # bytes
-
-
-@dataclass
-class Group:
-    """An HDF5 group of Keras's part of the file.
-
-    Args:
-        path: the group's path.
-        name: the object's name, stored as an attribute of the group.
-        values: the value of each dataset, by name.
-        is_of_optimizer: whether the object is an optimizer.
-        variables: name of a dataset -> name of the variable in the state tree.
-    """
-
-    path: str
-    name: str | None
-    values: dict[str, Any]  # a tensor, from `fetch` on an array
-    is_of_optimizer: bool
-    variables: Mapping[str, str]
 
 
 @dataclass
@@ -170,9 +152,8 @@ class SnapshotPlan:
         self._tree = tree = StateTree(model, seeds)
         self._trainable = _are_trainable(tree)
         self._names = {id(variable): name for name, variable in tree.variables.items()}
-        objects = saved_objects(model)
-        self._groups = [_PlannedGroup(each, self._names) for each in objects]
-        self._in_keras_part = {id(v): v for each in objects for v in each.values.values() if isinstance(v, Variable)}
+        self._of_keras = plan_of_keras_part(model, self._names)
+        self._in_keras_part = {id(v): v for v in self._of_keras.variables()}
         self._shared = _shared(tree)
         strategy = model.distribute_strategy
         may_differ = strategy.num_replicas_in_sync * ranks().size > 1
@@ -188,9 +169,9 @@ class SnapshotPlan:
                 name: [list(v.shape), tf.as_dtype(v.dtype).name, getattr(v, "path", v.name)] for name, v in tree.variables.items()
             },
             "metrics_variables": sorted(tree.metrics),
+            "learning_rates": compiled_rates(tree),
             "optimizers": {name: self._describe(optimizer) for name, optimizer in tree.optimizers.items()},
         }
-        self._assets = saved_assets(objects) if is_archive else {}
         self._settings: tuple[list[float], dict[str, bytes]] | None = None
 
     def is_current(self) -> bool:
@@ -212,8 +193,8 @@ class SnapshotPlan:
         variables = map(constant_learning_rate, self._tree.optimizers.values())
         rates = [float(tf.convert_to_tensor(rate)) for rate in variables if rate is not None]
         if self._settings is None or self._settings[0] != rates:
-            self._settings = rates, {name: text.encode() for name, text in model_archive_json(self._model).items()}
-        return self._settings[1] | self._assets
+            self._settings = rates, self._of_keras.members()
+        return self._settings[1]
 
     @property
     def memory(self) -> int:
@@ -223,7 +204,7 @@ class SnapshotPlan:
     def read_keras_part(self) -> KerasPart:
         """Reads the current values of Keras's part; objects that compute arrays for the file compute them again."""
         tensors = dict(zip(self._in_keras_part, (first for (first,) in self._keras_part_reader.read()), strict=True))
-        return KerasPart(self, tensors, [each.read(tensors) for each in self._groups])
+        return KerasPart(self, tensors, self._of_keras.read(tensors))
 
     def read_beside(self) -> dict[str, list[tf.Tensor]]:
         """Reads, for each replica, the variables that Keras's part does not hold bit for bit."""
@@ -261,27 +242,8 @@ def _shared(tree: StateTree) -> dict[str, Variable]:
     """Returns the variables that all replicas update in the same way."""
     of_optimizers = {id(v) for optimizer in tree.optimizers.values() for v in optimizer.variables}
     return {
-        name: v for name, v in tree.variables.items() if id(v) in of_optimizers or (isinstance(v, keras.Variable) and v.trainable)
+        name: v for name, v in tree.variables.items() if id(v) in of_optimizers or (isinstance(v, KerasVariable) and v.trainable)
     }
-
-
-class _PlannedGroup:
-    """A group of Keras's part of the file without its values, which change from save to save."""
-
-    def __init__(self, saved: SavedObject, names: Mapping[int, str]):
-        self._saved = saved
-        name = getattr(saved.saveable, "name", None)
-        self._name = name if isinstance(name, str) else None
-        self._keys = {key: id(value) for key, value in saved.values.items() if isinstance(value, Variable)}
-        self._variables = {key: names[of] for key, of in self._keys.items() if of in names}
-
-    def read(self, tensors: Mapping[int, tf.Tensor]) -> Group:
-        values: dict[str, Any] = {key: tensors[of] for key, of in self._keys.items()}
-        if self._saved.makes_arrays:
-            made = values_of(self._saved.saveable)
-            values = {key: values[key] if isinstance(value, Variable) else value for key, value in made.items()}
-        is_of_optimizer = isinstance(self._saved.saveable, keras.optimizers.Optimizer)
-        return Group(self._saved.path, self._name, values, is_of_optimizer, self._variables)
 
 
 class VariableReader:

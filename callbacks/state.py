@@ -18,7 +18,7 @@ import json
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,11 +30,12 @@ import tensorflow as tf
 from callbacks import callback_state, format_1
 from callbacks.callback_state import CallbackStates
 from callbacks.counters import Counts, counters_of
-from callbacks.errors import InputError
+from callbacks.errors import InputError, one_line
 from callbacks.files import TRAILER_SIZE, Output
-from callbacks.hdf5_reader import WEIGHTS_MEMBER, load_weights, open_hdf5, read_dataset
+from callbacks.hdf5_reader import WEIGHTS_MEMBER, check_file, check_link, load_weights, open_hdf5, read_dataset
 from callbacks.hdf5_writer import Hdf5File
-from callbacks.keras_private import make_global_seed_generator
+from callbacks.header import check_header
+from callbacks.keras_private import KerasVariable, make_global_seed_generator
 from callbacks.model_match import check_match
 from callbacks.ranks import ranks
 from callbacks.replicas import assign_components
@@ -51,8 +52,8 @@ def take(
     model: keras.Model,
     plan: SnapshotPlan,
     states: CallbackStates,
-    logs: dict[str, Any],
-    metrics: dict[str, Any],
+    logs: Mapping[str, Any],
+    metrics: Mapping[str, Any],
     earlier: KerasPart | None = None,
 ) -> Snapshot:
     """Takes a snapshot between two batches. All ranks have to, at the same batch; what differs between them is gathered.
@@ -78,8 +79,8 @@ def take(
     header = plan.header | {
         "format": FORMAT,
         "counts": counts.to_json(),
-        "logs": callback_state.as_json(logs),
-        "metrics": callback_state.as_json(metrics),
+        "logs": callback_state.as_json(dict(logs)),
+        "metrics": callback_state.as_json(dict(metrics)),
         "callbacks": states.plain,
         "hook": states.hook,
         "stopped": states.has_stopped,
@@ -117,6 +118,16 @@ class _WithoutComment:
 
     def write(self, data: Any) -> int:
         return len(data) if data is _COMMENT else self._output.write(data)
+
+
+def check(path: str) -> None:
+    """Checks that reading a checkpoint opens no other file and makes nothing larger than the file.
+
+    Raises:
+        ValueError: if it does not hold plain arrays only.
+        OSError: if it cannot be read.
+    """
+    check_file(path, (WEIGHTS_MEMBER, format_1.MEMBER) if path.endswith(".keras") else (WEIGHTS_MEMBER,))
 
 
 def read_header(path: str) -> dict[str, Any]:
@@ -170,8 +181,27 @@ class StoredState:
             make_global_seed_generator()
         tree = self._prepare(model)
         ranks().on_chief(lambda: self._load_keras_part(model))
-        ranks().give_chiefs_values([v for v in tree.variables.values() if isinstance(v, keras.Variable)])
+        ranks().give_chiefs_values([v for v in tree.variables.values() if isinstance(v, KerasVariable)])
         self._assign(model, tree, set(tree.variables))
+
+    def assign_weights(self, model: keras.Model) -> None:
+        """Gives a model the weights of the checkpoint and nothing else: optimizers, seeds and counters stay as they are.
+
+        Args:
+            model: a built model.
+
+        Raises:
+            InputError: if the file belongs to another model; the first variable that does not fit is named.
+        """
+        tree, beside = StateTree(model), self.header["format"] == FORMAT
+        if beside:
+            check_match(self.header, tree, self.path, with_optimizers=False)
+        ranks().on_chief(lambda: self._load_keras_part(model, skip=tree.optimizers.values()))
+        names = {*tree.variables} - tree.metrics - tree.seeds
+        names -= {name for name in names if name.startswith(tuple(f"{each}." for each in tree.optimizers))}
+        ranks().give_chiefs_values([tree.variables[name] for name in names if isinstance(tree.variables[name], KerasVariable)])
+        if beside:
+            self._assign(model, tree, names)
 
     def assign_metrics(self, model: keras.Model) -> None:
         """Gives the model's metrics, which `fit` resets when an epoch begins, the values that they had in the epoch."""
@@ -203,20 +233,32 @@ class StoredState:
                 with model.distribute_strategy.scope():
                     optimizer.build([tree.variables[each] for each in stored["updates"]])
                 tree = StateTree(model)
-        check_match(self.header, tree, self.path)
+        check_match(self.header, tree, self.path, with_optimizers=model.compiled or bool(tree.optimizers))
         return tree
 
-    def _load_keras_part(self, model: keras.Model) -> None:
+    def _load_keras_part(self, model: keras.Model, skip: Iterable[keras.optimizers.Optimizer] = ()) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")  # it was not built, or is not
             try:
-                load_weights(model, self.path)
+                load_weights(model, self.path, skip)
             except ValueError as error:
                 raise InputError(f"{self.path} is of another model: {error}") from None
 
 
 def read_state(path: str) -> StoredState:
-    """Reads the state of a checkpoint that was verified; the chief reads, and all ranks get it."""
+    """Reads the state of a checkpoint that was verified; the chief reads, and all ranks get it.
+
+    Raises:
+        InputError: if it cannot be read, or is not as this package writes it.
+    """
+
+    def read_or_refuse():
+        try:
+            return read()
+        except InputError:
+            raise
+        except Exception as error:  # h5py, zipfile and json raise errors of many classes for what nobody wrote this way
+            raise InputError(f"The state in {path} cannot be read: {one_line(error)}") from None
 
     def read():
         with _open_group(path) as group:
@@ -230,9 +272,12 @@ def read_state(path: str) -> StoredState:
                 name: [read_dataset(entries, each) for each in sorted(entries, key=int)]
                 for name, entries in group["callbacks"].items()
             }
+            stored_state = StoredState(path, header, values, arrays)
+            for name in stored_state.callback_states.plain:
+                stored_state.callback_states.of(name)
             return [header, values, arrays]
 
-    header, beside, arrays = ranks().on_chief(read)
+    header, beside, arrays = ranks().on_chief(read_or_refuse)
     return StoredState(path, header, beside, arrays)
 
 
@@ -269,11 +314,14 @@ def _of_all_ranks(beside: dict[str, list[Any]], summed: Iterable[str]) -> dict[s
 
 def _header(group: h5py.Group, path: str) -> dict[str, Any]:
     header = json.loads(read_dataset(group, "header").tobytes())
+    if type(header["format"]) is not int:
+        raise ValueError("its header has no usable format")
     if header["format"] not in (1, FORMAT):
         raise InputError(
-            f"{path} has format {header['format']}; this version of the callbacks reads formats 1 and {FORMAT}. "
+            f"{path} has format {header['format']!s:.20}; this version of the callbacks reads formats 1 and {FORMAT}. "
             "Read it with the version that wrote it."
         )
+    check_header(header)
     return header
 
 
@@ -283,6 +331,7 @@ def _open_group(path: str) -> Iterator[h5py.Group]:
         file = stack.enter_context(open_hdf5(path))
         if _GROUP not in file and path.endswith(".keras"):
             file = stack.enter_context(open_hdf5(path, format_1.MEMBER))
+        check_link(file, _GROUP)
         yield file[_GROUP]
 
 

@@ -14,9 +14,10 @@ from typing import Any, TypeAlias
 import keras
 import tensorflow as tf
 
-from callbacks.keras_private import BOOKKEEPING, KerasSaveable, global_seed_generator, native_variable
+from callbacks.keras_private import BOOKKEEPING, KerasSaveable, KerasVariable, global_seed_generator, native_variable
 
 Variable: TypeAlias = keras.Variable | tf.Variable
+VARIABLES = (KerasVariable, tf.Variable)
 
 # Objects of these libraries are not searched unless `_SEARCHED` names their class; objects of the user's own classes are.
 _LIBRARIES = {*sys.stdlib_module_names, "keras", "tensorflow", "numpy", "h5py", __package__}
@@ -93,6 +94,12 @@ class StateTree:
     def metrics(self) -> frozenset[str]:
         """The names of the variables that belong to metrics."""
         return frozenset(self._name(place) for place in self._variable_places if self._is_part_of(place, keras.metrics.Metric))
+
+    @functools.cached_property
+    def seeds(self) -> frozenset[str]:
+        """The names of the variables that belong to random generators."""
+        kinds = (keras.random.SeedGenerator, tf.random.Generator)
+        return frozenset(self._name(at) for at in self._variable_places if any(self._is_part_of(at, kind) for kind in kinds))
 
     @functools.cached_property
     def optimizers(self) -> dict[str, keras.optimizers.Optimizer]:
@@ -185,7 +192,7 @@ class StateTree:
     @functools.cached_property
     def _variable_places(self) -> list[int]:
         places = [place for place, kind in enumerate(self._kinds) if kind is _Kind.VARIABLE]
-        within = {id(native_variable(self._values[place])) for place in places if isinstance(self._values[place], keras.Variable)}
+        within = {id(native_variable(self._values[place])) for place in places if isinstance(self._values[place], KerasVariable)}
         return [
             place for place in places if id(self._values[place]) not in within and self._values[place].dtype not in _NOT_NUMBERS
         ]
@@ -195,7 +202,7 @@ _KINDS: dict[type, _Kind] = {}
 
 
 def _kind(of: type) -> _Kind:
-    if issubclass(of, (keras.Variable, tf.Variable)):
+    if issubclass(of, VARIABLES):
         kind = _Kind.VARIABLE
     elif issubclass(of, (list, tuple)):
         kind = _Kind.SEQUENCE

@@ -1,12 +1,15 @@
 """The names of checkpoints: a template with counters, and the way back from a name to its counters."""
 
+import contextlib
 import functools
 import glob
+import itertools
 import os
 import re
 import string
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from callbacks.errors import InputError
 
@@ -16,6 +19,7 @@ SUFFIXES = (".weights.h5", ".keras")
 _VALID = ", ".join(f"{{{field}}}" for field in FIELDS) + ", or a logged metric such as {val_loss}"
 _LARGE = [int(f"{digit}0" * 30, 16) for digit in "123456789abcdef"]  # shows every digit of every base, and every separator
 _LONG = 10**12  # a counter that no run exceeds
+_UNFIT = re.compile(r"[/\x00-\x1f\x7f]")  # what of a value would lead to another directory, or break a line of output
 _NUMBER = "(?:[0-9][0-9.,_]*(?:[eE][-+][0-9]+)?|0*(?:nan|inf|NAN|INF))%?"
 
 
@@ -32,14 +36,16 @@ class Template:
     ```
 
     A counter matches digits only, as its format spec writes them: `m_{batch:05d}.keras` matches neither `m_best_00050.keras`
-    nor `m_50.keras`. A metric matches what a formatted number looks like.
+    nor `m_50.keras`. A metric with a format of numbers matches what a formatted number looks like, any other one any text. A
+    metric may have any name that Keras gives it: `{val_top-5:.3f}`, `{acc@1}`, `{a/b}`; `{f1[0]:.2f}` is the first number of
+    a vector. A slash in a value becomes `_`, so that no value leads to another directory.
 
     Args:
         text: the path, relative or absolute. Its suffix decides what is saved: `.weights.h5`, or `.keras` for the whole model.
 
     Raises:
-        InputError: if the text is a URL, the suffix is unknown, a field is no plain name, has a conversion or a format that is
-            no format of a number, or the braces do not close.
+        InputError: if the text is a URL, the suffix is unknown, a field has no name, has a conversion or a format that is
+            none of its values, or the braces do not close.
     """
 
     text: str
@@ -55,8 +61,8 @@ class Template:
                 f"The filepath provided must end in .weights.h5, or in .keras for the whole model. Received: {self.text!r}"
             )
         for field, spec, conversion in self._fields():
-            if not field.isidentifier():
-                raise InputError(f"A field is a plain name in braces, {_VALID}. Received: {{{field}}} in {self.text!r}")
+            if not field.strip() or field.isdecimal():
+                raise InputError(f"A field is a name in braces, {_VALID}. Received: {{{field}}} in {self.text!r}")
             if conversion:
                 raise InputError(
                     f"A field takes no conversion. Use {{{field}}}. Received: {{{field}!{conversion}}} in {self.text!r}"
@@ -64,6 +70,8 @@ class Template:
             if "/" in spec:
                 raise InputError(f"A format must not put a slash into a name. Received: {{{field}:{spec}}} in {self.text!r}")
             try:
+                if re.search(r"[1-9]\d{3}", spec):
+                    raise ValueError("it is longer than a file's name")
                 _look(field, spec)
             except (ValueError, OverflowError) as error:
                 raise InputError(f"{{{field}:{spec}}} in {self.text!r} is no format of a number: {error}") from None
@@ -93,14 +101,42 @@ class Template:
         """The fields that are logged metrics."""
         return tuple(field for field, _, _ in self._fields() if field not in FIELDS)
 
-    def format(self, counts: object, metrics: Mapping[str, float]) -> str:
+    def missing(self, metrics: Mapping[str, Any]) -> tuple[str, ...]:
+        """The fields that have no value, or None, among these metrics."""
+        return tuple(field for field in self.metrics if _find(field, metrics) is None)
+
+    def format(self, counts: object, metrics: Mapping[str, Any]) -> str:
         """The path of a checkpoint.
 
         Args:
             counts: an object with the counters as attributes.
             metrics: a value for each of `self.metrics`.
+
+        Raises:
+            InputError: if a value does not have the format that its field has.
         """
-        return self.text.format(**{**metrics, **{field: getattr(counts, field) for field in FIELDS}})
+
+        def written(field, spec):
+            if field in FIELDS:
+                return format(getattr(counts, field), spec)
+            value = _find(field, metrics)
+            try:
+                text = _UNFIT.sub("_", format(value, spec))
+            except (TypeError, ValueError) as error:
+                received = " ".join(f"{value!r:.200}".split())
+                raise InputError(
+                    f"{{{field}:{spec}}} in {self.text!r} is no format of the value that was logged: {error}. "
+                    f"Use {{{field}}}, or a metric that is a number. Received: {received}"
+                ) from None
+            return re.sub(r"\A\.", "_", text) if _takes_texts(spec) else text  # no hidden file, and no `..`
+
+        return "".join(literal + (written(field, spec) if field else "") for literal, field, spec, _ in self._parts)
+
+    @property
+    def last_part(self) -> str:
+        """The template of the file's name in its directory; the names of fields may have slashes too."""
+        masked = re.sub(r"\{\{|\}\}|\{[^{}]*\}", lambda braces: "." * len(braces[0]), self.text)
+        return self.text[masked.rfind("/") + 1 :]
 
     def longest(self) -> str:
         """A path as long as this template makes them: with large counters, and with metrics of many digits."""
@@ -120,8 +156,8 @@ class Template:
         return "".join(glob.escape(literal) + ("*" if field else "") for literal, field, _, _ in self._parts)
 
     def files(self) -> list[str]:
-        """The existing paths that this template can have made, in no particular order."""
-        return [path for path in glob.iglob(self.pattern) if self.matches(path) and os.path.isfile(path)]
+        """The existing paths that this template can have made, in no particular order; they need not be files."""
+        return [path for path in glob.iglob(self.pattern) if self.matches(path)]
 
     def matches(self, path: str) -> bool:
         """Whether this template can have made the path."""
@@ -132,9 +168,12 @@ class Template:
         return re.fullmatch(self._expression(counts), path) is not None
 
     def is_true_of(self, path: str, counts: object) -> bool:
-        """Whether the counters in a file's name are these; a name that this template cannot have made claims nothing."""
-        template, name = Template(os.path.basename(self.text)), os.path.basename(path)
-        return not template.matches(name) or template.makes(name, counts)
+        """Whether the counters in a file's name are these; a name that this template cannot have made claims nothing.
+
+        The template may come from a file that was made to harm: this takes a time that grows with the name only.
+        """
+        claims = _claims(Template(self.last_part)._parts, os.path.basename(path))
+        return all(format(getattr(counts, field), spec) == text for field, spec, text in claims)
 
     @functools.cached_property
     def _regex(self):
@@ -181,17 +220,60 @@ def _look_of_counter(spec: str) -> str:
 
 
 def _look_of_metric(spec: str) -> str:
+    if _takes_texts(spec):
+        return "[^/]*"
     format(0.0, spec)
     fill = re.match("(.)[<>=^]", spec)
     filled = f"{_any_of(fill[1] if fill else ' ')}*"
     return f"{filled}[-+ ]?{filled}{_NUMBER}{filled}"
 
 
+def _claims(parts: list[tuple[str, str | None, str, str | None]], name: str) -> list[tuple[str, str, str]]:
+    """The counters in a name, each with its spec and its text; none where the name is not of this kind.
+
+    Of fields that stand side by side, nobody can tell which part of the name is whose: such a name claims nothing either.
+    """
+    first, last, found = parts[0][0], parts[-1][0], []
+    if not (name.startswith(first) and name[len(first) :].endswith(last)):
+        return []
+    at, end = len(first), len(name) - len(last)
+    for (_, field, spec, _), (literal, after, _, _) in itertools.pairwise(parts):
+        assert field is not None  # only after the last part there is none
+        until = end if after is None else name.find(literal, at + 1, end)  # a sign may be the literal's first character
+        if until < 0 or (not literal and after is not None) or not re.fullmatch(_look(field, spec), name[at:until]):
+            return []
+        if field in FIELDS:
+            found.append((field, spec, name[at:until]))
+        at = until + len(literal)
+    return found
+
+
+def _takes_texts(spec: str) -> bool:
+    try:
+        format("", spec)
+    except ValueError:
+        return False
+    return True
+
+
+def _find(field: str, metrics: Mapping[str, Any]) -> Any:
+    """The value of a field, found as `str.format` finds it; None if there is none."""
+    if field in metrics:
+        return metrics[field]
+    try:
+        return string.Formatter().get_field(field, (), metrics)[0]
+    except (LookupError, AttributeError, TypeError, ValueError):
+        return None
+
+
 def _longest(field: str | None, spec: str) -> str:
     if field is None:
         return ""
-    values = [_LONG] if field in FIELDS else [-_LONG / 7, -1 / _LONG / 7]
-    return max((format(value, spec) for value in values), key=len)
+    written = []
+    for value in [_LONG] if field in FIELDS else [-_LONG / 7, -1 / _LONG / 7]:
+        with contextlib.suppress(ValueError):  # a format of texts, of which nobody knows the longest
+            written.append(format(value, spec))
+    return max(written, key=len, default="")
 
 
 def _any_of(characters: str) -> str:

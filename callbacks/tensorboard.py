@@ -8,23 +8,24 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import keras
 
 from callbacks import event_files
-from callbacks.batch_curves import BatchCurves, with_learning_rate
+from callbacks.batch_curves import BatchCurves
 from callbacks.batch_profiler import BatchProfiler
 from callbacks.copyable import Copyable
 from callbacks.counters import Counts, counters_of
-from callbacks.curve_descriptions import describe
 from callbacks.errors import InputError
 from callbacks.event_files import EventFile
 from callbacks.fit_hooks import running_fit
+from callbacks.logged_metrics import scalar
 from callbacks.ranks import ranks
 from callbacks.save_costs import save_costs_of
 from callbacks.save_policy import next_multiple
 from callbacks.step_statistics import StepStatistics, ratio
+from callbacks.tags import describe, hparams_summary, learning_rates
+from callbacks.user_summaries import SummaryRelay
 
 _LONGEST_SAMPLE = 10
 
@@ -41,9 +42,11 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     It takes the place of `keras.callbacks.TensorBoard`, on every rank; only the chief writes. Runs in TensorBoard: `train` and
     `validation` with a point for each epoch (`epoch_loss`, ...), and `batches` with a point every `update_freq` batches
-    (`batch_loss`, ..., and what `callbacks.curve_descriptions` lists). Every point stands at the number of batches trained on since
-    training began, over all restarts. What a life wrote past the checkpoint that the next one goes on from is dropped, as
-    TensorBoard provides for it (`SessionLog.START`); what belongs to a checkpoint has reached the system before that is taken.
+    (`batch_loss`, ..., and what `tags.DESCRIPTIONS` lists). Every point stands at the number of batches trained on since training
+    began, over all restarts. What a life wrote past the checkpoint that the next one goes on from is dropped, as TensorBoard
+    provides for it (`SessionLog.START`); what belongs to a checkpoint has reached the system before that is taken. Summaries that
+    your own layers, train steps and callbacks write with `tf.summary` and without a step come to the same points of `batches`;
+    those of a validation to `validation`.
 
     Args:
         log_dir: TensorBoard's directory of this run, which no other run writes to.
@@ -109,9 +112,12 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._summary_module = None
         self._statistics = StepStatistics()
         self._files: dict[str, EventFile] = {}
+        self._relay = SummaryRelay(self._file)
+        self._evaluation: EventFile | None = None  # where no `fit` has opened one
         self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
-        self._validates = self._has_begun = False
+        self._validates = self._has_begun = self._trains = False
         self._next_point = math.inf
+        self._left_out: set[str] = set()  # logs that no curve can show
         self._restarts, self._run_began = 0, 0.0
 
     _curves: BatchCurves  # from `on_train_begin` on
@@ -126,7 +132,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     def set_model(self, model):
         if model is not self._model:
-            self._files = {}
+            self._files, self._evaluation = {}, None
         self._model = model
         self._counters, self._costs = counters_of(model), save_costs_of(model)
 
@@ -135,11 +141,14 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             raise InputError(
                 f"profile_ranks are of this run, which has ranks 0 to {ranks().size - 1}. Received: {list(self._profile_ranks)}"
             )
-        self._validates = running_fit(self).validates is not False
+        fit = running_fit(self)
+        self._counters.begin_training(in_fit=not fit.is_own_loop)
+        self._validates = fit.validates is not False
         self._curves = BatchCurves(self.model, self._statistics, self._costs, self._data_sample, self._peak_tflops)
         self._statistics.forget_batch()
+        self._enter_summaries()
         self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
-        self._has_begun = False
+        self._has_begun, self._trains = False, True
 
     def on_epoch_begin(self, epoch, logs=None):
         self._counters.begin_epoch(epoch)
@@ -148,31 +157,50 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         if not self._has_begun:  # only now has every callback restored what it restores
             self._has_begun = True
             self._begin(counts)
+            self._relay.record(self._counters.batch_bound)
 
     def on_train_batch_begin(self, batch, logs=None):
+        self._relay.pass_on()  # of callbacks that come after this one
+        ends_at = self._counters.batch_bound + self.model.steps_per_execution
+        self._relay.record(ends_at if batch >= self._counters.batches_done and ends_at >= self._next_point else None)
         self._profiler.begin_batch(self._counters)
         self._statistics.begin_batch(self._counters.batch_bound)
 
     def on_train_batch_end(self, batch, logs=None):
+        self._counters.end_batch(self)
         self.end_batch(logs or {})
-
-    def on_test_batch_begin(self, batch, logs=None):
-        pass
 
     def on_test_begin(self, logs=None):
         self._statistics.begin_validation()
+        if not self._trains:
+            self._enter_summaries()
+        self._relay.pass_on()
+
+    def on_test_batch_begin(self, batch, logs=None):
+        self._global_test_batch += 1
+        if self.update_freq != "epoch":
+            is_due = self._global_test_batch % self.update_freq == 0
+            self._relay.record_in_validation(self._counters.read().batch if is_due else None)
 
     def on_test_end(self, logs=None):
         self._statistics.end_validation()
+        self._relay.end_validation()
+        if not self._trains:
+            self._relay.leave()
+        if not self._trains and ranks().is_chief:
+            self._write_evaluation(logs or {})
 
     def on_epoch_end(self, epoch, logs=None):
         counts = self._counters.read()
+        self._relay.pass_on()
         if self.update_freq == "epoch":
             self._write_point(counts, {})
         if ranks().is_chief:
             self._write_epoch(counts.batch, epoch, logs or {})
 
     def on_train_end(self, logs=None):
+        self._trains = False
+        self._relay.leave()
         if self._profiler.is_running:
             self._write_profile()
 
@@ -212,7 +240,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             self._log_write_dir = self.log_dir
             self._configure_embeddings()
         if self.hparams and has_tensorboard and event_files.is_empty(self.log_dir):
-            EventFile(self.log_dir, describe).summary(_hparams_summary(self.hparams, self._time()), self._time())
+            EventFile(self.log_dir, describe).summary(hparams_summary(self.hparams, self._time()), self._time())
 
     def _look_back(self, now):
         lives = event_files.lives(os.path.join(self.log_dir, "batches"))
@@ -233,6 +261,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         if not self._statistics.end_batch(self._counters.batch_bound, ranks().gradients_ready_at):
             return
         if self._counters.reached(self._next_point):
+            self._relay.pass_on()
             self._write_point(self._counters.read(), logs)
         if self._profiler.has_ended(self._counters):
             self._write_profile()
@@ -240,17 +269,21 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
     def _write_point(self, counts, logs):
         of_ranks = self._curves.compare_ranks()
         if ranks().is_chief:
+            numbers = self._numbers({**logs, **learning_rates(self.model)}) if logs else {}
+            values = {f"batch_{name}": value for name, value in numbers.items()}
             now = self._time()
             goodput = ratio(self._statistics.kept_seconds, now - self._run_began)
-            values = self._curves.values(counts, logs) | of_ranks | {"run/restarts": self._restarts, "run/goodput": goodput}
+            values |= self._curves.values(counts, bool(logs)) | of_ranks
+            values |= {"run/restarts": self._restarts, "run/goodput": goodput}
             if not self.write_steps_per_second:
                 del values["batch_steps_per_second"]
             self._files["batches"].scalars(counts.batch, now, values)
         self._start_window(counts)
 
     def _write_epoch(self, batch, epoch, logs):
-        of_validation = {name: value for name, value in logs.items() if name.startswith("val_")}
-        of_training = with_learning_rate(self.model, {name: value for name, value in logs.items() if name not in of_validation})
+        numbers = self._numbers({**logs, **learning_rates(self.model)})
+        of_validation = {name: value for name, value in numbers.items() if name.startswith("val_")}
+        of_training = {name: value for name, value in numbers.items() if name not in of_validation}
         now = self._time()
         self._files["train"].scalars(batch, now, {f"epoch_{name}": value for name, value in of_training.items()})
         if of_validation:
@@ -261,9 +294,34 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         if self.embeddings_freq and epoch % self.embeddings_freq == 0 and not self._files["train"].is_lost:
             self._log_embeddings(batch)
 
+    def _write_evaluation(self, logs):
+        """Writes the results of an `evaluate` outside of `fit`, which says nothing about the points that are there already."""
+        values = {f"evaluation_{name}_vs_iterations": value for name, value in self._numbers(logs).items()}
+        self._file("validation").scalars(self._counters.read().batch, self._time(), values)
+
+    def _file(self, name):
+        """The events of training or of validation; outside of `fit`, of an evaluation."""
+        if name not in self._files:
+            self._evaluation = self._evaluation or EventFile(os.path.join(self.log_dir, "validation"), describe)
+        return self._files.get(name) or self._evaluation
+
+    def _enter_summaries(self):
+        self._global_test_batch = 0
+        if ranks().is_chief and self.update_freq != "epoch":
+            self._relay.enter(self.model, self._counters.read().batch)
+
+    def _numbers(self, logs):
+        """The logs that a curve can show."""
+        numbers = {str(name): scalar(value) for name, value in logs.items()}
+        left_out = {name for name, number in numbers.items() if number is None} - self._left_out
+        if left_out:
+            self._left_out |= left_out
+            warnings.warn(f"No curves of {', '.join(sorted(left_out))}: a curve shows one number at each step.", stacklevel=2)
+        return {name: number for name, number in numbers.items() if number is not None}
+
     def _write_with_keras(self, write, *arguments):
         """Has the base class write the model, histograms or images: to a file aside, as only one of a directory's is read."""
-        with tempfile.TemporaryDirectory() as self._train_dir:
+        with tempfile.TemporaryDirectory() as self._train_dir, self.summary.record_if(True):
             write(*arguments)
             self._train_writer.close()
             self._writers.clear()
@@ -278,10 +336,3 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             session.mkdir(parents=True, exist_ok=True)
             for name, profile in profiles.items():
                 (session / name).write_bytes(profile)
-
-
-def _hparams_summary(hparams: Mapping[str, Any], wall_time: float) -> bytes:
-    from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # half a second, so not at every start
-
-    values = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in hparams.items()}
-    return hparams_pb(values, start_time_secs=wall_time).SerializeToString()

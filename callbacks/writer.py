@@ -5,12 +5,13 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from callbacks.checkpoint_directory import DirectoryLost
 from callbacks.errors import CheckpointWriteError
 
 _WORTH_A_WARNING = 0.1  # seconds
+_writes: dict[Future, str] = {}  # the saves in flight of all writers of this process, with the path of each
 
 
 class Writer:
@@ -87,6 +88,8 @@ class Writer:
         self._path = path
         if self.background:
             self._in_flight = self._thread().submit(timed)
+            _writes[self._in_flight] = path
+            self._in_flight.add_done_callback(_writes.pop)
             atexit.register(self._say_failure)
             return
         try:
@@ -130,6 +133,15 @@ class Writer:
             self.finish()
         except CheckpointWriteError as error:
             print(error, file=sys.stderr)
+
+
+def finish_writes(matches: Callable[[str], bool]) -> None:
+    """Waits for saves of this process, whichever writer they belong to: a `fit` that failed leaves its last one in flight.
+
+    Args:
+        matches: receives the path of a save and returns whether to wait for it.
+    """
+    wait([write for write, path in list(_writes.items()) if matches(path)])
 
 
 def _failure(path, error):

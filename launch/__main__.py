@@ -1,33 +1,38 @@
 """`python -m launch`: from the command line to the ranks of this node, and back to an exit code."""
 
+import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from launch import exit_codes, horovod_rendezvous, rendezvous, table
-from launch.arguments import LOOPBACK, Plan, new_run_id, parse, secret
+from launch import console, dry_run, exit_codes, rendezvous
+from launch.arguments import parse
+from launch.config import LOOPBACK, LaunchConfig, new_run_id, secret_of
+from launch.coordinator import coordinate
 from launch.errors import LaunchError
-from launch.follower import Follower
-from launch.node import Node
+from launch.horovod import rendezvous_server
+from launch.node_worker import NodeWorker
+from launch.nodes import LocalNode, Node, RemoteNode
 from launch.ports import Ports
+from launch.rendezvous import Member
 from launch.signals import Signals, Stopped, ignore_late_signals
-from launch.supervisor import supervise
-from launch.world import Layout
+from launch.world import WorldSpec
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the launcher. Returns its exit code."""
+    console.open_standard_descriptors()
     try:
-        plan = parse(sys.argv[1:] if argv is None else argv, os.environ)
-        shared = secret(plan, os.environ)
+        config = parse(sys.argv[1:] if argv is None else argv, os.environ)
+        secret = secret_of(config, os.environ)
         ports = Ports()
-        if plan.dry_run:
-            print(table.render(plan, _alone(plan, ports)))
+        if config.dry_run:
+            console.show(dry_run.render(config, _alone(config, ports)), console.OUT)
             return exit_codes.DONE
-        return _run(plan, shared, ports)
+        return _run(config, secret, ports)
     except LaunchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        console.show(f"error: {' '.join(str(error).splitlines())}")
         return error.code
     except Stopped as stopped:
         return stopped.code
@@ -35,77 +40,83 @@ def main(argv: Sequence[str] | None = None) -> int:
         return exit_codes.INTERRUPTED
 
 
-def _run(plan, shared, ports):
-    node = Node(plan)  # forks, so it comes before anything that has threads
+def _run(config, secret, ports):
+    node = LocalNode(config)
     try:
         signals = Signals()
-        return (_lead if plan.node == 0 else _follow)(plan, shared, ports, node, signals)
+        return (_lead if config.node == 0 else _follow)(config, secret, ports, node, signals)
     finally:
         node.close()
 
 
-def _lead(plan, shared, ports, node, signals):
-    layout = _alone(plan, ports)
-    members = {}
-    if plan.nodes > 1:
-        members = rendezvous.gather(plan, shared, rendezvous.facts_of(plan, layout.worker_ports[0]), signals.check)
-        layout = _together(plan, layout, members)
-    node.make_log_dir(layout.run_id)
-    server = horovod_rendezvous.serve(LOOPBACK if plan.local else "", {LOOPBACK, *layout.addresses})
-    if server is not None:
-        layout = dataclasses.replace(layout, horovod=(layout.addresses[0], server.server_address[1]))
-    links = {number: member.link for number, member in members.items()}
+def _lead(config, secret, ports, node, signals):
+    world = _alone(config, ports)
+    members: dict[int, Member] = {}
+    if config.nodes > 1:
+        members = rendezvous.gather(config, secret, rendezvous.info_of(config, world.worker_ports[0]), signals.check)
+        world = _together(config, world, members)
+    nodes: dict[int, Node] = {number: RemoteNode(number, member.info.host, member.connection) for number, member in members.items()}
+    nodes[0] = node
     code, why = exit_codes.FAILED, "node 0: its launcher failed"
     try:
-        code, why = supervise(plan, {0: node, **links}, signals, layout, server)
+        node.make_log_dir(world.run_id)
+        server = rendezvous_server.serve(LOOPBACK if config.local else "", {LOOPBACK, *world.addresses})
+        if server is not None:
+            world = dataclasses.replace(world, horovod=(world.addresses[0], server.server_address[1]))
+        code, why = coordinate(config, nodes, signals, world, server)
     except Stopped as stopped:
         code, why = stopped.code, "stopped by a signal"
         raise
+    except LaunchError as error:
+        code, why = error.code, f"node 0: {error}"
+        raise
     finally:
-        for link in links.values():
-            link.send({"do": "leave", "code": code, "why": why})
+        for each in nodes.values():  # this node, whose end takes longest, is the last
+            each.leave(code, why)
     return code
 
 
-def _follow(plan, shared, ports, node, signals):
-    facts = rendezvous.facts_of(plan, _worker_ports(plan, ports))
-    link = rendezvous.join(plan, shared, facts, signals.check)
-    return Follower(node, link, f"node 0 at {plan.meeting[0]}", signals).run()
+def _follow(config, secret, ports, node, signals):
+    info = rendezvous.info_of(config, _worker_ports(config, ports))
+    connection = rendezvous.join(config, secret, info, signals.check)
+    return NodeWorker(node, connection, f"node 0 at {config.rendezvous[0]}", signals).run()
 
 
-def _alone(plan: Plan, ports: Ports) -> Layout:
+def _alone(config: LaunchConfig, ports: Ports) -> WorldSpec:
     """The run as a single node knows it, and as node 0 does before the others come."""
-    port = ports.take_named(plan.master_port) if plan.named_port else ports.take_next(plan.master_port)
-    return Layout(
-        nodes=plan.nodes,
-        per_node=plan.per_node,
-        run_id=plan.run_id or new_run_id(),
-        master_addr=plan.master_addr,
+    port = ports.take_named(config.master_port) if config.named_port else ports.take_next(config.master_port)
+    return WorldSpec(
+        nodes=config.nodes,
+        per_node=config.per_node,
+        run_id=config.run_id or new_run_id(),
+        master_addr=config.master_addr,
         master_port=port,
-        addresses=[LOOPBACK] * plan.nodes,
-        worker_ports=[_worker_ports(plan, ports)] * plan.nodes,
-        interfaces=["lo"] * plan.nodes,
+        addresses=(LOOPBACK,) * config.nodes,
+        worker_ports=(_worker_ports(config, ports),) * config.nodes,
+        interfaces=("lo",) * config.nodes,
     )
 
 
-def _together(plan, layout, members):
+def _together(config: LaunchConfig, world: WorldSpec, members: Mapping[int, Member]) -> WorldSpec:
     """The run as all nodes know it, once they came."""
-    ordered = [members[number] for number in range(1, plan.nodes)]
+    ordered = [members[number] for number in range(1, config.nodes)]
     own = ordered[0].address_of_node_0
     return dataclasses.replace(
-        layout,
-        run_id=next((each.facts["run id"] for each in ordered if each.facts["run id"]), layout.run_id),
-        addresses=[own, *(member.address for member in ordered)],
-        worker_ports=[layout.worker_ports[0], *(member.facts["worker_ports"] for member in ordered)],
-        interfaces=[rendezvous.interface_of(own), *(member.facts["interface"] for member in ordered)],
+        world,
+        run_id=next((each.info.run_id for each in ordered if each.info.run_id), world.run_id),
+        addresses=(own, *(member.address for member in ordered)),
+        worker_ports=(world.worker_ports[0], *(member.info.worker_ports for member in ordered)),
+        interfaces=(rendezvous.interface_of(own), *(member.info.interface for member in ordered)),
     )
 
 
-def _worker_ports(plan, ports):
-    return [ports.take_next(plan.master_port + 1) for _ in range(plan.per_node)]
+def _worker_ports(config, ports):
+    return tuple(ports.take_next(config.master_port + 1) for _ in range(config.per_node))
 
 
 if __name__ == "__main__":
     code = main()
     ignore_late_signals()
-    sys.exit(code)
+    with contextlib.suppress(OSError, AttributeError):  # standard output may be closed, or full
+        sys.stdout.flush()
+    os._exit(code)

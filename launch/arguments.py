@@ -1,76 +1,30 @@
 """The launcher's flags: torchrun's names and meanings, checked before anything starts."""
 
 import argparse
-import glob
-import os
 import re
-import secrets
-import shutil
-import sys
-import time
+import resource
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from launch import exit_codes, world
+from launch import command, console, exit_codes, slurm
+from launch.config import LOOPBACK, LaunchConfig
+from launch.devices import cpus, gpus
 from launch.errors import LaunchError
 
 DEFAULT_PORT = 29500
-LOOPBACK = "127.0.0.1"
-CHECKOUT = Path(__file__).parent.parent
+MOST_PER_NODE = 1024  # ranks
+MOST_SECONDS = 1e6  # the kernel waits for 24 days at most
+DESCRIPTORS_OF_A_RANK = 5  # in the agent: its output, its log, its progress, its end
+DESCRIPTORS_OF_A_NODE = 40
 
 DESCRIPTION = "Starts the ranks of a run, shows and keeps their output, ends them together, and says why."
-EPILOG = (
-    """\
+EPILOG = f"""\
 examples:
   python -m launch --nproc-per-node 2 -m recipes.mnist --strategy horovod    two ranks on this machine
   python -m launch --nproc-per-node gpu --max-restarts 3 train.py            one rank for each GPU, started again if they fail
   srun --ntasks-per-node=1 python -m launch --nproc-per-node 4 train.py      in Slurm, which says who is node 0
   python -m launch --nnodes 2 --node-rank 1 --master-addr node0 train.py     by hand, one command for each node
 
-"""
-    + exit_codes.HELP
-)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the command line asks for, with every default decided.
-
-    Args:
-        command: what each rank executes.
-        nodes, node, per_node: how many nodes, which one this is, and ranks on each.
-        meeting: host and port where the launchers of several nodes find node 0.
-        master_addr, master_port: for the ranks; the port is None where any free one will do.
-        named_port: the port was asked for, so that another one will not do.
-        run_id: the run's name; None: node 0 decides.
-        log_dir: where the ranks' logs are; None: `runs/logs/RUN_ID`.
-        shown: the local ranks whose output is shown; None: all.
-        max_restarts, monitor_interval, grace, stall_timeout, meeting_timeout: as the flags; times in seconds.
-    """
-
-    command: list[str]
-    nodes: int
-    node: int
-    per_node: int
-    meeting: tuple[str, int]
-    master_addr: str
-    master_port: int
-    named_port: bool
-    run_id: str | None
-    log_dir: str | None
-    shown: frozenset[int] | None
-    max_restarts: int
-    monitor_interval: float
-    grace: float
-    stall_timeout: float | None
-    meeting_timeout: float
-    dry_run: bool
-
-    @property
-    def local(self) -> bool:
-        """No other machine takes part: everything stays on the loopback interface."""
-        return self.nodes == 1 or self.meeting[0] in ("localhost", LOOPBACK)
+{exit_codes.HELP}"""
 
 
 class Parser(argparse.ArgumentParser):
@@ -80,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         raise LaunchError(f"{message} (--help lists the flags)")
 
 
-def parse(argv: Sequence[str], environment: Mapping[str, str]) -> Plan:
+def parse(argv: Sequence[str], environment: Mapping[str, str]) -> LaunchConfig:
     """Reads the command line; inside an srun step, nodes that are not named come from Slurm.
 
     Raises:
@@ -90,68 +44,38 @@ def parse(argv: Sequence[str], environment: Mapping[str, str]) -> Plan:
     args = parser.parse_args(argv)
     if args.command is None:
         parser.error("a SCRIPT, or -m MODULE, is needed")
-    slurm = {} if args.standalone else _slurm(environment)
-    if args.nnodes not in (None, slurm.get("nodes")):
-        slurm = {}
-    nodes = _count("--nnodes", args.nnodes or slurm.get("nodes", "1"))
-    node = _node_rank(args.node_rank or slurm.get("node"), nodes)
+    step = None if args.standalone else slurm.read_step(environment)
+    if step and args.nnodes not in (None, str(step.nodes)):
+        step = None
+    if not (args.standalone or args.nnodes or step) and (idle := slurm.idle_nodes(environment)):
+        console.say(
+            f"this starts ranks on one node; {idle} of the allocation stay idle. All: srun --ntasks-per-node=1 python -m launch"
+        )
+    nodes = _count("--nnodes", args.nnodes or str(step.nodes if step else 1))
+    node = _node_rank(args.node_rank or (str(step.node) if step else None), nodes)
     if args.standalone and nodes > 1:
         raise LaunchError(f"--standalone is a run on one node. Received: --nnodes {nodes}")
-    per_node = _per_node(args.nproc_per_node)
-    address, port, named = _master(args, nodes, slurm)
-    return Plan(
-        command=_command(args),
+    per_node = _per_node(args.nproc_per_node, environment)
+    address, port, named = _master(args, nodes, step)
+    return LaunchConfig(
+        command=command.resolve(args.command, args.args, module=args.module, no_python=args.no_python),
         nodes=nodes,
         node=node,
         per_node=per_node,
-        meeting=_endpoint(args, nodes) or (address, port),
+        rendezvous=_endpoint(args, nodes) or (address, port),
         master_addr=address,
         master_port=port,
         named_port=named,
-        run_id=_run_id(args.rdzv_id or slurm.get("run_id")),
+        run_id=_run_id(args.rdzv_id or (step.run_id if step else None)),
         log_dir=args.log_dir,
         shown=_filter(args.local_ranks_filter, per_node),
         max_restarts=args.max_restarts,
         monitor_interval=args.monitor_interval,
         grace=args.grace,
         stall_timeout=args.stall_timeout,
-        meeting_timeout=args.rdzv_timeout,
+        rendezvous_timeout=args.rdzv_timeout,
         dry_run=args.dry_run,
     )
-
-
-def new_run_id() -> str:
-    """A name for a run that was given none: when it began, and four letters against coincidence."""
-    return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
-
-
-def secret(plan: Plan, environment: Mapping[str, str]) -> bytes:
-    """The secret that the run's launchers share; empty where no other machine takes part.
-
-    Raises:
-        LaunchError: if there is none and the run spans hosts.
-    """
-    found = environment.get(world.SECRET, "")
-    if not found and not plan.local:
-        raise LaunchError(
-            f"A run on several nodes needs {world.SECRET}, the same random text on each: "
-            f"export {world.SECRET}=$(openssl rand -hex 16) once, and pass it on."
-        )
-    return found.encode()
-
-
-def cpus() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-def gpus(environment: Mapping[str, str]) -> list[str]:
-    """The names of the visible GPUs: what CUDA_VISIBLE_DEVICES says, or else one number for each device file."""
-    visible = environment.get("CUDA_VISIBLE_DEVICES")
-    present = sorted(path.removeprefix("/dev/nvidia") for path in glob.glob("/dev/nvidia[0-9]*"))
-    if visible is None:
-        return present
-    return [name for name in visible.split(",") if name and name != "-1"] if present else []
 
 
 def _parser():
@@ -237,8 +161,12 @@ def _parser():
     return parser
 
 
+def _is_number(text):
+    return re.fullmatch(r"[0-9]{1,9}", text) is not None
+
+
 def _natural(text):
-    if not text.isdecimal():
+    if not _is_number(text):
         raise argparse.ArgumentTypeError(f"is a number from 0. Received: {text}")
     return int(text)
 
@@ -248,25 +176,28 @@ def _seconds(text):
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"is a number of seconds above 0. Received: {text}")
+    if not 0 < value <= MOST_SECONDS:
+        raise argparse.ArgumentTypeError(f"is a number of seconds, above 0 and up to {MOST_SECONDS:g}. Received: {text}")
     return value
 
 
 def _count(flag, text):
     if ":" in text:
         raise LaunchError(f"{flag} is one number; a range, for runs that grow and shrink, is not supported. Received: {text}")
-    if not text.isdecimal() or not int(text):
+    if not _is_number(text) or not int(text):
         raise LaunchError(f"{flag} is a number from 1. Received: {text}")
     return int(text)
 
 
-def _per_node(text):
+def _per_node(text, environment):
     if text not in ("auto", "gpu", "cpu"):
-        if not text.isdecimal() or not int(text):
-            raise LaunchError(f"--nproc-per-node is a number from 1, auto, gpu or cpu. Received: {text}")
+        if not _is_number(text) or not 0 < int(text) <= MOST_PER_NODE:
+            raise LaunchError(f"--nproc-per-node is a number from 1 to {MOST_PER_NODE}, auto, gpu or cpu. Received: {text}")
+        needed, limit = DESCRIPTORS_OF_A_NODE + DESCRIPTORS_OF_A_RANK * int(text), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if needed > limit:
+            raise LaunchError(f"--nproc-per-node {text} takes {needed} open files, and the limit is {limit}: ulimit -n {needed}")
         return int(text)
-    found = len(gpus(os.environ))
+    found = len(gpus(environment))
     if text == "gpu" and not found:
         raise LaunchError("--nproc-per-node gpu is one rank for each GPU, and there is none here. Use cpu, auto or a number.")
     return cpus() if text == "cpu" or not found else found
@@ -277,13 +208,13 @@ def _node_rank(text, nodes):
         if nodes > 1:
             raise LaunchError(f"--node-rank is needed with --nnodes {nodes}: 0 to {nodes - 1}, another one on each node.")
         return 0
-    if not text.isdecimal() or int(text) >= nodes:
+    if not _is_number(text) or int(text) >= nodes:
         raise LaunchError(f"--node-rank is below --nnodes, {nodes}, and from 0. Received: {text}")
     return int(text)
 
 
 def _port(flag, text):
-    if not text.isdecimal() or not 0 < int(text) < 65536:
+    if not _is_number(text) or not 0 < int(text) < 65536:
         raise LaunchError(f"{flag} is a port, 1 to 65535. Received: {text}")
     return int(text)
 
@@ -299,9 +230,9 @@ def _endpoint(args, nodes):
     return host, _port("The port of --rdzv-endpoint", port)
 
 
-def _master(args, nodes, slurm):
-    """Address and port for the ranks, and whether the port was asked for: the other nodes rely on one that was not, too."""
-    host, port = _endpoint(args, nodes) or (slurm.get("address", LOOPBACK), None)
+def _master(args, nodes, step):
+    """Address and port for the ranks, and whether the port is fixed: the other nodes rely on the default, too."""
+    host, port = _endpoint(args, nodes) or (step.address if step else LOOPBACK, None)
     if args.master_port is not None:
         port = _port("--master-port", args.master_port)
     if nodes > 1 and host == LOOPBACK and args.master_addr is None and args.rdzv_endpoint is None:
@@ -310,7 +241,7 @@ def _master(args, nodes, slurm):
 
 
 def _run_id(text):
-    if text is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+    if text is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", text):
         raise LaunchError(f"--rdzv-id names a folder: letters, digits, dots, dashes and underscores. Received: {text}")
     return text
 
@@ -319,73 +250,6 @@ def _filter(text, per_node):
     if text is None:
         return None
     ranks = text.split(",")
-    if not all(rank.isdecimal() and int(rank) < per_node for rank in ranks):
+    if not all(_is_number(rank) and int(rank) < per_node for rank in ranks):
         raise LaunchError(f"--local-ranks-filter is a list of local ranks, 0 to {per_node - 1}. Received: {text}")
     return frozenset(map(int, ranks))
-
-
-def first_node(nodes: str) -> str:
-    """The first name of a list as Slurm writes them: of `node[1-4,7],m2` it is `node1`."""
-    return "".join(re.findall(r"([^\[,]+)(?:\[(\w+)[^\]]*\]([^,]*))?", nodes)[0])
-
-
-def _slurm(environment):
-    """What an srun step says of its nodes; nothing outside of one, where the same variables describe the allocation."""
-    if "SLURM_STEP_ID" not in environment or environment.get("SLURM_STEP_NUM_NODES", "1") == "1":
-        return {}
-    nodes, tasks = environment["SLURM_STEP_NUM_NODES"], environment.get("SLURM_STEP_NUM_TASKS")
-    if tasks != nodes:
-        raise LaunchError(
-            f"In Slurm one launcher runs on each node: srun --ntasks-per-node=1. Received: {tasks} tasks on {nodes} nodes"
-        )
-    array = environment.get("SLURM_ARRAY_JOB_ID")  # elements of an array differ in their job id, and in this too
-    job = f"{array}_{environment['SLURM_ARRAY_TASK_ID']}" if array else environment["SLURM_JOB_ID"]
-    return {
-        "nodes": nodes,
-        "node": environment["SLURM_NODEID"],
-        "address": first_node(environment["SLURM_STEP_NODELIST"]),
-        "run_id": f"{job}.{environment.get('SLURM_RESTART_COUNT', '0')}",
-    }
-
-
-def _command(args):
-    if args.module and args.no_python:
-        raise LaunchError("-m runs a module with Python, --no-python runs without it. Use one of them.")
-    if args.no_python:
-        program = shutil.which(args.command)
-        if program is None:
-            raise LaunchError(f"--no-python runs a program, a file that may be executed. Received: {args.command}")
-        return [program, *args.args]
-    python = [sys.executable, "-u"]  # unbuffered: what a rank printed before it died is in its log
-    if args.module:
-        _check_module(args.command)
-        return [*python, "-m", args.command, *args.args]
-    return [*python, _script(args.command), *args.args]
-
-
-def _script(path):
-    found = path if os.path.exists(path) or os.path.isabs(path) else str(CHECKOUT / path)
-    if os.path.isdir(found) and not os.path.exists(os.path.join(found, "__main__.py")):
-        raise LaunchError(f"A script is a file. Received the folder {path}")
-    if not os.path.exists(found):
-        raise LaunchError(f"There is no script {path} here, in {os.getcwd()}.")
-    return found
-
-
-def _check_module(name):
-    """Looks for a module as the import system does, without importing its parents: they may bring in TensorFlow."""
-    path, spec = None, None
-    for end in range(1, name.count(".") + 2):
-        part = ".".join(name.split(".")[:end])
-        spec = _find(part, path)
-        if spec is None:
-            raise LaunchError(f"There is no module {part}. Received: -m {name}")
-        path = spec.submodule_search_locations
-    if path is not None and _find(f"{name}.__main__", path) is None:
-        raise LaunchError(f"-m takes a module, or a package with a __main__. Received the package {name}")
-
-
-def _find(name, path):
-    if not all(part.isidentifier() for part in name.split(".")) or (path is None and "." in name):
-        return None
-    return next(filter(None, (finder.find_spec(name, path) for finder in sys.meta_path)), None)

@@ -13,11 +13,12 @@ TAIL = 1 << 14  # bytes of each rank's output that are kept for the report
 ATOMIC = select.PIPE_BUF  # a writable pipe takes as much at once without blocking
 LAST_CHANCE = 5.0  # seconds that a terminal may stand still at the end of a run
 COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
+_LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO that nobody reads must not stop it
 CLEAR_LINE = b"\r\x1b[K"
 
 
 class Log:
-    """The log of one rank, to which each life is appended.
+    """The log of one rank, to which each attempt is appended.
 
     Args:
         path: the file; a disk that is full, or another error, costs the log and not the run.
@@ -28,7 +29,7 @@ class Log:
         self.lost = 0
         self.error = ""
         try:
-            self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._file = os.open(path, _LOG_FLAGS, 0o666)
         except OSError as error:
             self._file, self.error = -1, str(error)
 

@@ -11,6 +11,8 @@ import struct
 import sys
 from collections.abc import Iterator
 
+from launch import console
+
 ROOT = 0
 ESTABLISHED = 1  # a socket's state
 _SOCK_DIAG, _BY_FAMILY, _REQUEST, _ANY = 4, 20, 1, 0xFFFFFFFF  # linux/netlink.h, linux/sock_diag.h, linux/inet_diag.h
@@ -91,4 +93,4 @@ def _write_mapped(address: str, port: int) -> str:
 @functools.cache  # once for each user
 def _report(user: int | None) -> None:
     whose = "whose process is not found" if user is None else f"which belongs to user {user}"
-    print(f"[launch] refused a connection from this host, {whose}", file=sys.stderr, flush=True)
+    console.say(f"refused a connection from this host, {whose}")

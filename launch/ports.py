@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import socket
 
+from launch import exit_codes
 from launch.errors import LaunchError
 
 HIGHEST = 32767  # above begins what the kernel gives to outgoing connections
@@ -43,8 +44,15 @@ class Ports:
         return port
 
     def take_next(self, first: int) -> int:
-        """Takes the first port that is free, from this one on."""
-        return next(port for port in itertools.chain(range(first, HIGHEST), range(1024, first)) if self.take(port))
+        """Takes the first port that is free, from this one on.
+
+        Raises:
+            LaunchError: if there is none.
+        """
+        for port in itertools.chain(range(first, HIGHEST), range(1024, first)):
+            if self.take(port):
+                return port
+        raise LaunchError(f"No port from 1024 to {HIGHEST} is free.", code=exit_codes.FAILED)
 
 
 def is_free(port: int) -> bool:

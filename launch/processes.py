@@ -8,18 +8,25 @@ import ctypes
 import os
 import resource
 import signal
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
+RESET = (*FORWARDED, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)  # those that Python or the agent has changed
 CANNOT_EXECUTE = 126
+SWEEP = 0.005  # seconds between two looks at processes that are about to end
 
 
 def become_subreaper() -> None:
     """Descendants whose parent dies, daemons too, become children of this process and not of init."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def request_signal_at_parents_death(number: int) -> None:
+    """This process gets the signal when the thread that forked it ends. It may have ended already: see `os.getppid`."""
+    _prctl(PR_SET_PDEATHSIG, number)
 
 
 def spawn(command: list[str], environment: Mapping[str, str], output: int, ignored: Iterable[int] = ()) -> int:
@@ -35,43 +42,80 @@ def spawn(command: list[str], environment: Mapping[str, str], output: int, ignor
         Its process id, which is its group's too.
     """
     parent = os.getpid()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, FORWARDED)  # until it is the rank's to decide what they do
-    child = os.fork()
-    if child:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        with contextlib.suppress(OSError):  # the child does the same; whoever comes second may find it executing
-            os.setpgid(child, child)
-        return child
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, RESET)  # until the rank decides what they do
+    # The child is forked without this process's handlers: `catches` would take them for the rank's, and a signal would kill it.
+    effects = {number: signal.SIG_IGN if number in ignored else signal.SIG_DFL for number in RESET}
+    handlers = {number: signal.signal(number, effect) for number, effect in effects.items()}
+    try:
+        child = os.fork()
+        if child:
+            with contextlib.suppress(OSError):  # the child does the same; the later of the two may find it executing
+                os.setpgid(child, child)
+            return child
+    finally:
+        if os.getpid() == parent:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
         os.setpgid(0, 0)
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        request_signal_at_parents_death(signal.SIGKILL)
         if os.getppid() != parent:  # it died before the call above
             os._exit(CANNOT_EXECUTE)
-        for number in (*FORWARDED, *IGNORED_BY_PYTHON, signal.SIGQUIT):
-            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)
         os.execve(command[0], command, environment)
     except BaseException as error:
-        os.write(2, f"{command[0]} could not be started: {error}\n".encode())
+        os.write(2, f"{command[0]} could not be started: {error}\n".encode(errors="backslashreplace"))
     finally:
         os._exit(CANNOT_EXECUTE)
 
 
-def descendants(ancestor: int) -> list[int]:
-    """Every process below this one, whatever sessions and groups they made for themselves."""
+def descendants(ancestor: int, spared: Collection[int] = ()) -> list[int]:
+    """Every process below this one, whatever sessions and groups they made for themselves.
+
+    Args:
+        ancestor: a process id.
+        spared: processes that are left out, with all below them.
+    """
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdecimal():
             fields = _stat(int(name))
-            if fields:
+            if fields and int(name) not in spared:
                 children.setdefault(int(fields[1]), []).append(int(name))
     found = list(children.get(ancestor, []))
     for pid in found:  # it grows while it is read
         found += children.get(pid, [])
     return found
+
+
+def end_descendants(
+    seconds: float = float("inf"), clock: Callable[[], float] = time.monotonic, spared: Collection[int] = ()
+) -> None:
+    """Kills everything below this process, a subreaper, and waits until it is gone.
+
+    Args:
+        seconds: how long to wait: a process whose disk hangs does not die.
+        clock: seconds.
+        spared: processes that are left alone, with all below them.
+    """
+    deadline = clock() + seconds
+    while left := descendants(os.getpid(), spared):
+        send(left, signal.SIGKILL)
+        reap()
+        if clock() >= deadline:
+            return
+        time.sleep(SWEEP)
+
+
+def reap() -> None:
+    """Takes the exit of each child that ended."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
 
 
 def open_pidfd(pid: int) -> int | None:

@@ -7,28 +7,26 @@ Node 0 compares, and keeps the connections: through them it starts and ends the 
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import os
-import queue
 import socket
 import struct
-import sys
-import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from launch import exit_codes
-from launch.arguments import LOOPBACK, Plan
+from launch import console, exit_codes
+from launch.callers import MOMENT, MOST, PATIENCE, Caller, Callers
+from launch.config import LOOPBACK, LaunchConfig
+from launch.connection import Connection, SignedConnection, keep_alive
 from launch.errors import LaunchError
-from launch.messages import Link, SealedLink
+from launch.messages import Endpoint, Hello, Leave, Message, NodeInfo
 from launch.peers import is_trusted
 
-PATIENCE = 5.0  # seconds for one step of a handshake
 RETRY = 0.5
-MOMENT = 0.1
 SIOCGIFADDR = 0x8915
+AGREED = {"nodes": "nodes", "per_node": "ranks on each node", "command": "command", "run_id": "run id"}
 
 
 @dataclass(frozen=True)
@@ -36,89 +34,98 @@ class Member:
     """A node that came.
 
     Args:
-        link: to its launcher.
-        facts: what it is about to start.
+        connection: to its launcher.
+        info: what it is about to start.
         address: its own, as node 0 sees it.
         address_of_node_0: as it sees node 0.
     """
 
-    link: Link
-    facts: dict[str, Any]
+    connection: Connection
+    info: NodeInfo
     address: str
     address_of_node_0: str
 
 
-def facts_of(plan: Plan, worker_ports: list[int]) -> dict[str, Any]:
-    """What a node says of itself; the nodes have to agree on the first four."""
-    return {
-        "nodes": plan.nodes,
-        "ranks on each node": plan.per_node,
-        "command": [os.path.basename(plan.command[0]), *plan.command[1:]],
-        "run id": plan.run_id,
-        "node": plan.node,
-        "host": socket.gethostname(),
-        "worker_ports": worker_ports,
-    }
+def info_of(config: LaunchConfig, worker_ports: Sequence[int]) -> NodeInfo:
+    """What a node says of itself."""
+    return NodeInfo(
+        nodes=config.nodes,
+        per_node=config.per_node,
+        command=(os.path.basename(config.command[0]), *config.command[1:]),
+        run_id=config.run_id,
+        node=config.node,
+        host=socket.gethostname(),
+        worker_ports=tuple(worker_ports),
+        interface="",
+    )
 
 
-def gather(plan: Plan, secret: bytes, facts: dict[str, Any], check: Callable[[], None]) -> dict[int, Member]:
+def gather(config: LaunchConfig, secret: bytes, info: NodeInfo, check: Callable[[], None]) -> dict[int, Member]:
     """Node 0's side: waits for all other nodes.
 
     Args:
-        plan: this node's.
+        config: this node's.
         secret: the run's.
-        facts: this node's, to compare with.
+        info: this node's, to compare with.
         check: called every moment; raises what ends the wait.
 
     Raises:
         LaunchError: if some do not come in time, or one is about to start something else.
     """
-    bind = LOOPBACK if plan.local else ""
-    came: queue.SimpleQueue[Member | str] = queue.SimpleQueue()
+    bind, backlog = LOOPBACK if config.local else "", config.nodes + 16
     try:
-        meeting = socket.create_server((bind, plan.meeting[1]), backlog=plan.nodes + 16)
+        entry = socket.create_server((bind, config.rendezvous[1]), backlog=backlog)
     except OSError as error:
-        raise LaunchError(f"Port {plan.meeting[1]}, where the nodes meet, is in use: {error.strerror}. Name another one.") from None
-    with meeting, socket.create_server((bind, 0), backlog=plan.nodes + 16) as talking:
-        port = talking.getsockname()[1]
-        _answer(meeting, secret, lambda caller: _show_the_way(caller, secret, port))
-        _answer(talking, secret, lambda caller: came.put(_let_in(caller, secret)))
-        try:
-            return _wait_for_all(plan, facts, came, check)
-        finally:  # wakes the two threads that wait for callers
-            for listener in (meeting, talking):
-                with contextlib.suppress(OSError):
-                    listener.shutdown(socket.SHUT_RDWR)
+        port = config.rendezvous[1]
+        raise LaunchError(f"Port {port}, where the nodes meet, cannot be used: {error.strerror}. Name another one.") from None
+    members: dict[int, Member] = {}
+    callers = Callers(secret, most=MOST + 2 * config.nodes)
+    try:
+        with entry, socket.create_server((bind, 0), backlog=backlog) as inner, contextlib.closing(callers):
+            port = inner.getsockname()[1]
+            callers.listen(entry, lambda caller, message: caller.connection.send(Endpoint(port)))
+            callers.listen(inner, lambda caller, message: _let_in(members, info, callers, caller, message))
+            deadline = time.monotonic() + config.rendezvous_timeout
+            while len(members) < config.nodes - 1:
+                check()
+                if time.monotonic() >= deadline:
+                    raise LaunchError(_missing(config, members, callers), code=exit_codes.FAILED)
+                callers.serve(MOMENT)
+    except LaunchError as error:
+        for member in members.values():
+            member.connection.send(Leave(error.code, str(error)))
+        raise
+    return members
 
 
-def join(plan: Plan, secret: bytes, facts: dict[str, Any], check: Callable[[], None]) -> Link:
+def join(config: LaunchConfig, secret: bytes, info: NodeInfo, check: Callable[[], None]) -> Connection:
     """Another node's side: finds node 0, with retries, and says what it is about to start. Arguments as for `gather`.
 
     Raises:
         LaunchError: if node 0 does not answer in time, or has another secret.
     """
-    began, deadline = time.monotonic(), time.monotonic() + plan.meeting_timeout
-    host, port = plan.meeting
+    began = time.monotonic()
+    deadline = began + config.rendezvous_timeout
+    host, port = config.rendezvous
     told = False
     while True:
         check()
         try:
-            with _call(host, port, secret) as meeting:
-                meeting.send({"node": plan.node})
-                way = _answer_of(meeting, plan)
-            link = _call(host, way["port"], secret)
-            link.send({**facts, "interface": interface_of(link.own_address)})
-            link.keep()
-            return link
+            until = min(deadline, time.monotonic() + PATIENCE)
+            with contextlib.closing(_Call(host, port, secret, until)) as entry:
+                endpoint = entry.ask(Hello(config.node), until)
+            call = _Call(host, endpoint.port, secret, until)
+            call.connection.send(dataclasses.replace(info, interface=interface_of(call.own_address)))
+            return call.keep()
         except OSError as error:
+            why = error.strerror or error
             if time.monotonic() + RETRY > deadline:
-                why = error.strerror or error
                 raise LaunchError(
-                    f"node {plan.node} waited {plan.meeting_timeout:g} s for {host}:{port}: {why}", code=exit_codes.FAILED
+                    f"node {config.node} waited {config.rendezvous_timeout:g} s for {host}:{port}: {why}", code=exit_codes.FAILED
                 ) from None
             if not told and time.monotonic() - began > PATIENCE:
                 told = True
-                print(f"[launch] node {plan.node} waits for node 0 at {host}:{port}", file=sys.stderr, flush=True)
+                console.say(f"node {config.node} waits for node 0 at {host}:{port}: {why}")
             time.sleep(RETRY)
 
 
@@ -133,133 +140,93 @@ def interface_of(address: str) -> str:
     return ""
 
 
-class _Call(SealedLink):
-    """A connection that ends with a `with` block, unless it is kept."""
+class _Call:
+    """A connection to node 0.
+
+    Args:
+        host, port: where it listens.
+        secret: the run's; if it is empty, a process of another user is refused.
+        until: the clock's time by which the other side has to have spoken.
+
+    Raises:
+        OSError: if nobody answers in time, or not as a launcher does.
+        LaunchError: if the other side has another secret.
+    """
+
+    def __init__(self, host: str, port: int, secret: bytes, until: float):
+        self._name = f"{host}:{port}"
+        self._connected = socket.create_connection((host, port), timeout=_left(until))
+        try:
+            self.connection = SignedConnection(self._connected, secret, server=False)
+            while not self.connection.greeted:
+                self._receive(until)
+            if not secret and not is_trusted(self._connected):
+                raise ConnectionError("another user listens there")
+        except BaseException:
+            self.close()
+            raise
 
     @property
-    def own_address(self):
-        return self._socket.getsockname()[0]
+    def own_address(self) -> str:
+        return self._connected.getsockname()[0]
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.close()
-
-    def keep(self):
-        """Waits for ever from now on, but notices within seconds that the other machine is gone."""
-        self._socket.settimeout(None)
-        for option, value in (
-            (socket.TCP_KEEPIDLE, 2),
-            (socket.TCP_KEEPINTVL, 2),
-            (socket.TCP_KEEPCNT, 3),
-            (socket.TCP_USER_TIMEOUT, 8000),
-        ):
-            self._socket.setsockopt(socket.IPPROTO_TCP, option, value)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-
-def _call(host, port, secret):
-    connection = socket.create_connection((host, port), timeout=PATIENCE)
-    try:
-        call = _Call(connection, secret, server=False)
-        if not secret and not is_trusted(connection):
-            raise ConnectionError("another user listens there")
-        return call
-    except OSError:
-        connection.close()
-        raise
-
-
-def _answer_of(link, plan):
-    messages = link.receive()
-    if link.forged:
-        host, port = plan.meeting
-        raise LaunchError(f"{host}:{port} is not node 0 of this run: it has another LAUNCH_SECRET.")
-    if not messages:
-        raise ConnectionError("it hung up")
-    return messages[0]
-
-
-def _answer(listener, secret, greet):
-    def listen():
+    def ask(self, question: Hello, until: float) -> Endpoint:
+        """Sends a message and waits for the answer."""
+        self.connection.send(question)
         while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:  # the end of the meeting
-                return
-            if not secret and not is_trusted(connection):
-                connection.close()
-                continue
-            threading.Thread(target=greet, args=(connection,), daemon=True).start()
+            for message in self._receive(until):
+                if isinstance(message, Endpoint):
+                    return message
 
-    threading.Thread(target=listen, daemon=True).start()
+    def keep(self) -> Connection:
+        """The connection, without a time limit."""
+        keep_alive(self._connected)
+        return self.connection
 
+    def close(self) -> None:
+        """Hangs up."""
+        self._connected.close()
 
-def _show_the_way(connection, secret, port):
-    """Says where the launchers talk, and lets the caller hang up first: the port is then free at once."""
-    with connection, contextlib.suppress(OSError):
-        connection.settimeout(PATIENCE)
-        link = SealedLink(connection, secret, server=True)
-        link.receive()
-        link.send({"port": 0 if link.forged else port})  # with another secret, the caller only sees that the seal is another
-        link.receive()
-
-
-def _let_in(connection, secret):
-    try:
-        connection.settimeout(PATIENCE)
-        address, own = connection.getpeername()[0], connection.getsockname()[0]
-        link = _Call(connection, secret, server=True)
-        facts: list[dict[str, Any]] = []
-        while not facts and not link.closed:
-            facts = link.receive()
-        if facts:
-            link.keep()
-            return Member(link, facts[0], address, own)
-    except OSError:
-        pass
-    connection.close()
-    return f"somebody without the run's LAUNCH_SECRET called from {address}"
+    def _receive(self, until):
+        self._connected.settimeout(_left(until))
+        messages = self.connection.receive()
+        if self.connection.problem == "authentication":
+            raise LaunchError(f"{self._name} is not node 0 of this run: it has another LAUNCH_SECRET.")
+        if self.connection.problem:
+            raise ConnectionError("what answers there is no launcher")
+        if self.connection.closed and not messages:
+            raise ConnectionError("it hung up")
+        return messages
 
 
-def _wait_for_all(plan, facts, came, check):
-    members: dict[int, Member] = {}
-    deadline = time.monotonic() + plan.meeting_timeout
-    try:
-        while len(members) < plan.nodes - 1:
-            check()
-            try:
-                member = came.get(timeout=MOMENT)
-            except queue.Empty:
-                if time.monotonic() < deadline:
-                    continue
-                missing = ", ".join(f"node {node}" for node in range(1, plan.nodes) if node not in members)
-                raise LaunchError(f"node 0 waited {plan.meeting_timeout:g} s for {missing}", code=exit_codes.FAILED) from None
-            if isinstance(member, str):
-                print(f"[launch] {member}", file=sys.stderr, flush=True)
-                continue
-            if member.facts["node"] in members:
-                member.link.send(
-                    {"do": "leave", "code": exit_codes.BAD_INPUT, "why": f"There is a node {member.facts['node']} already."}
-                )
-                continue
-            members[member.facts["node"]] = member
-            _compare(facts, member.facts)
-    except LaunchError as error:
-        for member in members.values():
-            member.link.send({"do": "leave", "code": error.code, "why": str(error)})
-        raise
-    return members
+def _left(until):
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("it does not answer in time")
+    return left
 
 
-def _compare(mine, theirs):
-    for what in ("nodes", "ranks on each node", "command", "run id"):
-        one, other = mine[what], theirs[what]
-        if one != other and (what != "run id" or (one and other)):
-            if what == "command":
+def _let_in(members: dict[int, Member], mine: NodeInfo, callers: Callers, caller: Caller, info: Message) -> None:
+    if not isinstance(info, NodeInfo):
+        return
+    if info.node in members:
+        caller.connection.send(Leave(exit_codes.BAD_INPUT, f"There is a node {info.node} already."))
+        return
+    connection = callers.release(caller)
+    keep_alive(caller.connected)
+    members[info.node] = Member(connection, info, caller.address, caller.own_address)
+    for field, name in AGREED.items():
+        one, other = getattr(mine, field), getattr(info, field)
+        if one != other and (field != "run_id" or (one and other)):
+            if field == "command":
                 one, other = " ".join(one), " ".join(other)
             raise LaunchError(
-                f"All nodes have to start the same. Node 0, on {mine['host']}, has {what} {one}; "
-                f"node {theirs['node']}, on {theirs['host']}, has {what} {other}"
+                f"All nodes have to start the same. Node 0, on {mine.host}, has {name} {one}; "
+                f"node {info.node}, on {info.host}, has {name} {other}"
             )
+
+
+def _missing(config, members, callers):
+    missing = ", ".join(f"node {node}" for node in range(1, config.nodes) if node not in members)
+    strangers = callers.summary()
+    return f"node 0 waited {config.rendezvous_timeout:g} s for {missing}" + (f"; meanwhile {strangers}" if strangers else "")

@@ -3,9 +3,9 @@
 import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from launch import exit_codes
+from launch.messages import ExitRecord, RankExited
 
 TRACEBACK = "Traceback (most recent call last):"
 CRASH = "Fatal Python error:"  # faulthandler's; what the crashing library said stands above it
@@ -36,11 +36,11 @@ class Failure:
     batch: int | None = None
 
 
-def failure_of(story: dict[str, Any]) -> Failure:
-    """The failure of a rank that ended with a code other than 0."""
-    code = story["code"]
-    line = f"rank {story['rank']} on {story['host']}: {ending(code)}{'; out of memory?' if story['out_of_memory'] else ''}"
-    return Failure(line, exit_codes.of_process(code), story["rank"], story["tail"], story["log"], story["batch"])
+def failure_of(host: str, event: RankExited) -> Failure:
+    """The failure of a rank of this host that ended with a code other than 0."""
+    record = event.record
+    line = f"rank {record.rank} on {host}: {ending(record.code)}{'; out of memory?' if event.out_of_memory else ''}"
+    return Failure(line, exit_codes.of_process(record.code), record.rank, event.tail, record.log, record.batch)
 
 
 def ending(code: int) -> str:
@@ -53,21 +53,21 @@ def ending(code: int) -> str:
         return f"killed by signal {-code}"
 
 
-def screen(failure: Failure, stories: Iterable[dict[str, Any]]) -> str:
+def screen(failure: Failure, ended: Iterable[tuple[str, ExitRecord]]) -> str:
     """The whole report.
 
     Args:
         failure: the first.
-        stories: how every rank ended: rank, host, code, batch, log, lost.
+        ended: the host of every rank, and how it ended.
     """
-    stories = sorted(stories, key=lambda story: story["rank"])
+    ended = sorted(ended, key=lambda each: each[1].rank)
     lines = [failure.line]
     lines += ["    " + line for line in last_words(failure.tail)]
     if failure.rank is not None:
         lines.append(f"  last batch  {_batch(failure.batch)}")
         lines.append(f"  log         {failure.log}")
-    lines += [f"  log of rank {story['rank']} lacks {story['lost']} bytes" for story in stories if story["lost"]][:MOST_GROUPS]
-    others = [story for story in stories if story["rank"] != failure.rank]
+    lines += [f"  log of rank {record.rank} lacks {record.lost} bytes" for _, record in ended if record.lost][:MOST_GROUPS]
+    others = [(host, record) for host, record in ended if record.rank != failure.rank]
     if others:
         lines.append("  others")
         lines += [f"    {line}" for line in _groups(others)]
@@ -88,11 +88,11 @@ def last_words(tail: str) -> list[str]:
     return found
 
 
-def _groups(stories):
+def _groups(ended):
     """One line for all ranks of a node that ended in the same way at the same batch."""
     groups: dict[tuple, list[int]] = {}
-    for story in stories:
-        groups.setdefault((story["host"], story["code"], story["batch"]), []).append(story["rank"])
+    for host, record in ended:
+        groups.setdefault((host, record.code, record.batch), []).append(record.rank)
     for (host, code, batch), ranks in list(groups.items())[:MOST_GROUPS]:
         yield f"{'rank' if len(ranks) == 1 else 'ranks'} {_ranges(ranks)} on {host}: {ending(code)}, last batch {_batch(batch)}"
     if len(groups) > MOST_GROUPS:

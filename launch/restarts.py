@@ -35,11 +35,11 @@ class Restarts:
         self._crashed_at: int | None = None
 
     def after_failure(self, code: int, batch: int | None) -> Decision:
-        """Decides what follows a life that failed.
+        """Decides what follows an attempt that failed.
 
         Args:
             code: the exit code of the run if it ended here.
-            batch: the last batch that any rank reported in that life; None: none did.
+            batch: the last batch that any rank reported in that attempt; None: none did.
         """
         if code in NEVER_RESTARTED or not self._most:
             return Decision(None, "")
@@ -50,7 +50,7 @@ class Restarts:
             self._furthest, self._used = batch, 0  # progress renews the budget
         if self._used == self._most:
             return Decision(None, f"not started again: {_times(self._most)} without progress was the limit (--max-restarts)")
-        wait = min(LONGEST_WAIT, FIRST_WAIT * 2**self._used)
+        wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(self._used, 10))
         self._used += 1
         return Decision(wait, f"all ranks start again in {wait:g} s (restart {self._used} of {self._most})")
 

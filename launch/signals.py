@@ -8,7 +8,7 @@ from launch.processes import FORWARDED
 
 
 class Stopped(Exception):
-    """A signal came before the ranks ran, or between two lives of them.
+    """A signal came before the ranks ran, or between two attempts.
 
     Args:
         number: the signal.
@@ -20,7 +20,10 @@ class Stopped(Exception):
 
 
 class Signals:
-    """Catches INT, TERM, USR1 and USR2 from now on, and keeps them until somebody asks."""
+    """Catches INT, TERM, USR1, USR2 and HUP from now on, and keeps them until somebody asks.
+
+    HUP, from a terminal that is closed, counts as TERM, unless it is ignored, as under nohup.
+    """
 
     def __init__(self):
         self._reader, writer = socket.socketpair()
@@ -29,6 +32,8 @@ class Signals:
         signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
         for number in FORWARDED:
             signal.signal(number, _caught)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, _caught)
 
     def fileno(self) -> int:
         """For selectors."""
@@ -37,9 +42,10 @@ class Signals:
     def received(self) -> list[int]:
         """The signals that came since the last call."""
         try:
-            return [number for number in self._reader.recv(4096) if number in FORWARDED]
+            data = self._reader.recv(4096).replace(bytes([signal.SIGHUP]), bytes([signal.SIGTERM]))
         except BlockingIOError:
             return []
+        return [number for number in data if number in FORWARDED]
 
     def check(self) -> None:
         """For times without ranks.
@@ -53,7 +59,7 @@ class Signals:
 
 def ignore_late_signals() -> None:
     """The exit code is decided: a signal to a Python that is about to end would change it."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
 

@@ -43,7 +43,7 @@ class World:
         local_world_size: how many of them are on this node.
         node_rank: the number of this node.
         restarts: how often the launcher has started all ranks again.
-        run_id: the run's name, the same on every rank and in every life; empty without a launcher.
+        run_id: the run's name, the same on every rank and in every attempt; empty without a launcher.
     """
 
     rank: int = 0
@@ -84,7 +84,7 @@ def read_world(environment: Mapping[str, str] | None = None) -> World:
 
 
 @dataclass(frozen=True)
-class Layout:
+class WorldSpec:
     """A whole run as every node knows it, from which the environment of each rank follows.
 
     Args:
@@ -104,9 +104,9 @@ class Layout:
     run_id: str
     master_addr: str
     master_port: int
-    addresses: list[str]
-    worker_ports: list[list[int]]
-    interfaces: list[str]
+    addresses: tuple[str, ...]
+    worker_ports: tuple[tuple[int, ...], ...]
+    interfaces: tuple[str, ...]
     horovod: tuple[str, int] | None = None
     restarts: int = 0
 
@@ -119,47 +119,47 @@ class Layout:
         return range(node * self.per_node, (node + 1) * self.per_node)
 
 
-def environment_of(layout: Layout, rank: int, *, cpus: int, already: Mapping[str, str]) -> dict[str, str]:
+def environment_of(world: WorldSpec, rank: int, *, cpus: int, already: Mapping[str, str]) -> dict[str, str]:
     """The variables that the launcher adds for one rank.
 
     Args:
-        layout: the run.
+        world: the run.
         rank: whose environment.
         cpus: the cores of the rank's node, for its share of threads.
         already: the launcher's own environment; a choice that the user made there stays.
     """
-    node, local = divmod(rank, layout.per_node)
+    node, local = divmod(rank, world.per_node)
     numbers = {
         "RANK": rank,
         "LOCAL_RANK": local,
-        "WORLD_SIZE": layout.world_size,
-        "LOCAL_WORLD_SIZE": layout.per_node,
+        "WORLD_SIZE": world.world_size,
+        "LOCAL_WORLD_SIZE": world.per_node,
         "GROUP_RANK": node,
-        "GROUP_WORLD_SIZE": layout.nodes,
-        "MASTER_ADDR": layout.master_addr,
-        "MASTER_PORT": layout.master_port,
+        "GROUP_WORLD_SIZE": world.nodes,
+        "MASTER_ADDR": world.master_addr,
+        "MASTER_PORT": world.master_port,
         "HOROVOD_RANK": rank,
-        "HOROVOD_SIZE": layout.world_size,
+        "HOROVOD_SIZE": world.world_size,
         "HOROVOD_LOCAL_RANK": local,
-        "HOROVOD_LOCAL_SIZE": layout.per_node,
+        "HOROVOD_LOCAL_SIZE": world.per_node,
         "HOROVOD_CROSS_RANK": node,
-        "HOROVOD_CROSS_SIZE": layout.nodes,
+        "HOROVOD_CROSS_SIZE": world.nodes,
         "HOROVOD_HOSTNAME": horovod_host(node),
-        "LAUNCH_RESTARTS": layout.restarts,
+        "LAUNCH_RESTARTS": world.restarts,
     }
-    if layout.horovod:
-        numbers["HOROVOD_GLOO_RENDEZVOUS_ADDR"], numbers["HOROVOD_GLOO_RENDEZVOUS_PORT"] = layout.horovod
+    if world.horovod:
+        numbers["HOROVOD_GLOO_RENDEZVOUS_ADDR"], numbers["HOROVOD_GLOO_RENDEZVOUS_PORT"] = world.horovod
     found = {name: str(value) for name, value in numbers.items()}
-    found["TF_CONFIG"] = _tf_config(layout, rank)
-    found["LAUNCH_RUN_ID"] = layout.run_id
-    share = str(max(1, cpus // layout.per_node))
+    found["TF_CONFIG"] = _tf_config(world, rank)
+    found["LAUNCH_RUN_ID"] = world.run_id
+    share = str(max(1, cpus // world.per_node))
     defaults = {
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
-        "HOROVOD_GLOO_IFACE": layout.interfaces[node],
+        "HOROVOD_GLOO_IFACE": world.interfaces[node],
         "HOROVOD_GLOO_TIMEOUT_SECONDS": "300",  # ranks meet after imports, which may take some longer than others by far
         "PYTHONFAULTHANDLER": "1",  # a rank that stalls or crashes shows its Python stacks
-        **(dict.fromkeys(THREADS, share) if layout.per_node > 1 else {}),
+        **(dict.fromkeys(THREADS, share) if world.per_node > 1 else {}),
     }
     return found | {name: value for name, value in defaults.items() if name not in already}
 
@@ -169,8 +169,8 @@ def horovod_host(node: int) -> str:
     return f"node{node}"
 
 
-def _tf_config(layout, rank):
-    workers = [f"{address}:{port}" for address, ports in zip(layout.addresses, layout.worker_ports, strict=True) for port in ports]
+def _tf_config(world, rank):
+    workers = [f"{address}:{port}" for address, ports in zip(world.addresses, world.worker_ports, strict=True) for port in ports]
     return json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}})
 
 

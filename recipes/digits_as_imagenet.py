@@ -16,9 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks import InputError
+from callbacks.folders import flush_folder, make_folder
 from recipes.common.arguments import Parser
 from recipes.common.data.digits import BRIGHTEST, load_digits
-from recipes.common.folders import flush_folder, make_folder
 from recipes.common.run import run
 
 SHARDS = {"train": 8, "validation": 2}

@@ -49,6 +49,8 @@ CROP_AREA = 0.08  # the smallest part of a picture, in training (Szegedy et al. 
 CROP_ASPECT = (3 / 4, 4 / 3)  # width to height
 CENTRAL_PART = 224 / 256  # of the shorter side, in validation
 
+KEEP_LAST = 3  # checkpoints, of 205 MB each
+
 MEAN = (123.675, 116.28, 103.53)  # of ImageNet's red, green and blue, 0 to 255
 DEVIATION = (58.395, 57.12, 57.375)
 
@@ -279,6 +281,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         base_batch_size=256,
         warmup_epochs=5,
         save_freq="auto",
+        keep_last=KEEP_LAST,
     )
     parser.add_argument("--data", metavar="DIR|digits", help="DIR: TFRecord files; digits: those of recipes.digits_as_imagenet")
     parser.add_argument(

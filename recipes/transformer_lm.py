@@ -76,6 +76,7 @@ GLOBAL_CLIPNORM = 1.0
 LOWEST_RATE = 0.1  # at the end, of the peak
 EPOCHS_PER_PASS = 4  # a validation, and a text, after each quarter of the data
 PROMPT = 32  # tokens
+KEEP_LAST = 3  # checkpoints, of 10 MB (nano) or 2 GB (small) each
 
 
 def build_model(size: Size, vocabulary: int) -> keras.Model:
@@ -182,7 +183,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     sizes = Parser(add_help=False, allow_abbrev=False)
     sizes.add_argument("--size", choices=SIZES, default="nano", help="small: as GPT-2 124M, with other defaults")
     size = SIZES[sizes.parse_known_args(argv)[0].size]
-    parser = recipe_parser("transformer_lm", "Train a language model.", save_freq="auto", **size.training)
+    parser = recipe_parser("transformer_lm", "Train a language model.", **size.training, save_freq="auto", keep_last=KEEP_LAST)
     parser.add_argument("--size", choices=SIZES, default="nano", help="small: as GPT-2 124M, with other defaults")
     parser.add_argument(
         "--data",
@@ -215,7 +216,7 @@ def check_compile(distribution: Distribution) -> None:
     """Refuses `--compile` where XLA could not compile what the replicas do together."""
     on_cpus = len(distribution.devices) > 1 and "cpu" in distribution.devices[0]
     if distribution.ranks or on_cpus:
-        where = "Horovod" if distribution.ranks else "several CPU devices"
+        where = "several ranks" if distribution.ranks else "several CPU devices"
         raise InputError(f"--compile does not go with {where}: XLA cannot compile their collectives. Leave the flag out.")
 
 

@@ -30,15 +30,30 @@ prepare() {
     fi
     for module in ${MODULES-}; do module load "$module" || fail "there is no module $module"; done
     read -ra container <<<"${CONTAINER-}"
-    [[ $VENV == /* ]] || VENV=$PWD/$VENV
-    [[ -n ${container[*]} || ! -x $VENV/bin/python ]] || PATH=$VENV/bin:$PATH
-    # The ranks learn when the job ends, so that they begin no save that the end would cut off.
+    read -ra srun_flags <<<"${SRUN_FLAGS-}"
+    choose_python
+    # The ranks learn when the job ends, so that they begin no save that the end would cut off. A job that is submitted from
+    # within another one inherits that one's SLURM_JOB_END_TIME.
     local job end
     job=$(scontrol show job -o "$this_job")
     end=${job#* EndTime=}
-    end=$(date -d "${end%% *}" +%s 2>/dev/null) && export SLURM_JOB_END_TIME=${SLURM_JOB_END_TIME:-$end}
+    unset SLURM_JOB_END_TIME
+    end=$(date -d "${end%% *}" +%s 2>/dev/null) && export SLURM_JOB_END_TIME=$end
     # The launchers know each other by it. Only this job's processes see it.
     export LAUNCH_SECRET=${LAUNCH_SECRET:-$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')}
+}
+
+# Never the system's Python by accident: that of a container, or of PYTHON, or of an environment that is there.
+choose_python() {
+    [[ -z ${container[*]} && ${srun_flags[*]} != *--container* && -z $PYTHON ]] || return 0
+    local active=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
+    if [[ -z $VENV && ! -x .venv/bin/python && -n $active ]]; then VENV=$active; fi
+    VENV=${VENV:-.venv}
+    [[ $VENV == /* ]] || VENV=$PWD/$VENV
+    [[ -x $VENV/bin/python ]] ||
+        fail "there is no Python environment at $VENV. \`make train\` makes .venv; VENV=/path/to/env names another virtual or conda" \
+            "environment, and PYTHON=python3 takes the interpreter on the PATH."
+    PATH=$VENV/bin:$PATH
 }
 
 train() {
@@ -49,7 +64,7 @@ train() {
     # Jobs may share a node, and the ranks use the ports next to it.
     ((nodes == 1)) || meeting=(--master-port $((20000 + SLURM_JOB_ID * 37 % 12000)))
     # No --kill-on-bad-exit: the launchers end each other, and know why.
-    srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0 \
+    srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0 "${srun_flags[@]}" \
         bash -c 'trap "" USR1 USR2; exec "$@"' launcher "${container[@]}" "${PYTHON:-python}" -m launch \
         --nproc-per-node "$per_node" "${meeting[@]}" --grace 3600 \
         --rdzv-id "$this_job.${SLURM_RESTART_COUNT:-0}" --log-dir "runs/logs/$this_job" "$@" &

@@ -8,7 +8,7 @@ from processes import Process  # silences TensorFlow, and so comes before it
 import keras
 import pytest
 import tensorflow as tf
-from launching import launch  # noqa: F401, a fixture
+from launching import ENGINES, launch  # noqa: F401, a fixture
 
 DEVICES = 4
 
@@ -47,7 +47,7 @@ def fresh_keras(request):
     if "launch" in request.fixturenames:  # trains in other processes, and would wait for a third of a second
         yield
         return
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)  # a garbage collection takes longer than most tests
     keras.utils.set_random_seed(0)
     yield
     keras.mixed_precision.set_global_policy("float32")
@@ -62,6 +62,12 @@ def same_signals():
     signal.set_wakeup_fd(-1)
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session", params=ENGINES)
+def engine(request):
+    """What carries gradients and messages between several ranks."""
+    return request.param
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from compare import assert_same_weights, datasets
-from launching import need_horovod
+from launching import need, need_horovod
 from processes import PROGRAM_ENVIRONMENT, ROOT, USER_ENVIRONMENT, run_program
 
 
@@ -104,13 +104,13 @@ def test_mixed_precision_learns(tmp_path, flags):
     assert float(out.split("val_accuracy ")[1].split(",")[0]) > 0.95
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_ranks_on_one_gpu_train_as_a_cpu_does_without_xla(on_cpu, tmp_path, ranks):
-    need_horovod()
+@pytest.mark.parametrize("engine, ranks", [("horovod", 1), ("horovod", 2), ("multiworker", 1)])
+def test_ranks_on_one_gpu_train_as_a_cpu_does_without_xla(on_cpu, tmp_path, engine, ranks):
+    need(engine)
     if ranks > 1 and _built_with_nccl() and os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") != "1":
         pytest.skip("NCCL refuses two ranks on one GPU, but from 2.30 on with NCCL_MULTI_RANK_GPU_ENABLE=1; Gloo does not")
-    out = train(tmp_path, *MLP, "--strategy", "horovod", launcher=["--nproc-per-node", str(ranks)])
-    assert f"strategy     horovod, {ranks} replica" in out and "/gpu:0 (" in out
+    out = train(tmp_path, *MLP, "--strategy", engine, launcher=["--nproc-per-node", str(ranks)])
+    assert f"strategy     {engine}, {ranks} replica" in out and "/gpu:0 (" in out
     assert_close(on_cpu, tmp_path)
 
 

@@ -6,7 +6,6 @@ import subprocess
 import sys
 
 import pytest
-from launching import need_horovod
 from processes import ROOT, USER_ENVIRONMENT
 
 README = (ROOT / "README.md").read_text()
@@ -29,7 +28,8 @@ def run(line, directory, *more):
 
 TRAIN = [line for line in commands() if "--dry-run" not in line and "--nnodes" not in line]
 LAUNCHED = [line for line in TRAIN if "-m launch" in line]
-PLAIN = [line for line in TRAIN if line not in LAUNCHED]
+FROM_ANOTHER = [line for line in TRAIN if "runs/mnist/" in line]
+PLAIN = [line for line in TRAIN if line not in (*LAUNCHED, *FROM_ANOTHER)]
 
 
 def test_each_command_starts_a_run_of_its_own():
@@ -44,8 +44,6 @@ def test_it_has_commands_of_every_kind():
 @pytest.mark.slow
 @pytest.mark.parametrize("line", [*PLAIN, *LAUNCHED])
 def test_a_command_trains(line, tmp_path):
-    if line in LAUNCHED:
-        need_horovod()
     out = run(line, tmp_path, "--epochs", "3")
     assert "result       accuracy" in out
     workdir = line.split("--workdir ")[1]
@@ -53,6 +51,15 @@ def test_a_command_trains(line, tmp_path):
         "model_batch_at_00050.weights.h5",
         "model_batch_at_00066.weights.h5",
     ]
+
+
+@pytest.mark.slow
+def test_commands_that_begin_with_a_checkpoint_of_another_run_train(tmp_path):
+    assert len(FROM_ANOTHER) == 2
+    run(".venv/bin/python -m recipes.mnist", tmp_path, "--epochs", "3")
+    resumed, fine_tuned = (run(line, tmp_path, "--epochs", "4") for line in FROM_ANOTHER)
+    assert "model_batch_at_00050.weights.h5: batch 50" in resumed and "trained on   88 batches" in resumed
+    assert "with the weights of runs/mnist/checkpoints" in fine_tuned and "trained on   88 batches" in fine_tuned
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if line not in TRAIN])
@@ -65,3 +72,11 @@ def test_the_make_targets_it_names_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_each_line_of_the_matrix_of_faults_is_shown_by_a_test_that_is_there():
+    folder = ROOT / "tests" / "callbacks"
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "callbacks" / "README.md").read_text())
+    assert len(named) >= 20
+    for file, test in named:
+        assert f"def {test}(" in (folder / file).read_text(), test

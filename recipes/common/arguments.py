@@ -8,6 +8,7 @@ from typing import Any
 from callbacks import GlobalStepCheckpoint, InputError
 from callbacks.restoring import newest_first
 from callbacks.template import Template
+from recipes.common.run_flags import begins_from
 
 MOST_VIRTUAL_DEVICES = 256  # each takes a thread and its own copy of the model
 _LARGEST: dict[Callable[[str], Any], float] = {int: 2**31 - 1, float: 3.4e38}
@@ -37,13 +38,14 @@ def recipe_parser(
     base_batch_size: int | None = None,
     warmup_epochs: float = 0.0,
     save_freq: int | str = 50,
+    keep_last: int | str = "all",
 ) -> argparse.ArgumentParser:
     """The flags of all recipes, with this recipe's defaults.
 
     Args:
         name: the recipe's module name, without `recipes.`.
         description: what `--help` says first.
-        epochs, global_batch_size, learning_rate, base_batch_size, warmup_epochs, save_freq: the defaults.
+        epochs, global_batch_size, learning_rate, base_batch_size, warmup_epochs, save_freq, keep_last: the defaults.
 
     Returns:
         A parser, for the recipe to add its own flags to. Read it with `parse`.
@@ -56,10 +58,10 @@ def recipe_parser(
     )
     parser.add_argument(
         "--strategy",
-        choices=("auto", "single", "mirrored", "horovod"),
+        choices=("auto", "single", "mirrored", "horovod", "multiworker"),
         default="auto",
-        help="auto: horovod where this is one of several ranks, mirrored where there are several GPUs or virtual devices, else "
-        "single",
+        help="auto: for one of several ranks horovod where it is installed, else multiworker; mirrored for several GPUs or virtual "
+        "devices of one process; else single",
     )
     parser.add_argument(
         "--virtual-devices",
@@ -105,7 +107,9 @@ def recipe_parser(
         help="names of the checkpoints, with {batch} {epoch} {samples} {step} {replicas} or a metric; .weights.h5 or .keras "
         "(default: WORKDIR/checkpoints/model_batch_at_{batch:05d}.weights.h5)",
     )
-    parser.add_argument("--keep-last", type=positive(int), metavar="N", help="keep the N newest checkpoints")
+    parser.add_argument(
+        "--keep-last", type=number_or_all, default=keep_last, metavar="N|all", help="keep the N newest checkpoints, or all"
+    )
     parser.add_argument("--keep-every", type=positive(int), metavar="N", help="keep one for every N batches")
     parser.add_argument("--keep-best", type=positive(int), metavar="N", help="keep the N with the lowest val_loss")
     parser.add_argument(
@@ -113,7 +117,19 @@ def recipe_parser(
         type=resume,
         default="auto",
         metavar="auto|never|PATH",
-        help="auto: go on from the newest checkpoint that verifies; PATH: from that one",
+        help="auto: go on from the newest checkpoint that verifies; PATH: from that one; an older one with another --workdir",
+    )
+    parser.add_argument(
+        "--init-from",
+        metavar="PATH",
+        help="begin with the weights of another run: a checkpoint, or the newest of a directory; counters and optimizer begin anew",
+    )
+    parser.add_argument(
+        "--skip-batches",
+        type=batch_range,
+        metavar="FIRST:LAST",
+        help="global batches of the order to leave out, where the loss spikes or becomes NaN; they do not count, and later ones "
+        "move up. Stored in checkpoints, so later resumes leave them out too",
     )
     parser.add_argument(
         "--update-freq",
@@ -153,9 +169,15 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     if args.checkpoint is None:
         args.checkpoint = os.path.join(_literal(args.workdir), "checkpoints", "model_batch_at_{batch:05d}.weights.h5")
     template = Template(args.checkpoint)
+    if not template.counters and args.keep_last == parser.get_default("keep_last"):
+        args.keep_last = None  # one file, which each checkpoint replaces
     args.resume_from = {"auto": True, "never": False}.get(args.resume, args.resume)
+    if args.init_from and args.resume not in ("auto", "never"):
+        raise InputError(
+            "--init-from begins a run with the weights of another, and --resume PATH goes on with all of it. Give one."
+        )
     if args.resume_from is not True:
-        _refuse_later_checkpoints(template, args.resume_from)
+        args.resume_from = _checked_resume(template, args.resume_from)
     return args
 
 
@@ -211,6 +233,11 @@ def batches_or_epoch(text):
     return text if text == "epoch" else positive(int)(text)
 
 
+def number_or_all(text):
+    """An argparse type: a number of files, or `all`, which is None."""
+    return None if text == "all" else positive(int)(text)
+
+
 def resume(text):
     """An argparse type: `auto`, `never`, or a path."""
     if not text:
@@ -226,13 +253,16 @@ def batch_range(text):
     return int(first), int(last)
 
 
-def _refuse_later_checkpoints(template, resume_from):
+def _checked_resume(template, resume_from):
+    """Returns what to resume from: with the command that began a run from a checkpoint of another one, the run's own newest."""
     if resume_from and os.path.exists(resume_from) and not os.path.isfile(resume_from):  # to open a FIFO would wait forever
         raise InputError(f"--resume takes auto, never or the path of a checkpoint. {resume_from} is not a regular file.")
     present = newest_first(template.text)
     if not present:
-        return
+        return resume_from
     newest, trailer = present[0]
+    if resume_from and begins_from(newest) == os.path.abspath(resume_from):
+        return True
     if resume_from is False:
         raise InputError(
             f"--resume never would mix a new run with the checkpoints that are there, up to {newest}. Use another --workdir."
@@ -242,6 +272,7 @@ def _refuse_later_checkpoints(template, resume_from):
             f"--resume {resume_from} would overwrite later checkpoints, up to {newest} at batch {trailer.batch}. "
             "Use another --workdir."
         )
+    return resume_from
 
 
 def _is_utf8(text):

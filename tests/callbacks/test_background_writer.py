@@ -202,6 +202,21 @@ def test_a_fit_after_one_that_failed_waits_for_what_is_still_being_written(tmp_p
     assert names(tmp_path) == ["b10.weights.h5", "b4.weights.h5"]
 
 
+def test_a_fit_after_one_that_failed_resumes_from_a_save_whose_write_has_yet_to_begin(tmp_path):
+    template = str(tmp_path / "b{batch}.weights.h5")
+    checkpoint, may_begin = GlobalStepCheckpoint(template, save_freq=4), threading.Event()
+
+    def fail():
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        fit(small_model(), Do(3, lambda: checkpoint._writer.prepare(may_begin.wait)), checkpoint, Do(5, fail))
+    threading.Timer(0.5, may_begin.set).start()
+    resumed = GlobalStepCheckpoint(template, save_freq=4, resume=True)
+    fit(small_model(), resumed)
+    assert resumed.resumed_from.batch == 4
+
+
 def test_a_last_save_is_made_unless_that_state_was_just_saved(tmp_path):
     saves = []
     real = state.write

@@ -12,8 +12,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from features import PARTIAL_EXECUTIONS
 
 from callbacks import GlobalStepCheckpoint, latest_checkpoint
+
+pytestmark = pytest.mark.versions
 
 SAMPLES, BATCH = 112, 4
 BATCHES = SAMPLES // BATCH  # 28 in an epoch
@@ -79,7 +82,7 @@ def template(tmp_path):
     return str(tmp_path / "b{batch:04d}.weights.h5")
 
 
-@pytest.mark.parametrize("spe", [1, 4, 7, 56])
+@pytest.mark.parametrize("spe", [1, 4, 7, pytest.param(56, marks=PARTIAL_EXECUTIONS)])
 def test_saves_fall_on_the_first_boundary_after_each_multiple(tmp_path, spe):
     """Of two callbacks, with multiples of 5 and of 14."""
     callbacks = [GlobalStepCheckpoint(tmp_path / str(freq) / "b{batch:04d}.weights.h5", save_freq=freq) for freq in (5, 14)]

@@ -20,13 +20,14 @@ import h5py
 import numpy as np
 import pytest
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS, run_program
+from shims import compile_shim, compiler
 from small import fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, files, latest_checkpoint
 
 SUFFIXES = (".weights.h5", ".keras")
 BATCHES = 8  # of a run; it saves every second, and the save of batch 4 meets the fault
-SHORT, LOST = -1, -2  # a call that transfers one byte; a write that never comes to the disk
+SHORT, LOST, SLOW = -1, -2, -3  # a call that transfers one byte; a write that never comes to the disk; a flush that takes long
 
 
 @pytest.fixture(scope="session")
@@ -35,15 +36,9 @@ def compiled(tmp_path_factory):
     directory = tmp_path_factory.mktemp("compiled")
 
     def compile(name):
-        library = directory / f"{name}.so"
-        if not library.exists():
-            compiler = shutil.which("cc") or shutil.which("gcc")
-            if not compiler and not os.environ.get("CI"):
-                pytest.skip("there is no C compiler")
-            assert compiler, "there is no C compiler"
-            source = PROGRAMS / f"{name}.c"
-            subprocess.run([compiler, "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-        return library
+        if not compiler() and not os.environ.get("CI"):
+            pytest.skip("there is no C compiler")
+        return compile_shim(name, directory)
 
     return compile
 
@@ -163,7 +158,7 @@ CALLS = {"open": 1, "write": 5, "fsync": 1, "read": 2, "close": 1, "rename": 1} 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
     "error",
-    [errno.EIO, pytest.param(errno.ENOSPC, marks=pytest.mark.slow), pytest.param(errno.EDQUOT, marks=pytest.mark.slow)],
+    [errno.EIO, *(pytest.param(each, marks=pytest.mark.slow) for each in (errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EROFS))],
     ids=errno.errorcode.get,
 )
 def test_an_error_of_any_call_of_a_save_ends_training_and_nothing_of_the_save_is_seen(trainer, tmp_path, call, error):
@@ -208,14 +203,51 @@ def test_a_call_that_a_signal_interrupts_is_made_again(trainer, tmp_path, call):
 
 
 @pytest.mark.parametrize("call", ["close", "rename"])
-def test_a_call_that_must_not_be_made_again_may_fail_when_a_signal_interrupts_it(trainer, tmp_path, call):
-    """POSIX does not say whether the descriptor of such a close is still open."""
-    for answer, found, directory in indexes(trainer, tmp_path, call, errno.EINTR):
-        if answer["error"] is None:
-            assert found == all_names(trainer)
-        else:
-            assert answer["type"] == "CheckpointWriteError" and f"{directory}/{trainer.name(4)}" in answer["error"]
-            assert found == [trainer.name(2)]
+def test_a_save_outlives_a_signal_that_interrupts_its_close_or_its_rename(trainer, tmp_path, call):
+    for answer, found, _ in indexes(trainer, tmp_path, call, errno.EINTR):
+        assert (answer["error"], found) == (None, all_names(trainer))
+
+
+def test_a_rename_that_is_done_though_a_signal_interrupted_it_is_not_missed(tmp_path, monkeypatch):
+    rename = os.replace
+
+    def interrupted(*paths):
+        rename(*paths)
+        raise InterruptedError
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    path = tmp_path / "b1.weights.h5"
+    files.commit(str(path), files.Trailer(1, 1, 1, 4), lambda output: output.write(bytes(1000)))
+    assert files.verify(str(path)).batch == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_flush_that_takes_long_is_waited_for(trainer, tmp_path):
+    answer, found, _ = attempt(trainer, tmp_path, "fsync", SLOW, 1, step=1)
+    assert answer["seen"] > 0
+    assert (answer["error"], found) == (None, all_names(trainer))
+
+
+@pytest.mark.parametrize("trainer", [".weights.h5"], indirect=True)
+@pytest.mark.parametrize("call", ["open", "write", "read", "close", "rename"])
+def test_an_error_of_any_call_on_the_lock_is_one_line_that_names_it_or_does_no_harm(trainer, tmp_path, call):
+    first, failed, directory = 1, 0, begin(trainer, tmp_path / "run")
+    while True:
+        answer = trainer.train(directory, f"{call},{errno.ESTALE},{directory}/.lock-*,{first},0")
+        assert_true(directory, trainer)
+        assert not list(directory.glob(".tmp-*")) and len(list(directory.glob(".lock-*"))) <= 1
+        if answer["seen"] < first:
+            break
+        if answer["error"] is not None:
+            assert answer["type"] in ("InputError", "CheckpointWriteError"), answer
+            assert f"{directory}/.lock-" in answer["error"] and os.strerror(errno.ESTALE) in answer["error"]
+            assert "\n" not in answer["error"]
+            failed += 1
+        for name in set(names(directory)) - {trainer.name(2)}:
+            (directory / name).unlink()
+        first += 1
+    assert failed > 0 and answer["error"] is None
+    assert not list(directory.glob(".*"))
 
 
 @pytest.mark.slow

@@ -3,9 +3,12 @@
 import keras
 import numpy as np
 import pytest
+from features import MONITOR
 from small import arrays, fit, names, small_model
 
 from callbacks import BatchAwareCheckpoint, GlobalStepCheckpoint, InputError, latest_checkpoint
+
+pytestmark = pytest.mark.versions
 
 CLASSES = [keras.callbacks.ModelCheckpoint, GlobalStepCheckpoint]
 
@@ -73,6 +76,7 @@ def test_nothing_better_than_the_threshold_saves_nothing(tmp_path):
         assert names(directory) == []
 
 
+@MONITOR
 def test_a_missing_monitor_is_a_warning_and_the_run_goes_on(tmp_path):
     with pytest.warns(UserWarning, match="Can save best model only with unknown available"):
         (stock, _), (ours, _) = run_both(tmp_path, "e{epoch}.keras", save_best_only=True, monitor="unknown", mode="min")

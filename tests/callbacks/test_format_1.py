@@ -16,6 +16,8 @@ from small import names
 from callbacks import GlobalStepCheckpoint, counters_of, files, latest_checkpoint, restore, state
 from callbacks.__main__ import main
 
+pytestmark = pytest.mark.versions
+
 STORED = Path(__file__).parent / "data" / "format_1"
 MIDDLE, ARCHIVE, EPOCH_END = STORED / "b10.weights.h5", STORED / "b10.keras", STORED / "b12.weights.h5"
 TWO_REPLICAS = STORED / "two_replicas_10.weights.h5"

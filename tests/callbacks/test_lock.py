@@ -154,8 +154,12 @@ def test_what_a_process_left_that_was_killed_while_it_took_the_lock_is_swept(tmp
 
 def test_a_lock_that_nobody_can_read_is_no_obstacle(tmp_path):
     lock = Lock("b{batch}.keras", str(tmp_path))
-    for content in ("", "no json", '{"owner": "of another version"}'):
-        with open(lock.path, "w") as file:
+    owner = dataclasses.asdict(Owner.this_process())
+    wrong = [
+        json.dumps(owner | changes) for changes in ({"pid": "1"}, {"pid": 1 << 70}, {"pid": 0}, {"restart": None}, {"boot": 7})
+    ]
+    for content in ("", "no json", '{"owner": "of another version"}', "[" * 50_000, "\udcff", "7", *wrong):
+        with open(lock.path, "w", errors="surrogateescape") as file:
             file.write(content)
         lock.acquire()
         lock.release()
@@ -241,11 +245,32 @@ def test_a_lock_that_cannot_be_read_is_named_in_one_line(tmp_path):
     held.acquire()
     os.unlink(held.path)
     os.mkdir(held.path)
-    with pytest.raises(LockLost, match=f"^The lock {held.path} cannot be read or written: Is a directory$"):
+    with pytest.raises(LockLost, match=f"^The lock {held.path} cannot be read or written: it is no regular file$"):
         held.check()
     held.release()
-    with pytest.raises(InputError, match=f"^The lock {held.path} cannot be read or written: Is a directory. Use another"):
+    with pytest.raises(InputError, match=f"^The lock {held.path} cannot be read or written: it is no regular file. Use another"):
         held.acquire()
+
+
+@pytest.mark.timeout(60)
+def test_a_fifo_in_the_place_of_a_lock_is_named_and_not_waited_for(tmp_path):
+    held = Lock("b{batch}.keras", str(tmp_path))
+    os.mkfifo(held.path)
+    with pytest.raises(InputError, match=f"^The lock {held.path} cannot be read or written: it is no regular file"):
+        held.acquire()
+
+
+@pytest.mark.parametrize("jump", [-3600, 3600])
+def test_a_clock_that_jumps_does_not_keep_a_dead_run_alive(tmp_path, jump):
+    """The one on another host, which is judged by silence alone."""
+    taker = Lock("b{batch}.keras", str(tmp_path))
+    holder = dataclasses.replace(Owner.this_process(), host="elsewhere")
+    Path(taker.path).write_text(json.dumps(dataclasses.asdict(holder)))
+    with pytest.raises(InputError, match="in use by another run"):
+        taker.acquire()
+    os.utime(taker.path, (time.time() - jump,) * 2)  # what the last sign of life looks like after the jump
+    taker.acquire()
+    taker.release()
 
 
 def fail():

@@ -12,7 +12,7 @@ from processes import ROOT, USER_ENVIRONMENT
 from small import Do, fit, names, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks import CheckpointWriteError, EventWriteError, GlobalStepCheckpoint, GlobalStepTensorBoard, InputError
+from callbacks import CheckpointWriteError, EventWriteError, GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, event_files
 from callbacks.event_files import EventFile
 
 
@@ -57,6 +57,67 @@ def test_a_lost_directory_above_those_that_a_template_makes_is_not_made_again(tm
     with pytest.raises(CheckpointWriteError, match=f"the directory {directory} was deleted, moved or unmounted"):
         fit(small_model(), checkpoint, Do(3, lambda: delete(directory)))
     assert not directory.exists()
+
+
+def test_a_directory_that_is_a_link_is_written_to_until_it_leads_elsewhere(tmp_path):
+    run, elsewhere, link = tmp_path / "run", tmp_path / "elsewhere", tmp_path / "link"
+    run.mkdir()
+    elsewhere.mkdir()
+    link.symlink_to(run)
+    checkpoint = GlobalStepCheckpoint(link / "b{batch}.weights.h5", save_freq=2, keep_last=2)
+
+    def lead_elsewhere():
+        checkpoint._writer.finish()
+        link.unlink()
+        link.symlink_to(elsewhere)
+
+    with pytest.raises(CheckpointWriteError, match=f"b6.weights.h5: the directory {link} was deleted, moved or unmounted"):
+        fit(small_model(), checkpoint, Do(5, lead_elsewhere))
+    assert names(run) == ["b2.weights.h5", "b4.weights.h5"]
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_disk_that_becomes_read_only_ends_training_with_its_name_and_keeps_what_was_saved(tmp_path):
+    def mount(*options):
+        return subprocess.run(["mount", *options, "tmpfs", tmp_path], capture_output=True, text=True)
+
+    if mount("-t", "tmpfs").returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        first = GlobalStepCheckpoint(tmp_path / "b{batch:02d}.weights.h5", save_freq=2)
+
+        def make_read_only():
+            first._writer.finish()
+            assert mount("-o", "remount,ro").returncode == 0
+
+        with pytest.raises(CheckpointWriteError) as raised:
+            fit(small_model(), first, Do(5, make_read_only))
+        said = f"Could not write the checkpoint {tmp_path}/b06.weights.h5: Read-only file system."
+        assert str(raised.value) == f"{said} The checkpoints before it are intact."
+        mount("-o", "remount,rw")
+        second = GlobalStepCheckpoint(tmp_path / "b{batch:02d}.weights.h5", save_freq=2, resume=True)
+        fit(small_model(), second)
+        assert second.resumed_from.batch == 4
+        assert sorted(path.name for path in tmp_path.iterdir()) == [f"b{batch:02d}.weights.h5" for batch in (2, 4, 6, 8, 10)]
+    finally:
+        subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("jump", [-3600, 3600])
+def test_a_clock_that_jumps_an_hour_moves_no_save_and_ends_no_run(tmp_path, monkeypatch, jump):
+    clock = time.time
+    steady, jumping = tmp_path / "steady", tmp_path / "jumping"
+    for directory in (steady, jumping):
+        callbacks = [
+            GlobalStepCheckpoint(directory / "b{batch:02d}.weights.h5", save_freq=3, save_secs=600, keep_last=2),
+            GlobalStepTensorBoard(tmp_path / f"{directory.name}-events", update_freq=1, write_graph=False),
+        ]
+        act = (lambda: monkeypatch.setattr(time, "time", lambda: clock() + jump)) if directory is jumping else (lambda: None)
+        fit(small_model(), *callbacks, Do(5, act))
+    assert names(jumping) == names(steady) == ["b09.weights.h5", "b10.weights.h5"]
+    assert not list(jumping.glob(".*"))
+    reader = EventAccumulator(str(tmp_path / "jumping-events" / "batches"), {"scalars": 0}).Reload()
+    assert [event.step for event in reader.Scalars("batch_loss")] == list(range(1, 11))
 
 
 UNMOUNTED = f"""
@@ -163,3 +224,12 @@ def test_what_is_no_path_to_resume_from_is_refused_in_one_line(resume):
     with pytest.raises(InputError, match=r"^resume is True, False, or the path of a checkpoint. Received: .*$") as raised:
         GlobalStepCheckpoint("b{batch}.weights.h5", resume=resume)
     assert repr(resume) in str(raised.value)
+
+
+@pytest.mark.timeout(60)
+def test_a_fifo_among_the_event_files_is_passed_over(tmp_path):
+    os.mkfifo(tmp_path / "events.out.tfevents.\u00b2.host.1.x")
+    file = EventFile(str(tmp_path), str)
+    file.scalars(3, time.time(), {"loss": 1.0})
+    assert event_files.steps(str(tmp_path)) == {3}
+    assert event_files.lives(str(tmp_path)) == {}

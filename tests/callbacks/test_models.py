@@ -7,6 +7,8 @@ from small import BATCH, arrays
 
 from callbacks import GlobalStepCheckpoint, InputError, latest_checkpoint, restore
 
+pytestmark = pytest.mark.versions
+
 layers = keras.layers
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import numpy as np
 import pytest
 from bare_ranks import run_ranks
 from compare import assert_same_rest, assert_same_weights
-from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT
+from launching import ENGINES
+from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT, run_program
 
 from callbacks import GlobalStepCheckpoint, Preempted, preemption
 from launch.processes import catches
@@ -47,11 +49,11 @@ def run_one(*command):
 
 def start(strategy, *command):
     """Runs a command in one process, or in two ranks: (exit code, standard output, standard error) of each."""
-    return run_ranks(2, *command) if strategy == "horovod" else run_one(*command)
+    return run_ranks(2, *command, engine=strategy) if strategy in ENGINES else run_one(*command)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["single", "mirrored", "horovod"])
+@pytest.mark.parametrize("strategy", ["single", "mirrored", *ENGINES])
 def test_a_run_that_is_asked_to_leave_again_and_again_ends_with_the_same_weights(tmp_path, strategy):
     flags = ["--epochs", EPOCHS, "--save-freq", 1000, "--strategy", strategy, "--global-batch-size", 16]
     flags += ["--virtual-devices", 2] if strategy == "mirrored" else []
@@ -65,7 +67,7 @@ def test_a_run_that_is_asked_to_leave_again_and_again_ends_with_the_same_weights
 
 def leave_again_and_again(workdir, strategy, flags):
     saved = set()
-    several = strategy == "horovod"
+    several = strategy in ENGINES
     for place, number, rank, expected, batches in LIVES:
         batch = batches[several]
         results = start(strategy, SCRIPT, place, number, rank if several else 0, *flags, "--workdir", workdir)
@@ -74,7 +76,7 @@ def leave_again_and_again(workdir, strategy, flags):
             assert "Traceback" not in errors
         saved |= {name(batch)} if batch else set()
         assert visible(workdir) == sorted(saved), place  # and no lock, and nothing half written
-        assert "the same command goes on from" in results[0][1]
+        assert "the same command resumes from" in results[0][1]
     results = start(strategy, "-m", "recipes.mnist", *flags, "--workdir", workdir)
     assert results[0][0] == 0, results[0][2]
 
@@ -120,7 +122,7 @@ def test_a_second_ctrl_c_ends_a_run_whose_batch_never_ends():
         process.wait(0.5)
     process.send_signal(signal.SIGINT)
     assert process.wait(20) == 130
-    assert process.stderr.read().splitlines()[-1] == "interrupted twice; the same command goes on from the newest checkpoint"
+    assert process.stderr.read().splitlines()[-1] == "interrupted twice; the same command resumes from the newest checkpoint"
 
 
 def test_an_earlier_life_that_is_still_alive_can_commit_nothing_any_more(recipe, tmp_path):
@@ -164,5 +166,21 @@ def test_a_run_leaves_while_there_is_time_for_another_save_before_its_job_ends(t
 
 def test_a_job_that_ends_soon_is_left_after_the_first_batch(recipe, tmp_path):
     process = recipe("--model", "mlp", "--workdir", tmp_path, env={"SLURM_JOB_END_TIME": str(int(time.time()) + 5)})
-    assert process.finish()[0] == 75
+    code, out, _ = process.finish()
+    assert code == 75
+    assert re.search(r"^stopped +because the job ends in \d s; the same command resumes from ", out, re.MULTILINE)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [name(1)]
+
+
+def test_after_fit_signals_do_again_what_they_did_before(tmp_path):
+    done = run_program("signals_after_fit.py", tmp_path)
+    assert done.stdout.split("\n")[:3] == ["caught True", "given back True", "interrupted True"], done.stderr
+    assert done.returncode == 143 and (tmp_path / "b3.weights.h5").exists()
+
+
+@pytest.mark.slow
+def test_the_end_of_another_job_that_is_past_ends_no_run(recipe, tmp_path):
+    process = recipe("--model", "mlp", "--epochs", "1", "--workdir", tmp_path, env={"SLURM_JOB_END_TIME": "1700000000"})
+    code, _, errors = process.finish()
+    assert code == 0
+    assert "SLURM_JOB_END_TIME=1700000000 is past, so it is another job's" in errors

@@ -269,3 +269,52 @@ def test_a_metric_that_can_never_come_is_an_error_before_the_first_batch(tmp_pat
             fit(model, GlobalStepCheckpoint(str(tmp_path / f"{{{name}}}.keras"), save_freq=1), **options)
         assert int(model.optimizer.iterations.numpy()) == 0
     assert names(tmp_path) == []
+
+
+class Scores(keras.callbacks.Callback):
+    """Adds a metric to the logs of an epoch, from some epoch on."""
+
+    def __init__(self, first):
+        super().__init__()
+        self._first = first
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch + 1 >= self._first:
+            logs["score"] = float(epoch)
+
+
+def test_the_best_of_a_metric_that_never_comes_is_an_error_before_training(tmp_path):
+    for monitor, options in (("val_loss", {}), ("acuracy", {"validation_data": arrays()})):
+        model = small_model()
+        checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch}.keras"), monitor=monitor, mode="min", save_freq=1, keep_best=1)
+        with pytest.raises(InputError, match=rf"keep_best compares '{monitor}', which is no metric of this run.*loss") as raised:
+            fit(model, checkpoint, **options)
+        assert "\n" not in str(raised.value)
+        assert int(model.optimizer.iterations.numpy()) == 0
+    assert names(tmp_path) == []
+
+
+def test_a_metric_that_a_callback_never_adds_deletes_nothing_and_is_said_once(tmp_path):
+    options = {"monitor": "score", "mode": "max", "save_freq": 5, "keep_best": 1}
+    with pytest.warns(UserWarning, match="keep_best compares 'score', which is in no logs at the end of the epoch") as warned:
+        fit(small_model(), Scores(first=9), GlobalStepCheckpoint(str(tmp_path / "b{batch:02d}.keras"), **options), epochs=3)
+    assert len([each for each in warned if "keep_best" in str(each.message)]) == 1
+    assert names(tmp_path) == [f"b{batch:02d}.keras" for batch in (5, 10, 15, 20, 25, 30)]
+
+
+def test_until_the_metric_comes_nothing_is_deleted_for_it():
+    assert survivors(TEN, [None] * 10, keep_best=2) == TEN
+    assert survivors(TEN, [None] * 9 + [1.0], keep_best=2) == [100]
+    assert survivors(TEN, [None] * 10, keep_best=2, keep_last=1) == [100]
+
+
+@pytest.mark.parametrize("rule", [{"keep_best": 1}, {"save_best_only": True}])
+def test_a_metric_without_a_known_direction_needs_a_mode_before_training(tmp_path, rule):
+    model = small_model()
+    with pytest.raises(InputError, match=r"monitor='score' has no known direction\. Give mode='min'.*or mode='max'"):
+        fit(model, Scores(first=1), GlobalStepCheckpoint(str(tmp_path / "b{batch}.keras"), monitor="score", **rule))
+    assert int(model.optimizer.iterations.numpy()) == 0
+    for mode, best in (("min", "b10.keras"), ("max", "b20.keras")):
+        checkpoint = GlobalStepCheckpoint(str(tmp_path / mode / "b{batch}.keras"), monitor="score", mode=mode, **rule)
+        fit(small_model(), Scores(first=1), checkpoint, epochs=2)
+        assert best in names(tmp_path / mode)

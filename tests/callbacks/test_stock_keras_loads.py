@@ -1,10 +1,13 @@
 """Checkpoints are files of Keras: stock Keras loads them in a process that never imports this repository."""
 
 import numpy as np
+import pytest
 from load_checkpoints import build
 from processes import USER_ENVIRONMENT, run_program
 
 from callbacks import GlobalStepCheckpoint
+
+pytestmark = pytest.mark.versions
 
 TEMPLATES = "model-batch-{batch}.weights.h5", "model_batch_at_{batch:05d}.keras"
 

@@ -45,7 +45,8 @@ def test_a_template_matches_names_with_any_value_of_a_metric(spec):
         ("m_{batch}.keras", "m_\u0665.keras"),  # an Arabic digit
         ("m_{batch:x}.keras", "m_best.keras"),
         ("m_{batch:>8}.keras", "m_      050x.keras"),
-        ("m_{loss}.keras", "m_fine.keras"),
+        ("m_{loss:.3f}.keras", "m_fine.keras"),
+        ("m_{loss}.keras", "m_fine/x.keras"),
         ("m_{batch}.keras", "m_50-0.281.keras"),
         ("m_{batch}-{loss:.3f}.keras", "m_50-best-0.281.keras"),
         ("{epoch}/x.keras", "first/x.keras"),
@@ -71,6 +72,9 @@ def test_counters_may_stand_side_by_side(text):
         ("m_{batch:/>5d}.keras", r"slash.*\{batch:/>5d\}"),
         ("m_{loss:/>9.1f}.keras", "slash"),
         ("m_{batch:c}.keras", "no format of a number"),
+        ("m_{loss:y}.keras", "no format of a number"),
+        ("m_{}.keras", "a name in braces"),
+        ("m_{0}.keras", "a name in braces"),
         ("m" * 220 + "_{batch}.keras", "at most 255 bytes"),
         ("\u00e9" * 110 + "_{batch}.keras", "at most 255 bytes"),  # 118 characters
         ("m" * 256 + "/{batch}.keras", "at most 255 bytes"),
@@ -109,3 +113,45 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
     newest = str(tmp_path / "home{x}" / "run" / "b10.weights.h5")
     assert checkpoint.newest == newest
     assert latest_checkpoint("~/run/b{batch}.weights.h5").path == latest_checkpoint("~/run").path == newest
+
+
+COUNTS = Counts(batch=10, step=10, epoch=2, samples=40)
+
+
+@pytest.mark.parametrize(
+    "text, name, is_true",
+    [
+        ("b{batch:05d}.keras", "b00010.keras", True),
+        ("b{batch:05d}.keras", "b00011.keras", False),
+        ("b{batch:05d}.keras", "b11.keras", True),  # of no such template
+        ("b{batch:05d}.keras", "b_best_00011.keras", True),
+        ("{epoch}-{val_loss:.2f}-{batch}.keras", "2--0.50-10.keras", True),
+        ("{epoch}-{val_loss:.2f}-{batch}.keras", "2--0.50-11.keras", False),
+        ("{epoch}-{val_loss}.keras", "3-0.5.keras", False),
+        ("{{x}}{batch}.keras", "{x}11.keras", False),
+        ("{{x}}{batch}.keras", "copy.keras", True),
+        ("last.keras", "last.keras", True),
+    ],
+)
+def test_a_name_is_true_or_lies_or_claims_nothing(text, name, is_true):
+    assert Template(text).is_true_of(f"run/{name}", COUNTS) is is_true
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "text, name",
+    [
+        ("{batch}" * 30 + "x.keras", "1" * 200 + ".keras"),
+        ("{a:0>3f}{b:0>3f}x.keras", "0" * 200 + ".keras"),
+        ("{a:0>3f}1{b:0>3f}1{c:0>3f}x.keras", "01" * 100 + "x.keras"),
+        ("{a: >3f}-{b: >3f}-{c: >3f}x.keras", (" " * 80 + "-") * 3 + "x.keras"),
+    ],
+)
+def test_a_template_made_to_be_slow_is_not(text, name):
+    """A file that somebody gives me stores it, and has the name that fits."""
+    assert Template(text).is_true_of(name, COUNTS)
+
+
+def test_a_format_that_makes_a_name_of_a_gigabyte_is_refused():
+    with pytest.raises(InputError, match="longer than a file's name"):
+        Template("b{batch:0999999999d}.keras")

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from bare_ranks import run_ranks
+from curves import curves
+from features import PARTIAL_EXECUTIONS
 from processes import PROGRAMS, ROOT, USER_ENVIRONMENT, Process, run_program
 from small import BATCHES, arrays, fit, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -25,18 +27,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError
 
-EVERYTHING = {"scalars": 0}
 TRAINED = ("batch_", "epoch_")  # tags whose values a restart must not change
-
-
-def curves(directory):
-    """What EventAccumulator reads: (run, tag) -> [(step, value), ...]."""
-    found = {}
-    for run in sorted(path for path in directory.iterdir() if path.is_dir()):
-        reader = EventAccumulator(str(run), EVERYTHING).Reload()
-        for tag in reader.Tags()["scalars"]:
-            found[run.name, tag] = [(e.step, e.value) for e in reader.Scalars(tag)]
-    return found
 
 
 def served_curves(directory, *flags):
@@ -129,6 +120,7 @@ def steps(directory, run, tag):
     return [step for step, _ in curves(directory)[run, tag]]
 
 
+@pytest.mark.versions
 def test_points_of_a_life_past_its_checkpoint_vanish(tmp_path):
     """Also those of an epoch that had ended after the checkpoint, and of one that the next life does not come to."""
 
@@ -158,7 +150,10 @@ def test_a_point_is_on_the_disk_before_the_checkpoint_of_its_batch(tmp_path, boa
     assert seen == [[5], [5, 10]]
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, 3, 4])
+@pytest.mark.versions
+@pytest.mark.parametrize(
+    "steps_per_execution", [1, pytest.param(3, marks=PARTIAL_EXECUTIONS), pytest.param(4, marks=PARTIAL_EXECUTIONS)]
+)
 def test_several_fits_go_on_along_one_axis(tmp_path, steps_per_execution):
     model = small_model(steps_per_execution=steps_per_execution)
     board = GlobalStepTensorBoard(tmp_path, update_freq=5, write_graph=False)

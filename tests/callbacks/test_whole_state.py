@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from compare import assert_same_weights
+from features import SAME_FOR_ANY_REPLICAS
 
 from callbacks import GlobalStepCheckpoint, counters_of, restore
+
+pytestmark = pytest.mark.versions
 
 BATCHES = 12  # in an epoch
 
@@ -272,6 +275,7 @@ def test_an_epoch_save_is_that_of_a_stock_checkpoint_in_its_place_and_a_resume_h
         assert_same_weights(*(tmp_path / kind / f"e{epoch}.weights.h5" for kind in ("stock", "ours")))
 
 
+@SAME_FOR_ANY_REPLICAS
 def test_other_numbers_of_replicas_go_on_from_each_others_files(tmp_path, strategy):
     def make(replicas):
         keras.utils.set_random_seed(0)

@@ -1,56 +1,69 @@
 """Ranks without a launcher, for tests that give each of them an environment, or look at how each ends by itself."""
 
 import contextlib
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
-from launching import need_horovod
+from launching import need
 from processes import PROGRAM_ENVIRONMENT, ROOT
 
-from launch import horovod_rendezvous
-from launch.arguments import LOOPBACK
-from launch.world import Layout, environment_of
+from launch.config import LOOPBACK
+from launch.horovod import rendezvous_server
+from launch.world import WorldSpec, environment_of
 
 # One thread for each rank, because they share the cores, and a sum's rounding depends on the number of threads.
 CPUS = 1
 
 
 @contextlib.contextmanager
-def bare_ranks(size, *command, **options):
+def bare_ranks(size, *command, engine="horovod", **options):
     """Starts a command of Python in each of so many ranks on this machine; those that are left at the end are killed."""
-    need_horovod()
-    server = horovod_rendezvous.serve(LOOPBACK, {LOOPBACK})
-    layout = Layout(
+    server = _rendezvous(engine)
+    world = WorldSpec(
         nodes=1,
         per_node=size,
         run_id="",  # no launcher
         master_addr=LOOPBACK,
         master_port=0,
-        addresses=[LOOPBACK],
-        worker_ports=[[0] * size],
-        interfaces=["lo"],
-        horovod=(LOOPBACK, server.server_address[1]),
+        addresses=(LOOPBACK,),
+        worker_ports=(tuple(_free_ports(size)),),
+        interfaces=("lo",),
+        horovod=server and (LOOPBACK, server.server_address[1]),
     )
-    horovod_rendezvous.begin_life(server, layout)
+    if server:
+        rendezvous_server.begin_attempt(server, world)
     base = PROGRAM_ENVIRONMENT
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     processes = []
     try:
         for rank in range(size):
-            environment = base | environment_of(layout, rank, cpus=CPUS, already=base)
+            environment = base | environment_of(world, rank, cpus=CPUS, already=base)
             processes.append(subprocess.Popen([sys.executable, *map(str, command)], env=environment, **options))
         yield processes
     finally:
         for process in processes:
             process.kill()
             process.wait()
-        server.shutdown()
-        server.server_close()
+        if server:
+            server.shutdown()
+            server.server_close()
 
 
-def run_ranks(size, *command, timeout=400):
+def _rendezvous(engine):
+    need(engine)
+    return rendezvous_server.serve(LOOPBACK, {LOOPBACK}) if engine == "horovod" else None
+
+
+def _free_ports(count):
+    with contextlib.ExitStack() as stack:
+        listeners = [stack.enter_context(socket.create_server((LOOPBACK, 0))) for _ in range(count)]
+        return [listener.getsockname()[1] for listener in listeners]
+
+
+def run_ranks(size, *command, engine="horovod", timeout=400):
     """Runs a command of Python in each of so many ranks: (exit code, standard output, standard error) of each."""
-    with bare_ranks(size, *command) as processes, ThreadPoolExecutor(size) as readers:
+    with bare_ranks(size, *command, engine=engine) as processes, ThreadPoolExecutor(size) as readers:
         texts = list(readers.map(lambda process: process.communicate(timeout=timeout), processes))
     return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]

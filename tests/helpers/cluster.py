@@ -53,6 +53,7 @@ MailProg=/bin/true
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=main Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=60
+PartitionName=cancelled Nodes=ALL State=UP PriorityTier=1 GraceTime=60 PreemptMode=CANCEL
 PartitionName=urgent Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
 """
 

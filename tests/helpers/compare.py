@@ -36,8 +36,10 @@ def assert_same_weights(one, other):
 
 def assert_same_rest(one, other):
     """Two checkpoints hold the same beside their weights: counters, history, logs, and what each replica has for itself."""
-    header = lasting_header(one)
-    assert header == lasting_header(other)
+    header, expected = lasting_header(one), lasting_header(other)
+    assert header.keys() == expected.keys()
+    for key in header:
+        assert header[key] == expected[key], key
     with h5py.File(one, "r") as a, h5py.File(other, "r") as b:
         for i, variable in enumerate(header["beside"]):
             stored, expected = (file[f"global_step/variables/{i}"][()] for file in (a, b))

@@ -8,6 +8,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from callbacks.keras_private import native_variable
+
 BATCH, BATCHES = 4, 3  # samples of a global batch, batches of an epoch
 layers, optimizers = keras.layers, keras.optimizers
 
@@ -56,7 +58,7 @@ class Kind:
         local = model.distribute_strategy.experimental_local_results
         found = []
         for variable in (*model.variables, *model.metrics_variables, *of_optimizers, *self.more(model)):
-            parts = local(variable._value if isinstance(variable, keras.Variable) else variable)
+            parts = local(native_variable(variable))
             found += [(getattr(variable, "path", variable.name), part.numpy()) for part in parts]
         return found
 

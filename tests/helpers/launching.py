@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from processes import ROOT
 
-from launch.build_horovod import TOOLS, how_to_install
+from launch.horovod.build import TOOLS, how_to_install
 
 FOREIGN = ("SLURM_", "LAUNCH_", "TF_CPP_MIN_LOG_LEVEL")  # what this process has and a user's does not
 PATIENCE = 60  # seconds for what takes less than one on an idle machine
@@ -41,6 +41,15 @@ def need_horovod():
         skip("HOROVOD", f"Horovod is not installed: make horovod. It needs a compiler. {how_to_install(TOOLS)}")
 
 
+ENGINES = ("horovod", "multiworker")  # of several ranks
+
+
+def need(engine):
+    """Skips a test where an engine of several ranks is not installed."""
+    if engine == "horovod":
+        need_horovod()
+
+
 class Launch:
     """`python -m launch ...` in a process group of its own, with a mark in the environment of all that it starts."""
 
@@ -66,6 +75,10 @@ class Launch:
                 if self.mark.encode() in (path / "environ").read_bytes() and int(path.name) != self.process.pid:
                     found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
         return found
+
+    def agent(self):
+        """The process id of the agent, which owns the ranks."""
+        return next(pid for pid, command in self.processes().items() if "-m launch" in command)
 
     def none_left(self):
         """Nothing that carries the mark is alive, however it was started."""

@@ -9,6 +9,9 @@ from launch.errors import LaunchError
 TOUCH = ("touch", "started")
 MISTAKES = {
     "no rank": (["--nproc-per-node", "0"], "--nproc-per-node"),
+    "more ranks than a node may have": (["--nproc-per-node", "30000"], "--nproc-per-node"),
+    "a number without end": (["--nnodes", "9" * 5000], "--nnodes"),
+    "a line break": (["--rdzv-id", "a\nb"], "--rdzv-id"),
     "half a rank": (["--nproc-per-node", "1.5"], "--nproc-per-node"),
     "no GPU": (["--nproc-per-node", "gpu"], "gpu"),
     "no node": (["--nnodes", "0"], "--nnodes"),
@@ -22,6 +25,7 @@ MISTAKES = {
     "an endpoint without a host": (["--nnodes", "2", "--node-rank", "0", "--rdzv-endpoint", ":1"], "--rdzv-endpoint"),
     "a run id that is a path": (["--rdzv-id", "../x"], "--rdzv-id"),
     "restarts below none": (["--max-restarts=-1"], "--max-restarts"),
+    "a grace of years": (["--grace", "1e8"], "--grace"),
     "no grace": (["--grace", "0"], "--grace"),
     "a rank that is not there": (["--local-ranks-filter", "1"], "--local-ranks-filter"),
     "a flag that does not exist": (["--nproc"], "--nproc"),
@@ -63,9 +67,9 @@ def test_what_cannot_be_run_is_answered_in_one_line(launch, command):
 def test_flags_are_taken_with_underscores_and_the_scripts_own_are_left_alone(tmp_path):
     script = tmp_path / "train.py"
     script.touch()
-    plan = parse(["--nproc_per_node=3", "--max_restarts", "2", str(script), "--nproc_per_node", "9", "-m"], {})
-    assert (plan.per_node, plan.max_restarts) == (3, 2)
-    assert plan.command[-4:] == [str(script), "--nproc_per_node", "9", "-m"]
+    config = parse(["--nproc_per_node=3", "--max_restarts", "2", str(script), "--nproc_per_node", "9", "-m"], {})
+    assert (config.per_node, config.max_restarts) == (3, 2)
+    assert config.command[-4:] == [str(script), "--nproc_per_node", "9", "-m"]
 
 
 def test_a_recipe_is_found_by_path_and_by_module_from_any_directory(tmp_path, monkeypatch):
@@ -93,8 +97,8 @@ STEP = {
 
 
 def test_inside_an_srun_step_slurm_says_which_node_this_is():
-    plan = parse(["--no-python", "true"], STEP)
-    assert (plan.nodes, plan.node, plan.master_addr, plan.run_id) == (4, 2, "gpu-a07-ib", "71.0")
+    config = parse(["--no-python", "true"], STEP)
+    assert (config.nodes, config.node, config.master_addr, config.run_id) == (4, 2, "gpu-a07-ib", "71.0")
     assert parse(["--no-python", "true"], {**STEP, "SLURM_RESTART_COUNT": "2"}).run_id == "71.2"
     assert parse(["--no-python", "true"], {**STEP, "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "1"}).run_id == "70_1.0"
 
@@ -102,9 +106,57 @@ def test_inside_an_srun_step_slurm_says_which_node_this_is():
 def test_what_the_command_line_says_comes_before_slurm():
     assert parse(["--standalone", "--no-python", "true"], STEP).nodes == 1
     assert parse(["--nnodes", "1", "--no-python", "true"], STEP).nodes == 1
-    assert parse(["--no-python", "true"], {**STEP, "SLURM_STEP_NODELIST": "a", "SLURM_STEP_NUM_NODES": "1"}).nodes == 1
-    with pytest.raises(LaunchError, match="ntasks-per-node=1"):
-        parse(["--no-python", "true"], {**STEP, "SLURM_STEP_NUM_TASKS": "8"})
+    assert parse(["--no-python", "true"], {**STEP, "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NUM_TASKS": "1"}).nodes == 1
+
+
+@pytest.mark.parametrize("nodes", ["1", "4"])
+@pytest.mark.parametrize("flags", [[], ["--nnodes", "1"]])
+def test_eight_tasks_of_a_step_are_not_eight_launchers_of_one_run(nodes, flags):
+    step = {**STEP, "SLURM_STEP_NUM_NODES": nodes, "SLURM_STEP_NUM_TASKS": "8"}
+    with pytest.raises(LaunchError, match=r"ntasks-per-node=1.*--standalone"):
+        parse([*flags, "--no-python", "true"], step)
+    assert parse(["--standalone", "--no-python", "true"], step).nodes == 1
+
+
+@pytest.mark.parametrize(
+    "flags, environment, hint",
+    [
+        ([], {"SLURM_JOB_NUM_NODES": "2"}, True),  # in the shell of salloc, or in a batch file without srun
+        ([], {"SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "4294967290"}, True),  # the shell of salloc is a step of its own
+        ([], {"SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "1"}, False),  # srun -N1
+        ([], {"SLURM_JOB_NUM_NODES": "1"}, False),
+        ([], {}, False),
+        (["--nnodes", "1"], {"SLURM_JOB_NUM_NODES": "2"}, False),
+        (["--standalone"], {"SLURM_JOB_NUM_NODES": "2"}, False),
+    ],
+)
+def test_an_allocation_of_which_one_node_is_used_is_said(capfd, flags, environment, hint):
+    assert parse([*flags, "--no-python", "true"], environment).nodes == 1
+    said = "[launch] this starts ranks on one node; 1 of the allocation stay idle. All: srun --ntasks-per-node=1 python -m launch\n"
+    assert capfd.readouterr().err == (said if hint else "")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"SLURM_RESTART_COUNT": "x"},
+        {"SLURM_NODEID": ""},
+        {"SLURM_STEP_NUM_NODES": "many"},
+        {"SLURM_STEP_NODELIST": ""},
+        {"SLURM_JOB_ID": "../x"},
+        {"SLURM_ARRAY_JOB_ID": "1"},
+    ],
+)
+def test_what_slurm_never_writes_is_answered_in_one_line(wrong):
+    with pytest.raises(LaunchError, match="Received: ") as error:
+        parse(["--no-python", "true"], {**STEP, **wrong})
+    assert "\n" not in str(error.value) and error.value.code == 2
+
+
+def test_more_ranks_than_open_files_are_answered_in_one_line(launch):
+    few = ("sh", "-c", 'ulimit -n 100; exec "$@"', "sh")
+    code, _, err = launch("--nproc-per-node", "20", *sh("touch started"), prefix=few).finish()
+    assert (code, err) == (2, "error: --nproc-per-node 20 takes 140 open files, and the limit is 100: ulimit -n 140\n")
 
 
 def test_help_has_every_flag_of_torchrun_that_is_supported(capsys):

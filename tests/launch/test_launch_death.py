@@ -51,12 +51,12 @@ def test_the_first_failure_in_time_is_named_not_the_lowest_rank(launch):
     """The launcher is stopped while two ranks fail, so that it finds both at once."""
     run = launch("--nproc-per-node", "2", *sh("echo $$ > pid-$RANK; while [ ! -e fail-$RANK ]; do sleep 0.01; done; exit 4$RANK"))
     ranks = started(run, 2)
-    guardian = next(pid for pid, command in run.processes().items() if "-m launch" in command)
-    os.kill(guardian, signal.SIGSTOP)
+    agent = run.agent()
+    os.kill(agent, signal.SIGSTOP)
     for rank in (1, 0):
         (run.cwd / f"fail-{rank}").touch()
         wait_for(lambda rank=rank: state(ranks[rank]) == "Z", "its end")
-    os.kill(guardian, signal.SIGCONT)
+    os.kill(agent, signal.SIGCONT)
     code, _, err = run.finish(GONE)
     assert code == 41 and "rank 1 on" in err.splitlines()[0]
 
@@ -71,7 +71,7 @@ def test_a_rank_that_ignores_term_is_killed_after_the_grace(launch):
     assert run.none_left()
 
 
-@pytest.mark.parametrize("whom", ["launcher", "its process group", "guardian"])
+@pytest.mark.parametrize("whom", ["launcher", "its process group", "agent", "launcher and agent"])
 def test_nothing_is_left_when_the_launcher_is_killed(launch, whom):
     """Ranks, their children, and a daemon in a session of its own."""
     run = launch("--nproc-per-node", "2", *sh("sleep 100 & setsid -f sleep 100; echo $$ > pid-$RANK; sleep 100"))
@@ -81,11 +81,45 @@ def test_nothing_is_left_when_the_launcher_is_killed(launch, whom):
         os.kill(run.process.pid, signal.SIGKILL)
     elif whom == "its process group":
         os.killpg(run.process.pid, signal.SIGKILL)
+    elif whom == "launcher and agent":
+        agent = run.agent()
+        for pid in (run.process.pid, agent):  # nobody but the keeper is left
+            os.kill(pid, signal.SIGKILL)
     else:
-        os.kill(next(pid for pid, command in run.processes().items() if "-m launch" in command), signal.SIGKILL)
+        os.kill(run.agent(), signal.SIGKILL)
         code, _, err = run.finish(GONE)
         assert code == 1 and "the process that owned its ranks was killed" in err
     assert run.none_left()
+
+
+def test_what_a_shell_had_started_before_it_became_the_launcher_is_left_alone(launch):
+    before = ("sh", "-c", 'sh -c "echo \\$\\$ > before; sleep 100; true" & exec "$@"', "sh")
+    run = launch(*sh("while [ ! -s before ]; do sleep 0.01; done; exit 3"), prefix=before, stdout=None)
+    assert run.process.wait(GONE) == 3
+    assert state(run.pid("before")) == "S"
+
+
+@pytest.mark.parametrize("killed", ["keeper", "keeper and agent"])
+def test_nothing_is_left_when_the_keeper_is_killed_too(launch, killed):
+    run = launch("--nproc-per-node", "2", *sh("setsid -f sleep 100; echo $$ > pid-$RANK; sleep 100"))
+    started(run, 2)
+    agent, keeper = run.agent(), next(pid for pid, command in run.processes().items() if "launch import keeper" in command)
+    os.kill(keeper, signal.SIGKILL)
+    os.kill(*((agent, signal.SIGKILL) if "agent" in killed else (run.process.pid, signal.SIGTERM)))
+    assert run.finish(GONE)[0] == (1 if "agent" in killed else 143)
+    assert run.none_left()
+
+
+@pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGKILL])
+def test_an_agent_that_was_stopped_goes_on_when_the_ranks_have_to_end(launch, told):
+    saves = 'trap "touch saved-$RANK; exit 143" TERM; echo $$ > pid-$RANK; while :; do sleep 0.05; done'
+    run = launch("--nproc-per-node", "2", *sh(saves))
+    started(run, 2)
+    os.kill(run.agent(), signal.SIGSTOP)
+    os.kill(run.process.pid, told)  # of a launcher that is killed, the keeper knows
+    assert run.process.wait(GONE) == (143 if told == signal.SIGTERM else -9)
+    assert run.none_left()
+    assert all((run.cwd / f"saved-{rank}").exists() for rank in range(2))
 
 
 def test_ranks_may_save_and_speak_when_the_launcher_was_killed(launch):
@@ -198,10 +232,10 @@ def test_a_rank_that_the_kernel_killed_for_want_of_memory_is_told_from_others(la
     assert err.splitlines()[0] == f"rank 1 on {os.uname().nodename}: killed by SIGKILL; out of memory?"
 
 
-def test_ranks_end_with_both_the_launcher_and_its_guardian(launch):
+def test_ranks_end_with_both_the_launcher_and_its_agent(launch):
     """Nobody is left to end them but the kernel."""
     run = launch("--nproc-per-node", "2", *sh(SLEEP))
     started(run, 2)
     os.kill(run.process.pid, signal.SIGSTOP)
-    os.kill(next(pid for pid, command in run.processes().items() if "-m launch" in command), signal.SIGKILL)
+    os.kill(run.agent(), signal.SIGKILL)
     assert run.none_left()

@@ -12,7 +12,7 @@ import sys
 import uuid
 
 import pytest
-from launching import need_horovod, python, sh, skip, wait_for
+from launching import need, need_horovod, python, sh, skip, wait_for
 
 from launch.ports import Ports
 
@@ -205,14 +205,14 @@ def test_the_secret_is_needed_across_hosts(launch, namespaces):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed, per_node", [(0, 1), (1, 2)])
-def test_a_recipe_trains_across_two_hosts_and_outlives_no_launcher(launch, namespaces, killed, per_node):
-    need_horovod()
-    recipe = ["-m", "recipes.mnist", "--strategy", "horovod", "--model", "mlp", "--epochs", 1000, "--save-freq", 10]
+def test_a_recipe_trains_across_two_hosts_and_outlives_no_launcher(launch, namespaces, killed, per_node, engine):
+    need(engine)
+    recipe = ["-m", "recipes.mnist", "--strategy", engine, "--model", "mlp", "--epochs", 1000, "--save-freq", 10]
     nodes = across(launch, namespaces, *recipe, "--workdir", "run", per_node=per_node)
     saved = nodes[0].cwd / "run" / "checkpoints" / "model_batch_at_00020.weights.h5"
     wait_for(lambda: saved.exists() or any(node.process.poll() is not None for node in nodes), "batch 20", 300)
     assert saved.exists(), [node.finish() for node in nodes]
-    assert f"horovod, {2 * per_node} replicas" in nodes[0].log(0)
+    assert f"{engine}, {2 * per_node} replicas" in nodes[0].log(0)
     os.kill(nodes[killed].process.pid, signal.SIGKILL)
     code, _, err = nodes[1 - killed].finish(10)
     assert code == 1

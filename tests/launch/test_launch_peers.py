@@ -23,8 +23,8 @@ if user:
     os.setuid(user)
 with socket.socket() as connection:
     connection.settimeout(10)
-    connection.connect(("127.0.0.1", port))
     try:
+        connection.connect(("127.0.0.1", port))
         connection.sendall(request.encode() + b"\\r\\n\\r\\n")
         print(connection.recv(100).decode())
     except (BrokenPipeError, ConnectionResetError):

@@ -9,7 +9,7 @@ import warnings
 import pytest
 import tensorflow as tf
 from compare import assert_same_weights
-from launching import need_horovod, wait_for
+from launching import need, need_horovod, wait_for
 
 from callbacks import InputError
 from launch import exit_codes
@@ -88,17 +88,17 @@ def test_ctrl_c_ends_all_ranks_with_130(launch):
     os.kill(run.process.pid, signal.SIGINT)
     code, out, err = run.finish(PATIENCE)
     assert (code, err) == (130, ""), out
-    left_at = re.search(r"^\[0\] stopped .* goes on from run/checkpoints/model_batch_at_(\d+).weights.h5$", out, re.MULTILINE)
+    left_at = re.search(r"^\[0\] stopped .* resumes from run/checkpoints/model_batch_at_(\d+).weights.h5$", out, re.MULTILINE)
     assert left_at and checkpoint(run, "run", int(left_at[1])).exists(), out
     assert "Traceback" not in out
     assert run.none_left()
 
 
 @pytest.mark.slow
-def test_a_killed_rank_changes_nothing_of_the_result(launch):
+def test_a_killed_rank_changes_nothing_of_the_result(launch, engine):
     """With BatchNorm and Dropout, of which each rank has its own state."""
-    need_horovod()
-    flags = ["--epochs", 6, "--save-freq", 10, "--workdir"]
+    need(engine)
+    flags = ["--strategy", engine, "--epochs", 6, "--save-freq", 10, "--workdir"]
     code, out, err = launch(*mnist(*flags, "whole")).finish(PATIENCE)
     assert code == 0, out + err
 
@@ -128,7 +128,7 @@ class Fails(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         assert counters_of(self.model).read().batch < 30
 
-callbacks.RunSummary = lambda *args: Fails()
+callbacks.RunSummary = lambda *args, **options: Fails()
 mnist.main(sys.argv[1:])
 """
 

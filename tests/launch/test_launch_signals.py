@@ -2,11 +2,12 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 
 import pytest
-from launching import python, sh, wait_for
+from launching import ROOT, python, sh, wait_for
 
 SAVES = """
 import os, signal, sys, time
@@ -47,6 +48,45 @@ def test_usr1_waits_until_a_rank_that_is_still_importing_has_its_handler(launch)
     os.kill(run.process.pid, signal.SIGUSR1)
     assert run.finish()[0] == 75
     assert run.file("heard-0") == str(int(signal.SIGUSR1))
+
+
+def test_a_warning_in_the_first_moments_of_a_rank_waits_for_its_handler(launch):
+    """Before it executes its command a rank is a copy of the agent, whose handlers must not pass for the rank's."""
+    script = """
+import os, signal, sys, time
+from launch import processes
+for number in processes.FORWARDED:
+    signal.signal(number, lambda number, frame: None)
+agent, really = os.getpid(), os.setpgid
+os.setpgid = lambda *group: really(*group) if os.getpid() == agent else time.sleep(60)  # the rank stays what it is
+rank = processes.spawn(["/bin/true"], {}, 1)
+caught = [number for number in processes.FORWARDED if processes.catches(rank, number)]
+os.kill(rank, signal.SIGKILL)
+mine = [number for number in processes.FORWARDED if processes.catches(agent, number)]
+sys.exit(0 if (caught, mine) == ([], list(processes.FORWARDED)) else f"caught {caught}, and this process {mine}")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_warning_that_comes_while_the_ranks_start_is_heard(launch):
+    for _ in range(5):
+        run = launch("--nproc-per-node", "2", *python(SAVES.format(late=0)))
+        run.rank(1)
+        os.kill(run.process.pid, signal.SIGUSR1)
+        assert run.finish()[0] == 75
+
+
+def test_a_terminal_that_is_closed_ends_the_run_as_term_does_but_not_under_nohup(launch):
+    run = launch("--nproc-per-node", "2", *python(SAVES.format(late=0)))
+    assert run.file("ready-0") and run.file("ready-1")
+    os.kill(run.process.pid, signal.SIGHUP)
+    assert run.finish()[0] == 143
+    assert [run.file(f"heard-{rank}") for rank in range(2)] == [str(int(signal.SIGTERM))] * 2
+    under_nohup = launch(*sh("touch begun; sleep 1; echo alive"), prefix=("sh", "-c", 'trap "" HUP; exec "$@"', "sh"))
+    wait_for((run.cwd / "begun").exists, "the rank")
+    os.kill(under_nohup.process.pid, signal.SIGHUP)
+    assert under_nohup.finish()[:2] == (0, "[0] alive\n")
 
 
 def test_ranks_of_a_launcher_that_was_started_deaf_to_a_warning_survive_it_until_they_are_ready(launch):

@@ -6,8 +6,8 @@
  * In that process, ctypes.CDLL(None).shim_set(b"write,5,*.tmp-*,3,0") makes the third call that writes to a file whose path
  * matches the pattern fail with errno 5 (EIO), and shim_seen() returns how many such calls there were since. The last number
  * is a step: 2 fails the third, fifth, seventh call, and so on; 0 only the third. The calls are open, read, write, fsync,
- * close and rename; each stands for all functions of its kind. Two errors are no errno: -1 transfers one byte only, -2 loses
- * what is written and says that all is well. An empty text lets everything pass.
+ * close and rename; each stands for all functions of its kind. Three errors are no errno: -1 transfers one byte only, -2 loses
+ * what is written and says that all is well, -3 makes a flush take a fifth of a second. An empty text lets everything pass.
  */
 
 #define _GNU_SOURCE
@@ -22,7 +22,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum { SHORT = -1, LOST = -2 };
+enum { SHORT = -1, LOST = -2, SLOW = -3 };
 
 static struct {
     char call[16];
@@ -52,7 +52,7 @@ long shim_seen(void)
     return fault.seen;
 }
 
-/* Returns the error for this call: an errno, SHORT, LOST, or 0 for none. */
+/* Returns the error for this call: an errno, SHORT, LOST, SLOW, or 0 for none. */
 static int error_of(const char *call, const char *path)
 {
     int error = 0;
@@ -143,6 +143,8 @@ TRANSFER_PARTS(preadv64v2, "read", (int descriptor, const struct iovec *parts, i
         FIND_REAL(name);                                                                                                         \
         int error = error_of_descriptor("fsync", descriptor);                                                                    \
         FAIL_IF(error);                                                                                                          \
+        if (error == SLOW)                                                                                                       \
+            usleep(200000);                                                                                                      \
         return real(descriptor);                                                                                                 \
     }
 

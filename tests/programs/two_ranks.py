@@ -1,4 +1,6 @@
-"""What two ranks do together for test_horovod.py: each check is a function here, and its findings go to a JSON file for each rank.
+"""What two ranks do together for test_ranks.py: each check is a function here, and its findings go to a JSON file for each rank.
+
+python tests/programs/two_ranks.py ENGINE DIRECTORY
 
 Every training is compared with the same one on one replica, which each rank does by itself on the whole batches.
 """
@@ -19,8 +21,8 @@ from callbacks import CheckpointWriteError, GlobalStepCheckpoint, InputError, co
 from callbacks.attached import attached
 from callbacks.ranks import RanksDiffer, install
 from recipes.common.data import Arrays, validation_data
-from recipes.common.distribution import Distribution, horovod_ranks
-from recipes.common.distribution.horovod_ranks import HorovodRanks
+from recipes.common.distribution import Distribution, engine_ranks
+from recipes.common.distribution.setup import ENGINES
 from recipes.common.distribution.synchronous import AveragedBatches
 
 BATCHES, BATCH = 8, 8
@@ -159,7 +161,7 @@ def validation_is_exact_and_steers_alike(two, one):
             batches_for(world, *samples()), epochs=30, verbose=0, callbacks=[*world.callbacks(), stop],
             validation_data=validation_data(Arrays(x, y), world, global_batch_size=8),
         )  # fmt: skip
-        found[world.name] = history.history
+        found["two ranks" if world is two else "one replica"] = history.history
     return found
 
 
@@ -294,16 +296,16 @@ def a_pickle_in_place_of_a_message_is_refused(two, one):
         def __reduce__(self):
             return os.mkdir, ("unpickled",)
 
-    right = horovod_ranks.encode
+    right = engine_ranks.encode
     pickled = pickle.dumps(Trap())
     found = {}
     for name, sent in (
         ("alone", pickled),
         ("behind a head", right(None)[:8] + bytes([0] * 7 + [len(pickled)] + [0] * 8) + pickled),
     ):
-        horovod_ranks.encode = right if two.is_chief else lambda value, sent=sent: sent  # type: ignore[misc]
+        engine_ranks.encode = right if two.is_chief else lambda value, sent=sent: sent  # type: ignore[misc]
         found[name] = error_of(lambda: two.ranks.gather("hello"))
-    horovod_ranks.encode = right
+    engine_ranks.encode = right
     found["run"] = os.path.exists("unpickled")
     return found
 
@@ -315,16 +317,16 @@ def error_of(act):
         return f"{type(error).__name__}: {error}"
 
 
-def main(directory):
+def main(engine, directory):
     os.chdir(directory)
     keras.config.set_floatx("float64")
-    ranks = HorovodRanks()
+    ranks = ENGINES[engine]()
     install(ranks)
-    two, one = Distribution("horovod", ("/cpu:0",), None, ranks), Distribution("single", ("/cpu:0",))
+    two, one = Distribution(engine, ("/cpu:0",), None, ranks), Distribution("single", ("/cpu:0",))
     found = {name: function(two, one) for name, function in FINDINGS.items()}
     with open(f"found-{ranks.rank}.json", "w") as file:
         json.dump(found, file)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -335,12 +335,12 @@ def test_mirrored_replicas_resume_bit_exactly_and_stock_keras_loads_the_whole_mo
 
 @pytest.mark.slow
 @pytest.mark.timeout(3 * PATIENCE)
-def test_ranks_resume_bit_exactly(tmp_path, pictures):
+def test_ranks_resume_bit_exactly(tmp_path, pictures, engine):
     """From the middle of the first epoch; each has statistics of its own."""
 
     def train(run):
         command = ["-m", "recipes.imagenet_resnet50", *SMALL, "--data", pictures, "--save-freq", 4, "--workdir", tmp_path / run]
-        results = run_ranks(2, *command, timeout=PATIENCE)
+        results = run_ranks(2, *command, "--strategy", engine, engine=engine, timeout=PATIENCE)
         for code, _, errors in results:
             assert code == 0, errors
         return results[0][1]

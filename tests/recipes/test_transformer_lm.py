@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 from bare_ranks import run_ranks
 from compare import assert_same_weights, datasets
+from launching import ENGINES
 from processes import PROGRAMS, USER_ENVIRONMENT, copy_until, run_program
 from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 
@@ -268,7 +269,7 @@ def test_only_the_chief_writes_texts(tmp_path):
 
 def test_compile_is_refused_where_xla_cannot_compile_what_replicas_do_together():
     for where, words in (
-        (Distribution("horovod", ("/gpu:0",), ranks=types.SimpleNamespace(size=2)), "--compile does not go with Horovod"),
+        (Distribution("horovod", ("/gpu:0",), ranks=types.SimpleNamespace(size=2)), "--compile does not go with several ranks"),
         (Distribution("mirrored", ("/cpu:0", "/cpu:1")), "--compile does not go with several CPU devices"),
     ):
         with pytest.raises(InputError, match=words):
@@ -325,9 +326,10 @@ def test_kills_within_an_accumulation_change_nothing_on_two_replicas(recipe, tmp
 
 
 @pytest.mark.slow
-def test_a_restart_within_an_accumulation_changes_nothing_on_two_ranks(tmp_path, flags):
+def test_a_restart_within_an_accumulation_changes_nothing_on_two_ranks(tmp_path, flags, engine):
+    command = ["-m", MODULE, *flags, "--strategy", engine, "--save-freq", 4, "--workdir"]
     for workdir in ("whole", "resumed"):
-        for code, _, errors in run_ranks(2, "-m", MODULE, *flags, "--save-freq", 4, "--workdir", tmp_path / workdir):
+        for code, _, errors in run_ranks(2, *command, tmp_path / workdir, engine=engine):
             assert code == 0, errors
         if workdir == "whole":
             copy_until(tmp_path / "whole", tmp_path / "resumed", WITHIN_ACCUMULATION)
@@ -341,13 +343,16 @@ def test_one_replica_two_replicas_and_two_ranks_end_with_equal_weights(tmp_path,
     for name, options in (("single", []), ("mirrored", ["--virtual-devices", "2"])):
         done = run_program("with_floatx.py", *program, tmp_path / name, *options)
         assert done.returncode == 0, done.stderr
-    for code, _, errors in run_ranks(2, PROGRAMS / "with_floatx.py", *program, tmp_path / "horovod"):
-        assert code == 0, errors
-    single, *others = (datasets(checkpoint(tmp_path / name, LAST)) for name in ("single", "mirrored", "horovod"))
+    for engine in ENGINES:
+        command = [PROGRAMS / "with_floatx.py", *program, tmp_path / engine, "--strategy", engine]
+        for code, _, errors in run_ranks(2, *command, engine=engine):
+            assert code == 0, errors
+    names = ("single", "mirrored", *ENGINES)
+    single, *others = (datasets(checkpoint(tmp_path / name, LAST)) for name in names)
     for other in others:
         for name, value in single.items():
             assert np.abs(other[name] - value).max() <= 1e-12 * max(np.abs(value).max(), 1e-30), name
-    metrics = [latest_checkpoint(tmp_path / name / "checkpoints").metrics for name in ("single", "mirrored", "horovod")]
+    metrics = [latest_checkpoint(tmp_path / name / "checkpoints").metrics for name in names]
     for each in metrics:
         assert each["val_bits_per_byte"] == pytest.approx(metrics[0]["val_loss"] / math.log(2), rel=1e-9)
 

@@ -1,6 +1,7 @@
 """What each event of Slurm does to a run: the table in slurm/README.md, on a real cluster with real training."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from launching import need_horovod, wait_for
 from processes import ROOT, USER_ENVIRONMENT
 
 from callbacks import latest_checkpoint
-from launch.arguments import first_node
+from launch.slurm import first_node
 
 pytestmark = pytest.mark.slow
 HOROVOD, MIRRORED = ROOT / "slurm" / "horovod.sbatch", ROOT / "slurm" / "mirrored.sbatch"
@@ -80,15 +81,15 @@ def assert_as_if_nothing_had_happened(job, folder, whole, restarts=1):
     assert_same_weights(last(whole), last(folder))
 
 
-def test_two_nodes_of_two_ranks_make_the_files_of_a_single_run(submit, tmp_path):
+def test_two_nodes_of_two_ranks_make_the_files_of_a_single_run(submit, tmp_path, engine):
     recipe = [*RECIPE[:4], "--epochs", 4, "--save-freq", 20]
-    job = submit("-N2", recipe=recipe, NPROC_PER_NODE="2")
+    job = submit("-N2", recipe=[*recipe, "--strategy", engine], NPROC_PER_NODE="2")
     single = tmp_path / "single"
     single.mkdir()
     command = [sys.executable, *map(str, recipe)]
     subprocess.run(command, cwd=single, env={**USER_ENVIRONMENT, **ENVIRONMENT}, check=True, capture_output=True)
     assert job.end() == "COMPLETED", job.output
-    assert "horovod, 4 replicas" in job.output
+    assert f"{engine}, 4 replicas" in job.output
     assert checkpoints(tmp_path) == checkpoints(single)
     assert sorted(path.name for path in (tmp_path / "runs/logs" / job.number).iterdir()) == [f"rank-{i}.log" for i in range(4)]
     newest = Path("runs/mnist/checkpoints") / checkpoints(single)[-1]
@@ -98,9 +99,10 @@ def test_two_nodes_of_two_ranks_make_the_files_of_a_single_run(submit, tmp_path)
             assert abs(b[key] - value).max() <= 1e-4 * max(abs(value).max(), 1e-30), key
 
 
-@pytest.mark.parametrize("name", ["USR1", "USR2"])
-def test_a_warning_saves_requeues_and_goes_on(submit, tmp_path, whole, name):
-    job = submit("-N2")
+@pytest.mark.parametrize("name, engine", [("USR1", "horovod"), ("USR2", "horovod"), ("USR1", "multiworker")])
+def test_a_warning_saves_requeues_and_goes_on(submit, tmp_path, whole, name, engine):
+    """The weights of two ranks are the same bits under both engines: a sum of two has one order."""
+    job = submit("-N2", recipe=[*RECIPE, "--strategy", engine])
     wait_for_batch(tmp_path, 40)
     job.signal(name, "--batch")
     assert_as_if_nothing_had_happened(job, tmp_path, whole)
@@ -130,7 +132,7 @@ def test_a_cancelled_job_saves_and_stays_cancelled(submit, tmp_path, cluster):
     wait_for_batch(tmp_path, 40)
     cluster.run("scancel", job.number)
     assert job.end() == "CANCELLED", job.output
-    wait_for(lambda: "the same command goes on from" in job.output, "the save")
+    wait_for(lambda: "; the same command resumes from" in job.output, "the save")
     assert job.restarts == 0
     assert not [path for path in (tmp_path / "runs/mnist/checkpoints").iterdir() if path.name.startswith(".")]
 
@@ -234,6 +236,49 @@ def test_the_first_node_of_a_list_is_the_one_that_slurm_means(cluster):
         assert first_node(nodes) == cluster.run("scontrol", "show", "hostnames", nodes).split()[0], nodes
 
 
+def test_where_preemption_cancels_a_job_it_saves_and_comes_back_by_itself(submit, tmp_path, whole, cluster):
+    job = submit("-N2", "--partition=cancelled")
+    wait_for_batch(tmp_path, 40)
+    urgent = cluster.submit("-N3", "--partition=urgent", "--exclusive", "--wrap=sleep 1", cwd=tmp_path)
+    assert urgent.end() == "COMPLETED"
+    assert_as_if_nothing_had_happened(job, tmp_path, whole)
+    assert re.search(r"stopped +by TERM( on another rank)?; the same command resumes from", job.output), job.output
+
+
+def test_a_job_submitted_from_within_another_one_does_not_take_that_ones_end_for_its_own(submit):
+    job = submit(script=MIRRORED, recipe=SHORT, SLURM_JOB_END_TIME=str(int(time.time()) + 5))
+    assert job.end() == "COMPLETED", job.output
+    assert job.restarts == 0
+
+
+def test_an_active_conda_environment_and_flags_of_srun_are_taken_and_gpus_that_nobody_sees_are_reported(submit):
+    conda = {"VENV": "", "CONDA_PREFIX": sys.prefix}
+    job = submit("--gpus-per-node=2", script=MIRRORED, recipe=SHORT, SRUN_FLAGS="--label", **conda)
+    assert job.end() == "COMPLETED", job.output
+    assert "THIS RUN USES NO GPU: CUDA_VISIBLE_DEVICES=0,1, and TensorFlow sees none." in job.output
+    assert "\n0: " in job.output  # --label puts the task's number before each line
+
+
+def test_elements_of_an_array_that_share_a_directory_are_told_so(cluster, tmp_path):
+    array = cluster.submit("--array=0-1", MIRRORED, *LONG, cwd=tmp_path, env=ENVIRONMENT)
+    jobs = [Job(cluster, f"{array.number}_{i}", tmp_path) for i in range(2)]
+    wait_for(lambda: any(job.show("JobState") == "FAILED" for job in jobs), "the refusal", timeout=120)
+    cluster.run("scancel", array.number)
+    ended = {job.end(): job for job in jobs}
+    assert sorted(ended) == ["CANCELLED", "FAILED"]
+    assert "same job array: give each element a directory of its own" in ended["FAILED"].output
+
+
+def test_a_batch_file_that_is_not_submitted_says_how():
+    for script in (MIRRORED, HOROVOD):
+        done = subprocess.run(["bash", script, "-m", "recipes.mnist"], capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        assert done.stderr.splitlines() == [
+            f"error: {script.name} is a batch file, and job.sh has to be beside it. "
+            f"Submit it: sbatch slurm/{script.name} -m recipes.mnist"
+        ]
+
+
 SHORT = [*RECIPE[:4], "--epochs", 2]
 LONG = [*RECIPE[:4], "--epochs", 100000]
 
@@ -308,4 +353,6 @@ def test_what_breaks_a_run_is_said_at_once(submit, tmp_path, cluster):
 
     assert "mirrored.sbatch trains on one node. For 2: sbatch -N 2" in said("-N2", script=MIRRORED)
     assert "one task runs on each node" in said("-N2", "-n3", "--ntasks-per-node=2")
+    assert f"there is no Python environment at {tmp_path}/.venv" in said(VENV="")
+    assert "there is no Python environment at /nowhere" in said(VENV="/nowhere")
     assert "unevenly over 2 nodes. Use --gpus-per-node" in said("-N2", "--gpus=5")

@@ -7,15 +7,31 @@ import tensorflow as tf
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter  # `fit` takes its subclasses; it has no public name
 
 from callbacks import InputError
+from callbacks.keras_private import have_fit_take
+from recipes.common.data.skipped import SkippedBatches
 
 
 class EpochData(DataAdapter):
     """A dataset, and the number of batches of a full epoch.
 
     With a plain `tf.data.Dataset` that starts in the middle of an epoch, Keras would take the short epoch for a full one.
+
+    Args:
+        dataset: the rest of the epoch.
+        num_batches: batches of a full epoch.
+        before_epoch: called before each epoch.
+        skipped: the batches that are left out, for `fit`'s callbacks.
     """
 
-    def __init__(self, dataset: Any, num_batches: int, before_epoch: Callable[[], None] | None = None):
+    def __init__(
+        self,
+        dataset: Any,
+        num_batches: int,
+        before_epoch: Callable[[], None] | None = None,
+        skipped: SkippedBatches | None = None,
+    ):
+        have_fit_take(EpochData)
+        self.skipped = skipped
         self._once = _OncePerEpoch(dataset) if isinstance(dataset, tf.distribute.DistributedDataset) else None
         self._dataset = self._once or dataset
         self._num_batches = num_batches

@@ -11,6 +11,7 @@ from callbacks import InputError, counters_of
 from recipes.common.data.epochs import EpochData
 from recipes.common.data.pipeline import CORES, map_in_order, prefetch, seeded
 from recipes.common.data.shuffle import shuffle_index
+from recipes.common.data.skipped import SkippedBatches
 from recipes.common.data.sources import Prepare, Source
 from recipes.common.distribution import Distribution
 
@@ -54,34 +55,34 @@ def training_data(
             one validation per pass is too rare; the seed of `prepare` then depends on the pass, not on the epoch.
 
     Returns:
-        For `fit(x=...)`: batches of the parts, each `[share, ...]` on each replica.
+        For `fit(x=...)`: batches of the parts, each `[share, ...]` on each replica. Its `skipped` belongs to the callbacks of
+        `fit`.
 
     Raises:
         InputError: if there are too few samples for one batch.
     """
     batches, share = batches_per_epoch(source, global_batch_size, epochs_per_pass), global_batch_size // distribution.replicas
-    position = _Position(model, global_batch_size, batches)
+    position = _Position(model, global_batch_size, batches, skipped := SkippedBatches(batches))
     order = _Order(len(source), batches, epochs_per_pass, global_batch_size, share, seed)
 
     def shares(first, count):
-        at_once = max(1, source.fetched_together // share)
-        choose = functools.partial(order.samples, first=first, count=count, at_once=at_once)
+        choose = functools.partial(order.samples, first=first, count=count)
 
-        def fetch(place):
-            _, chosen = choose(place)
+        def fetch(place, shares):
+            _, chosen = choose(place, shares)
             return tuple(tf.reshape(part, [-1, share, *part.shape[1:]]) for part in source.fetch(chosen))
 
-        def fetch_with_key(place):
-            number_of_pass, chosen = choose(place)
+        def fetch_with_key(place, shares):
+            number_of_pass, chosen = choose(place, shares)
             return tf.repeat(number_of_pass, tf.size(chosen)), chosen, *source.fetch(chosen)
 
-        places = position.places(count, at_once)
+        places = position.places(count, at_once=max(1, source.fetched_together // share))
         if prepare is None:
             return prefetch(map_in_order(places, fetch).unbatch())
         samples = map_in_order(places, fetch_with_key).unbatch()
         return prefetch(map_in_order(samples, seeded(prepare, seed), CORES).batch(share, drop_remainder=True))
 
-    return EpochData(distribution.dataset(shares), batches, before_epoch=position.seek)
+    return EpochData(distribution.dataset(shares), batches, position.seek, skipped)
 
 
 @dataclass(frozen=True)
@@ -95,37 +96,37 @@ class _Order:
     share: int
     seed: int
 
-    def samples(self, place: tf.Tensor, *, first: int, count: int, at_once: int) -> tuple[tf.Tensor, tf.Tensor]:
-        """Returns the samples of up to `at_once` shares, beginning at a place, within its epoch.
+    def samples(self, place: tf.Tensor, shares: tf.Tensor, *, first: int, count: int) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns the samples of some shares, beginning at a place, within one epoch.
 
         Args:
             place: int64 scalar; replicas `first` to `first + count - 1` have `count` places in each batch.
+            shares: how many, int64 scalar.
 
         Returns:
             The number of the pass over the data, and the samples' numbers, int64 `[shares * share]`.
         """
-        of_epoch = self.batches * count
-        of_pass = of_epoch * self.epochs_per_pass
+        of_pass = self.batches * count * self.epochs_per_pass
         number_of_pass, in_pass = place // of_pass, place % of_pass
-        left = of_epoch - place % of_epoch
-        places = tf.range(in_pass, in_pass + tf.minimum(left, at_once))
+        places = tf.range(in_pass, in_pass + shares)
         begins = places // count * self.global_batch_size + (first + places % count) * self.share
         index = tf.reshape(begins[:, tf.newaxis] + tf.range(self.share, dtype=tf.int64), [-1])
         return number_of_pass, shuffle_index(index, seed=self.seed, epoch=number_of_pass, size=self.size)
 
 
 class _Position:
-    """The first batch of the next epoch, counted over all epochs.
+    """The places of the next epoch's batches in the order.
 
     Args:
         model: its counters give the position.
         global_batch_size: samples per batch.
         batches: batches per epoch.
+        skipped: the batches that are left out.
     """
 
-    def __init__(self, model: keras.Model, global_batch_size: int, batches: int):
-        self._model, self._global_batch_size, self._batches = model, global_batch_size, batches
-        self._begin = np.int64(0)
+    def __init__(self, model: keras.Model, global_batch_size: int, batches: int, skipped: SkippedBatches):
+        self._model, self._global_batch_size, self._batches, self._skipped = model, global_batch_size, batches, skipped
+        self._runs = np.empty([0, 2], "int64")
 
     def seek(self) -> None:
         """Moves to the position of the model's counters.
@@ -139,16 +140,20 @@ class _Position:
                 f"The checkpoint stands at sample {samples_done} of its epoch, between two global batches of "
                 f"{self._global_batch_size}. Resume with the --global-batch-size that it was made with."
             )
-        self._begin = np.int64(epoch * self._batches + samples_done // self._global_batch_size)
+        begin = epoch * self._batches + samples_done // self._global_batch_size
+        self._skipped.begin(begin)
+        self._runs = np.array(self._skipped.runs(begin, (epoch + 1) * self._batches), "int64").reshape(-1, 2)
 
     def places(self, count: int, at_once: int) -> tf.data.Dataset:
-        """Returns every `at_once`-th place up to the end of the epoch, with `count` places per batch."""
+        """Returns the first of up to `at_once` places and how many, up to the end of the epoch, with `count` places per batch."""
 
         def rest_of_epoch(zero):
             # Read when an iterator is created, so one dataset serves every epoch. Not a variable: op determinism removes
             # parallel calls and prefetching from a stateful dataset.
-            begin = tf.ensure_shape(tf.numpy_function(lambda _: self._begin, [zero], tf.int64, stateful=False), [])
-            end = (begin // self._batches + 1) * self._batches
-            return tf.data.Dataset.range(begin * count, end * count, at_once)
+            runs = tf.numpy_function(lambda _: self._runs, [zero], tf.int64, stateful=False)
+            return tf.data.Dataset.from_tensor_slices(tf.ensure_shape(runs, [None, 2]) * count)
 
-        return tf.data.Dataset.range(1).flat_map(rest_of_epoch)
+        def parts(run):
+            return tf.data.Dataset.range(run[0], run[1], at_once).map(lambda place: (place, tf.minimum(run[1] - place, at_once)))
+
+        return tf.data.Dataset.range(1).flat_map(rest_of_epoch).flat_map(parts)

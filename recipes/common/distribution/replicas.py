@@ -14,7 +14,7 @@ from recipes.common.distribution.summing import dense, summing
 from recipes.common.distribution.synchronous import Synchronous, averaging
 
 if TYPE_CHECKING:
-    from recipes.common.distribution.horovod_ranks import HorovodRanks
+    from recipes.common.distribution.engine_ranks import EngineRanks
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,16 @@ class Distribution:
     """The replicas of one run, and how to train on them.
 
     Args:
-        name: `single`, `mirrored` or `horovod`.
+        name: `single`, `mirrored`, `horovod` or `multiworker`.
         devices: one name for each replica of this process, as TensorFlow calls them.
         strategy: what TensorFlow distributes with; None for one replica in a process.
-        ranks: the processes under Horovod, of one replica each; None elsewhere.
+        ranks: the processes, of one replica each; None where there is one process.
     """
 
     name: str
     devices: tuple[str, ...]
     strategy: tf.distribute.Strategy | None = None
-    ranks: "HorovodRanks | None" = None
+    ranks: "EngineRanks | None" = None
 
     @property
     def replicas(self) -> int:
@@ -62,7 +62,7 @@ class Distribution:
         """The optimizer as this engine needs it: with gradients of the whole global batch before clipping and accumulation."""
         if self.ranks:
             return averaging(optimizer, self.ranks)
-        return summing(optimizer) if self.strategy else dense(optimizer)
+        return summing(optimizer, self.strategy) if self.strategy else dense(optimizer)
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """The first callbacks of every rank: they keep the ranks equal, and report progress to the launcher."""

@@ -1,6 +1,10 @@
 """From the flags to the replicas: devices, ranks, seeds, precision and determinism of a run."""
 
 import argparse
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
@@ -8,6 +12,8 @@ import tensorflow as tf
 from callbacks import InputError
 from callbacks.ranks import install
 from launch.world import World, read_world
+from recipes.common.distribution.engine_ranks import EngineRanks
+from recipes.common.distribution.gpus import unseen_gpus
 from recipes.common.distribution.replicas import Distribution
 
 
@@ -21,15 +27,10 @@ def get_distribution(args: argparse.Namespace) -> Distribution:
         InputError: if the flags do not fit each other, this machine, or the launcher's environment.
     """
     world = _world()
-    name, ranks = args.strategy, None
-    if name == "horovod" or (name == "auto" and world.world_size > 1):
-        name, ranks = "horovod", _join(args, world)
-    elif world.world_size > 1:
-        raise InputError(
-            f"--strategy {name} trains in one process, and this is one of {world.world_size} ranks. Use --strategy horovod, or "
-            "start it without a launcher."
-        )
-    devices = _devices(args.virtual_devices, world if ranks else None)  # before the first tensor: GPUs are chosen until then
+    name = _strategy(args, world)
+    in_ranks = name in ENGINES
+    devices = _devices(args.virtual_devices, world if in_ranks else None)  # before the first tensor: GPUs are chosen until then
+    ranks = _join(name, world) if in_ranks else None
     if ranks:
         _refuse_different_flags(ranks.gather(vars(args)))
     if name == "auto":
@@ -69,24 +70,51 @@ def _world():
         raise InputError(f"The environment does not say which rank this is. {error}") from None
 
 
-def _join(args, world):
-    if args.virtual_devices:
+def _strategy(args, world):
+    """The flag, with an engine in place of `auto` for several ranks."""
+    name = args.strategy
+    if name == "auto" and world.world_size > 1:
+        name = "horovod" if importlib.util.find_spec("horovod") else "multiworker"
+    if world.world_size > 1 and name not in ENGINES:
         raise InputError(
-            "--virtual-devices makes replicas in one process; with Horovod each process is one. Leave the flag out, and start "
-            f"{args.virtual_devices} ranks."
+            f"--strategy {name} trains in one process, and this is one of {world.world_size} ranks. Use --strategy multiworker or "
+            "horovod, or start it without a launcher."
         )
+    if name in ENGINES and args.virtual_devices:
+        raise InputError(
+            f"--virtual-devices makes replicas in one process; with --strategy {name} each process is one. Leave the flag out, and "
+            f"start {args.virtual_devices} ranks."
+        )
+    return name
+
+
+def _join(name, world):
+    """Meets the other ranks."""
+    ranks = ENGINES[name]()
+    if (ranks.rank, ranks.size) != (world.rank, world.world_size):  # torchrun, say, tells an engine nothing
+        raise InputError(
+            f"This is rank {world.rank} of {world.world_size}, and --strategy {name} was told rank {ranks.rank} of {ranks.size}. "
+            "Start the ranks with python -m launch."
+        )
+    install(ranks)
+    return ranks
+
+
+def _horovod():
     try:
         from recipes.common.distribution.horovod_ranks import HorovodRanks
     except ImportError as error:
         raise InputError(f"--strategy horovod needs Horovod, which could not be imported: {error}. Run: make horovod") from None
-    ranks = HorovodRanks()
-    if (ranks.rank, ranks.size) != (world.rank, world.world_size):  # torchrun, say, tells Horovod nothing
-        raise InputError(
-            f"This is rank {world.rank} of {world.world_size}, and Horovod was told rank {ranks.rank} of {ranks.size}. "
-            "Start the ranks with python -m launch, or horovodrun."
-        )
-    install(ranks)
-    return ranks
+    return HorovodRanks()
+
+
+def _multiworker():
+    from recipes.common.distribution.multiworker_ranks import MultiWorkerRanks
+
+    return MultiWorkerRanks()
+
+
+ENGINES: dict[str, Callable[[], EngineRanks]] = {"horovod": _horovod, "multiworker": _multiworker}  # of several processes
 
 
 def _refuse_different_flags(gathered):
@@ -103,6 +131,8 @@ def _refuse_different_flags(gathered):
 def _devices(virtual_devices: int | None, world: World | None) -> tuple[str, ...]:
     """The devices of this process: one where it is a rank of a world, else all."""
     gpus = tf.config.list_physical_devices("GPU")
+    if warning := unseen_gpus(os.environ, len(gpus)):
+        warnings.warn(warning, stacklevel=2)
     if virtual_devices and gpus:
         raise InputError(
             f"--virtual-devices splits the CPU, and this machine has GPUs ({len(gpus)}). "

@@ -32,23 +32,25 @@ def dense(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     return optimizer
 
 
-def summing(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+def summing(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> keras.optimizers.Optimizer:
     """Has an optimizer sum its gradients over the replicas before it clips and accumulates them.
 
-    The sum is the mean of the global batch: Keras divides each replica's loss by their number. The optimizer keeps its class, so
-    that a saved model loads without this repository.
+    What it gets is the mean of the global batch: the sum where Keras divides each replica's loss by their number, as all but its
+    oldest versions do. The optimizer keeps its class, so that a saved model loads without this repository.
 
     Args:
         optimizer: any of Keras 3, made under the strategy's scope. Sparse gradients become dense, as under Horovod.
+        strategy: the strategy.
 
     Returns:
         The same optimizer.
     """
     inner = optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
+    reduction = tf.distribute.ReduceOp.SUM if _divides_losses(strategy) else tf.distribute.ReduceOp.MEAN
 
     def apply_sum(apply_to_one_replica, grads, variables):
         replica = tf.distribute.get_replica_context()
-        summed = replica.all_reduce(tf.distribute.ReduceOp.SUM, [tf.convert_to_tensor(grad) for grad in grads])
+        summed = replica.all_reduce(reduction, [tf.convert_to_tensor(grad) for grad in grads])
         if inner.gradient_accumulation_steps:
             replica.merge_call(accumulate, args=(summed, variables))
         else:
@@ -73,3 +75,9 @@ def summing(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer
 
     take_over_all_reduce(inner, apply_sum)
     return optimizer
+
+
+def _divides_losses(strategy: tf.distribute.Strategy) -> bool:
+    """Returns whether Keras divides each replica's loss by the number of replicas."""
+    losses = strategy.run(lambda: keras.losses.MeanSquaredError()(tf.ones([1, 1]), tf.zeros([1, 1])))
+    return float(strategy.experimental_local_results(losses)[0]) < 1

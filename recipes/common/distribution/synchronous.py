@@ -21,12 +21,12 @@ from callbacks.keras_private import batches_of_validation, layers_of, symbolic_b
 from callbacks.ranks import RanksDiffer
 
 if TYPE_CHECKING:
-    from recipes.common.distribution.horovod_ranks import HorovodRanks
+    from recipes.common.distribution.engine_ranks import EngineRanks
 
 _VALIDATION_BATCHES = 16  # between two looks at whether any rank was asked to leave; in training each batch tells
 
 
-def averaging(optimizer: keras.optimizers.Optimizer, ranks: "HorovodRanks") -> keras.optimizers.Optimizer:
+def averaging(optimizer: keras.optimizers.Optimizer, ranks: "EngineRanks") -> keras.optimizers.Optimizer:
     """Has an optimizer average its gradients over all ranks, before scaling, accumulation and clipping see them.
 
     Each batch is averaged, also under gradient accumulation: what is accumulated is part of the state, and state is equal on all
@@ -86,7 +86,7 @@ class Synchronous(keras.callbacks.Callback):
         RanksDiffer: after the first batch, if they do.
     """
 
-    def __init__(self, ranks: "HorovodRanks"):
+    def __init__(self, ranks: "EngineRanks"):
         super().__init__()
         self._ranks = ranks
 
@@ -112,7 +112,7 @@ class Synchronous(keras.callbacks.Callback):
 class _Training:
     """What is done for one model, on every rank: a start from the chief's state, a proof, and logs of all ranks."""
 
-    def __init__(self, model: keras.Model, ranks: "HorovodRanks"):
+    def __init__(self, model: keras.Model, ranks: "EngineRanks"):
         self._model, self._ranks = model, ranks
         self._runs = self._has_started = self._is_proven = False
         self._local_is_equal = False  # what each rank keeps for itself, such as BatchNorm's statistics, began equal
@@ -136,7 +136,7 @@ class _Training:
             self._model.jit_compile = False
             self._hooks.trace_again()
             if self._ranks.is_chief:
-                print("jit_compile  off: XLA cannot compile Horovod's collectives", flush=True)
+                print(f"jit_compile  off: XLA cannot compile {self._ranks.engine}", flush=True)
 
     def _equalize_local(self):
         if not self._local_is_equal:
@@ -203,7 +203,7 @@ class _Training:
         return tf.nest.pack_sequence_as(logs, self._ranks.average_logs(values))
 
 
-def _refuse_what_differs(model: keras.Model, params: dict[str, Any], ranks: "HorovodRanks") -> None:
+def _refuse_what_differs(model: keras.Model, params: dict[str, Any], ranks: "EngineRanks") -> None:
     """Raises, on every rank, before anything is trained."""
     if attached(model.optimizer, AveragedBatches) is None:
         raise InputError(

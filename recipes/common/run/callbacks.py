@@ -9,9 +9,11 @@ from callbacks import RunRecord
 from recipes.common.arguments import checkpoint_callback
 from recipes.common.data import EpochData
 from recipes.common.distribution import Distribution
+from recipes.common.run.initial_weights import InitialWeights
 from recipes.common.run.progress_bar import ProgressBar
 from recipes.common.run.summary import RunSummary
 from recipes.common.run.tensorboard import tensorboard_callback
+from recipes.common.run_flags import RunFlags
 
 
 def training_callbacks(
@@ -26,12 +28,18 @@ def training_callbacks(
         own: further callbacks of the recipe. They see the logs of all ranks, and what they add to the logs is recorded.
     """
     checkpoint = checkpoint_callback(args)
+    if batches.skipped:
+        batches.skipped.flag = args.skip_batches
     return [
         RunRecord(args.workdir),  # first: what comes after it is charged to callbacks
         *distribution.callbacks(),  # before all that read logs: they make the logs those of all ranks
+        *([batches.skipped] if batches.skipped else []),
         *own,
         tensorboard_callback(args, distribution),  # before the checkpoint, which may end the run
         checkpoint,
+        InitialWeights(args.init_from, checkpoint),
+        RunFlags(args, distribution.is_chief),
         ProgressBar(distribution, checkpoint, batches.num_batches, args.log_secs),
-        RunSummary(args, distribution, batches.num_batches, checkpoint),  # after the checkpoint: it prints what was restored
+        # after the checkpoint: it prints what was restored
+        RunSummary(args, distribution, batches, checkpoint, logs_metrics=bool(own)),
     ]

@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from callbacks import counters_of, event_files
 from callbacks.event_files import EventFile
+from callbacks.folders import make_folder
 from recipes.common.distribution import Distribution
-from recipes.common.folders import make_folder
 
 
 class Bits(keras.callbacks.Callback):

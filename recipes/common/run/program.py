@@ -15,7 +15,8 @@ from launch.exit_codes import ANOTHER_RANK_FAILED, BAD_INPUT, FAILED
 from recipes.common.data import BadSample
 from recipes.common.run.paths import from_here
 
-_LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer")
+_LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer", "Collective ops is aborted")
+_SILENT = re.compile(r"^/job:worker/replica:0/task:(\d+)$", re.MULTILINE)  # ranks that have ended, or have stopped
 
 
 def run(main: Callable[[], None]) -> None:
@@ -26,14 +27,13 @@ def run(main: Callable[[], None]) -> None:
     """
     start_up.end_phase("imports")
     warnings.showwarning = _show_warning
-    catch_signals()
+    catch_signals(for_good=True)
     try:
         main()
     except Preempted as left:
         if ranks().is_chief:
-            print(
-                f"stopped      the same command goes on from {from_here(left.path) if left.path else 'the beginning'}", flush=True
-            )
+            where = from_here(left.path) if left.path else "the beginning"
+            print(f"stopped      {left.reason}; the same command resumes from {where}", flush=True)
         raise
     except InputError as error:
         sys.exit(_say(error, BAD_INPUT))
@@ -45,7 +45,9 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(_say(bad_input[1], BAD_INPUT))
         if not any(sign in error.message for sign in _LOST):
             raise
-        sys.exit(_say("another rank has ended; what it said last tells why", ANOTHER_RANK_FAILED))
+        silent = ", ".join(f"rank {number}" for number in _SILENT.findall(error.message))  # named by TensorFlow, not by Horovod
+        lost = f"{silent} gives no sign of life" if silent else "another rank has ended"
+        sys.exit(_say(f"{lost}; what it said last tells why", ANOTHER_RANK_FAILED))
     finally:
         ignore_signals()
 

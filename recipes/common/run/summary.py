@@ -1,6 +1,7 @@
 """The summary of a run on the terminal: its set-up when it begins, its result when it ends."""
 
 import argparse
+import math
 import os
 import shlex
 import sys
@@ -8,6 +9,10 @@ import sys
 import keras
 
 from callbacks import GlobalStepCheckpoint, counters_of
+from callbacks.disk_room import in_units, state_size
+from callbacks.fit_hooks import fit_hooks_of
+from callbacks.logged_metrics import check_metrics
+from recipes.common.data import EpochData
 from recipes.common.distribution import Distribution
 from recipes.common.run.paths import from_here
 
@@ -18,26 +23,36 @@ class RunSummary(keras.callbacks.Callback):
     Args:
         args: the recipe's flags.
         distribution: the replicas.
-        batches_per_epoch: how many global batches an epoch has.
+        batches: the training data.
         checkpoint: the run's checkpoint callback; it has to stand before this one in the list.
+        logs_metrics: whether a callback of the recipe adds to the logs. Else a name with another metric than the model's is
+            refused before the first batch.
     """
 
     def __init__(
-        self, args: argparse.Namespace, distribution: Distribution, batches_per_epoch: int, checkpoint: GlobalStepCheckpoint
+        self,
+        args: argparse.Namespace,
+        distribution: Distribution,
+        batches: EpochData,
+        checkpoint: GlobalStepCheckpoint,
+        logs_metrics: bool = False,
     ):
         super().__init__()
         self._args, self._distribution, self._checkpoint = args, distribution, checkpoint
-        self._batches_per_epoch = batches_per_epoch
+        self._batches, self._logs_metrics = batches, logs_metrics
 
     def on_train_begin(self, logs=None):
-        args, distribution = self._args, self._distribution
+        args, distribution, template = self._args, self._distribution, self._checkpoint.template
+        if template.metrics and not self._logs_metrics:
+            fit_hooks_of(self.model).before_first_batch(lambda: check_metrics(template, self.model, validates=True))
         if not distribution.is_chief:
             return
         share = args.global_batch_size // distribution.replicas
         print(f"strategy     {distribution.name}, {_plural(distribution.replicas, 'replica')}: {distribution.hardware}")
         print(f"batch        {args.global_batch_size} samples, {share} on each replica")
-        print(f"epochs       {args.epochs} of {self._batches_per_epoch} batches")
-        print(f"checkpoints  {from_here(self._checkpoint.template.text)}, {_how_often(args.save_freq)}")
+        print(f"epochs       {args.epochs} of {self._batches.num_batches} batches")
+        print(f"learning     rate {_rate(self.model.optimizer)}")
+        print(f"checkpoints  {from_here(template.text)}, {_how_often(args.save_freq)}, {self._disk()}")
         print(f"tensorboard  {args.workdir}/tensorboard")
         print(f"begins       {self._begins()}", flush=True)
 
@@ -47,19 +62,25 @@ class RunSummary(keras.callbacks.Callback):
         counts = counters_of(self.model).read()
         resumed = self._checkpoint.resumed_from
         if not logs and resumed:
-            end = f"{from_here(resumed.path)} stands at the end of epoch {counts.epoch}"
-            print(f"Nothing left to train: {end}, --epochs is {self._args.epochs}.")
             logs = resumed.metrics
         if logs:
             print("result       " + ", ".join(f"{name} {value:.4f}" for name, value in logs.items()))
+        if self._batches.skipped and self._batches.skipped.ranges:
+            print(f"left out     batches {self._batches.skipped.text} of the order")
         print(f"trained on   {counts.batch} batches, {counts.samples} samples, {_plural(counts.step, 'step')}")
         print(f"checkpoint   {from_here(self._checkpoint.newest) if self._checkpoint.newest else 'none'}")
         print(f"watch        {_tool('tensorboard')} --logdir {shlex.quote(self._args.workdir)}")
         print(f"train longer {self._longer()}", flush=True)
 
+    def _disk(self):
+        size, most = state_size(self.model), self._checkpoint.disk_room.most_files
+        return f"{in_units(size)} each" + (f", up to {in_units(most * size)} in all" if math.isfinite(most) else "")
+
     def _begins(self):
         resumed = self._checkpoint.resumed_from
         if resumed is None:
+            if self._args.init_from:
+                return f"with the weights of {from_here(self._args.init_from)}"
             return "from scratch" if self._args.resume_from else "from scratch (--resume never)"
         return f"from {from_here(resumed.path)}: batch {resumed.batch}, epoch {resumed.epoch}"
 
@@ -85,6 +106,13 @@ def _how_often(save_freq):
     if save_freq == "auto":
         return "as often as 1 % of the time allows and failures make worth"
     return "every epoch" if save_freq == "epoch" else f"every {save_freq} batches"
+
+
+def _rate(optimizer):
+    """The learning rate of the next batch, and the schedule that it follows."""
+    schedule = optimizer.get_config().get("learning_rate")
+    name = f", {schedule['class_name']}" if isinstance(schedule, dict) else ""
+    return f"{float(keras.ops.convert_to_numpy(optimizer.learning_rate)):.6g}{name}"
 
 
 def _plural(count, noun):

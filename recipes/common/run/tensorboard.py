@@ -8,7 +8,14 @@ from pathlib import Path
 from callbacks import GlobalStepTensorBoard
 from recipes.common.distribution import Distribution
 
-_LEFT_OUT = ("resume_from", "log_secs", "update_freq", "profile_batches", "peak_tflops")  # flags that do not change the training
+_LEFT_OUT = (
+    "resume_from",
+    "log_secs",
+    "update_freq",
+    "profile_batches",
+    "skip_batches",
+    "peak_tflops",
+)  # no numbers and names that runs compare by
 
 
 def tensorboard_callback(args: argparse.Namespace, distribution: Distribution) -> GlobalStepTensorBoard:

@@ -1,6 +1,6 @@
 """Proves that the Horovod that is installed works: two processes meet, and each gets the sum of what both gave.
 
-    python -m launch.prove_horovod
+    python -m launch.horovod.prove
 
 Once on the CPU, over Gloo; and where Horovod was built with NCCL, once more on up to two GPUs of this machine, a process each.
 """
@@ -12,7 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from launch.arguments import gpus
+from launch import exit_codes
+from launch.devices import gpus
 
 RANKS = 2
 TIMEOUT = 120  # seconds
@@ -38,14 +39,14 @@ def main() -> int:
     """Prints a line for each proof. Returns the exit code."""
     output = _reduce(RANKS, "Gloo", {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"})
     if output is None:
-        return 1
+        return exit_codes.FAILED
     if "with NCCL" in output:
         here = gpus(os.environ)
         if not here:
             print("NCCL is not proven: there is no GPU here.")
         elif _reduce(min(RANKS, len(here)), "NCCL", dict(os.environ)) is None:
-            return 1
-    return 0
+            return exit_codes.FAILED
+    return exit_codes.DONE
 
 
 def _reduce(ranks, transport, environment):

@@ -1,4 +1,4 @@
-"""Two ranks with Horovod train as one replica would, and stop with a clear word where they cannot."""
+"""Two ranks train as one replica would, under each engine, and stop with a clear word where they cannot."""
 
 import json
 import sys
@@ -13,14 +13,14 @@ EXACT = 1e-12
 
 
 @pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return tmp_path_factory.mktemp("two_ranks")
+def directory(engine, tmp_path_factory):
+    return tmp_path_factory.mktemp(f"two_ranks_{engine}")
 
 
 @pytest.fixture(scope="module")
-def found(directory):
+def found(engine, directory):
     """What each of two ranks found in all checks of two_ranks.py: a list of two."""
-    for code, _, errors in run_ranks(2, "tests/programs/two_ranks.py", directory):
+    for code, _, errors in run_ranks(2, "tests/programs/two_ranks.py", engine, directory, engine=engine):
         assert code == 0, errors
     return [json.loads((directory / f"found-{rank}.json").read_text()) for rank in range(2)]
 
@@ -70,7 +70,7 @@ def test_nan_on_one_rank_stops_all_at_the_same_batch(found):
 
 def test_validation_is_that_of_all_ranks_and_early_stopping_decides_alike(found):
     logs = of_both(found, "validation_is_exact_and_steers_alike")
-    two, one = logs["horovod"], logs["single"]
+    two, one = logs["two ranks"], logs["one replica"]
     assert 2 < len(one["val_loss"]) < 30
     assert two.keys() == one.keys()
     for name in one:

@@ -1,5 +1,6 @@
-"""New folders that survive a crash of the machine."""
+"""New folders, and new names in folders, that survive a crash of the machine."""
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -7,13 +8,15 @@ from pathlib import Path
 def make_folder(path: str | os.PathLike) -> None:
     """Makes a folder and its missing parents, and flushes the entry of each to the disk.
 
-    A folder that exists is fine.
+    A folder that exists is fine. Its entry is flushed too: whoever made it may have died before that.
 
     Raises:
         OSError: if it cannot be made.
     """
     folder = Path(path)
     if folder.is_dir():
+        with contextlib.suppress(PermissionError):  # somebody else's parent, who had rights that we lack
+            flush_folder(folder.parent)
         return
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
@@ -26,7 +29,7 @@ def flush_folder(path: str | os.PathLike) -> None:
     Raises:
         OSError: if the disk reports an error.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
     finally:

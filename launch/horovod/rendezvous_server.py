@@ -11,8 +11,11 @@ import threading
 from collections.abc import Collection
 from typing import Any
 
+from launch import console
 from launch.peers import is_trusted
-from launch.world import Layout, horovod_host
+from launch.world import WorldSpec, horovod_host
+
+IDLE = 60.0  # seconds after which a connection that says nothing is closed
 
 
 def serve(bind: str, allowed: Collection[str]) -> Any:
@@ -30,10 +33,12 @@ def serve(bind: str, allowed: Collection[str]) -> Any:
     try:
         from horovod.runner.http.http_server import RendezvousHandler, RendezvousHTTPServer
     except ImportError as error:
-        print(f"[launch] Horovod is installed, but has no rendezvous server: {error}", file=sys.stderr, flush=True)
+        console.say(f"Horovod is installed, but has no rendezvous server: {error}")
         return None
 
     class Handler(RendezvousHandler):
+        timeout = IDLE
+
         def do_HEAD(self):  # the base class would tell which files there are
             self.send_status_code(405)
 
@@ -47,14 +52,17 @@ def serve(bind: str, allowed: Collection[str]) -> Any:
         def verify_request(self, request, client_address):
             return client_address[0] in allowed and is_trusted(request)
 
+        def handle_error(self, request, client_address):
+            console.say(f"Horovod's rendezvous: a request from {client_address[0]} failed: {sys.exc_info()[1]}")
+
     server = Server((bind, 0), Handler, 0)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 
 
-def begin_life(server: Any, layout: Layout) -> None:
-    """Forgets the ranks of the last life, and expects those of the next."""
+def begin_attempt(server: Any, world: WorldSpec) -> None:
+    """Forgets the ranks of the last attempt, and expects those of the next."""
     from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
 
-    hosts = [HostInfo(horovod_host(node), layout.per_node) for node in range(layout.nodes)]
-    server.init(get_host_assignments(hosts, layout.world_size))
+    hosts = [HostInfo(horovod_host(node), world.per_node) for node in range(world.nodes)]
+    server.init(get_host_assignments(hosts, world.world_size))

@@ -1,4 +1,10 @@
-"""What TensorBoard says about each curve."""
+"""What the curves of TensorBoard are called, what they show, and what TensorBoard says about them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import tensorflow as tf
 
 DESCRIPTIONS = {
     "batch_steps_per_second": "Batches per second, since the point before; time of validation left out.",
@@ -28,10 +34,38 @@ DESCRIPTIONS = {
 
 
 def describe(tag: str) -> str:
-    """Returns the description of a curve, in Markdown."""
+    """Returns what TensorBoard shall say about a tag."""
     if tag in DESCRIPTIONS:
         return DESCRIPTIONS[tag]
     kind, _, name = tag.partition("_")
+    if kind == "evaluation":
+        return f"{name.removesuffix('_vs_iterations')}: of an evaluation outside of fit."
     if name == "learning_rate":
         return "The rate of the next update."
     return f"{name}: " + ("mean of this epoch's batches so far." if kind == "batch" else "of the epoch that ends here.")
+
+
+def learning_rates(model: keras.Model) -> dict[str, float]:
+    """Returns the present rates, named as in Keras; read in half the time of `keras.ops.convert_to_numpy`."""
+    optimizer = getattr(model, "optimizer", None)  # none before `compile`
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    if optimizer is None:
+        return {}
+    if hasattr(optimizer, "optimizers"):
+        rates = {f"learning_rate_{each.name}": each.learning_rate for each in optimizer.optimizers}
+    else:
+        rates = {"learning_rate": optimizer.learning_rate}
+    return {name: float(tf.convert_to_tensor(rate)) for name, rate in rates.items()}
+
+
+def hparams_summary(hparams: Mapping[str, Any], wall_time: float) -> bytes:
+    """Returns the summary that the plugin for hyperparameters reads.
+
+    Args:
+        hparams: name -> value.
+        wall_time: when the run began, in seconds since 1970.
+    """
+    from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # half a second, so not at every start
+
+    values = {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in hparams.items()}
+    return hparams_pb(values, start_time_secs=wall_time).SerializeToString()

@@ -1,7 +1,7 @@
 """Builds Horovod for the TensorFlow that is installed, once, and installs it.
 
-    python -m launch.build_horovod          # Gloo: collectives on the CPU, also for tensors on GPUs
-    python -m launch.build_horovod --gpu    # NCCL and Gloo; what of it was never run: GPU_UNPROVEN
+    python -m launch.horovod.build          # Gloo: collectives on the CPU, also for tensors on GPUs
+    python -m launch.horovod.build --gpu    # NCCL and Gloo; what of it was never run: GPU_UNPROVEN
 
 The source is Horovod's sdist on PyPI, checked by its SHA-256, with horovod.patch. The wheel is kept in
 `~/.cache/keras-distributed-recipes/`, in a folder for each (Python, TensorFlow, flags, patch), with the log of its build.
@@ -25,13 +25,14 @@ import time
 from pathlib import Path
 from typing import BinaryIO
 
+from launch import exit_codes
+
 VERSION = "0.28.1"
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
 TOOLS = ("g++", "make", "patch")
-NEEDS_TOOLS = 2  # exit code: the machine lacks a compiler
+NEEDS_TOOLS = exit_codes.BAD_INPUT  # the machine lacks a compiler; `make test` goes on without Horovod
 
-ROOT = Path(__file__).parent.parent
-REQUIREMENTS = ROOT / "requirements-horovod.txt"
+REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 PATCH = Path(__file__).parent / "horovod.patch"
 
 FLAGS = {
@@ -60,7 +61,7 @@ NVCC = ("nvidia-cuda-nvcc==13.0.88", "nvidia-cuda-crt==13.0.88", "nvidia-nvvm==1
 
 def main() -> int:
     """Installs Horovod, from the cache if it was built before. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m launch.build_horovod", description="Builds and installs Horovod.")
+    parser = argparse.ArgumentParser(prog="python -m launch.horovod.build", description="Builds and installs Horovod.")
     parser.add_argument("--gpu", action="store_true", help="with NCCL, for TensorFlow with its CUDA libraries")
     gpu = parser.parse_args().gpu
     folder = cache_folder(gpu)
@@ -76,13 +77,13 @@ def main() -> int:
         except subprocess.CalledProcessError as error:
             print(f"error: Horovod was not built: {error}. The last lines of {folder}/build.log:", file=sys.stderr)
             print(*(folder / "build.log").read_text(errors="replace").splitlines()[-15:], sep="\n", file=sys.stderr)
-            return 1
+            return exit_codes.FAILED
     pip("install", "--find-links", folder, "--requirement", REQUIREMENTS)
     # Another build of the same version, with or without NCCL, counts as installed in the eyes of pip.
     pip("install", "--force-reinstall", "--no-deps", *glob.glob(f"{folder}/*.whl"))
     if gpu:
         print(GPU_UNPROVEN)
-    return 0
+    return exit_codes.DONE
 
 
 def cache_folder(gpu: bool) -> Path:

@@ -4,20 +4,21 @@ import os
 import shlex
 import socket
 
-from launch.arguments import Plan, cpus, gpus
-from launch.world import Layout, environment_of
+from launch.config import LaunchConfig
+from launch.devices import cpus, gpus
+from launch.world import WorldSpec, environment_of
 
 
-def render(plan: Plan, layout: Layout) -> str:
+def render(config: LaunchConfig, world: WorldSpec) -> str:
     """The table. Of the other nodes it knows only the numbers: devices are this node's, addresses node 0's."""
-    environments = [environment_of(layout, rank, cpus=cpus(), already=os.environ) for rank in range(layout.world_size)]
+    environments = [environment_of(world, rank, cpus=cpus(), already=os.environ) for rank in range(world.world_size)]
     same = set.intersection(*(set(environment.items()) for environment in environments))
     rows = [("rank", "host", "devices", "command", "environment")]
     for rank, environment in enumerate(environments):
-        node, local = divmod(rank, layout.per_node)
-        host = socket.gethostname() if node == plan.node else f"(node {node})"
+        node, local = divmod(rank, world.per_node)
+        host = socket.gethostname() if node == config.node else f"(node {node})"
         own = _variables(dict(sorted(environment.items() - same)))
-        rows.append((str(rank), host, _devices(local, layout.per_node), shlex.join(plan.command), own))
+        rows.append((str(rank), host, _devices(local, world.per_node), shlex.join(config.command), own))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     everywhere = _variables(dict(sorted(same)))

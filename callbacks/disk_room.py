@@ -1,0 +1,92 @@
+"""How much disk the checkpoints of a run take, and whether there is room for them."""
+
+import math
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import keras
+import tensorflow as tf
+
+from callbacks.state_tree import StateTree
+from callbacks.template import Template
+
+
+@dataclass(frozen=True)
+class DiskRoom:
+    """The disk that the checkpoints of a run need.
+
+    Args:
+        template: the names of the checkpoints.
+        keep: the rules of retention, as `retention.to_delete` takes them.
+        saves: the most checkpoints that the run still makes; infinity if unknown.
+        batches: the batches that it still trains on; infinity if unknown.
+    """
+
+    template: Template
+    keep: Mapping[str, int | None]
+    saves: float
+    batches: float
+
+    @property
+    def most_files(self) -> float:
+        """The most files that are there at once, with the one that is being written; infinity if unknown.
+
+        Example:
+
+        >>> DiskRoom(Template("m_{batch}.keras"), {"keep_last": 3, "keep_every": 100}, saves=50, batches=1000).most_files
+        14
+        """
+        if not self.template.counters:
+            return 2
+        rules = {name: count for name, count in self.keep.items() if count is not None}
+        if not rules:
+            return self.saves
+        kept: float = rules.get("keep_last", 1) + rules.get("keep_best", 0)
+        if "keep_every" in rules:
+            kept += self.batches // rules["keep_every"]
+        return min(self.saves, kept + 1)
+
+    def warn(self, size: int) -> None:
+        """Warns if the disk has no room for the checkpoints that are still to come.
+
+        Args:
+            size: bytes of one checkpoint.
+        """
+        has_rule, present = any(self.keep.values()), len(self.template.files())
+        count = self.most_files - (present if has_rule else 0)
+        files = max(count if math.isfinite(count) else 2, 1)
+        free = _free(self.template.directory)
+        if files * size <= free:
+            return
+        at_least = "" if math.isfinite(count) else "at least "
+        warnings.warn(
+            f"The disk of {self.template.directory} has {in_units(free)} free, and the checkpoints of this run need {at_least}"
+            f"{in_units(files * size)} more: {files:.0f} files of {in_units(size)}. Free some, save less often, or keep fewer "
+            "(keep_last).",
+            stacklevel=2,
+        )
+
+
+def state_size(model: keras.Model) -> int:
+    """Returns the bytes of all variables that a checkpoint of a model holds: nearly the size of the file."""
+    return sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in StateTree(model).variables.values())
+
+
+def in_units(size: float) -> str:
+    """Returns a number of bytes for a reader.
+
+    >>> in_units(1_234_000_000)
+    '1.23 GB'
+    """
+    unit = next((unit for unit, name in _UNITS if size >= unit), 1e3)
+    return f"{size / unit:.3g} {dict(_UNITS)[unit]}"
+
+
+_UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def _free(directory: str) -> int:
+    disk = os.statvfs(directory)
+    return disk.f_bavail * disk.f_frsize

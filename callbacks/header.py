@@ -1,0 +1,80 @@
+"""What the JSON part of a checkpoint has to look like, before anybody relies on it."""
+
+from dataclasses import fields
+from typing import Any
+
+from callbacks.counters import Counts
+from callbacks.errors import InputError
+from callbacks.template import Template
+
+_LARGEST = 1 << 63
+_LONGEST = 255  # characters of a template: a file's name has no more
+_TYPES = {  # key -> type, and whether each file has it
+    "template": (str, True),
+    "counts": (dict, True),
+    "logs": (dict, True),
+    "metrics": (dict, True),
+    "callbacks": (dict, True),
+    "stopped": (bool, True),
+    "hook": (str, False),
+    "finite": (bool, False),
+}
+
+
+def check_header(header: Any) -> None:
+    """Checks the types of all that a resume reads from a header of format 1 or 2; further keys are left alone.
+
+    Raises:
+        ValueError: for the first part that is missing or is of another type.
+    """
+    for key, (kind, is_needed) in _TYPES.items():
+        if is_needed or key in header:
+            _expect(header, key, kind)
+    _check_counts(header["counts"])
+    _check_template(header["template"])
+    if header["format"] == 1:
+        _expect(header, "variables", list)
+        _require(all(_is_variable(each[1:]) and isinstance(each[0], str) for each in header["variables"]), "variables")
+        return
+    for key, kind in {"variables": dict, "metrics_variables": list, "optimizers": dict, "beside": list}.items():
+        _expect(header, key, kind)
+    variables = header["variables"]
+    _require(all(_is_variable(each[:2]) and isinstance(each[2], str) for each in variables.values()), "variables")
+    _require(all(each in variables for each in header["beside"]), "beside")
+    _require(all(isinstance(each, str) for each in header["metrics_variables"]), "metrics_variables")
+    for each in header["optimizers"].values():
+        _expect(each, "built", bool)
+        _expect(each, "updates", list)
+        _require(all(isinstance(name, str) for name in each["updates"]), "optimizers")
+
+
+def _check_counts(counts: dict[str, Any]) -> None:
+    for field in fields(Counts):
+        if field.name in counts:
+            _expect(counts, field.name, type(field.default))
+            _require(0 <= counts[field.name] < _LARGEST, f"counts.{field.name}")
+    _require(counts.keys() <= {field.name for field in fields(Counts)}, "counts")
+
+
+def _check_template(text: str) -> None:
+    _require(len(text) <= _LONGEST, "template")
+    try:
+        Template(text)
+    except InputError as error:
+        raise ValueError(str(error)) from None
+
+
+def _is_variable(parts: Any) -> bool:
+    shape, dtype = parts
+    return isinstance(shape, list) and all(type(size) is int and 0 <= size < _LARGEST for size in shape) and isinstance(dtype, str)
+
+
+def _expect(holder: Any, key: str, kind: type) -> None:
+    if not isinstance(holder, dict) or key not in holder:
+        raise ValueError(f"its header has no {key}")
+    _require(type(holder[key]) is kind, key)
+
+
+def _require(holds: bool, key: str) -> None:
+    if not holds:
+        raise ValueError(f"its header has no usable {key}")

@@ -1,0 +1,36 @@
+"""The values that the variables of a model were restored to, while callbacks may still change them."""
+
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from callbacks.replicas import components
+from callbacks.state_tree import StateTree
+
+
+class RestoredVariables:
+    """Takes back what callbacks do to a restored model in hooks that an earlier process has been through.
+
+    Holding the values costs no memory, except for those that are changed meanwhile. Metrics are left out: `fit` resets them.
+
+    Args:
+        model: a model that was restored just now.
+        restore: restores it once more, where callbacks have replaced variables: by `compile`, say.
+    """
+
+    def __init__(self, model: keras.Model, restore: Callable[[], None]):
+        self._strategy, self._restore = model.distribute_strategy, restore
+        self._tree = tree = StateTree(model)
+        variables = [variable for name, variable in tree.variables.items() if name not in tree.metrics]
+        parts = [part for variable in variables for part in components(self._strategy, variable)]
+        self._values: list[tuple[tf.Variable, tf.Tensor]] = [(part, part.read_value()) for part in parts]
+
+    def put_back(self) -> None:
+        """Assigns the values once more."""
+        if not self._tree.is_current():
+            self._restore()
+            return
+        with self._strategy.scope():
+            for part, value in self._values:
+                part.assign(value)

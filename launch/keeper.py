@@ -1,0 +1,87 @@
+"""The process between the launcher and the agent: when the agent is gone, it kills all that the agent leaves behind.
+
+The launcher and the agent may be killed in the same moment, by `pkill -9 -f 'python -m launch'` or for want of memory. The kernel
+then kills the ranks, but not what the ranks have started. The keeper is a subreaper, so those become its children, and it kills
+them. Its command line is not the launcher's, and no signal but KILL and STOP has an effect on it.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from launch import exit_codes, processes
+
+PATIENCE = 30.0  # seconds in which an agent without a launcher has to end; it gives the ranks 3
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from launch import keeper; keeper.keep(*map(int, sys.argv[2:]))"
+
+
+def fork_under_keeper() -> int:
+    """Forks twice: the child becomes the keeper, and the grandchild returns.
+
+    Returns:
+        The keeper's process id in the caller, 0 in the grandchild.
+    """
+    launcher = os.getpid()
+    child = os.fork()
+    if child:
+        return child
+    try:
+        os.setsid()  # what is sent to the launcher's process group, or typed on its terminal, is not for its children
+        processes.become_subreaper()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        agent = os.fork()
+    except OSError:
+        os._exit(exit_codes.FAILED)
+    if agent:
+        _become_keeper(agent, launcher)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return 0
+
+
+def _become_keeper(agent: int, launcher: int) -> NoReturn:
+    try:
+        processes.request_signal_at_parents_death(signal.SIGUSR1)
+        null = os.open(os.devnull, os.O_RDWR)
+        for descriptor in range(3):  # a reader of the launcher's output does not wait for this process
+            os.dup2(null, descriptor)
+        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", _PROGRAM, root, str(agent), str(launcher)])
+    finally:
+        os._exit(exit_codes.FAILED)
+
+
+def keep(agent: int, launcher: int, clock: Callable[[], float] = time.monotonic) -> None:
+    """Waits for the end of the agent, then kills what is left of its descendants.
+
+    An agent that outlives the launcher for too long, because it was stopped or its log is on a disk that hangs, is killed too.
+
+    Args:
+        agent: a child of this process.
+        launcher: this process's parent.
+        clock: seconds.
+    """
+    deadline = None
+    while not _has_ended(agent):
+        if deadline is None and os.getppid() != launcher:
+            deadline = clock() + PATIENCE
+            processes.send([agent], signal.SIGCONT)
+        left = 3600.0 if deadline is None else deadline - clock()
+        if left <= 0:
+            break
+        with contextlib.suppress(InterruptedError):
+            signal.sigtimedwait(signal.valid_signals(), left)  # all are blocked: any of them makes it look again
+    processes.end_descendants()
+
+
+def _has_ended(child):
+    try:
+        while pid := os.waitpid(-1, os.WNOHANG)[0]:
+            if pid == child:
+                return True
+    except ChildProcessError:
+        return True
+    return False

@@ -1,0 +1,88 @@
+"""The part of every node but node 0: does as the coordinator says, and reports what happens here."""
+
+import selectors
+import signal
+import time
+from collections.abc import Callable
+
+from launch import console, exit_codes
+from launch.connection import Connection
+from launch.coordinator import UNREACHABLE
+from launch.messages import AttemptEnded, EndRanks, Leave, NodeLost, SendSignal, SignalReceived, Start
+from launch.nodes import LocalNode
+from launch.signals import Signals
+
+
+class NodeWorker:
+    """A node that follows node 0.
+
+    Args:
+        node: this one.
+        coordinator: the connection to node 0's launcher.
+        name: how to name node 0 when it is gone.
+        signals: those that this launcher receives.
+        clock: seconds.
+    """
+
+    def __init__(
+        self,
+        node: LocalNode,
+        coordinator: Connection,
+        name: str,
+        signals: Signals,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._node, self._coordinator, self._name, self._signals, self._clock = node, coordinator, name, signals, clock
+        self._running = self._ran = False
+        self._code: int | None = None
+
+    def run(self) -> int:
+        """Follows until node 0 says that the run is over, or is gone. Returns the exit code."""
+        with selectors.DefaultSelector() as selector:
+            actions = ((self._node, self._report), (self._coordinator, self._obey), (self._signals, self._pass_on))
+            for source, action in actions:
+                selector.register(source, selectors.EVENT_READ, action)
+            deadline = float("inf")
+            while (self._code is None or self._running) and self._clock() < deadline:
+                for key, _ in selector.select(None if self._code is None else max(0, deadline - self._clock())):
+                    key.data()
+                if self._coordinator.closed and self._coordinator in selector.get_map():
+                    selector.unregister(self._coordinator)
+                    self._end_alone()
+                if self._node.gone and self._node in selector.get_map():
+                    selector.unregister(self._node)
+                if self._code is not None:
+                    deadline = min(deadline, self._clock() + UNREACHABLE)
+        return exit_codes.FAILED if self._code is None else self._code
+
+    def _report(self):
+        for event in self._node.events():
+            if isinstance(event, AttemptEnded | NodeLost):
+                self._running = False
+            self._coordinator.send(event)
+
+    def _obey(self):
+        for order in self._coordinator.receive():
+            match order:
+                case Start():
+                    self._running = self._ran = True
+                    self._node.start(order)
+                case SendSignal() | EndRanks():
+                    self._node.send(order)
+                case Leave(code, why):
+                    self._code = code
+                    if why:
+                        console.show(why)
+
+    def _pass_on(self):
+        if not self._ran:
+            self._signals.check()
+        for number in self._signals.received():
+            self._coordinator.send(SignalReceived(signal.Signals(number)))
+
+    def _end_alone(self):
+        alone, self._code = self._code is None, exit_codes.FAILED if self._code is None else self._code
+        if self._running:
+            self._node.send(EndRanks(signal.SIGTERM))
+        if alone:
+            console.show(f"{self._name}: its launcher is gone")

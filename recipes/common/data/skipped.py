@@ -1,0 +1,119 @@
+"""Batches of the order that are left out, for a training that goes bad on them.
+
+Source: Chowdhery et al. 2022, "PaLM", section 5.1, https://arxiv.org/abs/2204.02311: training resumes from a checkpoint before a
+spike of the loss and leaves out the batches around it.
+"""
+
+from typing import Any
+
+import keras
+
+from callbacks import InputError
+
+
+class SkippedBatches(keras.callbacks.Callback):
+    """Which batches of the order are left out: of this command's flag and, after a resume, those that the checkpoint stores.
+
+    A batch's number in the order counts from 1, over all epochs. Batches that are left out do not count as trained on: an epoch
+    keeps its length, and later batches of the order move up. A callback, so that checkpoints hold the ranges.
+
+    Args:
+        batches_per_epoch: of the order.
+
+    Attributes:
+        flag: the first and the last batch to leave out; None for no further ones.
+        ranges: the first and the last batch of each range, ascending and apart from each other.
+
+    Example:
+
+    >>> skipped = SkippedBatches(batches_per_epoch=10)
+    >>> skipped.flag = (3, 5)
+    >>> skipped.begin(trained=0)
+    >>> skipped.runs(0, 10)  # the first epoch is trained on batches 1 and 2, 6 to 10, and three of the next pass
+    [(0, 2), (5, 10), (10, 13)]
+    """
+
+    def __init__(self, batches_per_epoch: int):
+        super().__init__()
+        self._batches_per_epoch = batches_per_epoch
+        self.flag: tuple[int, int] | None = None
+        self.ranges: list[tuple[int, int]] = []
+
+    def get_state(self) -> dict[str, Any]:
+        return {"ranges": [list(each) for each in self.ranges], "batches_per_epoch": self._batches_per_epoch}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        ranges, batches_per_epoch = state["ranges"], state["batches_per_epoch"]
+        if ranges and batches_per_epoch != self._batches_per_epoch:
+            raise InputError(
+                f"The checkpoint leaves out batches {_as_text(ranges)} of an order with {batches_per_epoch} batches in an epoch. "
+                f"Received: data and flags that give {self._batches_per_epoch}. Resume with those that it was made with."
+            )
+        self.ranges = _united([*self.ranges, *map(tuple, ranges)])
+
+    def begin(self, trained: int) -> None:
+        """Takes up the flag; called before each epoch, and after `set_state`.
+
+        Args:
+            trained: batches trained on so far.
+
+        Raises:
+            InputError: if the flag names batches that were trained on already, or that this run never reaches.
+        """
+        if self.flag is None or any(first <= self.flag[0] and self.flag[1] <= last for first, last in self.ranges):
+            return
+        first, last = self.flag
+        next_one = self._place(trained - 1) + 2 if trained else 1
+        if first < next_one:
+            raise InputError(
+                f"--skip-batches {first}:{last} begins before batch {next_one} of the order, the next one to train on. Resume "
+                f"from a checkpoint of batch {first - 1} or earlier: --resume PATH, with another --workdir."
+            )
+        planned = (self.params or {}).get("epochs", 0) * self._batches_per_epoch
+        if last > planned > 0:
+            raise InputError(f"--skip-batches {first}:{last} goes beyond batch {planned}, the last one of the order in all epochs.")
+        self.ranges = _united([*self.ranges, self.flag])
+
+    def runs(self, begin: int, end: int) -> list[tuple[int, int]]:
+        """Where batches are in the order, as runs without a gap, each within one epoch of the order.
+
+        Args:
+            begin: the first batch, of those trained on, from 0.
+            end: the batch after the last one.
+
+        Returns:
+            The place of the first batch of each run, and the place after its last one; places count from 0.
+        """
+        found = []
+        while begin < end:
+            place = self._place(begin)
+            gaps = [first - 1 for first, _ in self.ranges if first - 1 > place]
+            stop = min([(place // self._batches_per_epoch + 1) * self._batches_per_epoch, place + end - begin, *gaps])
+            found.append((place, stop))
+            begin += stop - place
+        return found
+
+    @property
+    def text(self) -> str:
+        """The ranges, as the flag has them."""
+        return _as_text(self.ranges)
+
+    def _place(self, batch):
+        for first, last in self.ranges:
+            if batch >= first - 1:
+                batch += last - first + 1
+        return batch
+
+
+def _united(ranges):
+    found: list[tuple[int, int]] = []
+    for first, last in sorted(ranges):
+        if found and first <= found[-1][1] + 1:
+            found[-1] = (found[-1][0], max(last, found[-1][1]))
+        else:
+            found.append((first, last))
+    return found
+
+
+def _as_text(ranges):
+    return ", ".join(f"{first}:{last}" for first, last in ranges)

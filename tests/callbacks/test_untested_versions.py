@@ -1,0 +1,60 @@
+"""A version that nobody has tried says so in one line at import, and lacks of private names cost time and nothing else."""
+
+import json
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from processes import PROGRAM_ENVIRONMENT, ROOT, run_program
+
+from callbacks import versions
+
+IMPORT = """
+import keras, tensorflow
+keras.__version__ = {keras!r}
+tensorflow.__version__ = {tensorflow!r}
+import callbacks
+"""
+
+
+@pytest.mark.parametrize("tensorflow, keras", [("2.17.0", "3.5.0"), ("2.21.0", "3.15.1"), ("2.19.1", "3.10.0")])
+def test_a_tested_version_says_nothing(caplog, tensorflow, keras):
+    versions.say_if_untested(tensorflow, keras)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "tensorflow, keras", [("2.16.2", "3.5.0"), ("2.22.0-rc1", "3.15.1"), ("2.21.0", "3.16.0.dev0"), ("2.21.0", "4.0")]
+)
+def test_another_one_is_named_with_what_is_tested(caplog, tensorflow, keras):
+    versions.say_if_untested(tensorflow, keras)
+    (line,) = caplog.messages
+    assert line == (
+        f"callbacks: TensorFlow {tensorflow} with Keras {keras} is not tested. "
+        "Tested: TensorFlow 2.17 to 2.21 with Keras 3.5 to 3.15, in pairs of their time."
+    )
+
+
+@pytest.mark.slow
+def test_an_import_says_it_once():
+    program = IMPORT.format(keras="3.99.0", tensorflow="2.99.0")
+    done = subprocess.run([sys.executable, "-c", program], env=PROGRAM_ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert [line for line in done.stderr.splitlines() if "not tested" in line or "callbacks" in line] == [
+        "callbacks: TensorFlow 2.99.0 with Keras 3.99.0 is not tested. "
+        "Tested: TensorFlow 2.17 to 2.21 with Keras 3.5 to 3.15, in pairs of their time."
+    ]
+
+
+def test_the_range_is_the_one_that_is_installed():
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    for name, ((major, first), (_, last)) in {"tensorflow": versions.TENSORFLOW, "keras": versions.KERAS}.items():
+        assert f"{name}>={major}.{first},<{major}.{last + 1}" in wanted
+
+
+@pytest.mark.slow
+def test_missing_private_names_cost_time_and_nothing_else(tmp_path):
+    done = run_program("without_private_names.py", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {}

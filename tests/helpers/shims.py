@@ -1,0 +1,21 @@
+"""C files of `tests/programs` that stand before functions of the C library (LD_PRELOAD)."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+from processes import PROGRAMS
+
+
+def compiler():
+    """The C compiler, or None."""
+    return shutil.which("cc") or shutil.which("gcc")
+
+
+def compile_shim(name: str, directory: Path) -> Path:
+    """Compiles a C file, once for each directory: the library to preload."""
+    library = directory / f"{name}.so"
+    if not library.exists():
+        source = PROGRAMS / f"{name}.c"
+        subprocess.run([compiler(), "-Wall", "-Werror", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    return library

@@ -1,0 +1,162 @@
+"""Who does not answer is given up after a while. The clock is the test's."""
+
+import itertools
+import signal
+import socket
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from launching import ROOT
+
+from launch import exit_codes
+from launch.connection import Connection
+from launch.coordinator import Attempt
+from launch.messages import AttemptEnded, EndRanks, ExitRecord, Leave, NodeLost, RankExited, SendSignal, Start
+from launch.node_worker import NodeWorker
+from launch.nodes import RemoteNode
+from launch.world import WorldSpec
+
+CONFIG = SimpleNamespace(grace=30.0, stall_timeout=None)
+LOST = exit_codes.ANOTHER_RANK_FAILED
+
+
+class FakeSignals:
+    """Signals that a launcher received before it looked."""
+
+    def __init__(self, *numbers):
+        self._numbers = list(numbers)
+        self._reader, writer = socket.socketpair()
+        if numbers:
+            writer.send(b"x")
+        self._writer = writer
+
+    def fileno(self):
+        return self._reader.fileno()
+
+    def received(self):
+        self._reader.setblocking(False)
+        self._reader.recv(100)
+        numbers, self._numbers = self._numbers, []
+        return numbers
+
+
+def attempt_of(*events, signals=()):
+    """An attempt on two nodes that report these events, (node, event), and answer nothing. And what they were ordered."""
+    nodes, ends = {}, {}
+    for number in range(2):
+        ours, theirs = socket.socketpair()
+        nodes[number] = RemoteNode(number, f"host{number}", Connection(ours))
+        ends[number] = Connection(theirs)
+        theirs.setblocking(False)
+    for number, event in events:
+        ends[number].send(event)
+    jumps = itertools.count(0, 100).__next__  # every look at the clock is past every deadline
+    attempt = Attempt(CONFIG, nodes, FakeSignals(*signals), set(), clock=jumps)
+    code = attempt.run()
+    return attempt, code, {number: end.receive() for number, end in ends.items()}
+
+
+def exited(rank, code, tail=""):
+    return RankExited(ExitRecord(rank, code, None, "log", 0), False, tail)
+
+
+def test_a_node_that_does_not_end_its_ranks_is_given_up():
+    attempt, code, ordered = attempt_of((0, exited(0, 3, "boom")))
+    assert code == 3 and attempt.failure.line == "rank 0 on host0: exit code 3"
+    assert ordered[1] == [EndRanks(signal.SIGTERM)]
+
+
+def test_ranks_that_do_not_end_within_the_grace_are_ended_and_their_node_is_given_up(capfd):
+    attempt, code, ordered = attempt_of(signals=[signal.SIGTERM])
+    assert ordered[0] == ordered[1] == [SendSignal(signal.SIGTERM), EndRanks(signal.SIGKILL)]
+    assert "did not end within 30 s" in capfd.readouterr().err
+    assert code == 1 and attempt.failure.line.endswith(": it does not answer")  # and not 0: a job would count as complete
+
+
+def test_a_rank_that_lost_another_is_reported_only_where_no_cause_comes_in_time():
+    attempt, code, ordered = attempt_of((0, exited(0, LOST)))
+    assert code == LOST and attempt.failure.rank == 0
+    assert ordered[1] == [EndRanks(signal.SIGTERM)]
+
+
+@pytest.mark.parametrize(
+    "cause, line",
+    [(exited(1, -9), "rank 1 on host1: killed by SIGKILL"), (NodeLost("its launcher is gone"), "node 1: its launcher is gone")],
+)
+def test_a_cause_that_comes_after_its_victim_is_reported(cause, line):
+    attempt, _, _ = attempt_of((0, exited(0, LOST)), (1, cause), (0, AttemptEnded((ExitRecord(0, LOST, None, "log", 0),))))
+    assert attempt.failure.line == line
+
+
+@pytest.mark.parametrize(
+    ("last", "code", "ordered"),
+    [([], 1, [EndRanks(signal.SIGTERM)]), ([EndRanks(signal.SIGABRT), Leave(7, "rank 0 failed")], 7, [EndRanks(signal.SIGABRT)])],
+)
+def test_a_node_whose_agent_does_not_end_its_ranks_is_left_all_the_same(last, code, ordered):
+    (ours, agents), (to_zero, of_zero) = socket.socketpair(), socket.socketpair()
+    agent, zero = Connection(agents), Connection(of_zero)
+    world = WorldSpec(2, 1, "night", "node0", 1, ("a", "b"), ((1,), (2,)), ("", ""))
+    for message in [Start(world, None, 0.1), *last]:
+        zero.send(message)
+    zero.close()
+    worker = NodeWorker(
+        RemoteNode(1, "host1", Connection(ours)), Connection(to_zero), "node 0", FakeSignals(), itertools.count(0, 100).__next__
+    )
+    assert worker.run() == code
+    assert agent.receive() == [Start(world, None, 0.1), *ordered]
+
+
+STUCK = """
+import itertools, os, signal, socket, sys, time
+from types import SimpleNamespace
+from launch import agent, keeper, nodes, processes
+from launch.connection import Connection
+
+def start_agent(config):
+    processes.become_subreaper()
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        if os.fork():
+            time.sleep(60)  # ignores everything, as one in a write that does not return
+        while True:
+            time.sleep(60)
+    return Connection(ours), pid
+
+nodes.start_agent = start_agent
+node = nodes.LocalNode(SimpleNamespace(node=0), clock=itertools.count(0, 2).__next__)
+began = time.monotonic()
+node.close()
+assert not processes.descendants(os.getpid()) and time.monotonic() - began < 20
+"""
+
+KEPT = """
+import itertools, os, signal, sys, time
+from launch import keeper, processes
+processes.become_subreaper()
+agent = os.fork()
+if not agent:
+    os.setsid()
+    os.fork()
+    while True:
+        time.sleep(60)
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+keeper.keep(agent, launcher=1 << 22, clock=itertools.count(0, 100).__next__)  # it has another parent: the launcher is gone
+assert not processes.descendants(os.getpid())
+"""
+
+
+@pytest.mark.parametrize("script", [STUCK, KEPT], ids=["by the launcher", "by the keeper"])
+def test_an_agent_that_does_not_end_is_killed_with_all_below_it(script):
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_log_that_is_a_pipe_without_a_reader_costs_the_log_and_not_the_run(launch, tmp_path):
+    (tmp_path / "logs").mkdir()
+    subprocess.run(["mkfifo", tmp_path / "logs" / "rank-0.log"], check=True)
+    code, out, err = launch("--log-dir", "logs", "--no-python", "echo", "hello").finish()
+    assert (code, out) == (0, "[0] hello\n") and "rank-0.log is not complete: " in err

@@ -1,0 +1,32 @@
+"""The map of the launcher names what is there."""
+
+import re
+
+from launching import ROOT
+
+from launch import exit_codes
+
+README = (ROOT / "launch" / "README.md").read_text()
+
+
+def test_each_file_has_a_line():
+    named = set(re.findall(r"`([\w/]+\.py)`", README.partition("## Files")[2]))
+    named = {name if name != "prove.py" else "horovod/prove.py" for name in named}
+    assert named == {str(path.relative_to(ROOT / "launch")) for path in (ROOT / "launch").rglob("*.py")} - {
+        "__init__.py",
+        "horovod/__init__.py",
+    }
+
+
+def test_the_exit_codes_are_those_of_the_table_and_so_is_what_is_started_again():
+    rows = dict(re.findall(r"^\| (\d+) \| .* \| ?(yes|no)? ?\|$", README, re.MULTILINE))
+    codes = {str(value) for name, value in vars(exit_codes).items() if isinstance(value, int) and name.isupper()}
+    assert rows.keys() == codes
+    assert {int(code) for code, again in rows.items() if again == "no"} == exit_codes.NEVER_RESTARTED
+
+
+def test_its_drawing_names_messages_that_exist():
+    from launch import messages
+
+    for name in re.findall(r"\b(?:Rank|Node|Attempt|Signal|Send|End)[A-Z]\w+", README.partition("## Signals")[0]):
+        assert hasattr(messages, name), name
