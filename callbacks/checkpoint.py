@@ -53,7 +53,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         filepath: the template of the files' names (`callbacks.template.Template`): the fields `{batch}` `{epoch}` `{samples}`
             `{step}` `{replicas}`, and any logged metric. Without a counter it is one file, replaced at each save. A file
             whose name needs a metric of the validation waits for the first one. A relative path starts at the directory that
-            is current when the callback is made; `~` is the home directory.
+            is current when the callback is made; `~` is the home directory. A save replaces a symbolic link in the place of
+            a file, not the file that it names.
         monitor, save_best_only, mode, initial_value_threshold: as in ModelCheckpoint. `keep_best` uses the same monitor.
         verbose: 0 for silence, 1 for a line at each save.
         save_weights_only: None lets the suffix decide. As in Keras, True needs `.weights.h5` and False `.keras`.

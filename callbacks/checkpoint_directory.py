@@ -38,7 +38,7 @@ class CheckpointDirectory:
         """
         _check_writable(self._path)
         files.finish_own(self._template)
-        self._lock.acquire(loop)
+        self._lock.acquire(loop, lambda: files.finish_own(self._template))
         self._identity = identity(self._path)
         files.sweep(self._template, self._lock.taken_from)
 

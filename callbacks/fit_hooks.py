@@ -203,14 +203,17 @@ class Loop:
     thread: int
     fit: int | None = None
 
+    def runs(self) -> bool:
+        """Whether this loop has not ended. One of the user's own ends with its thread, for all that is known."""
+        frame = sys._current_frames().get(self.thread)
+        while frame is not None and self.fit is not None and id(frame) != self.fit:
+            frame = frame.f_back
+        return frame is not None
+
     def excludes(self, other: "Loop") -> bool:
         """Whether this loop still runs beside the other. One thread runs loops of the user's own one after the other."""
-        frame = sys._current_frames().get(self.thread)
-        if self.fit is None:
-            return frame is not None and self.thread != other.thread
-        while frame is not None and id(frame) != self.fit:
-            frame = frame.f_back
-        return frame is not None and self != other
+        is_next = self.fit is None and self.thread == other.thread
+        return self != other and not is_next and self.runs()
 
 
 @dataclass(frozen=True)
