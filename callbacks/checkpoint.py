@@ -4,6 +4,7 @@ The hooks of Keras are here. When a checkpoint is due: `save_policy.py`. How it 
 when training resumes: `resuming.py`.
 """
 
+import functools
 import math
 import os
 
@@ -58,7 +59,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         filepath: the template of the files' names (`callbacks.template.Template`): the fields `{batch}` `{epoch}` `{samples}`
             `{step}` `{replicas}`, and any logged metric. Without a counter it is one file, replaced at each save. A file
             whose name needs a metric of the validation waits for the first one. A relative path starts at the directory that
-            is current when the callback is made; `~` is the home directory.
+            is current when the callback is made; `~` is the home directory. A save replaces a symbolic link in the place of
+            a file, not the file that it names.
         monitor, save_best_only, mode, initial_value_threshold: as in ModelCheckpoint. `keep_best` uses the same monitor.
         verbose: 0 for silence, 1 for a line at each save.
         save_weights_only: None lets the suffix decide. As in Keras, True needs `.weights.h5` and False `.keras`.
@@ -149,8 +151,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._last_in_list.join(self._callbacks)
         check_alone(self, self._callbacks)
         self._directory = directory = CheckpointDirectory(self.template)
-        finish_writes(self.template.matches)
-        ranks().on_chief(lambda: directory.claim(fit.loop))
+        finish = functools.partial(finish_writes, self.template.matches)
+        ranks().on_chief(lambda: directory.claim(fit.loop, finish))
         self._counters.begin_training(in_fit=not fit.is_own_loop)
         resumed_epoch_of(self.model).batches_per_epoch = (self.params or {}).get("steps")
         self._resume(fit)
