@@ -16,6 +16,7 @@ from callbacks.checkpoint_arguments import check_alone, check_arguments, check_m
 from callbacks.checkpoint_directory import CheckpointDirectory
 from callbacks.copyable import Copyable
 from callbacks.counters import counters_of
+from callbacks.data_position import data_position_of
 from callbacks.device_memory import DeviceMemory
 from callbacks.fit_hooks import fit_hooks_of, running_fit
 from callbacks.keras_private import set_initial_epoch
@@ -126,7 +127,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
 
     def set_model(self, model):
         super().set_model(model)
-        self._counters, self._costs = counters_of(model), save_costs_of(model)
+        self._counters, self._data, self._costs = counters_of(model), data_position_of(model), save_costs_of(model)
 
     def on_train_begin(self, logs=None):
         preemption.training_begins()
@@ -138,6 +139,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._directory = directory = CheckpointDirectory(self.template)
         ranks().on_chief(lambda: directory.claim(fit.loop))
         resumed_epoch_of(self.model).batches_per_epoch = (self.params or {}).get("steps")
+        self._data.begin(fit, will_resume=self.resume is not False)
         self._resume()
         begins_at = self._counters.read().batch
         if ranks().is_chief and self.resume is not True:
@@ -161,6 +163,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
     def on_epoch_begin(self, epoch, logs=None):
         self._leave_if_asked("on_epoch_begin")
         self._counters.begin_epoch(epoch)
+        self._data.begin_epoch()
 
     def on_train_batch_begin(self, batch, logs=None):
         self._set_states_again("on_train_batch_begin", batch)
@@ -284,6 +287,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._writer.make_room(f"The save of batch {self._counters.read().batch}")
         states = callback_state.gather(self._callbacks, hook)
         snapshot = state.take(self.model, self._saver.plan(), states, self._logs, metrics, self._keras_part)
+        place = self._data.place(snapshot.counts)
+        snapshot.header["data"] = place and place.to_json()
         snapshot.header["template"] = os.path.basename(self.template.text)
         path = self.template.format(snapshot.counts, metrics)
         self._policy.saved(snapshot.counts.batch)
