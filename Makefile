@@ -1,6 +1,6 @@
 # The first target that needs Python packages makes .venv; later ones find it there. Settings:
 #   PYTHON=/path/to/python3.12   the Python for .venv; default: the first of PYTHONS that fits
-#   ARGS="--epochs 20"           more flags for the command that train, test, test-all, faults or bench starts
+#   ARGS="--epochs 20"           more flags for the command that train, watch, test, test-all, faults or bench starts
 #   GPU=1                        for horovod: build it with NCCL (6 GB with TensorFlow's CUDA libraries; never run on several GPUs yet)
 
 PYTHON ?=
@@ -56,8 +56,8 @@ lint: $(LINT_INSTALLED) ## check format, lint and types; changes nothing
 bench: $(BENCH_INSTALLED) ## run the benchmarks, or those that ARGS name; up to 10 GB of disk
 	$(BIN)/python -m benchmarks $(ARGS)
 
-watch: $(INSTALLED) ## TensorBoard on runs/, for this machine only
-	$(BIN)/python -m tensorboard.main --logdir runs --host 127.0.0.1
+watch: $(INSTALLED) ## TensorBoard on runs/, for this machine only; ARGS="--port 6007" for another port
+	$(BIN)/python -m tensorboard.main --logdir runs --host 127.0.0.1 $(ARGS)
 
 picture: $(BENCH_INSTALLED) ## make tensorboard.png again: a real run, and chromium-headless-shell from Debian
 	$(BIN)/python -m benchmarks.picture

@@ -16,6 +16,7 @@ from callbacks.checkpoint_arguments import check_alone, check_arguments
 from callbacks.checkpoint_directory import CheckpointDirectory
 from callbacks.copyable import Copyable
 from callbacks.counters import counters_of
+from callbacks.data_position import data_position_of
 from callbacks.device_memory import DeviceMemory
 from callbacks.disk_room import DiskRoom
 from callbacks.epoch_state import EpochState
@@ -140,7 +141,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
 
     def set_model(self, model):
         super().set_model(model)
-        self._counters, self._costs = counters_of(model), save_costs_of(model)
+        self._counters, self._data, self._costs = counters_of(model), data_position_of(model), save_costs_of(model)
 
     def on_train_begin(self, logs=None):
         fit = running_fit(self)
@@ -155,6 +156,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         ranks().on_chief(lambda: directory.claim(fit.loop, finish))
         self._counters.begin_training(in_fit=not fit.is_own_loop)
         resumed_epoch_of(self.model).batches_per_epoch = (self.params or {}).get("steps")
+        self._data.begin(fit, will_resume=self.resume is not False)
         self._resume(fit)
         begins_at = self._counters.read().batch
         if ranks().is_chief and self.resume is not True:
@@ -184,6 +186,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if self._own_loop:
             self._own_loop.begin_epoch(epoch)
         self._counters.begin_epoch(epoch)
+        self._data.begin_epoch()
         self._epoch.begin()
         if not self._has_list:
             self.on_all_callbacks_began_epoch()
@@ -349,6 +352,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._writer.make_room(f"The save of batch {self._counters.read().batch}")
         states = self._epoch.states or callback_state.gather(self._callbacks, hook)
         snapshot = state.take(self.model, self._saver.plan(), states, self._logged.last, metrics, self._keras_part)
+        place = self._data.place(snapshot.counts)
+        snapshot.header["data"] = place and place.to_json()
         snapshot.header["template"] = self.template.last_part
         path = self.template.format(snapshot.counts, metrics)
         self._policy.saved(snapshot.counts.batch)

@@ -61,7 +61,7 @@ class Counters:
     Attributes:
         batch_bound: the batch counter without a read of the device: it is at most this, and mostly exactly this.
         unfinished: the counts of the checkpoint whose epoch the next batches finish; None once one of them was trained on.
-        data_seeks: whether the data starts behind the batches that are done in that epoch; set by `position`.
+        data_seeks: whether the data begins by itself where training stands; set by `position`.
     """
 
     def __init__(self, model: keras.Model):
@@ -205,10 +205,9 @@ class Counters:
                 "Data whose order follows the epochs needs somebody to count them. "
                 "Add GlobalStepCheckpoint, or any other callback of this package, to the callbacks of fit."
             )
-        self._positioned_at, self._epoch_was_announced = batch, False
+        self._positioned_at, self._epoch_was_announced, self.data_seeks = batch, False, True
         if self.unfinished is None:
             return self._epoch, 0
-        self.data_seeks = True
         return self._epoch, self.unfinished.samples_in_epoch
 
     def _begin_own_loop(self) -> None:
@@ -267,7 +266,7 @@ class Counters:
         with in_turn(tensors_of((logs, steps))):
             first = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group) == 0
             batch, steps = (1, steps) if first else (0, [0] * len(steps))
-            self._device.assign_add(tf.stack([batch, _batch_size(data), *steps]))
+            self._device.assign_add(tf.stack([batch, batch_size(data), *steps]))
         return logs
 
     def _updates(self) -> list[tf.Tensor]:
@@ -296,6 +295,14 @@ def _begin_of_epoch(counts: Counts) -> Counts:
     return Counts(batch=counts.batch - counts.batches_in_epoch, samples=counts.samples - counts.samples_in_epoch)
 
 
-def _batch_size(data: Any) -> tf.Tensor:
-    first = next(leaf for leaf in keras.tree.flatten(data) if leaf is not None)
-    return first.dense_shape[0] if isinstance(first, tf.SparseTensor) else tf.shape(first, out_type="int64")[0]
+def batch_size(data: Any) -> tf.Tensor:
+    """Returns how many samples a batch has: the leading dimension of its parts, or 1 where all are scalars.
+
+    Where the leading dimensions differ, it is one that varies from batch to batch, else the most frequent one.
+    """
+    parts = [part for part in keras.tree.flatten(data) if part is not None and part.shape.rank != 0]
+    if not parts:
+        return tf.constant(1, "int64")
+    leading = [part.shape[0] for part in parts]
+    part = parts[leading.index(None if None in leading else max(leading, key=leading.count))]
+    return part.dense_shape[0] if isinstance(part, tf.SparseTensor) else tf.shape(part, out_type="int64")[0]

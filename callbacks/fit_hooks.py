@@ -264,12 +264,16 @@ class RunningFit:
             where there is no `CallbackList`.
         has_list: whether there is one.
         validates: whether it was given validation data; None where nobody calls `fit`.
+        source: what `fit` was given to train on.
+        epoch_iterator: Keras's iterator over it; None where nobody calls `fit`.
     """
 
     loop: Loop
     callbacks: list[keras.callbacks.Callback]
     has_list: bool
     validates: bool | None
+    source: Any = None
+    epoch_iterator: Any = None
 
     @property
     def is_own_loop(self) -> bool:
@@ -284,6 +288,7 @@ def running_fit(asking: keras.callbacks.Callback) -> RunningFit:
     `val_loss` from one that would wait forever.
     """
     callbacks, has_list, validates, loop = [asking], False, None, Loop(threading.get_ident())
+    source, epoch_iterator = None, None
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         caller = frame.f_locals.get("self")
@@ -292,6 +297,7 @@ def running_fit(asking: keras.callbacks.Callback) -> RunningFit:
         if caller is asking.model and frame.f_code.co_name == "fit":
             loop = Loop(threading.get_ident(), id(frame))
             validates = frame.f_locals.get("validation_data") is not None
+            source, epoch_iterator = frame.f_locals.get("x"), frame.f_locals.get("epoch_iterator")
             break
         frame = frame.f_back
-    return RunningFit(loop, callbacks, has_list, validates)
+    return RunningFit(loop, callbacks, has_list, validates, source, epoch_iterator)

@@ -8,7 +8,8 @@ public way is refused in one line when training begins.
 import functools
 import importlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -259,6 +260,84 @@ def have_fit_take(adapter: type) -> None:
 def layers_of(model: keras.Model) -> list[keras.Layer]:
     """Returns the model and all layers in it."""
     return needed(model, "_flatten_layers")()
+
+
+class FitData:
+    """The training data of a running `fit`. It lives as long as the `fit`.
+
+    Args:
+        epoch_iterator: Keras's iterator over the epochs, the same through one `fit`.
+        make: called wherever Keras would make an iterator of `dataset`; each epoch takes one, and may drop others.
+    """
+
+    def __init__(self, epoch_iterator: Any, make: Callable[[], Any]):
+        self.dataset = epoch_iterator._distributed_dataset
+        self._epoch_iterator = weakref.ref(epoch_iterator)
+        epoch_iterator._distributed_dataset = _Iterable(self, make)
+
+    @property
+    def epoch_iterator(self) -> Any:
+        """Keras's iterator over the epochs."""
+        return self._epoch_iterator()
+
+    @property
+    def length(self) -> int | None:
+        """Batches that an iterator has; None if unknown."""
+        return self.epoch_iterator.data_adapter.num_batches
+
+    @property
+    def continues(self) -> bool:
+        """Whether the next epoch goes on with the iterator of the last one, as with `steps_per_epoch`."""
+        return bool(self.epoch_iterator.steps_per_epoch) and self.epoch_iterator._current_iterator is not None
+
+    def count_as_seen(self, batches: int) -> None:
+        """Counts further batches as drawn from the iterator, of which Keras may know the length."""
+        self.epoch_iterator._steps_seen += batches
+
+    @property
+    def py_dataset(self) -> keras.utils.PyDataset | None:
+        """The `PyDataset` that the data comes from."""
+        return getattr(self.epoch_iterator.data_adapter, "py_dataset", None)
+
+    @property
+    def shuffles_by_python(self) -> bool:
+        """Whether Keras shuffles the batches of a `PyDataset`, with the generator of Python's `random`."""
+        return self.py_dataset is not None and bool(self.epoch_iterator.data_adapter.shuffle)
+
+
+class _Iterable:
+    def __init__(self, data: FitData, make: Callable[[], Any]):
+        self._data, self._make = data, make
+
+    def __iter__(self):
+        return self._make()
+
+
+def undistributed(dataset: Any) -> Any:
+    """Returns the dataset that a strategy distributes."""
+    return getattr(dataset, "_original_dataset", dataset)
+
+
+def inputs_of(dataset: tf.data.Dataset) -> list[tf.data.Dataset]:
+    """Returns the datasets that a step of a pipeline reads from."""
+    return dataset._inputs()
+
+
+def graphs_of(dataset: tf.data.Dataset) -> list[tf.Graph]:
+    """Returns the graphs of the functions that a step of a pipeline calls."""
+    return [function.function.graph for function in dataset._functions()]
+
+
+def seeds_of(dataset: tf.data.Dataset) -> list[int] | None:
+    """Returns the two seeds of a shuffle, both 0 if it takes others each time; None for a step without."""
+    if not hasattr(dataset, "_seed2"):
+        return None
+    return [int(keras.ops.convert_to_numpy(seed)) for seed in (dataset._seed, dataset._seed2)]
+
+
+def is_anew_for_each_iterator(dataset: tf.data.Dataset) -> bool:
+    """Whether each iterator of a step with seeds has another order than the one before."""
+    return bool(getattr(dataset, "_reshuffle_each_iteration", False) or getattr(dataset, "_rerandomize", False))
 
 
 def batches_of_validation(model: keras.Model) -> int | None:

@@ -1,7 +1,7 @@
 """Finishes an epoch that an earlier process began.
 
 Keras runs whole epochs only. So `fit` runs the epoch from its first batch, and executions whose batches are trained on already
-return the restored logs and train on nothing.
+return the restored logs and train on nothing. The data stands behind these batches then (`data_position.py`).
 """
 
 from collections.abc import Callable
@@ -65,11 +65,8 @@ class ResumedEpoch:
         return max(counts.batches_in_epoch - self.begins_at, 0)
 
     def _begin(self, counts: Counts, iterator: Any) -> int:
-        """Restores the metrics, moves the data past the batches that are done, and returns how many executions to skip."""
+        """Restores the metrics, and returns how many executions to skip."""
         done = counts.batches_in_epoch
-        if not self._counters.data_seeks:
-            for _ in range(done):
-                next(iterator)
         self._hooks.build(iterator)
         self._restore_metrics()
         with self._model.distribute_strategy.scope():

@@ -3,7 +3,8 @@
 Keras's part of a file holds weights and optimizers. The rest is in the group `global_step` of the same HDF5 file (in a
 `.keras` archive, of its member `model.weights.h5`):
 
-    header                  JSON: format, template, counters, logs, metrics, states of callbacks (`callback_state.py`); name,
+    header                  JSON: format, template, counters, logs, metrics, states of callbacks (`callback_state.py`), place
+                            in the data (`data_position.py`); name,
                             shape and dtype of every variable of the state tree; which variables each optimizer updates;
                             whether the values are finite (`finite.py`)
     variables/<i>           what Keras's part does not hold bit for bit, shape [replicas, ...]: seeds, states, LoRA's adapters,
@@ -30,6 +31,7 @@ import tensorflow as tf
 from callbacks import callback_state, format_1
 from callbacks.callback_state import CallbackStates
 from callbacks.counters import Counts, counters_of
+from callbacks.data_position import data_position_of
 from callbacks.errors import InputError, one_line
 from callbacks.files import TRAILER_SIZE, Output
 from callbacks.hdf5_reader import WEIGHTS_MEMBER, check_file, check_link, load_weights, open_hdf5, read_dataset
@@ -209,8 +211,9 @@ class StoredState:
         self._assign(model, tree, set(tree.metrics))
 
     def resume_epoch(self, model: keras.Model) -> None:
-        """Sets the counters; the next `fit` finishes the epoch that the checkpoint stands in."""
+        """Sets the counters and the place in the data; the next `fit` finishes the epoch that the checkpoint stands in."""
         resumed_epoch_of(model).resume(self.counts, self.header["logs"], lambda: self.assign_metrics(model))
+        data_position_of(model).resume(self.header.get("data"), self.counts)
 
     def _assign(self, model: keras.Model, tree: StateTree, names: set[str]) -> None:
         beside = self.beside if self.header["format"] == FORMAT else format_1.named(self.beside, tree, model)

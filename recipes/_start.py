@@ -10,7 +10,7 @@ from launch import exit_codes
 
 
 def start() -> None:
-    """Has warnings answered and TensorFlow imported without its remarks.
+    """Has warnings answered, TensorFlow imported without its remarks, and Keras set up.
 
     USR1 or USR2 ends the process with `REQUEUE`, as it does later before training begins. `callbacks.catch_signals` takes over
     when all is imported.
@@ -19,6 +19,7 @@ def start() -> None:
         signal.signal(number, lambda number, frame: os._exit(exit_codes.REQUEUE))
     with _no_traceback_of_ctrl_c():
         import_tensorflow_quietly()
+        _pin_keras()
 
 
 @contextlib.contextmanager
@@ -31,6 +32,16 @@ def _no_traceback_of_ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _pin_keras() -> None:
+    """Gives Keras the settings that recipes are made for, whatever KERAS_BACKEND and ~/.keras/keras.json say."""
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    import keras
+
+    keras.config.set_floatx("float32")
+    keras.config.set_epsilon(1e-7)
+    keras.config.set_image_data_format("channels_last")
 
 
 def import_tensorflow_quietly() -> None:

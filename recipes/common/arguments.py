@@ -14,8 +14,31 @@ MOST_VIRTUAL_DEVICES = 256  # each takes a thread and its own copy of the model
 _LARGEST: dict[Callable[[str], Any], float] = {int: 2**31 - 1, float: 3.4e38}
 
 
+_EXAMPLES = """examples:
+  python -m recipes.{name} --workdir runs/longer --epochs 20           a run of its own; started again, it goes on
+  python -m recipes.{name} --virtual-devices 2                         two replicas on a machine without GPUs
+  python -m recipes.{name} --keep-last 3 --save-secs 600               three checkpoints at most, one every ten minutes
+  python -m launch --nproc-per-node 2 -m recipes.{name}                two processes, with Horovod"""
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults, except where a flag has none."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises for a wrong flag, as for any other bad input."""
+
+    _group: argparse._ArgumentGroup | None = None
+
+    def begin_group(self, title: str) -> None:
+        """Has `--help` show the flags that are added from here on under a title."""
+        self._group = self.add_argument_group(title)
+
+    def add_argument(self, *args, **kwargs):
+        return self._group.add_argument(*args, **kwargs) if self._group else super().add_argument(*args, **kwargs)
 
     def error(self, message):
         raise InputError(f"{message} (--help lists the flags)")
@@ -53,9 +76,11 @@ def recipe_parser(
     parser = Parser(
         prog=f"python -m recipes.{name}",
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        epilog=_EXAMPLES.format(name=name),
+        formatter_class=_Help,
         allow_abbrev=False,
     )
+    parser.begin_group("devices")
     parser.add_argument(
         "--strategy",
         choices=("auto", "single", "mirrored", "horovod", "multiworker"),
@@ -69,6 +94,7 @@ def recipe_parser(
         metavar="N",
         help="split the CPU into N devices, to run the distributed path on a machine without GPUs",
     )
+    parser.begin_group("training")
     parser.add_argument("--workdir", default=f"runs/{name}", help="the run's directory")
     parser.add_argument("--epochs", type=positive(int), default=epochs, metavar="N", help="the planned end")
     parser.add_argument(
@@ -93,6 +119,7 @@ def recipe_parser(
         metavar="E",
         help="the rate rises over the first E epochs, from the one before scaling, or from 0 without --base-batch-size",
     )
+    parser.begin_group("checkpoints")
     parser.add_argument(
         "--save-freq",
         type=save_frequency,
@@ -119,6 +146,7 @@ def recipe_parser(
         metavar="auto|never|PATH",
         help="auto: go on from the newest checkpoint that verifies; PATH: from that one; an older one with another --workdir",
     )
+    parser.begin_group("watching")
     parser.add_argument(
         "--init-from",
         metavar="PATH",
@@ -150,12 +178,14 @@ def recipe_parser(
     parser.add_argument(
         "--log-secs", type=positive(float), default=10.0, metavar="S", help="seconds between lines, where output is a file"
     )
+    parser.begin_group("computation")
     parser.add_argument(
         "--seed", type=not_negative(int, most=2**32 - 1), default=0, metavar="N", help="of weights, dropout and data order"
     )
     parser.add_argument("--steps-per-execution", type=positive(int), default=1, metavar="N", help="batches per call of the device")
     parser.add_argument("--mixed-precision", choices=("float16", "bfloat16"), help="compute in this type, keep weights in float32")
     parser.add_argument("--no-deterministic", action="store_true", help="faster on GPUs, but two runs differ")
+    parser.begin_group(f"{name} alone")
     return parser
 
 

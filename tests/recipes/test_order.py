@@ -1,15 +1,17 @@
 """The order of the data is a pure function of (seed, epoch, index), and any place in it is reached at once."""
 
+import re
 import threading
 import time
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from launching import wait_for
 
-from callbacks import Counts, counters_of
+from callbacks import Counts, InputError, counters_of
 from recipes.common.data import Arrays, training_data, validation_data
 from recipes.common.data.shuffle import shuffle_index
 from recipes.common.distribution import Distribution
@@ -94,3 +96,41 @@ def test_samples_are_prepared_ahead_of_training_and_several_at_once(validation):
     next(batches)
     wait_for(lambda: running["prepared"] >= 16, "a batch that nobody has asked for", timeout=20)
     assert running["at once"] > 1
+
+
+def test_files_are_named_in_memory_and_read_by_prepare(tmp_path):
+    for number in range(8):
+        (tmp_path / f"{number}.txt").write_text(str(number))
+    source = Arrays(np.array([str(tmp_path / f"{number}.txt") for number in range(8)]), np.arange(8))
+
+    def read(path, label, seed):
+        return tf.strings.to_number(tf.io.read_file(path)), label
+
+    data = validation_data(source, SINGLE, global_batch_size=4, prepare=read)
+    assert [batch[0].numpy().tolist() for batch in data.get_tf_dataset()] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    model = build_model("mlp", (8, 8, 1))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    counters_of(model).begin_epoch(0)
+    data = training_data(source, model, SINGLE, global_batch_size=4, seed=0, prepare=read)
+    data.on_epoch_begin()
+    numbers = [(x.numpy(), y.numpy()) for x, y in data.get_tf_dataset()]
+    assert sorted(x for part, _ in numbers for x in part) == list(range(8))
+    assert all(np.array_equal(x, y) for x, y in numbers)
+
+
+@pytest.mark.parametrize("make", [lambda data: training_data(data, None, SINGLE, global_batch_size=2, seed=0),
+                                  lambda data: validation_data(data, SINGLE, global_batch_size=2)])  # fmt: skip
+def test_a_dataset_is_refused_with_what_to_pass(make):
+    with pytest.raises(InputError, match=re.escape("Arrays(paths, labels) with a prepare function")) as raised:
+        make(tf.data.Dataset.range(4))
+    assert "\n" not in str(raised.value)
+
+
+def test_ranks_without_the_callbacks_that_keep_them_equal_are_refused():
+    model = build_model("mlp", (8, 8, 1))
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    world = Distribution("horovod", ("/cpu:0",), None, SimpleNamespace(rank=0, size=1, is_chief=True))
+    arrays = Arrays(np.zeros((8, 8, 8, 1), "float32"), np.zeros(8, "int64"))
+    with pytest.raises(InputError, match=re.escape("Begin the list of callbacks of fit with *distribution.callbacks()")):
+        model.fit(training_data(arrays, model, world, global_batch_size=4, seed=0), verbose=0)
+    assert counters_of(model).read().batch == 0

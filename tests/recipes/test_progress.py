@@ -1,6 +1,9 @@
 """The launcher hears how far a rank is, in training and in validation, and the device is not asked for it."""
 
+import io
 import os
+import re
+import sys
 
 import keras
 import numpy as np
@@ -8,7 +11,10 @@ import pytest
 
 from callbacks import counters_of
 from launch import world
+from recipes.common.arguments import checkpoint_callback, parse, recipe_parser
 from recipes.common.distribution import Distribution
+from recipes.common.run.progress_bar import ProgressBar
+from recipes.common.run.summary import RunSummary
 
 
 class Listens(keras.callbacks.Callback):
@@ -66,3 +72,44 @@ def test_every_batch_is_reported_and_validation_too_without_asking_the_device(ch
 
     model.fit(x, y, batch_size=4, epochs=1, verbose=0, callbacks=callbacks)
     assert listens.heard[-1] == ("train", 9)  # counted over all fits of the model
+
+
+SINGLE = Distribution("single", ("/cpu:0",))
+
+
+def flags(tmp_path, *more):
+    parser = recipe_parser("mnist", "", epochs=2, global_batch_size=4, learning_rate=0.1)
+    return parse(parser, ["--workdir", str(tmp_path), "--save-freq", "2", *more])
+
+
+def train(epochs, *callbacks):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    x, y = np.ones((40, 2)), np.ones((40, 1))
+    model.fit(x, y, validation_data=(x, y), batch_size=4, shuffle=False, epochs=epochs, verbose=0, callbacks=list(callbacks))
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_bar_and_the_loss_have_room_in_80_columns(tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    terminal, checkpoint = Terminal(), checkpoint_callback(flags(tmp_path))
+    train(2, checkpoint, ProgressBar(SINGLE, checkpoint, 10, 10.0, terminal))
+    shown = [re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", line) for line in re.split(r"[\r\n]+", terminal.getvalue())]
+    last = [line for line in shown if line.strip()][-1]
+    assert max(len(line) for line in shown) <= 80
+    assert last.startswith("\u2501" * 12 + " batch 20 of 20, ") and ", loss 0." in last and ", val_loss 0." in last
+
+
+def test_train_longer_suggests_more_epochs_than_were_reached(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["mnist.py", "--epochs", "1"])
+    for epochs, suggested in ((3, 6), (1, 6)):
+        args = flags(tmp_path, "--epochs", str(epochs))
+        checkpoint = checkpoint_callback(args)
+        train(epochs, checkpoint, RunSummary(args, SINGLE, 10, checkpoint))
+        out = capsys.readouterr().out
+        assert re.search(r"^train longer .*--epochs (\d+)$", out, re.MULTILINE)[1] == str(suggested), out

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 import tensorflow as tf
+from compare import assert_same_weights
 from processes import run_program
 
 from callbacks import InputError
@@ -176,3 +177,15 @@ def test_an_older_checkpoint_is_not_gone_on_from_among_later_ones(recipe, tmp_pa
         parse_args(["--workdir", str(tmp_path), "--resume", str(older)])
     elsewhere = parse_args(["--workdir", str(tmp_path / "other"), "--resume", str(older)])
     assert elsewhere.resume_from == os.fspath(older)
+
+
+def test_settings_of_keras_that_recipes_are_not_made_for_change_nothing(recipe, tmp_path):
+    (tmp_path / "keras.json").write_text(
+        '{"backend": "jax", "floatx": "float16", "epsilon": 0.1, "image_data_format": "channels_first"}'
+    )
+    flags = ["--epochs", 1, "--data", "digits"]
+    other = recipe(*flags, "--workdir", tmp_path / "other", env={"KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "jax"})
+    plain = recipe(*flags, "--workdir", tmp_path / "plain", env={"KERAS_HOME": str(tmp_path / "none")})
+    results = [process.finish() for process in (other, plain)]
+    assert [code for code, _, _ in results] == [0, 0], results
+    assert_same_weights(*(tmp_path / run / "checkpoints" / "model_batch_at_00022.weights.h5" for run in ("other", "plain")))

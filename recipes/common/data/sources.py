@@ -8,6 +8,8 @@ from typing import ClassVar, Protocol
 import numpy as np
 import tensorflow as tf
 
+from callbacks import InputError
+
 Prepare = Callable[..., tuple[tf.Tensor, ...]]
 
 
@@ -39,12 +41,36 @@ class Source(Protocol):
         """
 
 
+def refuse_datasets(source: Source) -> None:
+    """Checks that samples can be read by their numbers.
+
+    Raises:
+        InputError: if `source` is a `tf.data.Dataset`, which has only a next one.
+    """
+    if isinstance(source, (tf.data.Dataset, tf.distribute.DistributedDataset)):
+        raise InputError(
+            "A tf.data.Dataset cannot be entered in its middle, nor shuffled in one order on any number of replicas. Pass "
+            "Arrays(x, y), or Arrays(paths, labels) with a prepare function that reads a file, or a class with __len__ and "
+            f"fetch(numbers). Received: {type(source).__name__}"
+        )
+
+
 @dataclass(frozen=True)
 class Arrays:
     """A data set in memory.
 
+    Files too large for memory are named in memory, and read in `prepare`, on all cores:
+
+    ```python
+    def read(path, label, seed):
+        image = tf.io.decode_jpeg(tf.io.read_file(path), channels=3)
+        return tf.image.resize(image, [224, 224]) / 255.0, label
+
+    training_data(Arrays(np.array(paths), np.array(labels)), ..., prepare=read)
+    ```
+
     Args:
-        x: `[samples, ...]`, of the model's input type.
+        x: `[samples, ...]`, of the model's input type, or what `prepare` makes it from.
         y: `[samples]`, int64 class numbers.
     """
 

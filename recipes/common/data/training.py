@@ -12,7 +12,7 @@ from recipes.common.data.epochs import EpochData
 from recipes.common.data.pipeline import CORES, map_in_order, prefetch, seeded
 from recipes.common.data.shuffle import shuffle_index
 from recipes.common.data.skipped import SkippedBatches
-from recipes.common.data.sources import Prepare, Source
+from recipes.common.data.sources import Prepare, Source, refuse_datasets
 from recipes.common.distribution import Distribution
 
 
@@ -59,8 +59,10 @@ def training_data(
         `fit`.
 
     Raises:
-        InputError: if there are too few samples for one batch.
+        InputError: if there are too few samples for one batch, or `source` is a `tf.data.Dataset`; in `fit`, if it lacks the
+            callbacks of the distribution.
     """
+    refuse_datasets(source)
     batches, share = batches_per_epoch(source, global_batch_size, epochs_per_pass), global_batch_size // distribution.replicas
     position = _Position(model, global_batch_size, batches, skipped := SkippedBatches(batches))
     order = _Order(len(source), batches, epochs_per_pass, global_batch_size, share, seed)
@@ -82,7 +84,11 @@ def training_data(
         samples = map_in_order(places, fetch_with_key).unbatch()
         return prefetch(map_in_order(samples, seeded(prepare, seed), CORES).batch(share, drop_remainder=True))
 
-    return EpochData(distribution.dataset(shares), batches, position.seek, skipped)
+    def before_epoch():
+        distribution.check_callbacks(model)
+        position.seek()
+
+    return EpochData(distribution.dataset(shares), batches, before_epoch, skipped)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from recipes.common.data.epochs import EpochData
 from recipes.common.data.pipeline import CORES, map_in_order, prefetch, seeded
-from recipes.common.data.sources import Prepare, Source
+from recipes.common.data.sources import Prepare, Source, refuse_datasets
 from recipes.common.distribution import Distribution
 
 
@@ -27,6 +27,7 @@ def validation_data(
     Returns:
         For `fit(validation_data=...)` and `evaluate`: batches of the parts.
     """
+    refuse_datasets(source)
     size, replicas = len(source), distribution.replicas
     sizes = share_sizes(size, replicas, global_batch_size)
     batches = len(sizes)

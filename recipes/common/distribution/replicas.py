@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import keras
 import tensorflow as tf
 
-from callbacks import start_up
+from callbacks import InputError, start_up
 from recipes.common.distribution.heartbeat import Heartbeat
 from recipes.common.distribution.summing import dense, summing
-from recipes.common.distribution.synchronous import Synchronous, averaging
+from recipes.common.distribution.synchronous import Synchronous, averaging, is_synchronous
 
 if TYPE_CHECKING:
     from recipes.common.distribution.engine_ranks import EngineRanks
@@ -67,6 +67,18 @@ class Distribution:
     def callbacks(self) -> list[keras.callbacks.Callback]:
         """The first callbacks of every rank: they keep the ranks equal, and report progress to the launcher."""
         return [*([Synchronous(self.ranks)] if self.ranks else []), Heartbeat()]
+
+    def check_callbacks(self, model: keras.Model) -> None:
+        """Checks, in a running `fit`, that its callbacks keep the ranks equal.
+
+        Raises:
+            InputError: if they do not.
+        """
+        if self.ranks and not is_synchronous(model):
+            raise InputError(
+                "Without their callbacks the ranks would drift apart, and nobody would notice. Begin the list of callbacks of fit "
+                "with *distribution.callbacks(), on every rank."
+            )
 
     def dataset(self, shares: Callable[[int, int], tf.data.Dataset]) -> tf.data.Dataset | tf.distribute.DistributedDataset:
         """Spreads a dataset over the replicas.

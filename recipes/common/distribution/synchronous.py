@@ -109,6 +109,12 @@ class Synchronous(keras.callbacks.Callback):
         self._ranks.settle()
 
 
+def is_synchronous(model: keras.Model) -> bool:
+    """Whether a `Synchronous` is among the callbacks of the running `fit`."""
+    training = attached(model, _Training)
+    return training is not None and training.runs
+
+
 class _Training:
     """What is done for one model, on every rank: a start from the chief's state, a proof, and logs of all ranks."""
 
@@ -120,6 +126,11 @@ class _Training:
         self._hooks = fit_hooks_of(model)
         self._hooks.around_execution(self._synchronize)
         self._hooks.around_epoch_logs(self._of_all_ranks)
+
+    @property
+    def runs(self) -> bool:
+        """Whether a `fit` with these callbacks runs."""
+        return self._runs
 
     def begin(self) -> None:
         """To be called before other callbacks restore anything."""

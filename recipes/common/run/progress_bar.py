@@ -15,6 +15,8 @@ from callbacks import Counts, GlobalStepCheckpoint, counters_of
 from recipes.common.distribution import Distribution
 
 _REDRAW_SECS = 0.2
+_BAR_WIDTH = 12
+_LEFT_OUT_FIRST = ("saved", "speed", "epoch", "left", "val_loss")  # of the bar, on a narrow terminal
 
 
 class ProgressBar(keras.callbacks.Callback):
@@ -80,7 +82,9 @@ class ProgressBar(keras.callbacks.Callback):
         self._next = self._clock() + (_REDRAW_SECS if self._output.isatty() else self._log_secs)
         if self._output.isatty():
             console = Console(file=self._output)
-            self._bar = Progress(BarColumn(bar_width=12), TextColumn("{task.description}"), console=console, auto_refresh=False)
+            self._bar = Progress(
+                BarColumn(bar_width=_BAR_WIDTH), TextColumn("{task.description}"), console=console, auto_refresh=False
+            )
             self._task = self._bar.add_task("", total=self._total, completed=counters_of(self.model).read().batch)
             self._bar.start()
             atexit.register(self.close)
@@ -88,20 +92,29 @@ class ProgressBar(keras.callbacks.Callback):
     def _say(self):
         counts = counters_of(self.model).read()
         self._next = self._clock() + (_REDRAW_SECS if self._bar else self._log_secs)
-        text = ", ".join(self._parts(counts))
+        parts = dict(self._parts(counts))
         if self._bar:
+            text = _fitting(parts, self._bar.console.width - _BAR_WIDTH - 1)
             self._bar.update(self._task, completed=counts.batch, description=text, refresh=True)
         else:
-            print(f"{self._now():%Y-%m-%d %H:%M:%S}  {text}", file=self._output, flush=True)
+            print(f"{self._now():%Y-%m-%d %H:%M:%S}  {', '.join(parts.values())}", file=self._output, flush=True)
 
     def _parts(self, counts):
         assert self._began_at is not None
-        yield f"batch {counts.batch} of {self._total}"
+        yield "batch", f"batch {counts.batch} of {self._total}"
         seconds, trained = self._clock() - self._began, counts.batch - self._began_at.batch
         if trained and seconds > 0:
-            yield f"{(counts.samples - self._began_at.samples) / seconds:.0f} samples/s"
-            yield f"{timedelta(seconds=round(seconds / trained * max(self._total - counts.batch, 0)))} left"
+            yield "speed", f"{(counts.samples - self._began_at.samples) / seconds:.0f} samples/s"
+            yield "left", f"{timedelta(seconds=round(seconds / trained * max(self._total - counts.batch, 0)))} left"
         if self._checkpoint.newest:
-            yield f"saved {os.path.basename(self._checkpoint.newest).split('.')[0]}"
-        yield from (f"{name} {value:.4f}" for name, value in self._metrics.items() if name in ("loss", "val_loss"))
-        yield f"epoch {counts.epoch}"
+            yield "saved", f"saved {os.path.basename(self._checkpoint.newest).split('.')[0]}"
+        yield from ((name, f"{name} {value:.4f}") for name, value in self._metrics.items() if name in ("loss", "val_loss"))
+        yield "epoch", f"epoch {counts.epoch}"
+
+
+def _fitting(parts: dict[str, str], width: int) -> str:
+    """Returns as many of the parts as a line of a terminal has room for."""
+    for name in _LEFT_OUT_FIRST:
+        if len(", ".join(parts.values())) > width:
+            parts.pop(name, None)
+    return ", ".join(parts.values())

@@ -70,7 +70,7 @@ class RunSummary(keras.callbacks.Callback):
         print(f"trained on   {counts.batch} batches, {counts.samples} samples, {_plural(counts.step, 'step')}")
         print(f"checkpoint   {from_here(self._checkpoint.newest) if self._checkpoint.newest else 'none'}")
         print(f"watch        {_tool('tensorboard')} --logdir {shlex.quote(self._args.workdir)}")
-        print(f"train longer {self._longer()}", flush=True)
+        print(f"train longer {self._longer(2 * max(self._args.epochs, counts.epoch))}", flush=True)
 
     def _disk(self):
         size, most = state_size(self.model), self._checkpoint.disk_room.most_files
@@ -84,15 +84,15 @@ class RunSummary(keras.callbacks.Callback):
             return "from scratch" if self._args.resume_from else "from scratch (--resume never)"
         return f"from {from_here(resumed.path)}: batch {resumed.batch}, epoch {resumed.epoch}"
 
-    def _longer(self):
+    def _longer(self, epochs):
         if self._distribution.ranks:
-            return f"the same command with --epochs {2 * self._args.epochs}"
+            return f"the same command with --epochs {epochs}"
         given = sys.argv[1:]
         if "--epochs" in given:
             del given[given.index("--epochs") : given.index("--epochs") + 2]
         module = sys.modules["__main__"].__spec__
         what = ["-m", module.name] if module else [sys.argv[0]]
-        return shlex.join([_tool("python"), *what, *given, "--epochs", str(2 * self._args.epochs)])
+        return shlex.join([_tool("python"), *what, *given, "--epochs", str(epochs)])
 
 
 def _tool(name):

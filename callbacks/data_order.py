@@ -1,0 +1,156 @@
+"""What a `tf.data` pipeline says about the order of its batches: seeds, and what nobody can repeat.
+
+Every iterator of a dataset begins anew. Only a shuffle with `reshuffle_each_iteration` remembers how many iterators there were.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import tensorflow as tf
+
+from callbacks import keras_private
+
+PYTHON = "Python code yields it (a generator, a PyDataset, a py_function), which may yield other batches this time"
+UNSEEDED = "it is shuffled or drawn without a seed (call keras.utils.set_random_seed first, or give the shuffle a seed)"
+PARALLEL = "random operations run in a parallel map"
+STATEFUL = "a function in it keeps state of its own, as a Keras layer with random operations does"
+ANY_ORDER = "it does not ask for a fixed order (deterministic=False)"
+UNKNOWN = "it is not a tf.data.Dataset that can be looked into"
+_KEEPS_SHUFFLES = "a shuffle comes before a repeat, a cache or a concatenation"
+
+_RANDOM = re.compile("Random|Multinomial|SampleDistorted|ParameterizedTruncated")
+_STATEFUL = re.compile("Assign|Stateful(?!PartitionedCall)|RngSkip|RngReadAndSkip")
+
+
+class Replay(Enum):
+    """How the shuffles of a new process get to where those of an earlier one were."""
+
+    NOTHING = "no iterator depends on those before it"
+    CREATE = "create the iterators that there were before"
+    DRAW = "draw an element from each of them too, which creates the iterators of the shuffles within"
+    IMPOSSIBLE = "read all of them"
+
+
+@dataclass
+class DataOrder:
+    """What is known of the order of a dataset.
+
+    Args:
+        seeds: of all random operations, in the order of the pipeline. Where they are equal, so is the order.
+        doubts: why the order may differ in another process even so, for messages.
+        replay: what an iterator after the first one needs.
+    """
+
+    seeds: list[list[int]] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
+    replay: Replay = Replay.NOTHING
+
+    def doubt(self, why: str) -> None:
+        """Adds a reason, once."""
+        if why not in self.doubts:
+            self.doubts.append(why)
+
+
+def order_of(dataset: Any) -> DataOrder:
+    """Looks through a pipeline.
+
+    Args:
+        dataset: a `tf.data.Dataset`, or one that a strategy distributes.
+    """
+    order = DataOrder()
+    dataset = keras_private.undistributed(dataset)
+    if not isinstance(dataset, tf.data.Dataset):
+        order.doubt(UNKNOWN)
+        return order
+    if dataset.options().deterministic is False:
+        order.doubt(ANY_ORDER)
+    try:
+        _look_at(dataset, order, ())
+    except AttributeError:  # a version that lacks a private name
+        order.doubt(UNKNOWN)
+    return order
+
+
+def doubts_of_replay(order: DataOrder) -> list[str]:
+    """Returns why an iterator after the first one cannot be repeated."""
+    return [_KEEPS_SHUFFLES] if order.replay is Replay.IMPOSSIBLE else []
+
+
+def _look_at(dataset: tf.data.Dataset, order: DataOrder, after: tuple[str, ...]) -> None:
+    """Looks at a step of a pipeline and at those before it.
+
+    Args:
+        after: the kinds of the steps that come after it, the last one first.
+    """
+    kind = type(dataset).__name__
+    seeds = keras_private.seeds_of(dataset)
+    if seeds is not None:
+        _note_seeds(order, seeds)
+        if keras_private.is_anew_for_each_iterator(dataset):
+            _note_reshuffle(order, after)
+            after = (*after, "reshuffle")
+    if "Service" in kind:
+        order.doubt(UNKNOWN)
+    if getattr(dataset, "_deterministic", None) == "false":
+        order.doubt(ANY_ORDER)
+    for graph in keras_private.graphs_of(dataset):
+        _look_into(graph, order, is_parallel="Parallel" in kind)
+    for each in keras_private.inputs_of(dataset):
+        _look_at(each, order, (*after, kind))
+
+
+def _note_seeds(order: DataOrder, seeds: list[int]) -> None:
+    order.seeds.append(seeds)
+    if not any(seeds):
+        order.doubt(UNSEEDED)
+
+
+def _note_reshuffle(order: DataOrder, after: tuple[str, ...]) -> None:
+    is_within = "reshuffle" in after
+    cached = any("Cache" in kind for kind in after)
+    if cached and not is_within:
+        return  # the cache keeps the order of the first iterator
+    if cached or any(name in kind for kind in after for name in ("Repeat", "Concatenate")):
+        order.replay = Replay.IMPOSSIBLE
+    elif order.replay is not Replay.IMPOSSIBLE:
+        order.replay = Replay.CREATE if order.replay is Replay.NOTHING else Replay.DRAW
+
+
+def _look_into(graph: tf.Graph, order: DataOrder, is_parallel: bool) -> None:
+    """Looks at the operations of a function, which begin anew with each iterator."""
+    for node, constants in _nodes(graph.as_graph_def()):
+        if "PyFunc" in node.op or node.op == "GeneratorDataset":
+            order.doubt(PYTHON)
+        elif node.op.startswith("Stateless"):
+            continue
+        elif _STATEFUL.search(node.op):
+            order.doubt(STATEFUL)
+        elif ("Shuffle" in node.op and "Dataset" in node.op) or node.op.startswith("RandomDataset"):
+            _note_seeds(order, [constants[name] for name in _inputs(node) if name in constants][-2:])
+        elif _RANDOM.search(node.op):
+            _note_seeds(order, [node.attr["seed"].i, node.attr["seed2"].i])
+            if is_parallel:
+                order.doubt(PARALLEL)
+
+
+def _nodes(graph: Any) -> Iterator[tuple[Any, dict[str, int]]]:
+    """Yields each operation of a graph and of the functions in it, and the integers among the constants beside it."""
+    for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
+        constants = {
+            node.name: int(tf.make_ndarray(node.attr["value"].tensor))
+            for node in nodes
+            if node.op == "Const" and node.attr["dtype"].type == tf.int64.as_datatype_enum and not _dimensions(node)
+        }
+        for node in nodes:
+            yield node, constants
+
+
+def _dimensions(constant: Any) -> Any:
+    return constant.attr["value"].tensor.tensor_shape.dim
+
+
+def _inputs(node: Any) -> list[str]:
+    return [name.partition(":")[0] for name in node.input]

@@ -1,0 +1,284 @@
+"""Where training stands in its data, and how a resume gets there again.
+
+`fit` draws its batches from iterators: a new one for each epoch, or with `steps_per_epoch` one that several epochs share. A
+checkpoint stores how many iterators there were before the one that the next batch comes from, and how many of its batches are
+gone. A resume creates as many, so that shuffles draw their next order, and reads and drops the batches that are gone.
+"""
+
+import random
+import warnings
+import weakref
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from callbacks.attached import attach, attached
+from callbacks.counters import Counts, batch_size, counters_of
+from callbacks.data_order import DataOrder, Replay, doubts_of_replay, order_of
+from callbacks.errors import InputError
+from callbacks.fit_hooks import RunningFit, fit_hooks_of
+from callbacks.keras_private import FitData
+from callbacks.ranks import ranks
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in the data of a training: that of the next batch.
+
+    Args:
+        created: iterators that were made before the one that the batch comes from.
+        used: how many of them were read.
+        drawn: batches that this one has given.
+        samples: samples in them.
+        length: batches that it has; None if unknown.
+        epochs: epochs that this data has ended.
+        seeds: of the data's random operations.
+        random: the state of Python's `random` when the iterator began, where Keras shuffles by it.
+    """
+
+    created: int = 0
+    used: int = 0
+    drawn: int = 0
+    samples: int = 0
+    length: int | None = None
+    epochs: int = 0
+    seeds: list[list[int]] | None = None
+    random: list[Any] | None = field(default=None, repr=False)
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the iterator has no further batch, and nothing of it has to be read."""
+        return self.length is not None and self.drawn >= self.length
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the place as plain data."""
+        return asdict(self)
+
+
+@dataclass
+class _Reading:
+    """What this process has read of some data, by any model.
+
+    Args:
+        created: iterators that were made.
+        used: those that were read.
+        first_epoch: 0-based, in which the first one was made.
+    """
+
+    created: int = 0
+    used: int = 0
+    first_epoch: int = 0
+
+
+_readings: weakref.WeakKeyDictionary[Any, _Reading] = weakref.WeakKeyDictionary()
+
+
+class DataPosition:
+    """The place of one model's training in its data. `data_position_of(model)` makes it."""
+
+    def __init__(self, model: keras.Model):
+        self._model = model
+        self._counters = counters_of(model)
+        self._fit_data: Callable[[], FitData | None] = lambda: None
+        self._order: DataOrder | None = None
+        self._reading = _Reading()
+        self._is_used = False  # whether the newest iterator is
+        self._began_at = Counts()  # what the counters read when the newest iterator was made, less what a resume dropped
+        self._random_at_begin: list[Any] | None = None
+        self._resume_at: Place | None = None
+        self._unseen = 0
+        self._will_resume = False
+        fit_hooks_of(model).around_execution(self._before_execution)
+
+    def begin(self, fit: RunningFit, will_resume: bool) -> None:
+        """Follows the data of a `fit`; to be called in `on_train_begin`, more than once does no harm.
+
+        Args:
+            fit: the running `fit`.
+            will_resume: whether a later process will want to resume from its checkpoints.
+        """
+        self._will_resume |= will_resume
+        if fit.epoch_iterator is None or (self._fit and self._fit.epoch_iterator is fit.epoch_iterator):
+            return
+        self._reading = _reading_of(fit.source)
+        self._fit_data = weakref.ref(FitData(fit.epoch_iterator, self._make_iterator))
+        self._order, self._will_resume, self._counters.data_seeks = None, will_resume, False
+
+    def resume(self, place: dict[str, Any] | None, counts: Counts) -> None:
+        """Has the next `fit` go on from a place.
+
+        Args:
+            place: as a checkpoint stores it; None in files that do not say, and in loops of the user's own.
+            counts: of the checkpoint.
+        """
+        if place is None:
+            drawn = (0, 0) if counts.epoch_ended else (counts.batches_in_epoch, counts.samples_in_epoch)
+            self._resume_at = Place(drawn=drawn[0], samples=drawn[1])
+        else:
+            self._resume_at = Place(**place)
+
+    def begin_epoch(self) -> None:
+        """To be called in `on_epoch_begin`, before Keras makes the iterator."""
+        place = self._resume_at
+        if self._fit is None:
+            return
+        if place is not None and self._fit.py_dataset is not None:
+            for _ in range(place.epochs - self._epochs(self._counters.read())):  # what these methods do to it is done again
+                self._fit.py_dataset.on_epoch_begin()
+                self._fit.py_dataset.on_epoch_end()
+        if self._fit.shuffles_by_python:
+            if place is not None and place.random is not None:
+                version, state, gauss = place.random
+                random.setstate((version, tuple(state), gauss))
+            self._random_at_begin = list(random.getstate())
+
+    def place(self, counts: Counts) -> Place | None:
+        """Returns the place of the next batch; None in a loop of the user's own.
+
+        Args:
+            counts: what was trained on by now.
+        """
+        if self._fit is None or self._order is None:
+            return None
+        data = Place(length=self._fit.length, epochs=self._epochs(counts), seeds=self._order.seeds)
+        if counts.epoch_ended and not self._fit.continues:
+            state = list(random.getstate()) if self._fit.shuffles_by_python else None
+            return replace(data, created=self._reading.created, used=self._reading.used, random=state)
+        return replace(
+            data,
+            created=self._reading.created - 1,
+            used=self._reading.used - self._is_used,
+            drawn=counts.batch - self._began_at.batch,
+            samples=counts.samples - self._began_at.samples,
+            random=self._random_at_begin,
+        )
+
+    @property
+    def _fit(self) -> FitData | None:
+        return self._fit_data()
+
+    def _epochs(self, counts: Counts) -> int:
+        return counts.epoch - (not counts.epoch_ended) - self._reading.first_epoch
+
+    def _make_iterator(self) -> Any:
+        assert self._fit is not None
+        place, self._resume_at = self._resume_at, None
+        counts = self._counters.read()
+        if not self._reading.created:
+            self._reading.first_epoch = counts.epoch - 1 - (place.epochs if place else 0)
+        if self._order is None:
+            self._order = DataOrder() if self._counters.data_seeks else order_of(self._fit.dataset)
+            self._tell(place)
+        if place is not None:
+            self._replay(place)
+        iterator = iter(self._fit.dataset)
+        self._reading.created += 1
+        self._is_used, self._began_at = False, counts
+        if place is not None:
+            self._drop(iterator, place)
+        return iterator
+
+    def _before_execution(self, execute: Callable[[Any], Any], iterator: Any) -> Any:
+        if self._resume_at is not None:  # nobody follows the data, as no callback of ours is in the list
+            place, self._resume_at = self._resume_at, None
+            if hasattr(iterator, "element_spec"):
+                self._drop(iterator, place)
+        if self._unseen and self._fit is not None:
+            self._fit.count_as_seen(self._unseen)
+            self._unseen = 0
+        if not self._is_used:
+            self._is_used = True
+            self._reading.used += 1
+        return execute(iterator)
+
+    def _replay(self, place: Place) -> None:
+        """Makes the iterators that there were before."""
+        assert self._fit is not None and self._order is not None
+        reading = self._reading
+        behind, unread = place.created - reading.created, place.used - reading.used
+        if self._order.replay in (Replay.CREATE, Replay.DRAW):
+            for left in range(behind, 0, -1):
+                iterator = iter(self._fit.dataset)
+                if self._order.replay is Replay.DRAW and left <= unread:
+                    next(iterator)
+        reading.created, reading.used = max(reading.created, place.created), max(reading.used, place.used)
+
+    def _drop(self, iterator: Any, place: Place) -> None:
+        """Reads and drops the batches that were trained on already.
+
+        Raises:
+            InputError: if the data has fewer batches, or batches of another size.
+        """
+        counts = self._counters.read()
+        if self._counters.data_seeks:
+            return
+        dropped: Counter[int] = Counter()
+        for done in range(0 if place.is_at_end else place.drawn):
+            try:
+                batch = next(iterator)
+            except (StopIteration, tf.errors.OutOfRangeError):
+                raise InputError(
+                    f"The data ends after {done} batches, and the checkpoint stands behind batch {place.drawn} of it. "
+                    "Resume with the data and the batch size that it was trained with."
+                ) from None
+            dropped.update(self._sizes(batch))
+        if dropped and place.samples not in dropped.values() and ranks().size == 1:
+            raise InputError(
+                f"The checkpoint stands behind {place.drawn} batches of this data with {place.samples} samples, and here they "
+                f"have {dropped.most_common(1)[0][1]}. In the middle of the data, resume with the batch size of the checkpoint."
+            )
+        self._began_at = Counts(batch=counts.batch - place.drawn, samples=counts.samples - place.samples)
+        self._unseen = place.drawn - counts.batches_in_epoch
+
+    def _sizes(self, batch: Any) -> dict[int, int]:
+        """Returns how many samples a batch has, on all replicas, if each of its parts is asked."""
+        local = self._model.distribute_strategy.experimental_local_results
+        parts = [local(part) for part in tf.nest.flatten(batch) if part is not None]
+        return {number: sum(int(batch_size(share)) for share in part) for number, part in enumerate(parts)}
+
+    def _tell(self, place: Place | None) -> None:
+        """Says why a resume may not see the batches that would have come."""
+        assert self._order is not None
+        if self._counters.data_seeks or not ranks().is_chief or not (place or self._will_resume):
+            return
+        doubts = list(self._order.doubts)
+        if place is not None:
+            if place.created:
+                doubts += doubts_of_replay(self._order)
+            is_ahead = self._reading.created > place.created and not place.is_at_end
+            if self._order.replay is not Replay.NOTHING and is_ahead:
+                doubts.append("this process has read it already, and its shuffles have gone on since")
+            if place.seeds is not None and place.seeds != self._order.seeds:
+                doubts.append("its seeds are not those of the run that is resumed")
+        if doubts:
+            warnings.warn(_warning(doubts, place), stacklevel=3)
+
+
+def _warning(doubts: list[str], place: Place | None) -> str:
+    why = "; ".join(doubts)
+    if place is None:
+        return (
+            f"A resume may see this data in another order: {why}. It will read and drop as many batches as were trained on and "
+            "train on the next ones, so some samples may come twice and others not at all."
+        )
+    what = f"reads and drops {place.drawn} batches" if place.drawn else "begins its next pass"
+    return (
+        f"The data may come in another order than without the interruption: {why}. Training {what} and goes on with what comes "
+        "then, so some samples may come twice and others not at all."
+    )
+
+
+def _reading_of(source: Any) -> _Reading:
+    try:
+        return _readings.setdefault(source, _Reading())
+    except TypeError:  # arrays and lists, which have no state that goes on
+        return _Reading()
+
+
+def data_position_of(model: keras.Model) -> DataPosition:
+    """Returns the position of a model's training in its data, the same object each time."""
+    return attached(model, DataPosition) or attach(model, DataPosition(model))
