@@ -173,7 +173,7 @@ def test_a_model_gets_one_hidden_attribute(tmp_path):
         fit(model, *given)
     added = set(vars(ours)) - set(vars(plain))
     assert added - methods_of_keras() == {"callbacks.attached"}
-    assert set(vars(ours.optimizer)) == set(vars(plain.optimizer))
+    assert set(vars(ours.optimizer)) - set(vars(plain.optimizer)) == {"callbacks.attached"}
 
 
 def test_a_skipped_execution_passes_the_functions_around_it_and_trains_on_nothing():
