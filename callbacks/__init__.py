@@ -9,6 +9,7 @@ from callbacks.counters import Counters, Counts, counters_of
 from callbacks.errors import CheckpointWriteError, EventWriteError, InputError
 from callbacks.preemption import Preempted, catch_signals
 from callbacks.restoring import Checkpoint, latest_checkpoint, restore
+from callbacks.run_record import RunRecord
 from callbacks.tensorboard import GlobalStepTensorBoard
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "GlobalStepTensorBoard",
     "InputError",
     "Preempted",
+    "RunRecord",
     "catch_signals",
     "counters_of",
     "latest_checkpoint",

@@ -1,4 +1,4 @@
-"""`python -m callbacks list|verify TEMPLATE_OR_DIRECTORY`: what checkpoints there are, and whether they are whole."""
+"""`python -m callbacks list|verify|report`: what checkpoints there are, whether they are whole, and where a run's hours went."""
 
 import argparse
 import os
@@ -12,10 +12,19 @@ from callbacks.restoring import Checkpoint, candidates, read_stored, read_whole
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table. Returns 1 if `verify` finds a damaged file, 2 for bad input, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m callbacks", description="Checkpoints of a template or in a directory.")
-    parser.add_argument("command", choices=("list", "verify"), help="list: as their last bytes tell; verify: read every byte")
-    parser.add_argument("template_or_directory", help="a template, a file, a directory of checkpoints or a run's directory")
+    parser = argparse.ArgumentParser(prog="python -m callbacks", description="Checkpoints, and the hours of a run.")
+    parser.add_argument(
+        "command",
+        choices=("list", "verify", "report"),
+        help="list: checkpoints, as their last bytes tell; verify: read every byte; report: where the time of all attempts went",
+    )
+    parser.add_argument(
+        "template_or_directory", help="a template, a file, a directory of checkpoints or a run's directory; for report, the last"
+    )
+    parser.add_argument("--json", action="store_true", help="for report: as plain data")
     args = parser.parse_args(argv)
+    if args.command == "report":
+        return _report(args.template_or_directory, args.json)
     try:
         paths = _paths_at(args.template_or_directory)
     except InputError as error:
@@ -40,6 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "verify":
         print(f"{len(paths)} files, {damaged} damaged" if damaged else f"{len(paths)} files, all whole")
     return 1 if damaged and args.command == "verify" else 0
+
+
+def _report(directory: str, as_json: bool) -> int:
+    from callbacks import report
+
+    try:
+        print(report.run(directory, as_json))
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def _paths_at(template_or_directory: str) -> list[str]:

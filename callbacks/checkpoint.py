@@ -4,9 +4,9 @@ The hooks of Keras are here. When a checkpoint is due: `save_policy.py`. How it 
 when training resumes: `resuming.py`.
 """
 
+import functools
 import math
 import os
-import time
 
 import keras
 
@@ -32,6 +32,7 @@ from callbacks.resumed_epoch import resumed_epoch_of
 from callbacks.resuming import Resumption, find_checkpoint, warn_of_later_checkpoints
 from callbacks.save_costs import save_costs_of
 from callbacks.save_policy import SavePolicy
+from callbacks.save_schedule import SaveSchedule
 from callbacks.saver import Saver
 from callbacks.snapshot import KerasPart
 from callbacks.state_tree import StateTree
@@ -58,12 +59,15 @@ class GlobalStepCheckpoint(Copyable, BestState):
         filepath: the template of the files' names (`callbacks.template.Template`): the fields `{batch}` `{epoch}` `{samples}`
             `{step}` `{replicas}`, and any logged metric. Without a counter it is one file, replaced at each save. A file
             whose name needs a metric of the validation waits for the first one. A relative path starts at the directory that
-            is current when the callback is made; `~` is the home directory.
+            is current when the callback is made; `~` is the home directory. A save replaces a symbolic link in the place of
+            a file, not the file that it names.
         monitor, save_best_only, mode, initial_value_threshold: as in ModelCheckpoint. `keep_best` uses the same monitor.
         verbose: 0 for silence, 1 for a line at each save.
         save_weights_only: None lets the suffix decide. As in Keras, True needs `.weights.h5` and False `.keras`.
-        save_freq: `"epoch"`, or global batches between saves: at the first boundary at or after each multiple.
+        save_freq: `"epoch"`; or global batches between saves: at the first boundary at or after each multiple; or `"auto"`: as
+            often as pays, within a budget (`callbacks.save_interval.SaveInterval`).
         save_secs: also every so many seconds.
+        max_overhead: under `"auto"`, the share of time that saves may cost.
         keep_last: keep the newest so many files.
         keep_every: keep the first file at or after each multiple of so many batches.
         keep_best: keep the so many files with the best `monitor`. A file stays if any rule keeps it; without a rule all stay.
@@ -93,6 +97,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         initial_value_threshold: float | None = None,
         *,
         save_secs: float | None = None,
+        max_overhead: float = 0.01,
         keep_last: int | None = None,
         keep_every: int | None = None,
         keep_best: int | None = None,
@@ -101,12 +106,10 @@ class GlobalStepCheckpoint(Copyable, BestState):
     ):
         self.template = Template(os.fspath(filepath)).absolute()
         keep = {"keep_last": keep_last, "keep_every": keep_every, "keep_best": keep_best}
-        check_arguments(self.template, save_weights_only, save_freq, save_secs, keep, resume)
+        check_arguments(self.template, save_weights_only, save_freq, save_secs, max_overhead, keep, resume)
         weights_only = self.template.suffix == ".weights.h5"
-        super().__init__(
-            self.template.text, monitor, verbose, save_best_only, weights_only, mode, save_freq, initial_value_threshold
-        )
-        self.save_secs = save_secs
+        super().__init__(self.template.text, monitor, verbose, save_best_only, weights_only, mode, "epoch", initial_value_threshold)
+        self.save_freq, self.save_secs, self.max_overhead = save_freq, save_secs, max_overhead
         self.resume = resume
         self._keep = keep
         self._background = background
@@ -117,7 +120,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         """Sets what belongs to a run, and is not copied with the callback."""
         self._model = None
         self.resumed_from: Checkpoint | None = None
-        self._policy = SavePolicy(self.save_freq, self.save_secs)
+        self._policy = SavePolicy(self.save_freq, self.save_secs, self.max_overhead)
         self._writer = Writer(self._background)
         self._resumption: Resumption | None = None
         self._last_in_list = LastInList(self)
@@ -130,6 +133,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self.initial_epoch = 0
 
     _saver: Saver  # from `on_train_begin` on, as are the next ones
+    _schedule: SaveSchedule
     _logged: LoggedMetrics
     _directory: CheckpointDirectory
     disk_room: DiskRoom
@@ -147,8 +151,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._last_in_list.join(self._callbacks)
         check_alone(self, self._callbacks)
         self._directory = directory = CheckpointDirectory(self.template)
-        finish_writes(self.template.matches)
-        ranks().on_chief(lambda: directory.claim(fit.loop))
+        finish = functools.partial(finish_writes, self.template.matches)
+        ranks().on_chief(lambda: directory.claim(fit.loop, finish))
         self._counters.begin_training(in_fit=not fit.is_own_loop)
         resumed_epoch_of(self.model).batches_per_epoch = (self.params or {}).get("steps")
         self._resume(fit)
@@ -156,6 +160,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if ranks().is_chief and self.resume is not True:
             warn_of_later_checkpoints(self.template, begins_at)
         self._policy.begin(begins_at)
+        self._schedule = SaveSchedule(self._policy, self._counters, self._costs, self._writer)
         pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, begins_at)
         self.disk_room = DiskRoom(self.template, self._keep, *self._policy.still_to_come(self.params, begins_at))
         self._saver = Saver(
@@ -194,6 +199,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._set_states_again("on_train_batch_begin", batch)
         if batch:  # here, and not at the end of the batch before, where some callbacks have yet to see that batch
             self._leave_if_asked("on_train_batch_begin")
+        self._schedule.begin_batch()
 
     def on_train_batch_end(self, batch, logs=None):
         self._logged.last = logs or {}
@@ -202,10 +208,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._set_states_again("on_train_batch_end", batch)
         self._saver.prepare()
         self._writer.raise_failure()
-        if self._counters.reached(self._policy.next_batch):
-            self._save("on_train_batch_end")
-            self._policy.pass_batch(self._counters.read().batch)
-        elif self._is_due_by_time():
+        if self._schedule.is_due():
             self._save("on_train_batch_end")
         preemption.ask_before_job_ends(2 * self._writer.slowest)
         if not self._has_list:
@@ -257,12 +260,17 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._trains = False
         self._last_in_list.leave(self._callbacks)
         set_initial_epoch(self.model, None)
-        self._writer.finish()
+        self._schedule.finish()
         self._saver.free_memory()
         self._resumption = None
-        if ranks().is_chief:
-            self._directory.release()
+        self._directory.release()
         preemption.training_ends()
+
+    def get_state(self):
+        return self._policy.get_state()
+
+    def set_state(self, state):
+        self._policy.set_state(state)
 
     @property
     def batches_done(self) -> int:
@@ -279,6 +287,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self.resumed_from = find_checkpoint(self.template, self.resume)
         rates = compiled_rates(StateTree(self.model))
         if self.resumed_from:
+            self._costs.newest = (self.resumed_from.batch, self.resumed_from.path)
             self._resumption = Resumption(self.model, self.resumed_from, (self.params or {}).get("epochs"), rates)
             logs, metrics = self._resumption.logs, self.resumed_from.metrics
         self.initial_epoch = self._resumption.initial_epoch if self._resumption else 0
@@ -294,15 +303,10 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if self._resumption:
             self._resumption.set_states_again(self._callbacks, hook, batch)
 
-    def _is_due_by_time(self):
-        has_trained = self._counters.batch_bound > self._policy.saved_batch  # and does not skip what a resume has left behind
-        if not (self._policy.may_be_due_by_time and has_trained):
-            return False
-        return ranks().any(ranks().is_chief and self._policy.is_due_by_time())
-
     def _save_if_trained(self, hook):
         """Makes a last save, unless that very state was just saved."""
         if not self.save_best_only and not self._is_saved():
+            self._policy.ends = True
             self._save(hook)
 
     def _is_saved(self):
@@ -322,11 +326,10 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if not code:
             return
         self._save_if_trained(hook)
-        self._writer.finish()
+        self._schedule.finish()
         ranks().settle()
         ranks().barrier()
-        if ranks().is_chief:
-            self._directory.release()
+        self._directory.release()
         preemption.ignore_signals()
         raise preemption.Preempted(code, self.newest, preemption.reason(code))
 
@@ -341,7 +344,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         for callback in self._callbacks:
             if isinstance(callback, GlobalStepTensorBoard):
                 callback.end_batch(self._logged.last)  # its curves and its state are those after this batch
-        began = time.monotonic()
+        began = self._policy.clock()
         self._saver.want_memory()
         self._writer.make_room(f"The save of batch {self._counters.read().batch}")
         states = self._epoch.states or callback_state.gather(self._callbacks, hook)
@@ -352,4 +355,4 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._last_path = path
         if ranks().is_chief:
             self._saver.submit(snapshot, path)
-        self._costs.blocked += time.monotonic() - began
+        self._schedule.note_blocked(self._policy.clock() - began)

@@ -16,6 +16,7 @@ def check_arguments(
     save_weights_only: bool | None,
     save_freq: int | str,
     save_secs: float | None,
+    max_overhead: float,
     keep: Mapping[str, int | None],
     resume: bool | str | os.PathLike,
 ) -> None:
@@ -31,8 +32,10 @@ def check_arguments(
             "The suffix decides what is saved: .weights.h5 for weights only, .keras for the whole model. "
             f"Received: save_weights_only={save_weights_only} with {template.text!r}"
         )
-    if save_freq != "epoch" and not _is_positive(save_freq):
-        raise InputError(f"Unrecognized save_freq: {save_freq!r}. Expected 'epoch' or a number of batches, 1 or more.")
+    if save_freq not in ("epoch", "auto") and not _is_positive(save_freq):
+        raise InputError(f"Unrecognized save_freq: {save_freq!r}. Expected 'epoch', 'auto' or a number of batches, 1 or more.")
+    if not 0 < max_overhead < 1:
+        raise InputError(f"max_overhead is a share of time above 0 and below 1, 0.01 for 1 %. Received: {max_overhead!r}")
     if save_secs is not None and not save_secs > 0:
         raise InputError(f"save_secs is a number of seconds above 0, or None. Received: {save_secs!r}")
     if not isinstance(resume, (bool, str, os.PathLike)) or resume == "":

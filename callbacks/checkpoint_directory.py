@@ -3,6 +3,7 @@
 import contextlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from callbacks import files
@@ -29,17 +30,19 @@ class CheckpointDirectory:
         self._path = template.directory
         self._lock = Lock(template.text, template.directory)
 
-    def claim(self, loop: Loop) -> None:
+    def claim(self, loop: Loop, finish: Callable[[], None]) -> None:
         """Makes the directory, takes its lock, and removes what dead processes have left half written.
 
         Args:
             loop: the training loop that writes there.
+            finish: waits for writes of this process that are in flight there.
 
         Raises:
             InputError: if the directory cannot be written to, or another run writes to the template.
         """
         _check_writable(self._path)
-        self._lock.acquire(loop)
+        finish()
+        self._lock.acquire(loop, finish)
         self._identity = identity(self._path)
         files.sweep(self._template, self._lock.taken_from)
 

@@ -23,7 +23,7 @@ class DataArrival:
     """
 
     def __init__(self, model: keras.Model, every: int):
-        self.act: Callable[[], None] = lambda: None
+        self.acts: dict[str, Callable[[], None]] = {}
         self.every = every
         with tf.device("/cpu:0"):
             self._batches = tf.Variable(0, trainable=False, dtype="int64", name="batches_that_arrived")
@@ -51,16 +51,20 @@ class DataArrival:
         return tf.ensure_shape(one, [])
 
     def _arrive(self, before):
-        self.act()
+        for act in list(self.acts.values()):
+            act()
         return np.int64(1)
 
 
 def data_arrival_of(model: keras.Model, every: int) -> DataArrival | None:
-    """Returns the model's only DataArrival; None if XLA compiles the model, or it runs eagerly or several batches at once."""
+    """Returns the model's only DataArrival, which looks at one batch in `every`, or at more of them.
+
+    None if XLA compiles the model, or it runs eagerly or several batches at once.
+    """
     if model.jit_compile or model.run_eagerly or model.steps_per_execution > 1:
         return None
     arrival = attached(model, DataArrival) or attach(model, DataArrival(model, every))
-    if arrival.every != every:
+    if every < arrival.every:
         arrival.every = every
         fit_hooks_of(model).trace_again()
     return arrival

@@ -18,7 +18,6 @@ import errno
 import glob
 import os
 import re
-import socket
 import struct
 import threading
 import time
@@ -29,7 +28,7 @@ from typing import Any, BinaryIO
 from callbacks import checksum, format_1
 from callbacks.errors import InputError
 from callbacks.folders import flush_folder
-from callbacks.lock import SILENCE, Owner, is_running
+from callbacks.lock import SILENCE, Owner, is_running, pid_space
 from callbacks.regular_file import NotRegular, open_regular
 from callbacks.template import Template
 
@@ -39,7 +38,7 @@ TRAILER_SIZE = _HEAD.size + checksum.SIZE
 _DIGEST_SIZES = {MAGIC: checksum.SIZE, format_1.MAGIC: format_1.DIGEST_SIZE}
 _NAME_BYTES = 255  # of a file on Linux
 _in_flight: set[str] = set()  # temporaries that this process is writing
-_TEMPORARY = re.compile(r"\.tmp-(?P<pid>\d+)@(?P<host>[^@]+)@(?P<name>.+)")
+_TEMPORARY = re.compile(r"\.tmp-(?P<pid>\d+)@(?P<space>[^@]+)@(?P<name>.+)")
 
 
 class Damaged(Exception):
@@ -217,7 +216,7 @@ def _write_durably(path: str, trailer: Trailer, write: Callable[[Output], None])
 
 def temporary_name(name: str) -> str:
     """The hidden name under which this process writes `name`; it keeps the suffix, which Keras insists on."""
-    return f".tmp-{os.getpid()}@{socket.gethostname()}@{name}"
+    return f".tmp-{os.getpid()}@{pid_space()}@{name}"
 
 
 def check_name_lengths(template: Template) -> None:
@@ -239,7 +238,7 @@ def check_name_lengths(template: Template) -> None:
 def sweep(template: Template, fenced: Owner | None = None) -> None:
     """Removes what dead processes have left of writes under this template; what a living one writes stays.
 
-    A process of another host counts as dead when its file has not grown for as long as a silent lock takes to die.
+    A process of another host or container counts as dead when its file has not grown for as long as a silent lock takes to die.
 
     Args:
         template: whose files.
@@ -251,14 +250,14 @@ def sweep(template: Template, fenced: Owner | None = None) -> None:
         if not found or not template.matches(os.path.join(parent, found["name"])):
             continue
         with contextlib.suppress(FileNotFoundError):
-            pid, host = int(found["pid"]), found["host"]
-            is_fenced = fenced is not None and (pid, host) == (fenced.pid, fenced.host)
-            if os.path.abspath(path) not in _in_flight and (is_fenced or _is_stale(path, pid, host)):
+            pid, space = int(found["pid"]), found["space"]
+            is_fenced = fenced is not None and (pid, space) == (fenced.pid, fenced.pid_space)
+            if os.path.abspath(path) not in _in_flight and (is_fenced or _is_stale(path, pid, space)):
                 os.unlink(path)
 
 
-def _is_stale(path: str, pid: int, host: str) -> bool:
-    if host == socket.gethostname():
+def _is_stale(path: str, pid: int, space: str) -> bool:
+    if space == pid_space():
         return pid == os.getpid() or not is_running(pid)  # ours, and not in flight: of an earlier process with our pid
     return time.time() - os.stat(path).st_mtime > SILENCE
 

@@ -19,6 +19,7 @@ _TYPES = {  # key -> type, and whether each file has it
     "stopped": (bool, True),
     "hook": (str, False),
     "finite": (bool, False),
+    "learning_rates": (dict, False),
 }
 
 
@@ -60,6 +61,7 @@ def check_header(header: Any) -> None:
         _expect(header, "variables", list)
         _require(all(_is_variable(each[1:]) and isinstance(each[0], str) for each in header["variables"]), "variables")
         return
+    _require(all(type(rate) is float for rate in header.get("learning_rates", {}).values()), "learning_rates")
     for key, kind in {"variables": dict, "metrics_variables": list, "optimizers": dict, "beside": list}.items():
         _expect(header, key, kind)
     variables = header["variables"]

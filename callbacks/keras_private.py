@@ -149,7 +149,7 @@ def load_state(model: keras.Model, store: Any, skip: Iterable[Any] = ()) -> dict
         The error of each object that could not be loaded, by its name. None if nothing was loaded, since this version of Keras
         does not do that.
     """
-    if _load_state is None:
+    if None in (_load_state, _keras_store):
         return None
     failed: set[int] = set()
     errors: dict[int, tuple[Any, Exception]] = {}

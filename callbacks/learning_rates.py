@@ -52,7 +52,8 @@ def choose_rates(model: keras.Model, compiled: dict[str, float], header: dict[st
             continue
         if name in earlier:
             why = f"compile has changed it from {earlier[name]:.7g}, so it replaces the checkpoint's {_value(rate):.7g}"
-            rate.assign(mine)
+            with model.distribute_strategy.scope():
+                rate.assign(mine)
         else:
             why = f"it is the checkpoint's, and not compile's {mine:.7g}: {path} does not say what its run was compiled with"
         if ranks().is_chief:

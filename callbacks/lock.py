@@ -9,8 +9,9 @@ import os
 import socket
 import tempfile
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 
@@ -20,6 +21,7 @@ from callbacks.regular_file import open_regular
 
 SILENCE = 60  # seconds without a sign of life after which a holder counts as dead, on whatever host
 _HEARTBEAT = 15
+_WAKE_UP = 1  # seconds between two looks at the training loop
 _MORE_THAN_ANY_PID = 1 << 31
 _LONGEST = 1 << 16  # bytes of a lock file that are read
 _acquiring = threading.Lock()
@@ -81,6 +83,11 @@ class Owner:
         is_typed = all(type(getattr(owner, field.name)) is field.type for field in fields(cls))
         return owner if is_typed and 0 < owner.pid < _MORE_THAN_ANY_PID else None
 
+    @property
+    def pid_space(self) -> str:
+        """What its pid counts in, as the names of temporary files give it: the host and the PID namespace."""
+        return _pid_space(self.host, self.pid_namespace)
+
     def shares_pids_with(self, other: "Owner") -> bool:
         """Whether both count pids in one namespace of one boot, so that each can see whether the other is there."""
         same_boot = self.boot == other.boot and self.pid_namespace == other.pid_namespace
@@ -112,18 +119,19 @@ class Lock:
         self._loop = Loop(threading.get_ident())
         self.taken_from: Owner | None = None  # whoever held it before, and counts as dead, but may not know that
 
-    def acquire(self, loop: Loop | None = None) -> None:
-        """Takes the lock, from a dead holder too, and keeps showing a sign of life until `release`.
+    def acquire(self, loop: Loop | None = None, finish: Callable[[], None] = lambda: None) -> None:
+        """Takes the lock, from a dead holder too, and shows a sign of life until `release`.
 
-        A training loop of this process that ended without a `release`, by an exception say, is no obstacle.
+        The lock is also released when the training loop has ended without a `release`, by an exception say.
 
         Args:
             loop: the training loop that needs the lock; by default all that this thread runs.
+            finish: called before a lock is released whose loop has failed: waits for what is still being written.
 
         Raises:
             InputError: if a living run holds it, or if the lock file cannot be read or written.
         """
-        self._loop = loop or Loop(threading.get_ident())
+        self._loop, self._finish = loop or Loop(threading.get_ident()), finish
         mine = Owner.this_process()
         with _acquiring, self._naming(InputError, ". Use another template or directory."):
             holder = self._read()
@@ -157,14 +165,15 @@ class Lock:
 
     def release(self) -> None:
         """Gives the lock back, if it is still ours; more than once does no harm."""
-        if self._owner is None:
-            return
-        self._released.set()
-        with contextlib.suppress(OSError):
-            if self._read() == self._owner:
-                os.unlink(self.path)
-        _held.pop(self._owner.token, None)
-        self._owner = None
+        with _acquiring:
+            if self._owner is None:
+                return
+            self._released.set()
+            with contextlib.suppress(OSError):
+                if self._read() == self._owner:
+                    os.unlink(self.path)
+            _held.pop(self._owner.token, None)
+            self._owner = None
         atexit.unregister(self.release)
 
     def _refuse_living(self, holder, mine):
@@ -188,10 +197,16 @@ class Lock:
         return "Stop it, or use another template or directory."
 
     def _show_life(self):
-        while not self._released.wait(_HEARTBEAT):
-            with contextlib.suppress(OSError):  # the file system may answer again at the next heartbeat
-                if self._read() == self._owner:
-                    os.utime(self.path)
+        shown = time.monotonic()
+        while not self._released.wait(min(_WAKE_UP, _HEARTBEAT)):
+            if not self._loop.is_running:
+                self._finish()
+                self.release()
+            elif time.monotonic() - shown >= _HEARTBEAT:
+                shown = time.monotonic()
+                with contextlib.suppress(OSError):  # the file system may answer again at the next heartbeat
+                    if self._read() == self._owner:
+                        os.utime(self.path)
 
     @contextlib.contextmanager
     def _naming(self, kind: type[Exception], advice: str = "") -> Iterator[None]:
@@ -254,6 +269,15 @@ def is_dead(holder: Owner, mine: Owner, silent_for: float) -> bool:
     earlier_attempt = bool(holder.job) and holder.job == mine.job and holder.restart < mine.restart
     ended = holder.shares_pids_with(mine) and not _is_alive(holder)
     return earlier_attempt or ended or silent_for > SILENCE
+
+
+def pid_space() -> str:
+    """What the pids of this process count in: the host and the PID namespace. Two containers may have one host name."""
+    return _pid_space(socket.gethostname(), _pid_namespace())
+
+
+def _pid_space(host, namespace):
+    return f"{host}-{namespace.strip('pid:[]')}"
 
 
 def is_running(pid: int) -> bool:

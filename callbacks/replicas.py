@@ -1,6 +1,8 @@
 """What each replica has of a variable."""
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -34,3 +36,20 @@ def assign_components(strategy: tf.distribute.Strategy, variable: Variable, valu
     mine = value[ranks().rank * len(parts) :][: len(parts)]
     for part, component in zip(parts, mine, strict=True):
         part.assign(component)
+
+
+def of_all_ranks(values: dict[str, list[Any]], summed: Iterable[str]) -> dict[str, list[Any]]:
+    """Returns what all ranks have of each variable; only the chief's where all have equal values.
+
+    Args:
+        values: the name of each variable and what the replicas of this process have of it, as tensors.
+        summed: names of variables that are summed over the ranks, so that equal values are not one value for all: metrics.
+    """
+    world = ranks()
+    if world.size == 1:
+        return values
+    own = {name: [part.numpy() for part in parts] for name, parts in values.items()}
+    sums = world.gather({name: [zlib.crc32(part.tobytes()) for part in parts] for name, parts in own.items()})
+    differ = [name for name in sums[0] if name in summed or any(each.get(name) != sums[0][name] for each in sums)]
+    gathered = world.gather({name: own.get(name, []) for name in differ})
+    return own | {name: [part for each in gathered for part in each[name]] for name in differ}

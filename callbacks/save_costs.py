@@ -15,11 +15,17 @@ class SaveCosts:
         blocked: seconds that training stood still.
         seconds: seconds that the files took to be written, mostly beside training.
         size: their bytes.
+        is_writing: whether one is being written.
+        newest: batch and path of the one written last, or resumed from; None if there is none.
+        interval: seconds that pass between two of them under `save_freq="auto"`; None otherwise.
     """
 
     blocked: float = 0.0
     seconds: float = 0.0
     size: int = 0
+    is_writing: bool = False
+    newest: tuple[int, str] | None = None
+    interval: float | None = None
 
 
 def save_costs_of(model: keras.Model) -> SaveCosts:

@@ -93,6 +93,7 @@ class Saver:
         """
         if self._writer.background and (full := self._device_memory.full(snapshot.tensors())):
             self._fetch_at_once(snapshot, full)
+        self._costs.is_writing = True
         self._writer.submit(path, lambda: self._write(snapshot, path))
 
     def _fetch_at_once(self, snapshot: Snapshot, full: list[str]) -> None:
@@ -132,9 +133,11 @@ class Saver:
         size = files.commit(path, trailer, lambda output: state.write(snapshot, output), self._directory.check)
         self._costs.seconds += time.monotonic() - began
         self._costs.size += size
+        self._costs.newest = (counts.batch, path)
         if self._verbose:
             print(f"\nBatch {counts.batch}: saved {path} ({size / 1e6:.1f} MB in {time.monotonic() - began:.2f} s)", flush=True)
         self._pruner.prune(path, counts.batch, snapshot.header["metrics"], snapshot.header["finite"])
         if self._writer.background:
             snapshot.release(self._memory)
+        self._costs.is_writing = False
         return size

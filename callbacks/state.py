@@ -17,7 +17,6 @@ import contextlib
 import json
 import warnings
 import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +37,7 @@ from callbacks.header import parse_header
 from callbacks.keras_private import KerasVariable, make_global_seed_generator
 from callbacks.model_match import check_match
 from callbacks.ranks import ranks
-from callbacks.replicas import assign_components
+from callbacks.replicas import assign_components, of_all_ranks
 from callbacks.resumed_epoch import resumed_epoch_of
 from callbacks.snapshot import KerasPart, Snapshot, SnapshotPlan, to_host
 from callbacks.state_tree import GLOBAL_SEEDS, StateTree
@@ -85,7 +84,7 @@ def take(
         "hook": states.hook,
         "stopped": states.has_stopped,
     }
-    beside = _of_all_ranks(beside, plan.header["metrics_variables"])
+    beside = of_all_ranks(beside, plan.header["metrics_variables"])
     return Snapshot(counts, header, part.groups, beside, states.arrays, plan.members(), variables)
 
 
@@ -197,11 +196,11 @@ class StoredState:
         if beside:
             check_match(self.header, tree, self.path, with_optimizers=False)
         ranks().on_chief(lambda: self._load_keras_part(model, skip=tree.optimizers.values()))
-        names = {*tree.variables} - tree.metrics - tree.seeds
-        names -= {name for name in names if name.startswith(tuple(f"{each}." for each in tree.optimizers))}
-        ranks().give_chiefs_values([tree.variables[name] for name in names if isinstance(tree.variables[name], KerasVariable)])
+        left_out, of_optimizers = tree.metrics | tree.seeds, tuple(f"{name}." for name in tree.optimizers)
+        weights = {name: v for name, v in tree.variables.items() if name not in left_out and not name.startswith(of_optimizers)}
+        ranks().give_chiefs_values([v for v in weights.values() if isinstance(v, KerasVariable)])  # in one order on all ranks
         if beside:
-            self._assign(model, tree, names)
+            self._assign(model, tree, set(weights))
 
     def assign_metrics(self, model: keras.Model) -> None:
         """Gives the model's metrics, which `fit` resets when an epoch begins, the values that they had in the epoch."""
@@ -295,21 +294,6 @@ def restore(model: keras.Model, path: str) -> StoredState:
     stored.assign_to(model)
     stored.resume_epoch(model)
     return stored
-
-
-def _of_all_ranks(beside: dict[str, list[Any]], summed: Iterable[str]) -> dict[str, list[Any]]:
-    """Returns what all ranks have of each variable; only the chief's where all have equal values.
-
-    Metrics are summed over the ranks, so that equal values are not one value for all.
-    """
-    world = ranks()
-    if world.size == 1:
-        return beside
-    own = {name: [part.numpy() for part in parts] for name, parts in beside.items()}
-    sums = world.gather({name: [zlib.crc32(part.tobytes()) for part in parts] for name, parts in own.items()})
-    differ = [name for name in sums[0] if name in summed or any(each.get(name) != sums[0][name] for each in sums)]
-    gathered = world.gather({name: own.get(name, []) for name in differ})
-    return own | {name: [part for each in gathered for part in each[name]] for name in differ}
 
 
 def _header(group: h5py.Group, path: str) -> dict[str, Any]:

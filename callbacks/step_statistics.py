@@ -129,7 +129,8 @@ class StepStatistics:
             costs: what they have cost until now.
         """
         seconds = costs.seconds - self._costs.seconds
-        return {
+        chosen = {} if costs.interval is None else {"checkpoint/interval_seconds": costs.interval}
+        return chosen | {
             "checkpoint/blocked_seconds": costs.blocked - self._costs.blocked,
             "checkpoint/write_seconds": seconds,
             "checkpoint/write_megabytes_per_second": ratio((costs.size - self._costs.size) / 1e6, seconds),

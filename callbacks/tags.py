@@ -18,12 +18,18 @@ DESCRIPTIONS = {
     "checkpoint/write_seconds": "Seconds that files took to be written, beside training mostly; of those finished since the point "
     "before.",
     "checkpoint/write_megabytes_per_second": "Speed of these writes; 0 where none was finished.",
+    "checkpoint/interval_seconds": "Seconds between checkpoints, as save_freq='auto' has chosen them.",
     "ranks/step_spread_ms": "How much longer the slowest rank takes than the fastest, in median, from the begin of a batch until "
     "its gradients are there and it waits for the others.",
     "ranks/slowest": "The rank that takes the longest.",
     "run/restarts": "How often this run was started again.",
     "run/goodput": "Share of wall time, since the run was first started, spent on batches that were kept: not in start-up, "
     "validation, checkpoints, between two lives, or on batches that were lost in a kill.",
+    "device/model_flops_utilization": "Share of the devices' peak arithmetic that the model's own operations take (MFU): those of "
+    "the forward pass, three times.",
+    "device/peak_memory_gigabytes": "The most memory that was in use on a device of the chief so far, in GB.",
+    "host/memory_gigabytes": "Memory of the host that the chief holds now, in GB.",
+    "batch_loss_alone": "Loss of this batch alone; batch_loss is the mean of this epoch's batches so far.",
 }
 
 

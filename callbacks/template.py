@@ -61,7 +61,8 @@ class Template:
                 f"The filepath provided must end in .weights.h5, or in .keras for the whole model. Received: {self.text!r}"
             )
         for field, spec, conversion in self._fields():
-            if not field.strip() or field.isdecimal():
+            name = re.split(r"[.\[]", field)[0]
+            if not name.strip() or name.isdecimal() or (name != field and name in FIELDS):
                 raise InputError(f"A field is a name in braces, {_VALID}. Received: {{{field}}} in {self.text!r}")
             if conversion:
                 raise InputError(

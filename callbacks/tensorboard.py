@@ -12,10 +12,10 @@ from pathlib import Path
 import keras
 
 from callbacks import event_files
+from callbacks.batch_curves import BatchCurves
 from callbacks.batch_profiler import BatchProfiler
 from callbacks.copyable import Copyable
 from callbacks.counters import Counts, counters_of
-from callbacks.data_arrival import DataArrival, data_arrival_of
 from callbacks.errors import InputError
 from callbacks.event_files import EventFile
 from callbacks.fit_hooks import running_fit
@@ -56,6 +56,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             Under `steps_per_execution` at the first boundary at or after each multiple.
         profile_batch: a global batch, or the first and the last of several, to profile. After a restart among them, the rest.
         profile_ranks: the ranks to profile.
+        peak_tflops: of one device, for the share of its arithmetic that the model uses; None for that of a table
+            (`callbacks.device_usage`).
         hparams: what TensorBoard shows as the run's hyperparameters: name -> number, text or bool. Written once, by the
             first process of the run.
 
@@ -78,6 +80,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         embeddings_metadata: Mapping[str, str] | str | None = None,
         *,
         profile_ranks: Sequence[int] = (0,),
+        peak_tflops: float | None = None,
         hparams: Mapping[str, float | str | bool] | None = None,
     ):
         if update_freq not in ("batch", "epoch") and not (isinstance(update_freq, int) and update_freq > 0):
@@ -93,7 +96,10 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             embeddings_freq,
             embeddings_metadata,
         )
+        if peak_tflops is not None and not peak_tflops > 0:
+            raise InputError(f"peak_tflops is a number above 0, or None. Received: {peak_tflops!r}")
         self.hparams = dict(hparams or {})
+        self._peak_tflops = peak_tflops
         self._profile_ranks = tuple(profile_ranks)
         self._time = time.time
         self._settings = frozenset(vars(self)) - {"_model", "_writers", "_summary_module"}
@@ -109,11 +115,12 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._relay = SummaryRelay(self._file)
         self._evaluation: EventFile | None = None  # where no `fit` has opened one
         self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
-        self._data_arrival: DataArrival | None = None
         self._validates = self._has_begun = self._trains = False
         self._next_point = math.inf
         self._left_out: set[str] = set()  # logs that no curve can show
         self._restarts, self._run_began = 0, 0.0
+
+    _curves: BatchCurves  # from `on_train_begin` on
 
     def get_state(self) -> dict[str, float]:
         """Returns what a checkpoint keeps: the seconds spent on the batches that it holds."""
@@ -137,9 +144,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         fit = running_fit(self)
         self._counters.begin_training(in_fit=not fit.is_own_loop)
         self._validates = fit.validates is not False
-        self._data_arrival = data_arrival_of(self.model, self._data_sample)
-        if self._data_arrival:
-            self._data_arrival.act = self._statistics.note_data
+        self._curves = BatchCurves(self.model, self._statistics, self._costs, self._data_sample, self._peak_tflops)
         self._statistics.forget_batch()
         self._enter_summaries()
         self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
@@ -147,14 +152,17 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._counters.begin_epoch(epoch)
+        counts = self._counters.read()
+        self._curves.loss.begin_epoch(counts.batch - counts.batches_in_epoch)
         if not self._has_begun:  # only now has every callback restored what it restores
             self._has_begun = True
-            self._begin(self._counters.read())
+            self._begin(counts)
             self._relay.record(self._counters.batch_bound)
 
     def on_train_batch_begin(self, batch, logs=None):
         self._relay.pass_on()  # of callbacks that come after this one
-        ends_at = self._counters.batch_bound + self.model.steps_per_execution
+        left = ((self.params or {}).get("steps") or math.inf) - batch  # of the epoch
+        ends_at = self._counters.batch_bound + max(min(self.model.steps_per_execution, left), 1)
         self._relay.record(ends_at if batch >= self._counters.batches_done and ends_at >= self._next_point else None)
         self._profiler.begin_batch(self._counters)
         self._statistics.begin_batch(self._counters.batch_bound)
@@ -250,6 +258,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         Args:
             logs: those of the batch.
         """
+        self._curves.loss.end_batch(self._counters.batch_bound, logs.get("loss"))
         if not self._statistics.end_batch(self._counters.batch_bound, ranks().gradients_ready_at):
             return
         if self._counters.reached(self._next_point):
@@ -259,27 +268,18 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             self._write_profile()
 
     def _write_point(self, counts, logs):
-        of_ranks = ranks().gather(self._statistics.own_median()) if ranks().size > 1 else []
+        of_ranks = self._curves.compare_ranks()
         if ranks().is_chief:
             numbers = self._numbers({**logs, **learning_rates(self.model)}) if logs else {}
             values = {f"batch_{name}": value for name, value in numbers.items()}
-            values |= self._speed(counts) | self._statistics.checkpoints(self._costs)
-            if of_ranks:
-                slowest = max(of_ranks)
-                values |= {"ranks/step_spread_ms": 1e3 * (slowest - min(of_ranks)), "ranks/slowest": of_ranks.index(slowest)}
             now = self._time()
             goodput = ratio(self._statistics.kept_seconds, now - self._run_began)
+            values |= self._curves.values(counts, bool(logs)) | of_ranks
             values |= {"run/restarts": self._restarts, "run/goodput": goodput}
+            if not self.write_steps_per_second:
+                del values["batch_steps_per_second"]
             self._files["batches"].scalars(counts.batch, now, values)
         self._start_window(counts)
-
-    def _speed(self, counts):
-        values = self._statistics.throughput(counts) | self._statistics.step_times()
-        if self._data_arrival:
-            values["time/data_wait_share"] = self._statistics.data_wait_share()
-        if not self.write_steps_per_second:
-            del values["batch_steps_per_second"]
-        return values
 
     def _write_epoch(self, batch, epoch, logs):
         numbers = self._numbers({**logs, **learning_rates(self.model)})

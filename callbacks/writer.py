@@ -46,7 +46,7 @@ class Writer:
         """
         if self._in_flight is None:
             return
-        if not self._in_flight.done():
+        if self.is_writing:
             began = time.monotonic()
             size, seconds = self._result()
             waited = time.monotonic() - began
@@ -57,6 +57,11 @@ class Writer:
                     stacklevel=2,
                 )
         self.raise_failure()
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a save is in flight."""
+        return self._in_flight is not None and not self._in_flight.done()
 
     def prepare(self, act: Callable[[], None]) -> Future:
         """Runs a function in the thread before the next save; if it fails, the save fails with its error."""

@@ -5,7 +5,7 @@
     python -m recipes.imagenet_resnet50 --data digits --image-size 32 --global-batch-size 64 --epochs 12 --warmup-epochs 1 \
         --learning-rate 0.2 --crop-area 0.5 --schedule cosine                               # small pictures, on a laptop
     sbatch -N 4 --gpus-per-node=8 --time=24:00:00 slurm/horovod.sbatch -m recipes.imagenet_resnet50 \
-        --data /data/imagenet --global-batch-size 8192 --mixed-precision bfloat16 --save-freq 156
+        --data /data/imagenet --global-batch-size 8192 --mixed-precision bfloat16
 
 `--data` is a folder with ImageNet as TFRecord files: `train-00000-of-01024`, `validation-00000-of-00128`, features
 `image/encoded` (JPEG; other formats too) and `image/class/label` (int64, from 1).
@@ -280,6 +280,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         learning_rate=0.1,
         base_batch_size=256,
         warmup_epochs=5,
+        save_freq="auto",
         keep_last=KEEP_LAST,
     )
     parser.add_argument("--data", metavar="DIR|digits", help="DIR: TFRecord files; digits: those of recipes.digits_as_imagenet")

@@ -15,7 +15,7 @@ four days on eight A100 GPUs (https://github.com/karpathy/nanoGPT, "reproducing 
 product: --global-batch-size 12 --gradient-accumulation-steps 40.
 
 The texts that it writes at each validation are in TensorBoard, under "Text".
-Checkpoints: runs/transformer_lm/checkpoints/model_batch_at_00050.weights.h5, 00100, ...
+Checkpoints: runs/transformer_lm/checkpoints/model_batch_at_{batch}.weights.h5, as often as pays (--save-freq auto).
 """
 
 import argparse
@@ -183,7 +183,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     sizes = Parser(add_help=False, allow_abbrev=False)
     sizes.add_argument("--size", choices=SIZES, default="nano", help="small: as GPT-2 124M, with other defaults")
     size = SIZES[sizes.parse_known_args(argv)[0].size]
-    parser = recipe_parser("transformer_lm", "Train a language model.", **size.training, keep_last=KEEP_LAST)
+    parser = recipe_parser("transformer_lm", "Train a language model.", **size.training, save_freq="auto", keep_last=KEEP_LAST)
     parser.add_argument("--size", choices=SIZES, default="nano", help="small: as GPT-2 124M, with other defaults")
     parser.add_argument(
         "--data",

@@ -37,6 +37,7 @@ def recipe_parser(
     learning_rate: float,
     base_batch_size: int | None = None,
     warmup_epochs: float = 0.0,
+    save_freq: int | str = 50,
     keep_last: int | str = "all",
 ) -> argparse.ArgumentParser:
     """The flags of all recipes, with this recipe's defaults.
@@ -44,7 +45,7 @@ def recipe_parser(
     Args:
         name: the recipe's module name, without `recipes.`.
         description: what `--help` says first.
-        epochs, global_batch_size, learning_rate, base_batch_size, warmup_epochs, keep_last: the defaults.
+        epochs, global_batch_size, learning_rate, base_batch_size, warmup_epochs, save_freq, keep_last: the defaults.
 
     Returns:
         A parser, for the recipe to add its own flags to. Read it with `parse`.
@@ -92,7 +93,13 @@ def recipe_parser(
         metavar="E",
         help="the rate rises over the first E epochs, from the one before scaling, or from 0 without --base-batch-size",
     )
-    parser.add_argument("--save-freq", type=save_freq, default=50, metavar="N|epoch", help="global batches between checkpoints")
+    parser.add_argument(
+        "--save-freq",
+        type=save_frequency,
+        default=save_freq,
+        metavar="N|epoch|auto",
+        help="global batches between checkpoints; auto: as often as pays, for at most 1%% of the time",
+    )
     parser.add_argument("--save-secs", type=positive(float), metavar="S", help="also save every S seconds")
     parser.add_argument(
         "--checkpoint",
@@ -125,10 +132,20 @@ def recipe_parser(
         "move up. Stored in checkpoints, so later resumes leave them out too",
     )
     parser.add_argument(
-        "--update-freq", type=save_freq, default=10, metavar="N|epoch", help="global batches between two points in TensorBoard"
+        "--update-freq",
+        type=batches_or_epoch,
+        default=10,
+        metavar="N|epoch",
+        help="global batches between two points in TensorBoard",
     )
     parser.add_argument(
         "--profile-batches", type=batch_range, metavar="FIRST:LAST", help="global batches to profile for TensorBoard, on the chief"
+    )
+    parser.add_argument(
+        "--peak-tflops",
+        type=positive(float),
+        metavar="X",
+        help="what a device reaches at most, for its utilization in TensorBoard; known for NVIDIA's data center GPUs",
     )
     parser.add_argument(
         "--log-secs", type=positive(float), default=10.0, metavar="S", help="seconds between lines, where output is a file"
@@ -206,7 +223,12 @@ def not_negative(kind: Callable[[str], Any], most: float | None = None) -> Calla
     return convert
 
 
-def save_freq(text):
+def save_frequency(text):
+    """An argparse type: `auto`, `epoch`, or a number of batches."""
+    return text if text == "auto" else batches_or_epoch(text)
+
+
+def batches_or_epoch(text):
     """An argparse type: `epoch`, or a number of batches."""
     return text if text == "epoch" else positive(int)(text)
 

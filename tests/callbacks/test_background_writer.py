@@ -28,6 +28,7 @@ from callbacks import (
     latest_checkpoint,
     state,
 )
+from callbacks.lock import pid_space
 
 
 @pytest.fixture
@@ -304,17 +305,18 @@ def test_a_directory_that_cannot_be_written_to_is_refused_before_the_first_batch
 
 
 def test_what_a_dead_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
-    host, target = os.uname().nodename, "b7.weights.h5"
+    here, target = pid_space(), "b7.weights.h5"
     dead = subprocess.Popen(["true"])
     dead.wait()
     living = subprocess.Popen(["sleep", "60"])
-    recycled = f".tmp-{os.getpid()}@{host}@{target}"  # in a container every life of a run has the same pid
+    recycled = f".tmp-{os.getpid()}@{here}@{target}"  # in a container every life of a run has the same pid
     left = {
-        f".tmp-{dead.pid}@{host}@{target}": False,
+        f".tmp-{dead.pid}@{here}@{target}": False,
         recycled: False,
-        f".tmp-{living.pid}@{host}@{target}": True,
+        f".tmp-{living.pid}@{here}@{target}": True,
         f".tmp-1@elsewhere@{target}": True,
-        f".tmp-{dead.pid}@{host}@other.weights.h5": True,  # of another template
+        f".tmp-{dead.pid}@{os.uname().nodename}-1@{target}": True,  # in another container of the same host name
+        f".tmp-{dead.pid}@{here}@other.weights.h5": True,  # of another template
         ".tmp-notes": True,
     }
     for name in left:

@@ -55,25 +55,26 @@ def test_a_run_that_stands_further_needs_less():
     assert SavePolicy(50).still_to_come({"epochs": 10, "steps": 22}, 200) == (1, 20)
 
 
-def warned(tmp_path, monkeypatch, free, **options):
-    monkeypatch.setattr(disk_room, "_free", lambda directory: free)
+def warned(tmp_path, monkeypatch, room_for, **options):
+    """What ten batches with a checkpoint each say on a disk with room for some checkpoints, and the size of one."""
+    model = small_model()
+    monkeypatch.setattr(disk_room, "_free", lambda directory: room_for * state_size(model))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=1, **options))
-    return [str(each.message) for each in caught if "free, and" in str(each.message)]
+        fit(model, GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=1, **options))
+    return [str(each.message) for each in caught if "free, and" in str(each.message)], state_size(model)
 
 
 def test_a_disk_without_room_is_said_in_one_line_with_what_it_takes(tmp_path, monkeypatch):
-    size = state_size(small_model())
-    (said,) = warned(tmp_path, monkeypatch, free=5 * size)
-    assert said.startswith(f"The disk of {tmp_path} has ") and "\n" not in said
-    assert f"need 1.8 kB more: {BATCHES + 1} files of" in said
+    (said,), size = warned(tmp_path, monkeypatch, room_for=BATCHES)
+    assert said.startswith(f"The disk of {tmp_path} has {in_units(BATCHES * size)} free") and "\n" not in said
+    assert f"need {in_units((BATCHES + 1) * size)} more: {BATCHES + 1} files of {in_units(size)}." in said
     assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (1, 10, 2, 3, 4, 5, 6, 7, 8, 9)]  # and training goes on
 
 
 def test_a_rule_for_which_there_is_room_needs_no_word(tmp_path, monkeypatch):
-    size = state_size(small_model())
-    assert warned(tmp_path, monkeypatch, free=8 * size, keep_last=3) == []
+    assert warned(tmp_path, monkeypatch, room_for=4, keep_last=3)[0] == []
+    assert len(warned(tmp_path / "less", monkeypatch, room_for=3, keep_last=3)[0]) == 1
 
 
 def test_files_that_a_rule_will_delete_count_as_room(tmp_path):

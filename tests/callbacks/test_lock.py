@@ -309,6 +309,18 @@ def test_a_fit_that_failed_blocks_no_other_fit_of_this_process(tmp_path):
     assert not list(tmp_path.glob(".lock*"))
 
 
+def test_a_fit_that_failed_is_no_obstacle_for_another_process_while_this_one_lives(tmp_path, hold):
+    template = str(tmp_path / "b{batch}.weights.h5")
+    with pytest.raises(InterruptedError):
+        fit(small_model(), GlobalStepCheckpoint(template, save_freq=5), Do(5, fail))
+    deadline = time.monotonic() + 60
+    while list(tmp_path.glob(".*")):
+        assert time.monotonic() < deadline, "the lock is still there"
+        time.sleep(0.01)
+    assert names(tmp_path) == ["b5.weights.h5"]  # what was being written is finished first
+    hold(template)
+
+
 def test_a_loop_of_ones_own_holds_the_lock_until_its_thread_starts_another_or_ends(tmp_path):
     def take():
         Lock("b{batch}.keras", str(tmp_path)).acquire()

@@ -10,6 +10,7 @@ import pytest
 from small import Do, arrays, fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError, files, latest_checkpoint, state
+from callbacks.lock import pid_space
 from callbacks.retention import Kept, to_delete
 from callbacks.save_policy import SavePolicy
 from callbacks.template import Template
@@ -178,7 +179,7 @@ def test_headers_are_read_once_and_not_at_each_save(tmp_path, monkeypatch):
 def test_hidden_files_of_another_template_are_not_swept(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()
-    hidden = [f".tmp-{dead.pid}@{os.uname().nodename}@m_{name}.weights.h5" for name in ("00002", "2", "best_00002")]
+    hidden = [f".tmp-{dead.pid}@{pid_space()}@m_{name}.weights.h5" for name in ("00002", "2", "best_00002")]
     for name in hidden:
         (tmp_path / name).touch()
     files.sweep(Template(str(tmp_path / "m_{batch:05d}.weights.h5")))

@@ -5,7 +5,7 @@ import os
 import pytest
 from small import fit, names, small_model
 
-from callbacks import Counts, GlobalStepCheckpoint, InputError, latest_checkpoint
+from callbacks import Counts, GlobalStepCheckpoint, InputError, latest_checkpoint, restore
 from callbacks.template import Template
 
 NUMBERS = [0, 1, 9, 10, 99, 100, 999, 1000, 12_345, 99_999, 100_000, 1_234_567, 10**9 + 1]
@@ -75,6 +75,7 @@ def test_counters_may_stand_side_by_side(text):
         ("m_{loss:y}.keras", "no format of a number"),
         ("m_{}.keras", "a name in braces"),
         ("m_{0}.keras", "a name in braces"),
+        ("m_{batch.real}.keras", "a name in braces"),
         ("m" * 220 + "_{batch}.keras", "at most 255 bytes"),
         ("\u00e9" * 110 + "_{batch}.keras", "at most 255 bytes"),  # 118 characters
         ("m" * 256 + "/{batch}.keras", "at most 255 bytes"),
@@ -155,3 +156,34 @@ def test_a_template_made_to_be_slow_is_not(text, name):
 def test_a_format_that_makes_a_name_of_a_gigabyte_is_refused():
     with pytest.raises(InputError, match="longer than a file's name"):
         Template("b{batch:0999999999d}.keras")
+
+
+def test_a_directory_that_is_a_symlink_is_followed(tmp_path):
+    real = tmp_path / "disk"
+    real.mkdir()
+    (tmp_path / "run").symlink_to(real)
+    template = str(tmp_path / "run" / "b{batch}.weights.h5")
+    fit(small_model(), GlobalStepCheckpoint(template, save_freq=5, keep_last=1))
+    assert names(real) == ["b10.weights.h5"] and not list(real.glob(".*"))
+    fit(small_model(), resumed := GlobalStepCheckpoint(template, resume=True), epochs=2)
+    assert resumed.resumed_from.batch == 10 and names(real) == ["b10.weights.h5", "b20.weights.h5"]
+
+
+def test_a_link_in_the_place_of_a_checkpoint_is_read_and_a_save_replaces_it_and_not_what_it_names(tmp_path):
+    template, kept = str(tmp_path / "last.weights.h5"), tmp_path / "kept.weights.h5"
+    fit(small_model(), GlobalStepCheckpoint(str(kept)))
+    os.symlink(kept, template)
+    before = kept.read_bytes()
+    fit(small_model(), resumed := GlobalStepCheckpoint(template, resume=str(kept)), epochs=2)
+    assert resumed.resumed_from.batch == 10 and kept.read_bytes() == before
+    assert not os.path.islink(template) and latest_checkpoint(template).batch == 20
+
+
+def test_a_link_to_an_older_checkpoint_is_not_followed_into_it(tmp_path):
+    template = str(tmp_path / "b{batch}.weights.h5")
+    fit(small_model(), GlobalStepCheckpoint(template, save_freq=5))
+    (tmp_path / "best.weights.h5").symlink_to("b5.weights.h5")
+    assert latest_checkpoint(tmp_path).batch == 10
+    assert latest_checkpoint(tmp_path / "best.weights.h5").batch == 5
+    model = small_model()
+    assert restore(model, tmp_path / "best.weights.h5").batch == 5

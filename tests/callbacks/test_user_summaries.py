@@ -156,3 +156,8 @@ def test_an_evaluation_before_any_fit_is_told_too(tmp_path):
     model = watched_model()
     model.evaluate(*arrays(2), batch_size=4, verbose=0, callbacks=[GlobalStepTensorBoard(tmp_path, update_freq=1)])
     assert points(found_in(tmp_path), "validation", "layer/testing") == [0, 0]
+
+
+def test_executions_of_several_batches_tell_the_batch_that_they_end_with(tmp_path):
+    fit(watched_model(steps_per_execution=4), GlobalStepTensorBoard(tmp_path, update_freq=4), epochs=2)
+    assert points(found_in(tmp_path), "batches", "my_step") == [4] * 4 + [8] * 4 + [14] * 4 + [18] * 4 + [20] * 2

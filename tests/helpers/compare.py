@@ -20,9 +20,10 @@ def datasets(path):
 
 
 def lasting_header(path):
-    """What a checkpoint tells beside its arrays, without the seconds that training has taken."""
+    """What a checkpoint tells beside its arrays, without the directory of the run and the seconds that training has taken."""
     header = read_header(str(path))
     header["callbacks"].pop("GlobalStepTensorBoard-1", None)
+    header["callbacks"].get("RunFlags-1", {}).get("flags", {}).pop("workdir", None)
     return header
 
 

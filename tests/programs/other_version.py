@@ -16,18 +16,18 @@ SAVED, SUFFIXES = 5, (".weights.h5", ".keras")  # the batch; there are eight in 
 
 
 class WriteDown(keras.callbacks.Callback):
-    """Writes all variables into an archive of numpy's: before the first batch that is trained on, or when training ends."""
+    """Writes all variables into an archive of numpy's: after the batch that is saved, or before the first one after a resume."""
 
-    def __init__(self, path, at_begin):
+    def __init__(self, path, resumes):
         super().__init__()
-        self.path, self.at_begin = path, at_begin
+        self.path, self.resumes = path, resumes
 
     def on_train_batch_begin(self, batch, logs=None):
-        if self.at_begin and batch == SAVED:
+        if self.resumes and batch == SAVED:
             self._write()
 
-    def on_train_end(self, logs=None):
-        if not self.at_begin:
+    def on_train_batch_end(self, batch, logs=None):
+        if not self.resumes and batch + 1 == SAVED:
             self._write()
 
     def _write(self):
@@ -53,7 +53,7 @@ def main(what, directory):
         data = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
         template = f"{directory}/b{{batch}}{suffix}"
         checkpoint = GlobalStepCheckpoint(template, save_freq=SAVED, resume=what == "resume")
-        write_down = WriteDown(f"{directory}/{what}{suffix}.npz", at_begin=what == "resume")
+        write_down = WriteDown(f"{directory}/{what}{suffix}.npz", resumes=what == "resume")
         build().fit(data.take(SAVED) if what == "save" else data, verbose=0, callbacks=[checkpoint, write_down])
 
 

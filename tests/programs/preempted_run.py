@@ -25,7 +25,7 @@ class Signals(callbacks.RunSummary):
         self._epoch = epoch
 
     def on_train_batch_end(self, batch, logs=None):
-        self._at(f"train:{self._epoch * self._batches_per_epoch + batch + 1}")
+        self._at(f"train:{self._epoch * self._batches.num_batches + batch + 1}")
 
     def on_test_batch_end(self, batch, logs=None):
         if batch == 0:

@@ -1,13 +1,14 @@
 """The replicas of one run: the only place of a recipe that knows which engine runs."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
 
+from callbacks import start_up
 from recipes.common.distribution.heartbeat import Heartbeat
 from recipes.common.distribution.summing import dense, summing
 from recipes.common.distribution.synchronous import Synchronous, averaging
@@ -49,9 +50,13 @@ class Distribution:
         """Whether this process is the one that writes and speaks."""
         return self.ranks is None or self.ranks.is_chief
 
-    def scope(self) -> contextlib.AbstractContextManager:
+    @contextlib.contextmanager
+    def scope(self) -> Iterator[None]:
         """The scope under which model and optimizer are made."""
-        return self.strategy.scope() if self.strategy else contextlib.nullcontext()
+        start_up.end_phase("data")
+        with self.strategy.scope() if self.strategy else contextlib.nullcontext():
+            yield
+        start_up.end_phase("build")
 
     def optimizer(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
         """The optimizer as this engine needs it: with gradients of the whole global batch before clipping and accumulation."""

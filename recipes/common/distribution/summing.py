@@ -79,5 +79,10 @@ def summing(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strat
 
 def _divides_losses(strategy: tf.distribute.Strategy) -> bool:
     """Returns whether Keras divides each replica's loss by the number of replicas."""
-    losses = strategy.run(lambda: keras.losses.MeanSquaredError()(tf.ones([1, 1]), tf.zeros([1, 1])))
+
+    @tf.function(autograph=False)  # TensorFlow warns of replicas that run eagerly
+    def lose():
+        return strategy.run(lambda: keras.losses.MeanSquaredError()(tf.ones([1, 1]), tf.zeros([1, 1])))
+
+    losses = lose()
     return float(strategy.experimental_local_results(losses)[0]) < 1

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import keras
 
+from callbacks import RunRecord
 from recipes.common.arguments import checkpoint_callback
 from recipes.common.data import EpochData
 from recipes.common.distribution import Distribution
@@ -30,7 +31,8 @@ def training_callbacks(
     if batches.skipped:
         batches.skipped.flag = args.skip_batches
     return [
-        *distribution.callbacks(),  # first: they make the logs those of all ranks
+        RunRecord(args.workdir),  # first: what comes after it is charged to callbacks
+        *distribution.callbacks(),  # before all that read logs: they make the logs those of all ranks
         *([batches.skipped] if batches.skipped else []),
         *own,
         tensorboard_callback(args, distribution),  # before the checkpoint, which may end the run

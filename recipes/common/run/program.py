@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from callbacks import CheckpointWriteError, EventWriteError, InputError, Preempted, catch_signals
+from callbacks import CheckpointWriteError, EventWriteError, InputError, Preempted, catch_signals, start_up
 from callbacks.preemption import ignore_signals
 from callbacks.ranks import RanksDiffer, ranks
+from callbacks.run_record import note_failure
 from launch.exit_codes import ANOTHER_RANK_FAILED, BAD_INPUT, FAILED
 from recipes.common.data import BadSample
 from recipes.common.run.paths import from_here
@@ -24,6 +25,7 @@ def run(main: Callable[[], None]) -> None:
     `launch/exit_codes.py` lists the codes. `FAILED`: a checkpoint or TensorBoard's events could not be written, a sample cannot
     be used, or the ranks differ. Anything without a code of its own fails with a traceback.
     """
+    start_up.end_phase("imports")
     warnings.showwarning = _show_warning
     catch_signals(for_good=True)
     try:
@@ -51,6 +53,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _say(message, code):
+    note_failure(str(message))
     print(f"error: {message}", file=sys.stderr, flush=True)
     return code
 

@@ -52,7 +52,7 @@ class RunSummary(keras.callbacks.Callback):
         print(f"batch        {args.global_batch_size} samples, {share} on each replica")
         print(f"epochs       {args.epochs} of {self._batches.num_batches} batches")
         print(f"learning     rate {_rate(self.model.optimizer)}")
-        print(f"checkpoints  {from_here(template.text)}, every {_every(args.save_freq)}, {self._disk()}")
+        print(f"checkpoints  {from_here(template.text)}, {_how_often(args.save_freq)}, {self._disk()}")
         print(f"tensorboard  {args.workdir}/tensorboard")
         print(f"begins       {self._begins()}", flush=True)
 
@@ -102,15 +102,17 @@ def _tool(name):
     return relative if not relative.startswith("..") else path
 
 
+def _how_often(save_freq):
+    if save_freq == "auto":
+        return "as often as 1 % of the time allows and failures make worth"
+    return "every epoch" if save_freq == "epoch" else f"every {save_freq} batches"
+
+
 def _rate(optimizer):
     """The learning rate of the next batch, and the schedule that it follows."""
     schedule = optimizer.get_config().get("learning_rate")
     name = f", {schedule['class_name']}" if isinstance(schedule, dict) else ""
     return f"{float(keras.ops.convert_to_numpy(optimizer.learning_rate)):.6g}{name}"
-
-
-def _every(save_freq):
-    return "epoch" if save_freq == "epoch" else f"{save_freq} batches"
 
 
 def _plural(count, noun):

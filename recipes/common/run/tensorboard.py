@@ -14,6 +14,7 @@ _LEFT_OUT = (
     "update_freq",
     "profile_batches",
     "skip_batches",
+    "peak_tflops",
 )  # no numbers and names that runs compare by
 
 
@@ -24,6 +25,7 @@ def tensorboard_callback(args: argparse.Namespace, distribution: Distribution) -
         write_graph=False,
         update_freq=args.update_freq,
         profile_batch=args.profile_batches or 0,
+        peak_tflops=args.peak_tflops,
         hparams=_hparams(args, distribution),
     )
 

@@ -1,0 +1,266 @@
+"""`python -m callbacks report RUN`: where the hours of a run went, over all its attempts. Needs no TensorFlow."""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from callbacks import record_file, start_up
+
+PARTS = {  # name -> what it is called on the screen
+    "queue": "queue",
+    "start_up": "start-up",
+    "training_kept": "kept",
+    "waiting_for_data": "data",
+    "blocked_by_saves": "saves",
+    "slower_beside_writes": "slower",
+    "validation": "valid.",
+    "other_callbacks": "others",
+    "outside_training": "outside",
+    "training_lost": "lost",
+}
+START_UP = ("imports", "set-up", "data", "build", "restore", "trace")
+LEGEND = """\
+queue: until the process was started. start-up: until its first batch was trained on. kept: training that the model has.
+data: waiting for it. saves: training stood still for them. slower: batches took longer while a file was written.
+valid.: validation. others: all other callbacks. outside: before and after fit. lost: training that was or has to be repeated."""
+_SHOWN = 20  # attempts
+_SILENT = 180.0  # seconds after which a run on another host counts as ended
+_SAME_PROCESS = 2.0  # seconds between two tellings of when it was started
+
+
+@dataclass
+class Attempt:
+    """One process of a run, as its lines tell.
+
+    Args:
+        lines: of this process, in their order; the first is `begin`.
+        queue: seconds from the end of the attempt before to the start of this one.
+        kept_to: the batch up to which the model has its training; None if to its end.
+    """
+
+    lines: list[dict[str, Any]]
+    queue: float = 0.0
+    kept_to: float | None = None
+    why: str = field(init=False, default="")
+
+    @property
+    def began(self) -> float:
+        """When the process was started, in seconds since 1970."""
+        return self.lines[0]["began"]
+
+    @property
+    def last(self) -> dict[str, Any]:
+        """What it told last."""
+        return self.lines[-1]
+
+    def parts(self) -> dict[str, float]:
+        """Returns the seconds of each part."""
+        seconds = self.last["seconds"]
+        count, trained = self.last["batches"]
+        waited, of = self.last["sampled"]
+        waiting = trained * waited / of if of else 0.0
+        beside, beside_seconds = self.last["beside"]
+        quiet = (trained - beside_seconds) / (count - beside) if count > beside else 0.0
+        slower = min(max(beside_seconds - beside * quiet, 0.0), trained - waiting) if quiet else 0.0
+        lost = (trained - waiting - slower) * self._share_lost()
+        return {
+            "queue": self.queue,
+            "start_up": sum(self.start_up().values()),
+            "training_kept": trained - waiting - slower - lost,
+            "waiting_for_data": waiting + seconds.get("epochs", 0.0),
+            "blocked_by_saves": seconds.get("blocked", 0.0),
+            "slower_beside_writes": slower,
+            "validation": seconds.get("validation", 0.0),
+            "other_callbacks": seconds.get("callbacks", 0.0),
+            "outside_training": seconds.get("outside", 0.0),
+            "training_lost": lost,
+        }
+
+    def start_up(self) -> dict[str, float]:
+        """Returns the seconds of each phase of the start-up."""
+        return {name: self.last["seconds"][name] for name in START_UP if name in self.last["seconds"]}
+
+    def _share_lost(self) -> float:
+        """The share of the training's seconds after the batch that is kept, between two lines in proportion to the batches."""
+        if self.kept_to is None or self.kept_to >= self.last["batch"] or not self.last["batches"][1]:
+            return 0.0
+        earlier = max((line for line in self.lines if line["batch"] <= self.kept_to), key=lambda line: line["batch"], default=None)
+        if earlier is None:
+            return 1.0
+        later = min((line for line in self.lines if line["batch"] > self.kept_to), key=lambda line: line["batch"])
+        share = (self.kept_to - earlier["batch"]) / (later["batch"] - earlier["batch"])
+        kept = earlier["batches"][1] + share * (later["batches"][1] - earlier["batches"][1])
+        return 1 - kept / self.last["batches"][1]
+
+
+class Report:
+    """Where the time of a run went.
+
+    Args:
+        path: the record.
+        now: seconds since 1970.
+
+    Raises:
+        OSError: if it cannot be read.
+    """
+
+    def __init__(self, path: str, now: float):
+        self.path = path
+        by_name: dict[str, list] = {}
+        for line in record_file.read(path):
+            if line["kind"] == "begin" or line["attempt"] in by_name:  # else a power cut took its beginning
+                by_name.setdefault(line["attempt"], []).append(line)
+        self.attempts = sorted(map(Attempt, by_name.values()), key=lambda attempt: attempt.began)
+        for i, attempt in enumerate(self.attempts):
+            later = self.attempts[i + 1 :]
+            attempt.why = _why(attempt, now, bool(later))
+            if later:
+                later[0].queue = max(later[0].began - attempt.last["time"], 0.0)
+                attempt.kept_to = min(each.lines[0]["batch"] for each in later)
+            elif attempt.last["kind"] != "end" and attempt.why != "running":
+                saved = attempt.last["saved"]
+                attempt.kept_to = saved[0] if saved else 0
+
+    @property
+    def wall(self) -> float:
+        """Seconds from the start of the first process to the last that is known."""
+        return self.attempts[-1].last["time"] - self.attempts[0].began
+
+    def parts(self) -> dict[str, float]:
+        """Returns the seconds of each part, of all attempts."""
+        of_each = [attempt.parts() for attempt in self.attempts]
+        return {name: sum(parts[name] for parts in of_each) for name in PARTS}
+
+    def start_up(self) -> dict[str, float]:
+        """Returns the seconds of each phase of the start-ups of all attempts."""
+        of_each = [attempt.start_up() for attempt in self.attempts]
+        return {name: sum(each.get(name, 0.0) for each in of_each) for name in START_UP if any(name in each for each in of_each)}
+
+    def newest(self) -> dict[str, Any] | None:
+        """Returns the newest checkpoint that the run has told of, and whether it is still there."""
+        saved = [attempt.last["saved"] for attempt in self.attempts if attempt.last["saved"]]
+        return {"batch": saved[-1][0], "path": saved[-1][1], "exists": os.path.exists(saved[-1][1])} if saved else None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns all of it, as plain data."""
+        parts = self.parts()
+        return {
+            "record": self.path,
+            "wall_seconds": self.wall,
+            "goodput": parts["training_kept"] / self.wall if self.wall else 0.0,
+            "newest_checkpoint": self.newest(),
+            **_told(parts, self.start_up(), self.wall),
+            "attempts": [
+                {
+                    "began": attempt.began,
+                    "ended": attempt.last["time"],
+                    "why": attempt.why,
+                    "host": attempt.lines[0]["host"],
+                    "first_batch": attempt.lines[0]["batch"],
+                    "last_batch": attempt.last["batch"],
+                    **_told(attempt.parts(), attempt.start_up(), _wall(attempt)),
+                }
+                for attempt in self.attempts
+            ],
+        }
+
+    def to_text(self) -> str:
+        """Returns one screen."""
+        parts, newest = self.parts(), self.newest()
+        ended = datetime.fromtimestamp(self.attempts[-1].last["time"])
+        rows = [_row("attempt", "began", "batches", "wall", *PARTS.values(), "ended by")]
+        rows += [_row("all", "", "", _clock(self.wall), *map(_clock, parts.values()), "")]
+        rows += [_row("", "", "", "100.0 %", *_shares(parts, self.wall), "")]
+        for i, attempt in list(enumerate(self.attempts, 1))[-_SHOWN:]:
+            began, batches = datetime.fromtimestamp(attempt.began), f"{attempt.lines[0]['batch']}-{attempt.last['batch']}"
+            wall = _wall(attempt)
+            shares = _shares(attempt.parts(), wall)
+            rows.append(_row(str(i), f"{began:%m-%d %H:%M:%S}", batches, _clock(wall), *shares, attempt.why))
+        hidden = len(self.attempts) - _SHOWN
+        checkpoint = "none" if newest is None else f"{newest['path']}, batch {newest['batch']}"
+        if newest and not newest["exists"]:
+            checkpoint += " (deleted since)"
+        phases = ", ".join(f"{name} {_clock(seconds)}" for name, seconds in self.start_up().items())
+        return "\n".join(
+            [
+                f"run         {os.path.dirname(self.path)}, {len(self.attempts)} attempts",
+                f"wall time   {_clock(self.wall)}, to {ended:%Y-%m-%d %H:%M:%S}",
+                f"goodput     {100 * parts['training_kept'] / self.wall if self.wall else 0:.1f} %",
+                f"checkpoint  {checkpoint}",
+                f"start-up    {phases}",
+                "",
+                *rows,
+                *([f"({hidden} earlier attempts are counted; --json shows them)"] if hidden > 0 else []),
+                "",
+                LEGEND,
+            ]
+        )
+
+
+def run(directory_or_file: str, as_json: bool) -> str:
+    """Returns what to print about a run.
+
+    Args:
+        directory_or_file: the run's directory, or its record.
+        as_json: whether to print plain data.
+
+    Raises:
+        FileNotFoundError: if the run has no record.
+    """
+    path = os.path.expanduser(directory_or_file)
+    path = os.path.join(path, record_file.NAME) if os.path.isdir(path) else path
+    if not os.path.isfile(path):
+        raise FileNotFoundError(
+            f"there is no {record_file.NAME} at {directory_or_file}. RunRecord writes it; the recipes have one."
+        )
+    report = Report(path, time.time())
+    if not report.attempts:
+        raise FileNotFoundError(f"{path} tells of no attempt.")
+    return json.dumps(report.to_json(), indent=1) if as_json else report.to_text()
+
+
+def _why(attempt: Attempt, now: float, has_later: bool) -> str:
+    if attempt.last["kind"] == "end":
+        return attempt.last["why"]
+    if not has_later and _is_alive(attempt, now):
+        return "running"
+    return "killed"
+
+
+def _is_alive(attempt: Attempt, now: float) -> bool:
+    begin = attempt.lines[0]
+    if begin["host"] != os.uname().nodename:
+        return now - attempt.last["time"] < _SILENT
+    began = start_up.process_began(begin["pid"])
+    return began is not None and abs(began - begin["began"]) < _SAME_PROCESS
+
+
+def _wall(attempt: Attempt) -> float:
+    return attempt.queue + attempt.last["time"] - attempt.began
+
+
+def _told(parts: dict[str, float], start_up: dict[str, float], wall: float) -> dict[str, Any]:
+    percent = {name: 100 * seconds / wall if wall else 0.0 for name, seconds in parts.items()}
+    return {"wall_seconds": wall, "seconds": parts, "percent": percent, "start_up_seconds": start_up}
+
+
+def _shares(parts: dict[str, float], wall: float) -> list[str]:
+    return [f"{100 * seconds / wall if wall else 0:.1f} %" for seconds in parts.values()]
+
+
+def _clock(seconds: float) -> str:
+    """A time as people read it: 4.2 s, 12:07, 3:12:07."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
+
+
+def _row(attempt: str, began: str, batches: str, wall: str, *rest: str) -> str:
+    *parts, why = rest
+    numbers: Sequence[str] = [f"{part:>8}" for part in parts]
+    return f"{attempt:>7} {began:<14} {batches:>13} {wall:>9}{''.join(numbers)}  {why}".rstrip()

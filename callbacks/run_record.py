@@ -1,0 +1,249 @@
+"""`RunRecord`: writes down where the hours of a run go, for `python -m callbacks report`."""
+
+import atexit
+import os
+import socket
+import sys
+import time
+import uuid
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from callbacks import preemption, record_file, start_up
+from callbacks.attached import attach, attached
+from callbacks.copyable import Copyable
+from callbacks.counters import Counters, counters_of
+from callbacks.data_arrival import data_arrival_of
+from callbacks.errors import InputError
+from callbacks.fit_hooks import fit_hooks_of, running_fit
+from callbacks.ranks import ranks
+from callbacks.save_costs import SaveCosts, save_costs_of
+from callbacks.time_account import TimeAccount
+
+_DATA_SAMPLE = 10  # one batch in so many tells how long it waited for data
+_SIGNALS = {
+    preemption.WARNED: "stopped by USR1 or USR2, after a save",
+    preemption.ENDED: "stopped by TERM, after a save",
+    preemption.INTERRUPTED: "stopped by Ctrl-C, after a save",
+}
+_failure = ""
+
+
+def note_failure(why: str) -> None:
+    """Notes what is about to end this process, for an end that Python does not call an error."""
+    global _failure
+    _failure = why
+
+
+class _Attempt:
+    """What this process tells of one run: its account, and its lines in the record.
+
+    Args:
+        path: the record.
+        clock: returns seconds since 1970.
+    """
+
+    def __init__(self, path: str, clock: Callable[[], float]):
+        start_up.end_phase("data" if start_up.phases() else "set-up")
+        self.path, self._clock = path, clock
+        self.account = TimeAccount(clock, start_up.began(), start_up.phases())
+        self._name = uuid.uuid4().hex[:12]
+        self.has_begun = self._writes = False
+        self._saved: tuple[int, str] | None = None
+        self.trains = self.has_trained = False
+
+    counters: Counters  # of the model in training, as are its costs
+    costs: SaveCosts
+
+    def begin(self) -> None:
+        """Writes the first line.
+
+        Raises:
+            InputError: if it cannot be written.
+        """
+        self.has_begun = True
+        place = {"began": self.account.began, "host": socket.gethostname(), "pid": os.getpid()}
+        try:
+            record_file.create(self.path)
+            record_file.append(self.path, self._line("begin") | place, flush=True)
+        except OSError as error:
+            raise InputError(f"The record of the run cannot be written to {self.path}: {error.strerror}.") from None
+        self._writes = True
+        atexit.register(self._end)
+
+    def tick(self) -> None:
+        """Writes a line if one is due, or a checkpoint was saved."""
+        if self._writes and (self.account.tick_is_due() or self.costs.newest != self._saved):
+            self._append(self._line("tick"))
+
+    def _end(self):
+        self.account.charge("callbacks" if self.trains else "outside", self.costs.blocked)
+        self._append(self._line("end") | {"why": self._why()}, flush=True)
+
+    def _why(self):
+        if not self.trains:
+            return "finished"
+        error = getattr(sys, "last_value", None)  # what Python has printed the traceback of
+        if error is not None:
+            return f"{type(error).__name__}: {error}".partition("\n")[0]
+        return _failure or _SIGNALS.get(preemption.asked(), "left in the middle of training")
+
+    def _line(self, kind: str) -> dict[str, Any]:
+        self._saved, account = self.costs.newest, self.account
+        return {
+            "kind": kind,
+            "attempt": self._name,
+            "time": self._clock(),
+            "batch": self.counters.batch_bound,
+            "seconds": {name: round(seconds, 4) for name, seconds in account.seconds.items()},
+            "batches": account.batches,
+            "beside": account.beside,
+            "sampled": account.sampled,
+            "saved": self._saved,
+        }
+
+    def _append(self, line, **how):
+        if not self._writes:
+            return
+        try:
+            record_file.append(self.path, line, **how)
+        except OSError as error:
+            self._writes = False
+            warnings.warn(
+                f"{self.path} cannot be written any more: {error.strerror}. Training continues; "
+                "what python -m callbacks report shows of this attempt ends here.",
+                stacklevel=2,
+            )
+
+
+_attempts: dict[str, _Attempt] = {}  # of this process: path -> attempt
+
+
+class RunRecord(Copyable, keras.callbacks.Callback):
+    """Writes down where the time of a run goes, over all its restarts: `python -m callbacks report DIRECTORY` shows it.
+
+    ```python
+    model.fit(data, epochs=20, callbacks=[
+        RunRecord("run"),
+        GlobalStepTensorBoard("run/tensorboard"),
+        GlobalStepCheckpoint("run/model_batch_at_{batch:05d}.weights.h5", resume=True),
+    ])
+    ```
+
+    It stands first in the list, on every rank; only the chief writes. A line of JSON is appended to `record.jsonl`
+    (`callbacks/record_file.py`) at each save, and so often that a kill leaves no more than half a percent of the time untold.
+
+    Args:
+        directory: the run's directory.
+
+    Raises:
+        InputError: when training begins, if nothing can be written there. Later, a warning says so, and training continues.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        super().__init__()
+        self._path = os.path.join(os.path.abspath(os.path.expanduser(os.fspath(directory))), record_file.NAME)
+        self._time = time.time
+        self._settings = frozenset(vars(self)) - {"_model"}
+        self._forget_run()
+
+    def _forget_run(self):
+        """Sets what belongs to a run, and is not copied with the callback."""
+        self._model = None
+        self._trains = self._is_first_of_epoch = False
+
+    _attempt: _Attempt  # from `on_train_begin` on, as is its account
+    _account: TimeAccount
+
+    def on_train_begin(self, logs=None):
+        self._counters, self._costs = counters_of(self.model), save_costs_of(self.model)
+        self._counters.begin_training(in_fit=not running_fit(self).is_own_loop)
+        _executions_of(self.model).record = self
+        is_first = self._path not in _attempts
+        self._attempt = _attempts[self._path] = _attempts.get(self._path) or _Attempt(self._path, self._time)
+        self._account = self._attempt.account
+        if not is_first:
+            self._charge("outside")
+        arrival = data_arrival_of(self.model, _DATA_SAMPLE)
+        if arrival:
+            arrival.acts["record"] = self._account.note_data
+        self._attempt.counters, self._attempt.costs = self._counters, self._costs
+        self._trains = self._attempt.trains = True
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self._counters.begin_epoch(epoch)
+        if not self._attempt.has_begun and ranks().is_chief:  # only now has every callback restored what it restores
+            self._charge("restore")
+            self._attempt.begin()
+        self._charge("callbacks")
+        self._is_first_of_epoch = True
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self._charge("epochs" if self._is_first_of_epoch else "callbacks")
+        self._is_first_of_epoch = False
+        self._bound, self._is_writing = self._counters.batch_bound, self._costs.is_writing
+
+    def begin_execution(self) -> None:
+        """Comes just before Keras's train function."""
+        self._charge("callbacks")
+        self._account.begin_batch()
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._counters.end_batch(self)
+        trained = self._counters.batch_bound - self._bound
+        if trained and self._attempt.has_trained:
+            self._account.end_batch(trained, self._is_writing)
+        else:
+            self._charge("trace" if trained else "restore")
+            self._attempt.has_trained |= bool(trained)
+        self._attempt.tick()
+
+    def on_test_begin(self, logs=None):
+        if self._trains:
+            self._charge("validation")
+
+    def on_test_batch_end(self, batch, logs=None):
+        if self._trains:
+            self._charge("validation")
+            self._attempt.tick()
+
+    def on_test_end(self, logs=None):
+        if self._trains:
+            self._charge("validation")
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._charge("callbacks")
+        self._attempt.tick()
+
+    def on_train_end(self, logs=None):
+        self._charge("callbacks")
+        self._trains = self._attempt.trains = False
+        _executions_of(self.model).record = None
+        start_up.restart()
+
+    def _charge(self, name):
+        self._account.charge(name, self._costs.blocked)
+
+
+class _Executions:
+    """Tells a record when an execution of a model begins.
+
+    Attributes:
+        record: of the `fit` that runs; None where it has none.
+    """
+
+    def __init__(self, model: keras.Model):
+        self.record: RunRecord | None = None
+        fit_hooks_of(model).around_execution(self._execute)
+
+    def _execute(self, execute, iterator):
+        if self.record:
+            self.record.begin_execution()
+        return execute(iterator)
+
+
+def _executions_of(model: keras.Model) -> _Executions:
+    return attached(model, _Executions) or attach(model, _Executions(model))

@@ -1,0 +1,183 @@
+"""How many seconds should pass between two checkpoints. No file, no model and no device: only times that the caller reports."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+PRIOR_COST = 0.1  # seconds of a save, until the first one has shown it
+PRIOR_FAILURES, PRIOR_SECONDS = 1, 86_400.0  # as if one failure in a day had been seen before the run began
+_FORGET = 0.8  # at each save, the part of what earlier ones have shown that still counts
+_WORTH_TELLING = 2.0  # ratio of two intervals
+_SHARE = 0.5  # of the time that is left, until the next look
+
+
+class SaveInterval:
+    """Chooses the seconds between two checkpoints from what they cost and how often the run fails.
+
+    A save costs the seconds that training stands still for it, and those that batches take longer while its file is written. A
+    failure costs what was trained since the last save. Both together are least at an interval of sqrt(2 x cost x mean time
+    between failures); where that would cost more than the budget, the interval is what the budget allows.
+
+    The time between failures comes from those that the run has seen over all its restarts, and from a prior: one in a day.
+
+    Args:
+        max_overhead: the share of time that saves may cost, 0.01 for 1 %.
+        clock: returns seconds since any fixed moment.
+
+    Example:
+
+    >>> interval = SaveInterval(max_overhead=0.01)
+    >>> interval.begin()
+    >>> interval.saved()
+    >>> interval.note_blocked(0.5)
+    >>> round(interval.seconds)  # sqrt(2 * 0.5 * 86400)
+    294
+
+    Source: Young 1974, "A first order approximation to the optimum checkpoint interval", https://doi.org/10.1145/361147.361115;
+    Daly 2006, "A higher order estimate of the optimum checkpoint interval for restart dumps", section 2,
+    https://doi.org/10.1016/j.future.2004.11.016.
+    """
+
+    def __init__(self, max_overhead: float, clock: Callable[[], float] = time.monotonic):
+        self._max_overhead, self._clock = max_overhead, clock
+        self.begin()
+
+    def begin(self) -> None:
+        """Starts a training. What an earlier one has learned is forgotten; `set_state` brings it back."""
+        self._began = self._saved_at = self._clock()
+        self._earlier_seconds, self._failures = 0.0, 0
+        self._saves = self._blocked = 0.0
+        self._batches = {False: 0.0, True: 0.0}  # while no file is written, and while one is
+        self._seconds = {False: 0.0, True: 0.0}
+        self._seen = 0  # batches of this training
+        self._is_first = True
+        self._told: float | None = None
+
+    def get_state(self, is_last: bool) -> dict[str, Any]:
+        """Returns what a checkpoint keeps, as plain data.
+
+        Args:
+            is_last: whether training ends with this checkpoint, so that nothing is lost when it begins again.
+        """
+        return {
+            "seconds": self._exposure,
+            "failures": self._failures,
+            "is_last": is_last,
+            "saves": self._saves,
+            "blocked": self._blocked,
+            "batches": [self._batches[False], self._batches[True]],
+            "batch_seconds": [self._seconds[False], self._seconds[True]],
+        }
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Takes over what `get_state` returned. A checkpoint that was not the last of its process tells of a failure."""
+        self._earlier_seconds = state["seconds"]
+        self._failures = state["failures"] + (not state["is_last"])
+        self._saves, self._blocked = state["saves"], state["blocked"]
+        self._batches = dict(zip((False, True), state["batches"], strict=True))
+        self._seconds = dict(zip((False, True), state["batch_seconds"], strict=True))
+
+    def end_batches(self, batches: int, seconds: float, beside_write: bool) -> None:
+        """Notes how long batches took. The first ones of a training do not count: they are compiled.
+
+        Args:
+            batches: how many.
+            seconds: of all of them.
+            beside_write: whether a checkpoint was being written meanwhile.
+        """
+        self._seen += batches
+        if self._is_first:
+            self._is_first = False
+            return
+        self._batches[beside_write] += batches
+        self._seconds[beside_write] += seconds
+
+    def saved(self) -> None:
+        """Notes that the state was saved now."""
+        self._saved_at = self._clock()
+        self._saves = self._saves * _FORGET + 1
+        self._blocked *= _FORGET
+        for kind in (False, True):
+            self._batches[kind] *= _FORGET
+            self._seconds[kind] *= _FORGET
+
+    def note_blocked(self, seconds: float) -> None:
+        """Notes how long training stood still for the save before."""
+        self._blocked += seconds
+
+    @property
+    def cost(self) -> float:
+        """Seconds that a save costs: mean of the last ones."""
+        if not self._saves:
+            return PRIOR_COST
+        slower = self._seconds[True] - self._batches[True] * self._batch_seconds
+        return (self._blocked + max(slower, 0.0)) / self._saves
+
+    @property
+    def between_failures(self) -> float:
+        """Seconds from one failure to the next, as far as the run tells."""
+        return (PRIOR_SECONDS + self._exposure) / (PRIOR_FAILURES + self._failures)
+
+    @property
+    def seconds(self) -> float:
+        """The interval: the first save comes as early as the budget allows, to show what one costs."""
+        within_budget = self.cost / self._max_overhead
+        return max(within_budget, math.sqrt(2 * self.cost * self.between_failures)) if self._saves else within_budget
+
+    def is_due(self, is_writing: bool) -> bool:
+        """Whether the interval is over.
+
+        Args:
+            is_writing: whether a checkpoint is still being written; then none is due.
+        """
+        return not is_writing and self._left <= 0
+
+    def batches_to_next_look(self, is_writing: bool) -> int:
+        """Returns how many batches from now it has to be asked again whether a checkpoint is due.
+
+        Half the time that is left, because batches may come to take longer; and never more than were seen so far.
+
+        Args:
+            is_writing: whether a checkpoint is still being written.
+        """
+        age = self._clock() - self._saved_at
+        left = max(self._left, age / 4) if is_writing else self._left
+        pace = self._batch_seconds
+        wanted = math.floor(left * _SHARE / pace) if pace > 0 else 1
+        return max(1, min(wanted, self._seen))
+
+    def news(self) -> str | None:
+        """Returns what to tell the user, when the first save has shown its cost, and when the interval has changed by much."""
+        if not self._saves or (self._told and 1 / _WORTH_TELLING < self.seconds / self._told < _WORTH_TELLING):
+            return None
+        self._told = self.seconds
+        return (
+            f"Saves every {_rounded(self.seconds)}: one costs {_rounded(self.cost)}, failures seen: {self._failures} in "
+            f"{_rounded(self._exposure)}, and {PRIOR_FAILURES} in {_rounded(PRIOR_SECONDS)} is assumed before."
+        )
+
+    @property
+    def _exposure(self) -> float:
+        return self._earlier_seconds + self._clock() - self._began
+
+    @property
+    def _left(self) -> float:
+        return self._saved_at + self.seconds - self._clock()
+
+    @property
+    def _batch_seconds(self) -> float:
+        """Of a batch beside which nothing is written; of any batch, while there is none."""
+        if self._batches[False]:
+            return self._seconds[False] / self._batches[False]
+        return self._seconds[True] / self._batches[True] if self._batches[True] else 0.0
+
+
+def _rounded(seconds: float) -> str:
+    """A time as people say it: 3 ms, 41 s, 12 min, 30 h."""
+    if seconds < 1:
+        return f"{1e3 * seconds:.0f} ms"
+    for limit, unit, name in ((120, 1, "s"), (7200, 60, "min")):
+        if seconds < limit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{seconds / 3600:.0f} h"

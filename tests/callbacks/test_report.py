@@ -1,0 +1,214 @@
+"""Where the hours of a run went: the account of a process, the file, and what the report makes of it."""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from processes import ROOT, USER_ENVIRONMENT, Process
+from small import BATCHES, Do, fit, small_model
+
+from callbacks import GlobalStepCheckpoint, InputError, RunRecord, record_file
+from callbacks.__main__ import main
+from callbacks.report import PARTS, Report
+from callbacks.time_account import TimeAccount
+
+
+class Clock:
+    """A clock that goes forward when told."""
+
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_an_account_adds_up_to_the_age_of_the_process():
+    clock = Clock()
+    account = TimeAccount(clock, began=990.0, phases={"imports": 7.0, "data": 3.0})
+    clock.now += 2
+    account.charge("restore")
+    clock.now += 1
+    account.charge("callbacks")
+    account.begin_batch()
+    clock.now += 3
+    account.note_data()
+    clock.now += 1
+    account.end_batch(1, beside_write=False)
+    clock.now += 6
+    account.charge("callbacks", blocked=4.0)
+    clock.now += 2
+    account.end_batch(1, beside_write=True)
+    assert account.seconds == {"imports": 7, "data": 3, "restore": 2, "callbacks": 3, "batches": 6, "blocked": 4}
+    assert (account.batches, account.beside, account.sampled) == ([2, 6], [1, 2], [3, 4])
+    assert sum(account.seconds.values()) == clock.now - 990
+
+
+def test_no_more_than_half_a_percent_of_the_time_is_untold_after_a_kill_and_no_more_than_a_minute():
+    clock = Clock()
+    account = TimeAccount(clock, began=1000.0, phases={})
+    told, batch_seconds = [0.0], 1.0
+    while clock.now < 1000 + 86_400:
+        clock.now += batch_seconds
+        if account.tick_is_due():
+            told.append(clock.now - 1000)
+    assert all(later - earlier <= min(0.005 * later, 60) + batch_seconds for earlier, later in itertools.pairwise(told))
+    assert len(told) < 5000
+
+
+def line(kind, attempt, time, batch, trained, saved=None, **more):
+    """A line of a record in which start-up took 10 s, and all else is training."""
+    return {
+        "kind": kind, "attempt": attempt, "time": time, "batch": batch, "seconds": {"imports": 10.0, "batches": trained},
+        "batches": [max(batch - 1, 0), trained], "beside": [0, 0.0], "sampled": [0.0, 0.0], "saved": saved, **more,
+    }  # fmt: skip
+
+
+def begin(attempt, began, batch=0, **more):
+    return line("begin", attempt, began + 10, batch, 0.0, began=began, host="elsewhere", pid=1, **more)
+
+
+def report(path, *lines, now=10_000.0):
+    record_file.create(str(path))
+    for each in lines:
+        record_file.append(str(path), each)
+    return Report(str(path), now)
+
+
+def test_parts_of_killed_attempts_add_up_and_training_that_was_repeated_is_lost(tmp_path):
+    found = report(
+        tmp_path / "record.jsonl",
+        begin("a", 1000.0),
+        line("tick", "a", 1050.0, 20, 40.0, [16, "16"]),
+        line("tick", "a", 1070.0, 40, 60.0, [32, "32"]),
+        begin("b", 1100.0, 32, saved=[32, "32"]),
+        line("tick", "b", 1200.0, 100, 90.0, [96, "96"]),
+        begin("c", 1230.0, 96, saved=[96, "96"]),
+        line("end", "c", 1300.0, 150, 60.0, [150, "150"], why="finished"),
+    )
+    first, second, third = found.attempts
+    assert [each.why for each in found.attempts] == ["killed", "killed", "finished"]
+    assert found.wall == 300
+    assert sum(found.parts().values()) == pytest.approx(300)
+    assert [each.queue for each in found.attempts] == [0, 30, 30]
+    assert first.parts()["training_lost"] == pytest.approx(8 / 20 * 20)  # from 32 to 40: of the 20 s between batches 20 and 40
+    assert second.parts()["training_lost"] == pytest.approx(90 * 4 / 68)
+    assert third.parts()["training_lost"] == 0
+    assert found.newest() == {"batch": 150, "path": "150", "exists": False}
+    assert found.to_json()["goodput"] == pytest.approx((60 - 8 + 90 * 64 / 68 + 60) / 300)
+
+
+def test_an_attempt_loses_what_any_later_one_goes_back_to(tmp_path):
+    found = report(
+        tmp_path / "record.jsonl",
+        begin("a", 1000.0),
+        line("tick", "a", 1050.0, 40, 40.0, [40, "40"]),
+        begin("b", 1100.0, 40),
+        line("tick", "b", 1150.0, 80, 40.0, [80, "80"]),
+        begin("c", 1200.0, 20),  # both newest files were damaged
+    )
+    assert [each.parts()["training_lost"] for each in found.attempts] == [pytest.approx(20), pytest.approx(40), 0]
+
+
+def test_the_last_attempt_has_lost_what_it_did_not_save_unless_it_runs(tmp_path):
+    lines = [begin("a", 1000.0), line("tick", "a", 1050.0, 40, 40.0, [30, "30"])]
+    found = report(tmp_path / "record.jsonl", *lines, now=1060.0)
+    assert (found.attempts[0].why, found.parts()["training_lost"]) == ("running", 0)
+    found = Report(found.path, now=1500.0)
+    assert (found.attempts[0].why, found.parts()["training_lost"]) == ("killed", pytest.approx(10))
+
+
+def test_waiting_for_data_and_slower_batches_are_taken_out_of_training(tmp_path):
+    told = {"batches": [100, 110.0], "beside": [20, 30.0], "sampled": [1.0, 11.0]}
+    parts = report(tmp_path / "record.jsonl", begin("a", 1000.0), line("end", "a", 1120.0, 101, 110.0) | told | {"why": ""}).parts()
+    assert parts["waiting_for_data"] == pytest.approx(10)
+    assert parts["slower_beside_writes"] == pytest.approx(10)  # 80 took 1 s each, 20 took 1.5 s
+    assert parts["training_kept"] == pytest.approx(90)
+
+
+def test_a_line_that_was_cut_short_is_passed_over_and_the_next_process_begins_a_new_one(tmp_path):
+    path = tmp_path / "record.jsonl"
+    report(path, begin("a", 1000.0), line("tick", "a", 1050.0, 40, 40.0))
+    with open(path, "a") as file:
+        file.write('{"kind":"tick","attempt":"a","ti')
+    found = report(path, begin("b", 1100.0), line("end", "b", 1200.0, 90, 90.0, why="finished"))
+    assert [(each.last["time"], each.why) for each in found.attempts] == [(1050, "killed"), (1200, "finished")]
+
+
+def test_a_fit_is_recorded_and_shown_and_its_parts_add_up(tmp_path, capsys):
+    checkpoint = GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5", save_freq=4)
+    fit(small_model(), RunRecord(tmp_path), checkpoint, Do(5, lambda: time.sleep(0.2)), epochs=2)
+    found = Report(str(tmp_path / "record.jsonl"), time.time())
+    (attempt,) = found.attempts
+    assert sum(found.parts().values()) == pytest.approx(found.wall, rel=0.01)
+    assert attempt.last["batch"] == 2 * BATCHES and attempt.last["saved"][0] == 20
+    assert found.parts()["other_callbacks"] > 0.2
+    assert main(["report", str(tmp_path)]) == 0
+    screen = capsys.readouterr().out
+    assert "20.weights.h5, batch 20" in screen and re.search(r"^goodput +\d", screen, re.MULTILINE)
+    assert main(["report", "--json", str(tmp_path)]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["seconds"]) == set(PARTS) and sum(told["percent"].values()) == pytest.approx(100, abs=1)
+
+
+def test_a_run_without_a_record_is_one_line(tmp_path, capsys):
+    assert main(["report", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: there is no record.jsonl at")
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_before_the_first_batch(tmp_path):
+    (tmp_path / "file").write_text("")
+    trained = []
+    with pytest.raises(InputError, match=r"record.*cannot be written"):
+        fit(small_model(), RunRecord(tmp_path / "file" / "run"), Do(1, lambda: trained.append(1)))
+    assert not trained
+
+
+def test_a_record_that_is_deleted_does_not_stop_training(tmp_path):
+    with pytest.warns(UserWarning, match=r"record.jsonl cannot be written any more"):
+        fit(small_model(), RunRecord(tmp_path), Do(3, (tmp_path / "record.jsonl").unlink), Do(4, lambda: time.sleep(0.2)))
+    assert not (tmp_path / "record.jsonl").exists()
+
+
+def test_the_report_needs_no_tensorflow():
+    code = (
+        "import sys, types; package = types.ModuleType('callbacks'); package.__path__ = ['callbacks'];"
+        "sys.modules['callbacks'] = package; import callbacks.report; print('tensorflow' in sys.modules, 'keras' in sys.modules)"
+    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=USER_ENVIRONMENT)
+    assert run.stdout.split() == ["False", "False"], run.stderr
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_run_that_is_killed_five_times_equal_the_clock(tmp_path):
+    flags = ["--model", "mlp", "--epochs", 60, "--save-freq", 100, "--workdir", tmp_path]
+    checkpoints = tmp_path / "checkpoints"
+    gap, alive = 0.0, []
+    first = ended = time.time()
+    for batch in (100, 300, 500, 700, 900):
+        began = time.time()
+        gap += began - ended
+        Process(*flags).kill_when((checkpoints / f"model_batch_at_{batch + 100:05d}.weights.h5").exists)
+        ended = time.time()
+        alive.append(ended - began)
+        time.sleep(1)
+    began = time.time()
+    gap += began - ended
+    code, _, errors = Process(*flags).finish()
+    assert code == 0, errors
+    alive.append(time.time() - began)
+    wall = time.time() - first
+
+    told = Report(str(tmp_path / "record.jsonl"), time.time()).to_json()
+    close = pytest.approx
+    assert [each["why"] for each in told["attempts"]] == ["killed"] * 5 + ["finished"]
+    assert told["wall_seconds"] == close(wall, rel=0.01)
+    assert sum(told["seconds"].values()) == close(wall, rel=0.01)
+    assert told["seconds"]["queue"] == close(gap, abs=0.01 * wall)
+    for attempt, seconds in zip(told["attempts"], alive, strict=True):
+        assert sum(attempt["seconds"].values()) - attempt["seconds"]["queue"] == close(seconds, abs=0.01 * wall)
+    assert told["newest_checkpoint"]["batch"] == 60 * 22 and told["newest_checkpoint"]["exists"]
+    assert 0 < told["seconds"]["training_lost"] < told["seconds"]["training_kept"]
