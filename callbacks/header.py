@@ -1,5 +1,6 @@
 """What the JSON part of a checkpoint has to look like, before anybody relies on it."""
 
+import json
 from dataclasses import fields
 from typing import Any
 
@@ -20,6 +21,29 @@ _TYPES = {  # key -> type, and whether each file has it
     "finite": (bool, False),
     "learning_rates": (dict, False),
 }
+
+
+def parse_header(content: bytes, path: str, formats: tuple[int, int]) -> dict[str, Any]:
+    """Reads a header, and checks it.
+
+    Args:
+        content: the JSON text.
+        path: of the checkpoint, for messages.
+        formats: the versions that are understood.
+
+    Raises:
+        ValueError: if it is none.
+        InputError: if it is of another version.
+    """
+    header = json.loads(content)
+    _expect(header, "format", int)
+    if header["format"] not in formats:
+        raise InputError(
+            f"{path} has format {header['format']!s:.20}; this version of the callbacks reads formats "
+            f"{' and '.join(map(str, formats))}. Read it with the version that wrote it."
+        )
+    check_header(header)
+    return header
 
 
 def check_header(header: Any) -> None:

@@ -35,7 +35,7 @@ from callbacks.errors import InputError, one_line
 from callbacks.files import TRAILER_SIZE, Output
 from callbacks.hdf5_reader import WEIGHTS_MEMBER, check_file, check_link, load_weights, open_hdf5, read_dataset
 from callbacks.hdf5_writer import Hdf5File
-from callbacks.header import check_header
+from callbacks.header import parse_header
 from callbacks.keras_private import KerasVariable, make_global_seed_generator
 from callbacks.model_match import check_match
 from callbacks.ranks import ranks
@@ -300,16 +300,7 @@ def restore(model: keras.Model, path: str) -> StoredState:
 
 
 def _header(group: h5py.Group, path: str) -> dict[str, Any]:
-    header = json.loads(read_dataset(group, "header").tobytes())
-    if type(header["format"]) is not int:
-        raise ValueError("its header has no usable format")
-    if header["format"] not in (1, FORMAT):
-        raise InputError(
-            f"{path} has format {header['format']!s:.20}; this version of the callbacks reads formats 1 and {FORMAT}. "
-            "Read it with the version that wrote it."
-        )
-    check_header(header)
-    return header
+    return parse_header(read_dataset(group, "header").tobytes(), path, (1, FORMAT))
 
 
 @contextlib.contextmanager

@@ -59,6 +59,7 @@ def embedding_model(spe):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "suffix, replicas, spe",
     [
@@ -102,6 +103,7 @@ def test_a_file_written_while_training_goes_on_equals_one_written_at_once(tmp_pa
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_under_xla_counts_are_right_and_a_file_written_in_the_background_equals_one_written_at_once(tmp_path):
     """In a process of its own: under op determinism Keras leaves XLA out. On GPUs it is what Keras does by default."""
     done = run_program("saves_under_xla.py", tmp_path)
@@ -168,6 +170,7 @@ def test_an_error_of_the_very_last_save_is_raised_by_fit(tmp_path, monkeypatch):
     assert names(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_an_exception_in_training_leaves_the_save_in_flight_to_be_finished(tmp_path):
     """In a process of its own, which ends right after the exception."""
     runs = {}
@@ -289,6 +292,7 @@ def test_a_full_disk_ends_training_with_its_name_and_leaves_what_was_saved(mount
     assert not list(directory.glob(".tmp-*"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_of_curves_ends_training_with_its_name(mounted):
     directory = mounted("size=64k")
     board = GlobalStepTensorBoard(directory / "events", update_freq=1, write_graph=False)

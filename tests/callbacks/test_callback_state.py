@@ -107,6 +107,7 @@ train(directory, *[Do(after, lambda: os.kill(os.getpid(), signal.SIGKILL))] * (a
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [14, 20], ids=["in an epoch", "in the last batch of an epoch"])
 def test_a_callback_of_ones_own_is_killed_and_resumed_wherever_it_stands_in_the_list(tmp_path, uninterrupted, after):
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(after)]

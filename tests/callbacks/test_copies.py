@@ -45,6 +45,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how, callback", CASES)
 def test_a_copy_trains_and_saves_like_the_original(tmp_path, how, callback):
     make, copied = COPIES[how], {}

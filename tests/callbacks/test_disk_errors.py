@@ -155,6 +155,7 @@ def all_names(trainer):
 CALLS = {"open": 1, "write": 5, "fsync": 1, "read": 2, "close": 1, "rename": 1}  # of a save, at least
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
     "error",
@@ -371,6 +372,7 @@ def test_a_neighbour_who_fills_the_disk_again_and_again_makes_no_file_lie(traine
         neighbour.join()
 
 
+@pytest.mark.slow
 def test_on_file_systems_without_locks_saving_resuming_listing_and_verifying_work(compiled, tmp_path):
     """What NFS, Lustre and BeeGFS answer to `flock`; HDF5 by itself opens no file then."""
     whole, runs = tmp_path / "whole", []

@@ -63,6 +63,7 @@ def classifier():
     return small_model(metrics=["accuracy"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", USES)
 def test_a_use_gives_the_same_files(tmp_path, use):
     filename, options = USES[use]

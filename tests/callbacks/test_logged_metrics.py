@@ -60,6 +60,7 @@ def test_any_value_in_the_logs_is_as_good_as_with_stock(tmp_path, kind):
     assert stock == ours == ["e1.weights.h5", "e2.weights.h5"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [kind for kind in VALUES if kind not in ("None", "an object", "a matrix")])
 def test_any_value_in_a_name_is_written_as_stock_writes_it(tmp_path, kind):
     stock, ours = both(tmp_path, "e{epoch}-{own}.weights.h5", Logs("own", VALUES[kind]))
@@ -81,6 +82,7 @@ def test_keep_best_passes_over_what_is_no_number(tmp_path):
     assert names(tmp_path) == ["e2.weights.h5", "e3.weights.h5"]  # the best, and the newest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["top-5", "a/b", "f 1", "acc@1", "m\u00e4x", "1st", "50%"])
 def test_a_metric_of_any_name_may_stand_in_a_file_s_name(tmp_path, name):
     def classifier():

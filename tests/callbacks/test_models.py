@@ -96,6 +96,7 @@ def ema():
 MODELS = [subclassed, functional, nested, shared_layers, own_variables, recurrent, frozen]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build, optimizer", [*((build, adam) for build in MODELS), (functional, ema)])
 def test_every_variable_comes_back_and_stock_keras_loads_the_file(tmp_path, build, optimizer):
     def make():

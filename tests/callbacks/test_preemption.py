@@ -125,6 +125,7 @@ def test_a_second_ctrl_c_ends_a_run_whose_batch_never_ends():
     assert process.stderr.read().splitlines()[-1] == "interrupted twice; the same command resumes from the newest checkpoint"
 
 
+@pytest.mark.slow
 def test_an_earlier_life_that_is_still_alive_can_commit_nothing_any_more(recipe, tmp_path):
     """Split brain: Slurm lost sight of a node and has requeued the job, while the old life is in the middle of a save."""
     flags = ["--model", "mlp", "--epochs", 4, "--save-freq", 10, "--workdir", tmp_path]
@@ -164,6 +165,7 @@ def test_a_run_leaves_while_there_is_time_for_another_save_before_its_job_ends(t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3.weights.h5", "5.weights.h5"]
 
 
+@pytest.mark.slow
 def test_a_job_that_ends_soon_is_left_after_the_first_batch(recipe, tmp_path):
     process = recipe("--model", "mlp", "--workdir", tmp_path, env={"SLURM_JOB_END_TIME": str(int(time.time()) + 5)})
     code, out, _ = process.finish()

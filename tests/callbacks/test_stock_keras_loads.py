@@ -24,6 +24,7 @@ def trained(directory, template, where):
     return directory / saved[1], model.predict(np.ones((1, 8)), verbose=0)
 
 
+@pytest.mark.slow
 def test_each_file_loads_with_stock_keras_in_another_process(tmp_path, strategy):
     cases = [(template, replicas) for template in TEMPLATES for replicas in (1, 2)]
     ends = [trained(tmp_path / str(i), template, strategy(replicas)) for i, (template, replicas) in enumerate(cases)]

@@ -314,6 +314,7 @@ def test_the_slowest_rank_is_named(tmp_path):
     assert all(30 < value < 5000 for _, value in found["batches", "ranks/step_spread_ms"])
 
 
+@pytest.mark.slow
 def test_without_tensorboard_one_line_says_so_and_training_goes_on(tmp_path):
     run = run_program("without_tensorboard.py", "--model", "mlp", "--epochs", 1, "--workdir", tmp_path)
     assert run.returncode == 0, run.stderr
@@ -323,6 +324,7 @@ def test_without_tensorboard_one_line_says_so_and_training_goes_on(tmp_path):
     assert steps(tmp_path / "tensorboard", "batches", "batch_loss") == [10, 20]
 
 
+@pytest.mark.slow
 def test_output_in_a_file_is_dated_lines_and_on_a_terminal_one_bar(tmp_path):
     flags = ["-m", "recipes.mnist", "--model", "mlp", "--epochs", "2", "--log-secs", "0.001", "--save-freq", "10"]
     code, out, _ = Process(*flags[2:], "--workdir", tmp_path / "file").finish()

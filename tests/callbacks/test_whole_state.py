@@ -102,6 +102,7 @@ def assert_same_end(one, other):
 CRASHES, BEGINS = (0, 11, 12, 17), [0, 1, 12, 12, 18]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".weights.h5", pytest.param(".keras", marks=pytest.mark.slow)])
 def test_dropout_batchnorm_and_history_after_crashes_at_any_batch(tmp_path, suffix):
     whole = train(compiled, list, tmp_path, "whole", suffix=suffix, epochs=2)
@@ -141,6 +142,7 @@ def steered(tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crashes", [(7,), pytest.param((36, 59), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("others", [steering_early_stopping, steering_plateau, steering_schedule])
 def test_callbacks_that_steer_training_decide_as_if_nothing_had_happened(tmp_path, steered, others, crashes):
@@ -231,6 +233,7 @@ def test_the_last_save_holds_the_last_batch_and_not_the_averages_that_keras_puts
     assert any((a.numpy() != b.numpy()).any() for a, b in zip(model.weights, whole[0].weights, strict=True))
 
 
+@pytest.mark.slow
 def test_more_epochs_after_the_end_equal_one_longer_training(tmp_path):
     whole = train(compiled, list, tmp_path, "whole", epochs=4)
     train(compiled, list, tmp_path, "longer", epochs=2)

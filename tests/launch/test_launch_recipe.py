@@ -41,6 +41,7 @@ def test_a_recipe_starts_by_path_and_by_module_from_any_directory(launch):
         assert checkpoint(run, workdir, 22).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flag, value, words",
     [

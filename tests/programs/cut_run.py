@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks import CheckpointWriteError, GlobalStepCheckpoint, files
+from callbacks import CheckpointWriteError, GlobalStepCheckpoint, InputError, files
 from callbacks.restoring import read_whole
 
 SHUT_DOWN = 0x8004587D  # FS_IOC_SHUTDOWN of ext4 and xfs
@@ -83,7 +83,7 @@ def train(directory, *callbacks):
     checkpoint = GlobalStepCheckpoint(f"{directory}/{TEMPLATE}", save_freq=1, keep_last=KEPT, resume=True)
     try:
         model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=[checkpoint, *callbacks])
-    except CheckpointWriteError:
+    except (OSError, InputError):  # of a save, or of reading what to resume from
         return False
     finally:
         with contextlib.suppress(CheckpointWriteError):

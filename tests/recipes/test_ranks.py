@@ -31,6 +31,7 @@ def of_both(found, check):
     return one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "training",
     [

@@ -66,6 +66,7 @@ def single(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_ranks_train_as_one_replica_and_name_the_same_files(single, tmp_path, engine, size):
     out = succeed(engine, size, PROGRAMS / "with_floatx.py", *IN_FLOAT64, "--workdir", tmp_path)
@@ -159,6 +160,7 @@ def test_the_others_end_soon_after_a_rank_has_died(tmp_path, engine):
     assert "Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_rank_that_skips_averaging_stops_the_run_at_the_first_batch_and_is_named(launch, engine):
     """Though the other, which waits for its gradients, has less to do at its end."""
     need(engine)
@@ -181,6 +183,7 @@ def test_messages_of_a_long_run_take_no_memory(launch):
     assert int(re.search(r"grew by (-?\d+)", out)[1]) < 800
 
 
+@pytest.mark.slow
 def test_where_horovod_is_not_installed_several_ranks_train_without_it(launch):
     run = launch("--nproc-per-node", "2", PROGRAMS / "without_horovod.py", *MLP, "--epochs", "1", "--workdir", "run")
     code, out, errors = run.finish(300)
@@ -241,6 +244,7 @@ def test_a_place_that_cannot_be_true_is_refused(tmp_path, monkeypatch):
         get_distribution(parse_args(["--workdir", str(tmp_path)]))
 
 
+@pytest.mark.slow
 def test_ranks_of_a_launcher_that_tells_the_engine_nothing_are_refused(recipe, tmp_path, engine):
     """Each would train for itself alone, without a word."""
     need(engine)

@@ -129,6 +129,7 @@ def test_an_npz_of_the_right_layout_is_read(tmp_path):
     assert validation.y.dtype == "int64"
 
 
+@pytest.mark.slow
 def test_what_a_user_gets_wrong_ends_with_one_line_and_code_2(recipe, tmp_path):
     """One real run, then everything that only shows in a process of its own."""
     workdir = tmp_path / "run"
@@ -169,6 +170,7 @@ def test_what_a_user_gets_wrong_ends_with_one_line_and_code_2(recipe, tmp_path):
     assert {path: path.read_bytes() for path in (workdir / "checkpoints").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_an_older_checkpoint_is_not_gone_on_from_among_later_ones(recipe, tmp_path):
     flags = ["--epochs", 2, "--model", "mlp", "--save-freq", "epoch", "--workdir", tmp_path]
     assert recipe(*flags).finish()[0] == 0

@@ -41,6 +41,7 @@ def test_five_kills_and_restarts_end_with_the_same_weights(recipe, tmp_path, str
     assert visible == {f"model_batch_at_{batch:05d}.weights.h5" for batch in range(1, PLANNED + 1)}
 
 
+@pytest.mark.slow
 def test_a_finished_run_started_again_trains_nothing_and_says_so(recipe, tmp_path):
     flags = ["--epochs", 1, "--model", "mlp", "--workdir", tmp_path]
     assert recipe(*flags).finish()[0] == 0

@@ -137,6 +137,7 @@ def test_validation_counts_every_sample_once(distribution, size, replicas):
     assert np.concatenate([share for batch in found for share in batch]).tolist() == list(range(size))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3, 5, 13, 37])
 def test_validation_metrics_are_exact_for_any_size(distribution, size):
     rng = np.random.default_rng(0)

@@ -133,6 +133,7 @@ def test_initial_weights_and_a_checkpoint_to_resume_from_contradict_each_other(t
         parse_args(["--workdir", str(tmp_path), "--init-from", "a.keras", "--resume", "b.keras"])
 
 
+@pytest.mark.slow
 def test_one_command_resumes_an_older_checkpoint_into_a_new_directory_and_may_be_started_again(recipe, tmp_path):
     """The whole run has the later checkpoints; the new one begins at the older one, is stopped, and ends with the same weights."""
     flags = ["--epochs", 2, "--model", "mlp", "--save-freq", 11]

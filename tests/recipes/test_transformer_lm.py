@@ -195,6 +195,7 @@ def test_a_token_sees_those_before_it_and_none_after():
     assert (model.predict(np.array([[2, 2, 3, 4]]), verbose=0)[0, 1] != a[1]).any()
 
 
+@pytest.mark.slow
 def test_a_whole_model_loads_with_stock_keras_in_another_process(tmp_path):
     model = compiled()
     data = training_data(stream(41), model, SINGLE, global_batch_size=4, seed=0)
