@@ -18,6 +18,7 @@ import tensorflow as tf
 from callbacks import keras_private
 from callbacks.attached import attach, attached
 from callbacks.state_tree import StateTree
+from callbacks.training_loop import Loop
 
 
 class FitHooks:
@@ -189,31 +190,6 @@ def _replace(owner: keras.Model | keras.optimizers.Optimizer, method: str, by: C
 def tensors_of(data: Any) -> list[tf.Tensor]:
     """Returns the tensors of any structure, those of ragged and sparse ones too."""
     return [leaf for leaf in tf.nest.flatten(data, expand_composites=True) if isinstance(leaf, tf.Tensor)]
-
-
-@dataclass(frozen=True)
-class Loop:
-    """A training loop: a call of `fit`, or all that a thread runs.
-
-    Args:
-        thread: the thread's identifier.
-        fit: the `id` of the frame of `fit`; None for a loop of the user's own. The frame itself would keep its data alive.
-    """
-
-    thread: int
-    fit: int | None = None
-
-    def runs(self) -> bool:
-        """Whether this loop has not ended. One of the user's own ends with its thread, for all that is known."""
-        frame = sys._current_frames().get(self.thread)
-        while frame is not None and self.fit is not None and id(frame) != self.fit:
-            frame = frame.f_back
-        return frame is not None
-
-    def excludes(self, other: "Loop") -> bool:
-        """Whether this loop still runs beside the other. One thread runs loops of the user's own one after the other."""
-        is_next = self.fit is None and self.thread == other.thread
-        return self != other and not is_next and self.runs()
 
 
 @dataclass(frozen=True)

@@ -5,22 +5,14 @@ reads everything from the beginning up to a variable, for each variable that doe
 """
 
 import contextlib
-import io
-import os
-import struct
-import zipfile
-from collections.abc import Iterator
-from typing import BinaryIO
 
 import h5py
 import keras
 import numpy as np
 import tensorflow as tf
 
+from callbacks.hdf5_file import WEIGHTS_MEMBER, Part, open_part, plain_dataset
 from callbacks.keras_private import H5IOStore, array_view, load_state
-
-WEIGHTS_MEMBER = "model.weights.h5"  # of an archive
-_LOCAL_HEADER = struct.Struct("<26xHH")  # of a member: the lengths of its name and of its extra field
 
 
 def load_weights(model: keras.Model, path: str) -> None:
@@ -34,73 +26,10 @@ def load_weights(model: keras.Model, path: str) -> None:
         ValueError: if the file does not fit the model.
         OSError: if it cannot be read.
     """
-    with _open_part(path, WEIGHTS_MEMBER) as content, contextlib.closing(_ReadStore(path, content)) as store:
+    with open_part(path, WEIGHTS_MEMBER) as content, contextlib.closing(_ReadStore(path, content)) as store:
         errors = load_state(model, store)
     for name, error in errors.items():
         raise ValueError(f"{len(errors)} objects could not be loaded from {path}, first {name}: {error}")
-
-
-@contextlib.contextmanager
-def open_hdf5(path: str, member: str = WEIGHTS_MEMBER) -> Iterator[h5py.File]:
-    """Opens a checkpoint's HDF5 part for reading, on file systems without locks too.
-
-    Args:
-        path: a `.weights.h5` or a `.keras` file.
-        member: its name in an archive.
-    """
-    with _open_part(path, member) as content, h5py.File(content, "r") as file:
-        yield file
-
-
-def read_dataset(group: h5py.Group, name: str) -> np.ndarray:
-    """Reads an array from a plain dataset of this file.
-
-    Raises:
-        KeyError: if there is no dataset of that name.
-        ValueError: if it is a link, or its data is outside the file.
-    """
-    dataset = _dataset(group, name)
-    if dataset.attrs.get("dtype") is None:
-        return dataset[()]
-    return dataset[()].view(tf.as_dtype(dataset.attrs["dtype"]).as_numpy_dtype)  # HDF5 lacks bfloat16, for example
-
-
-def _dataset(group: h5py.Group, name: str) -> h5py.Dataset:
-    if name not in group:
-        raise KeyError(name)
-    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"{group.name}/{name} is a link")
-    dataset = group[name]
-    if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
-        raise ValueError(f"{group.name}/{name} is no plain dataset")
-    return dataset
-
-
-class _Part(io.RawIOBase):
-    """A file-like object for a part of a file."""
-
-    def __init__(self, file: BinaryIO, begin: int, size: int):
-        self._descriptor, self._begin, self._size = file.fileno(), begin, size
-        self._at = 0
-
-    def readable(self):
-        return True
-
-    def seekable(self):
-        return True
-
-    def seek(self, offset, whence=os.SEEK_SET):
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        return self._at
-
-    def tell(self):
-        return self._at
-
-    def readinto(self, buffer):
-        wanted = memoryview(buffer)[: max(self._size - self._at, 0)]
-        count = os.preadv(self._descriptor, [wanted], self._begin + self._at)
-        self._at += count
-        return count
 
 
 class _Values(np.ndarray):
@@ -118,7 +47,7 @@ class _Values(np.ndarray):
 class _ReadStore(H5IOStore):
     """The store from which Keras's layers load their variables; it reads values from the file, not through HDF5."""
 
-    def __init__(self, path: str, content: _Part):
+    def __init__(self, path: str, content: Part):
         self._content = content
         super().__init__(path)
 
@@ -128,7 +57,7 @@ class _ReadStore(H5IOStore):
         return h5py.File(path_or_io, "r", locking=False)  # HDF5 is faster with a path than with a file-like object
 
     def __getitem__(self, key):
-        dataset = _dataset(self._h5_entry_group, key)
+        dataset = plain_dataset(self._h5_entry_group, key)
         begin, dtype = dataset.id.get_offset(), dataset.dtype
         if begin is None or not dataset.shape or not _is_common(dtype) or "dtype" in dataset.attrs:
             return super().__getitem__(key)  # it is empty, chunked, a scalar, or of an uncommon dtype
@@ -149,16 +78,3 @@ class _ReadStore(H5IOStore):
 
 def _is_common(dtype: np.dtype) -> bool:
     return dtype.kind in "biuf" and dtype.itemsize <= 8 and dtype.isnative
-
-
-@contextlib.contextmanager
-def _open_part(path: str, member: str) -> Iterator[_Part]:
-    with open(path, "rb") as file:
-        if not path.endswith(".keras"):
-            yield _Part(file, 0, os.fstat(file.fileno()).st_size)
-            return
-        with zipfile.ZipFile(file) as archive:
-            found = archive.getinfo(member)
-        before = os.pread(file.fileno(), _LOCAL_HEADER.size, found.header_offset)
-        begin = found.header_offset + _LOCAL_HEADER.size + sum(_LOCAL_HEADER.unpack(before))
-        yield _Part(file, begin, found.file_size)
