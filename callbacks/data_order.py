@@ -91,7 +91,6 @@ def _look_at(dataset: tf.data.Dataset, order: DataOrder, after: tuple[str, ...])
         _note_seeds(order, seeds)
         if keras_private.is_anew_for_each_iterator(dataset):
             _note_reshuffle(order, after)
-            after = (*after, "reshuffle")
     if "Service" in kind:
         order.doubt(UNKNOWN)
     if getattr(dataset, "_deterministic", None) == "false":
@@ -109,11 +108,7 @@ def _note_seeds(order: DataOrder, seeds: list[int]) -> None:
 
 
 def _note_reshuffle(order: DataOrder, after: tuple[str, ...]) -> None:
-    is_within = "reshuffle" in after
-    cached = any("Cache" in kind for kind in after)
-    if cached and not is_within:
-        return  # the cache keeps the order of the first iterator
-    if cached or any(name in kind for kind in after for name in ("Repeat", "Concatenate")):
+    if any(name in kind for kind in after for name in ("Repeat", "Cache", "Concatenate")):
         order.replay = Replay.IMPOSSIBLE
     elif order.replay is not Replay.IMPOSSIBLE:
         order.replay = Replay.CREATE if order.replay is Replay.NOTHING else Replay.DRAW

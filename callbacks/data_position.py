@@ -78,7 +78,11 @@ _readings: weakref.WeakKeyDictionary[Any, _Reading] = weakref.WeakKeyDictionary(
 
 
 class DataPosition:
-    """The place of one model's training in its data. `data_position_of(model)` makes it."""
+    """The place of one model's training in its data. `data_position_of(model)` makes it.
+
+    Attributes:
+        ends_epoch: whether a resume has reached a place at the end of its data, and of its epoch.
+    """
 
     def __init__(self, model: keras.Model):
         self._model = model
@@ -93,6 +97,7 @@ class DataPosition:
         self._begun_from: Place | None = None
         self._unseen = 0
         self._will_resume = False
+        self.ends_epoch = False
         fit_hooks_of(model).around_execution(self._before_execution)
 
     def begin(self, fit: RunningFit, will_resume: bool) -> None:
@@ -176,6 +181,7 @@ class DataPosition:
         if self._order is None:
             self._order = DataOrder() if self._counters.data_seeks else order_of(self._fit.dataset)
             self._tell(place)
+        self.ends_epoch = place is not None and place.is_at_end and not self._fit.takes_steps
         if place is not None:
             self._replay(place)
         iterator = iter(self._fit.dataset)
@@ -220,7 +226,7 @@ class DataPosition:
         if self._counters.data_seeks:
             return
         dropped: Counter[int] = Counter()
-        for done in range(0 if place.is_at_end else place.drawn):
+        for done in range(0 if place.is_at_end and not self._must_read else place.drawn):
             try:
                 batch = next(iterator)
             except (StopIteration, tf.errors.OutOfRangeError):
@@ -237,6 +243,12 @@ class DataPosition:
         self._began_at = Counts(batch=counts.batch - place.drawn, samples=counts.samples - place.samples)
         self._unseen = place.drawn - counts.batches_in_epoch
 
+    @property
+    def _must_read(self) -> bool:
+        """Whether what later iterators give depends on a read of this one."""
+        draws = self._order is not None and self._order.replay is Replay.DRAW
+        return draws or (self._fit is not None and self._fit.shuffles_by_python)
+
     def _sizes(self, batch: Any) -> dict[int, int]:
         """Returns how many samples a batch has, on all replicas, if each of its parts is asked."""
         local = self._model.distribute_strategy.experimental_local_results
@@ -248,10 +260,11 @@ class DataPosition:
         assert self._order is not None
         if self._counters.data_seeks or not ranks().is_chief or not (place or self._will_resume):
             return
+        assert self._fit is not None
         doubts = list(self._order.doubts)
+        if place.created if place else not self._fit.takes_steps:
+            doubts += doubts_of_replay(self._order)
         if place is not None:
-            if place.created:
-                doubts += doubts_of_replay(self._order)
             is_ahead = self._reading.created > place.created and not place.is_at_end
             if self._order.replay is not Replay.NOTHING and is_ahead:
                 doubts.append("this process has read it already, and its shuffles have gone on since")

@@ -169,9 +169,14 @@ class FitData:
         return self.epoch_iterator.data_adapter.num_batches
 
     @property
+    def takes_steps(self) -> bool:
+        """Whether an epoch has a number of steps of its own, so that several may share an iterator."""
+        return bool(self.epoch_iterator.steps_per_epoch)
+
+    @property
     def continues(self) -> bool:
         """Whether the next epoch goes on with the iterator of the last one, as with `steps_per_epoch`."""
-        return bool(self.epoch_iterator.steps_per_epoch) and self.epoch_iterator._current_iterator is not None
+        return self.takes_steps and self.epoch_iterator._current_iterator is not None
 
     def count_as_seen(self, batches: int) -> None:
         """Counts further batches as drawn from the iterator, of which Keras may know the length."""

@@ -11,6 +11,7 @@ import keras
 
 from callbacks.attached import attach, attached
 from callbacks.counters import Counts, counters_of
+from callbacks.data_position import data_position_of
 from callbacks.fit_hooks import fit_hooks_of
 from callbacks.metric_results import metric_results
 
@@ -67,7 +68,8 @@ class ResumedEpoch:
         per_execution, planned = self._model.steps_per_execution, self.batches_per_epoch
         if planned is None:
             return done // per_execution
-        return -(-planned // per_execution) - -(-max(planned - done, 0) // per_execution)
+        left = 0 if data_position_of(self._model).ends_epoch else max(planned - done, 0)  # of other batches than before, maybe
+        return -(-planned // per_execution) - -(-left // per_execution)
 
 
 def resumed_epoch_of(model: keras.Model) -> ResumedEpoch:

@@ -17,6 +17,7 @@ def start() -> None:
     """
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, frame: os._exit(exit_codes.REQUEUE))
+    os.environ["KERAS_BACKEND"] = "tensorflow"  # before TensorFlow, which may import Keras
     with _no_traceback_of_ctrl_c():
         import_tensorflow_quietly()
         _pin_keras()
@@ -36,7 +37,6 @@ def _no_traceback_of_ctrl_c() -> Iterator[None]:
 
 def _pin_keras() -> None:
     """Gives Keras the settings that recipes are made for, whatever KERAS_BACKEND and ~/.keras/keras.json say."""
-    os.environ["KERAS_BACKEND"] = "tensorflow"
     import keras
 
     keras.config.set_floatx("float32")
