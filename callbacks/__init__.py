@@ -1,16 +1,39 @@
 """Callbacks for anybody's `model.fit`: checkpoints named by the global step, exact resume, and curves over it.
 
-They need Keras and TensorFlow and nothing else of this repository.
+They need Keras and TensorFlow and nothing else of this repository. Both are imported when a name is first used that needs them.
 """
 
-from callbacks.batch_aware import BatchAwareCheckpoint
-from callbacks.checkpoint import GlobalStepCheckpoint
-from callbacks.counters import Counters, Counts, counters_of
-from callbacks.errors import CheckpointWriteError, EventWriteError, InputError
-from callbacks.preemption import Preempted, catch_signals
-from callbacks.restoring import Checkpoint, latest_checkpoint, restore
-from callbacks.run_record import RunRecord
-from callbacks.tensorboard import GlobalStepTensorBoard
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from callbacks.batch_aware import BatchAwareCheckpoint
+    from callbacks.checkpoint import GlobalStepCheckpoint
+    from callbacks.counters import Counters, counters_of
+    from callbacks.counts import Counts
+    from callbacks.errors import CheckpointWriteError, EventWriteError, InputError
+    from callbacks.preemption import Preempted, catch_signals
+    from callbacks.restoring import Checkpoint, latest_checkpoint, restore
+    from callbacks.run_record import RunRecord
+    from callbacks.tensorboard import GlobalStepTensorBoard
+
+_MODULES = {
+    "BatchAwareCheckpoint": "batch_aware",
+    "Checkpoint": "restoring",
+    "CheckpointWriteError": "errors",
+    "Counters": "counters",
+    "Counts": "counts",
+    "EventWriteError": "errors",
+    "GlobalStepCheckpoint": "checkpoint",
+    "GlobalStepTensorBoard": "tensorboard",
+    "InputError": "errors",
+    "Preempted": "preemption",
+    "RunRecord": "run_record",
+    "catch_signals": "preemption",
+    "counters_of": "counters",
+    "latest_checkpoint": "restoring",
+    "restore": "restoring",
+}
 
 __all__ = [
     "BatchAwareCheckpoint",
@@ -29,3 +52,13 @@ __all__ = [
     "latest_checkpoint",
     "restore",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -6,7 +6,7 @@ import warnings
 import keras
 
 from callbacks.batch_loss import BatchLoss
-from callbacks.counters import Counts
+from callbacks.counts import Counts
 from callbacks.data_arrival import data_arrival_of
 from callbacks.device_usage import DeviceUsage
 from callbacks.ranks import ranks

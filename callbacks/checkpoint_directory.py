@@ -10,8 +10,9 @@ from callbacks import files
 from callbacks.errors import InputError
 from callbacks.file_identity import identity
 from callbacks.folders import flush_folder, make_folder
-from callbacks.lock import Lock, LockLost, Loop
+from callbacks.lock import Lock, LockLost
 from callbacks.template import Template
+from callbacks.training_loop import Loop
 
 
 class DirectoryLost(RuntimeError):

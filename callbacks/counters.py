@@ -8,7 +8,6 @@ batch waits for the device.
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import keras
@@ -16,40 +15,12 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks.attached import attach, attached
+from callbacks.counts import Counts
 from callbacks.fit_hooks import fit_hooks_of, tensors_of
 from callbacks.keras_private import iterations_of
 from callbacks.own_loop import OwnLoop
 from callbacks.ranks import ranks
 from callbacks.state_tree import StateTree
-
-
-@dataclass(frozen=True)
-class Counts:
-    """One reading of the counters, and where in the epoch it was taken.
-
-    Args:
-        batch: global batches trained on since training began, over all restarts.
-        step: optimizer updates; where there are several optimizers, of the one that was stepped most.
-        epoch: the epoch that the last batch belongs to, 1-based as in Keras.
-        samples: examples trained on.
-        replicas: devices that share each global batch.
-        batches_in_epoch: how many of the batches are of this epoch.
-        samples_in_epoch: how many of the samples are of this epoch.
-        epoch_ended: whether this epoch's validation and `on_epoch_end` have ended too.
-    """
-
-    batch: int = 0
-    step: int = 0
-    epoch: int = 1
-    samples: int = 0
-    replicas: int = 1
-    batches_in_epoch: int = 0
-    samples_in_epoch: int = 0
-    epoch_ended: bool = False
-
-    def to_json(self) -> dict:
-        """Returns the counts as plain numbers."""
-        return asdict(self)
 
 
 class Counters:

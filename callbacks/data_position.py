@@ -94,6 +94,7 @@ class DataPosition:
         self._began_at = Counts()  # what the counters read when the newest iterator was made, less what a resume dropped
         self._random_at_begin: list[Any] | None = None
         self._resume_at: Place | None = None
+        self._begun_from: Place | None = None
         self._unseen = 0
         self._will_resume = False
         self.ends_epoch = False
@@ -127,19 +128,21 @@ class DataPosition:
             self._resume_at = Place(**place)
 
     def begin_epoch(self) -> None:
-        """To be called in `on_epoch_begin`, before Keras makes the iterator."""
-        place = self._resume_at
+        """To be called in `on_epoch_begin`, before Keras makes the iterator; more than once does no harm."""
+        place, self._begun_from = self._resume_at if self._resume_at is not self._begun_from else None, self._resume_at
         if self._fit is None:
             return
         if place is not None and self._fit.py_dataset is not None:
-            for _ in range(place.epochs - self._epochs(self._counters.read())):  # what these methods do to it is done again
+            seen = self._epochs(self._counters.read()) if self._reading.created else 0
+            for _ in range(place.epochs - seen):  # what these methods do to the data is done again
                 self._fit.py_dataset.on_epoch_begin()
                 self._fit.py_dataset.on_epoch_end()
         if self._fit.shuffles_by_python:
             if place is not None and place.random is not None:
                 version, state, gauss = place.random
                 random.setstate((version, tuple(state), gauss))
-            self._random_at_begin = list(random.getstate())
+            if not (self._fit.continues and self._is_used):
+                self._random_at_begin = list(random.getstate())
 
     def place(self, counts: Counts) -> Place | None:
         """Returns the place of the next batch; None in a loop of the user's own.

@@ -19,6 +19,7 @@ from callbacks import keras_private
 from callbacks.attached import attach, attached
 from callbacks.errors import InputError
 from callbacks.state_tree import StateTree
+from callbacks.training_loop import Loop
 
 
 class FitHooks:
@@ -226,32 +227,6 @@ def _replace(owner: keras.Model | keras.optimizers.Optimizer, method: str, by: C
 def tensors_of(data: Any) -> list[tf.Tensor]:
     """Returns the tensors of any structure, those of ragged and sparse ones too."""
     return [leaf for leaf in tf.nest.flatten(data, expand_composites=True) if isinstance(leaf, tf.Tensor)]
-
-
-@dataclass(frozen=True)
-class Loop:
-    """A training loop: a call of `fit`, or all that a thread runs.
-
-    Args:
-        thread: the thread's identifier.
-        fit: the `id` of the frame of `fit`; None for a loop of the user's own. The frame itself would keep its data alive.
-    """
-
-    thread: int
-    fit: int | None = None
-
-    @property
-    def is_running(self) -> bool:
-        """Whether it may still run: a `fit` does while its frame is there, a loop of the user's own while its thread is."""
-        frame = sys._current_frames().get(self.thread)
-        while frame is not None and self.fit not in (None, id(frame)):
-            frame = frame.f_back
-        return frame is not None
-
-    def excludes(self, other: "Loop") -> bool:
-        """Whether this loop still runs beside the other. One thread runs loops of the user's own one after the other."""
-        is_another = self != other if self.fit is not None else self.thread != other.thread
-        return is_another and self.is_running
 
 
 @dataclass(frozen=True)

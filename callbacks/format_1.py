@@ -9,14 +9,18 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import h5py
-import keras
 import numpy as np
 
 from callbacks.errors import InputError
-from callbacks.hdf5_reader import read_dataset
-from callbacks.state_tree import StateTree
+from callbacks.hdf5_file import read_dataset
+
+if TYPE_CHECKING:
+    import keras
+
+    from callbacks.state_tree import StateTree
 
 MAGIC = b"GSTEP\x00\x00\x01"
 DIGEST_SIZE = hashlib.sha256().digest_size
@@ -48,7 +52,7 @@ def values(group: h5py.Group) -> dict[str, np.ndarray]:
     return {f"{kind}/{place}": read_dataset(group[kind], place) for kind in _LISTS for place in group[kind]}
 
 
-def named(stored: dict[str, np.ndarray], tree: StateTree, model: keras.Model) -> dict[str, np.ndarray]:
+def named(stored: dict[str, np.ndarray], tree: "StateTree", model: "keras.Model") -> dict[str, np.ndarray]:
     """Returns the same values by their names in the state tree. The model must be built as it was at the save."""
     names = {id(variable): name for name, variable in tree.variables.items()}
     weights = {id(v) for v in model.weights}
@@ -67,7 +71,7 @@ def named(stored: dict[str, np.ndarray], tree: StateTree, model: keras.Model) ->
     return found
 
 
-def prepare(model: keras.Model, stored: list, path: str) -> None:
+def prepare(model: "keras.Model", stored: list, path: str) -> None:
     """Builds the optimizer and compares the path, shape and dtype of each variable with the file's list.
 
     Raises:

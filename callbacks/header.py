@@ -4,7 +4,7 @@ import json
 from dataclasses import fields
 from typing import Any
 
-from callbacks.counters import Counts
+from callbacks.counts import Counts
 from callbacks.errors import InputError
 from callbacks.template import Template
 

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks.hdf5_reader import WEIGHTS_MEMBER, read_dataset
+from callbacks.hdf5_file import WEIGHTS_MEMBER, read_dataset
 from callbacks.keras_private import CONTAINERS, KNOWS_WALK, KerasSaveable, child_names, model_archive_json, saved_children
 from callbacks.state_tree import VARIABLES, Variable
 

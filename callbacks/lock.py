@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 
 from callbacks.errors import InputError
-from callbacks.fit_hooks import Loop
 from callbacks.regular_file import open_regular
+from callbacks.training_loop import Loop
 
 SILENCE = 60  # seconds without a sign of life after which a holder counts as dead, on whatever host
 _HEARTBEAT = 15

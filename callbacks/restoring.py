@@ -1,17 +1,21 @@
-"""Finding the newest checkpoint that is whole, and going on from it."""
+"""Finding the newest checkpoint that is whole, and going on from it.
+
+To find one takes no TensorFlow, which is imported only where a model is restored: `python -m callbacks` starts in a moment.
+"""
 
 import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass
+from typing import TYPE_CHECKING
 
-import keras
-
-from callbacks import files, state
-from callbacks.counters import Counts
+from callbacks import files, stored_header
+from callbacks.counts import Counts
 from callbacks.errors import InputError, one_line
-from callbacks.ranks import ranks
 from callbacks.template import SUFFIXES, Template
+
+if TYPE_CHECKING:
+    import keras
 
 
 @dataclass(frozen=True)
@@ -141,8 +145,8 @@ def read_whole(path: str) -> Checkpoint:
     """
     trailer = files.verify(path)
     try:
-        header = state.read_header(path)
-        state.check(path)
+        header = stored_header.read_header(path)
+        stored_header.check(path)
     except (InputError, OSError):
         raise
     except Exception as error:  # h5py, zipfile and json raise errors of many classes for what nobody wrote this way
@@ -167,7 +171,7 @@ def named_checkpoint(path: str) -> Checkpoint:
         raise InputError(f"No checkpoint to go on from at {path}: {one_line(error)}") from None
 
 
-def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Checkpoint | None:
+def restore(model: "keras.Model", template_or_directory: str | os.PathLike) -> Checkpoint | None:
     """Gives a model the whole state of the newest checkpoint that verifies.
 
     Weights, optimizer, seeds, statistics of each replica, and the counters: what `fit` with `resume=True` does at its start.
@@ -187,13 +191,15 @@ def restore(model: keras.Model, template_or_directory: str | os.PathLike) -> Che
     >>> checkpoint = restore(model, "runs/mnist/checkpoints/model_batch_at_{batch:05d}.weights.h5")
     >>> print(checkpoint.batch, checkpoint.metrics["loss"])
     """
+    from callbacks import state
+
     checkpoint = find_on_chief(lambda: latest_checkpoint(template_or_directory))
     if checkpoint is not None:
         state.restore(model, checkpoint.path)
     return checkpoint
 
 
-def restore_weights(model: keras.Model, template_or_directory: str | os.PathLike) -> Checkpoint:
+def restore_weights(model: "keras.Model", template_or_directory: str | os.PathLike) -> Checkpoint:
     """Gives a model the weights of another run's newest checkpoint, and nothing else of it: a new run begins, at batch 0.
 
     Args:
@@ -206,6 +212,8 @@ def restore_weights(model: keras.Model, template_or_directory: str | os.PathLike
     Raises:
         InputError: if there is no checkpoint, or it is of another model.
     """
+    from callbacks import state
+
     checkpoint = find_on_chief(lambda: latest_checkpoint(template_or_directory))
     if checkpoint is None:
         raise InputError(f"No checkpoint to take weights from at {os.fspath(template_or_directory)}.")
@@ -215,6 +223,7 @@ def restore_weights(model: keras.Model, template_or_directory: str | os.PathLike
 
 def find_on_chief(find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
     """The checkpoint that the chief finds, for every rank."""
+    from callbacks.ranks import ranks
 
     def found():
         checkpoint = find()
@@ -235,7 +244,7 @@ def own_checkpoints(template: Template) -> Iterator[tuple[str, files.Trailer, St
 def read_stored(path: str) -> Stored | None:
     """Reads what a checkpoint stores about itself; None for a foreign or corrupt file, or one of an unknown format."""
     try:
-        header = state.read_header(path)
+        header = stored_header.read_header(path)
         return Stored(header["template"], Counts(**header["counts"]), header["metrics"], header.get("finite", True))
     except Exception:  # h5py, zipfile and json raise errors of many classes for a corrupt file
         return None

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks.counters import Counts
+from callbacks.counts import Counts
 from callbacks.host_memory import HostMemory
 from callbacks.keras_part import Group, plan_of_keras_part
 from callbacks.keras_private import KerasVariable, array_view, constant_learning_rate, read_variables, updated_variables

@@ -14,15 +14,13 @@ Keras's part of a file holds weights and optimizers. The rest is in the group `g
 Nothing in it is code: it is read as JSON and as plain arrays.
 """
 
-import contextlib
 import json
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import h5py
 import keras
 import numpy as np
 import tensorflow as tf
@@ -33,9 +31,9 @@ from callbacks.counters import Counts, counters_of
 from callbacks.data_position import data_position_of
 from callbacks.errors import InputError, one_line
 from callbacks.files import TRAILER_SIZE, Output
-from callbacks.hdf5_reader import WEIGHTS_MEMBER, check_file, check_link, load_weights, open_hdf5, read_dataset
+from callbacks.hdf5_file import WEIGHTS_MEMBER, read_dataset
+from callbacks.hdf5_reader import load_weights
 from callbacks.hdf5_writer import Hdf5File
-from callbacks.header import parse_header
 from callbacks.keras_private import KerasVariable, make_global_seed_generator
 from callbacks.model_match import check_match
 from callbacks.ranks import ranks
@@ -43,9 +41,8 @@ from callbacks.replicas import assign_components, of_all_ranks
 from callbacks.resumed_epoch import resumed_epoch_of
 from callbacks.snapshot import KerasPart, Snapshot, SnapshotPlan, to_host
 from callbacks.state_tree import GLOBAL_SEEDS, StateTree
+from callbacks.stored_header import FORMAT, GROUP, header_of, open_group
 
-FORMAT = 2
-_GROUP = "global_step"
 _COMMENT = bytes(TRAILER_SIZE)  # an archive's last record has to know the size of what follows it
 
 
@@ -119,26 +116,6 @@ class _WithoutComment:
 
     def write(self, data: Any) -> int:
         return len(data) if data is _COMMENT else self._output.write(data)
-
-
-def check(path: str) -> None:
-    """Checks that reading a checkpoint opens no other file and makes nothing larger than the file.
-
-    Raises:
-        ValueError: if it does not hold plain arrays only.
-        OSError: if it cannot be read.
-    """
-    check_file(path, (WEIGHTS_MEMBER, format_1.MEMBER) if path.endswith(".keras") else (WEIGHTS_MEMBER,))
-
-
-def read_header(path: str) -> dict[str, Any]:
-    """Returns the JSON part of a checkpoint's state.
-
-    Raises:
-        InputError: if it is of a version that this code does not know.
-    """
-    with _open_group(path) as group:
-        return _header(group, path)
 
 
 @dataclass(frozen=True)
@@ -263,8 +240,8 @@ def read_state(path: str) -> StoredState:
             raise InputError(f"The state in {path} cannot be read: {one_line(error)}") from None
 
     def read():
-        with _open_group(path) as group:
-            header = _header(group, path)
+        with open_group(path) as group:
+            header = header_of(group, path)
             if header["format"] == FORMAT:
                 stored, types = group["variables"], header["variables"]
                 values = {name: _typed(read_dataset(stored, str(i)), types[name][1]) for i, name in enumerate(header["beside"])}
@@ -299,20 +276,6 @@ def restore(model: keras.Model, path: str) -> StoredState:
     return stored
 
 
-def _header(group: h5py.Group, path: str) -> dict[str, Any]:
-    return parse_header(read_dataset(group, "header").tobytes(), path, (1, FORMAT))
-
-
-@contextlib.contextmanager
-def _open_group(path: str) -> Iterator[h5py.Group]:
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open_hdf5(path))
-        if _GROUP not in file and path.endswith(".keras"):
-            file = stack.enter_context(open_hdf5(path, format_1.MEMBER))
-        check_link(file, _GROUP)
-        yield file[_GROUP]
-
-
 def _stack(parts: list[Any]) -> np.ndarray:
     return np.asarray(parts[0])[np.newaxis] if len(parts) == 1 else np.stack(parts)  # one large array is not copied
 
@@ -323,15 +286,15 @@ def _typed(array: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _put_state(content: Hdf5File, snapshot: Snapshot) -> None:
-    group = content.group(_GROUP)
+    group = content.group(GROUP)
     values = {name: _stack([to_host(part) for part in parts]) for name, parts in snapshot.beside.items()}
     header = snapshot.header | {"beside": list(values)}
     content.put(group, "header", np.frombuffer(json.dumps(header).encode(), "uint8"))
-    variables = content.group(f"{_GROUP}/variables")
+    variables = content.group(f"{GROUP}/variables")
     for i, value in enumerate(values.values()):
         content.put(variables, str(i), value)
-    content.group(f"{_GROUP}/callbacks")
+    content.group(f"{GROUP}/callbacks")
     for name, arrays in snapshot.callbacks.items():
-        entries = content.group(f"{_GROUP}/callbacks/{name}")
+        entries = content.group(f"{GROUP}/callbacks/{name}")
         for i, array in enumerate(arrays):
             content.put(entries, str(i), np.asarray(array))

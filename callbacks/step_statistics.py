@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
-from callbacks.counters import Counts
+from callbacks.counts import Counts
 from callbacks.save_costs import SaveCosts
 
 

@@ -71,3 +71,22 @@ def test_recipes_are_listed_with_a_line_each_and_without_tensorflow():
     names = {path.stem for path in (ROOT / "recipes").glob("*.py") if not path.stem.startswith("_")}
     assert listed.keys() == names and listed["mnist"].startswith("Handwritten digits")
     assert "tensorflow" not in done.stderr and "keras" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["list", "verify"])
+def test_checkpoints_are_listed_without_tensorflow_and_without_its_words(tmp_path, command):
+    data = ROOT / "tests" / "callbacks" / "data" / "format_1"
+    for written, code in ((data, 0), (tmp_path, 2), (tmp_path / "none", 2)):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "callbacks", command, str(written)],
+            cwd=ROOT,
+            env={**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        said = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+        imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+        assert done.returncode == code, done.stderr
+        assert {"callbacks", "h5py"} <= imported and not imported & {"tensorflow", "keras"}
+        assert len(said) == (code != 0)
+    assert said == [f"error: There is no such directory: {tmp_path / 'none'}"]

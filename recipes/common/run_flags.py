@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from callbacks import InputError, counters_of
-from callbacks.state import read_header
+from callbacks.stored_header import read_header
 
 _FIXED = ("model", "size", "classes", "vocabulary_size", "seed")
 _FIXED_IN_EPOCH = ("global_batch_size", "context", "epochs_per_pass")  # they decide which samples an epoch's batches have

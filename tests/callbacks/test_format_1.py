@@ -13,7 +13,7 @@ from format_1_run import BATCH, BATCHES, STOPS_AFTER, train
 from format_1_run import build as build_model
 from small import names
 
-from callbacks import GlobalStepCheckpoint, counters_of, files, latest_checkpoint, restore, state
+from callbacks import GlobalStepCheckpoint, counters_of, files, latest_checkpoint, restore, state, stored_header
 from callbacks.__main__ import main
 
 pytestmark = pytest.mark.versions
@@ -151,7 +151,7 @@ def test_a_run_resumes_from_them_ends_as_the_uninterrupted_one_and_writes_format
     assert names(tmp_path) == sorted([path.name, *(each.name for each in written)])
     for each in written:
         assert each.read_bytes()[-64:].startswith(b"GSTEP\x00\x00\x02")
-        assert state.read_header(str(each))["format"] == 2
+        assert stored_header.read_header(str(each))["format"] == 2
     assert latest_checkpoint(tmp_path).batch == 20
 
 

@@ -13,7 +13,7 @@ from kinds import BATCHES, KINDS
 from small import Do, fit, names
 
 import callbacks.checkpoint
-from callbacks import GlobalStepCheckpoint, files, latest_checkpoint, restore, state
+from callbacks import GlobalStepCheckpoint, files, latest_checkpoint, restore, stored_header
 from callbacks.snapshot import Snapshot
 
 
@@ -240,7 +240,7 @@ def test_adapters_that_a_callback_adds_are_in_the_next_save(tmp_path):
     look = After(lambda model: (values.append(kind.values(model)), save_with_keras(model, tmp_path)), batch=BATCHES + 2)
     checkpoint = GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5", save_freq=1)
     model.fit(kind.data(), epochs=2, verbose=0, callbacks=[After(adapt, epoch=1), checkpoint, look])
-    assert not any("lora" in name for name in state.read_header(f"{tmp_path}/b{BATCHES}.weights.h5")["variables"])
+    assert not any("lora" in name for name in stored_header.read_header(f"{tmp_path}/b{BATCHES}.weights.h5")["variables"])
     assert_same_weights(tmp_path / "stock.weights.h5", tmp_path / f"b{BATCHES + 2}.weights.h5")
     other = fresh(with_lora, seed=1)
     restore(other, tmp_path / f"b{BATCHES + 2}.weights.h5")

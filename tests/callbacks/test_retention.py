@@ -9,7 +9,7 @@ import keras
 import pytest
 from small import Do, arrays, fit, names, small_model
 
-from callbacks import GlobalStepCheckpoint, InputError, files, latest_checkpoint, state
+from callbacks import GlobalStepCheckpoint, InputError, files, latest_checkpoint, stored_header
 from callbacks.lock import pid_space
 from callbacks.retention import Kept, to_delete
 from callbacks.save_policy import SavePolicy
@@ -168,8 +168,8 @@ def test_old_files_in_directories_with_counters_go(tmp_path):
 def test_headers_are_read_once_and_not_at_each_save(tmp_path, monkeypatch):
     template = str(tmp_path / "b{batch:02d}.weights.h5")
     fit(small_model(), GlobalStepCheckpoint(template, save_freq=1))
-    reads, real = Counter(), state.read_header
-    monkeypatch.setattr(state, "read_header", lambda path: (reads.update([path]), real(path))[1])
+    reads, real = Counter(), stored_header.read_header
+    monkeypatch.setattr(stored_header, "read_header", lambda path: (reads.update([path]), real(path))[1])
     checkpoint = GlobalStepCheckpoint(template, save_freq=1, keep_last=15, resume=True)
     fit(small_model(), Do(1, reads.clear), checkpoint, epochs=2)
     # the files that are there at the first save, once; the five that are deleted, once more

@@ -2,7 +2,7 @@
 
 import pytest
 
-from callbacks.counters import Counts
+from callbacks.counts import Counts
 from callbacks.save_costs import SaveCosts
 from callbacks.step_statistics import StepStatistics
 

@@ -3,7 +3,7 @@
 import h5py
 import numpy as np
 
-from callbacks.state import read_header
+from callbacks.stored_header import read_header
 
 
 def datasets(path):

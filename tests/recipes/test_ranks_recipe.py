@@ -18,7 +18,7 @@ from launching import ENGINES, need, wait_for
 from processes import PROGRAMS, run_program
 
 from callbacks import InputError, latest_checkpoint
-from callbacks.state import read_header
+from callbacks.stored_header import read_header
 from launch import exit_codes
 from recipes.common.distribution import get_distribution
 from recipes.mnist import parse_args
