@@ -262,5 +262,5 @@ def _clock(seconds: float) -> str:
 
 def _row(attempt: str, began: str, batches: str, wall: str, *rest: str) -> str:
     *parts, why = rest
-    numbers: Sequence[str] = [f"{part:>8}" for part in parts]
-    return f"{attempt:>7} {began:<14} {batches:>13} {wall:>9}{''.join(numbers)}  {why}".rstrip()
+    numbers: Sequence[str] = [f"{part:>9}" for part in parts]
+    return f"{attempt:>7} {began:<14} {batches:>11} {wall:>8}{''.join(numbers)}  {why}".rstrip()

@@ -139,7 +139,7 @@ def test_a_line_that_was_cut_short_is_passed_over_and_the_next_process_begins_a_
 
 
 def test_a_fit_is_recorded_and_shown_and_its_parts_add_up(tmp_path, capsys):
-    checkpoint = GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5", save_freq=4)
+    checkpoint = GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5", save_freq=4, background=False)
     fit(small_model(), RunRecord(tmp_path), checkpoint, Do(5, lambda: time.sleep(0.2)), epochs=2)
     found = Report(str(tmp_path / "record.jsonl"), time.time())
     (attempt,) = found.attempts
