@@ -20,7 +20,7 @@ class RestoredVariables:
     """
 
     def __init__(self, model: keras.Model, restore: Callable[[], None]):
-        self._strategy, self._restore = model.distribute_strategy, restore
+        self._model, self._strategy, self._restore = model, model.distribute_strategy, restore
         self._tree = tree = StateTree(model)
         variables = [variable for name, variable in tree.variables.items() if name not in tree.metrics]
         parts = [part for variable in variables for part in components(self._strategy, variable)]
@@ -28,9 +28,16 @@ class RestoredVariables:
 
     def put_back(self) -> None:
         """Assigns the values once more."""
-        if not self._tree.is_current():
+        if not self._has_same_variables():
             self._restore()
             return
         with self._strategy.scope():
             for part, value in self._values:
                 part.assign(value)
+
+    def _has_same_variables(self) -> bool:
+        """Whether the model still has every variable under its name; metrics and losses may have come in addition."""
+        if self._tree.is_current():
+            return True
+        now = StateTree(self._model).variables
+        return all(now.get(name) is variable for name, variable in self._tree.variables.items() if name not in self._tree.metrics)

@@ -185,7 +185,7 @@ def test_a_damaged_file_is_replaced_when_training_comes_to_it_again(copies):
 
 def test_an_unknown_version_is_named_and_not_taken_for_damage(copies, monkeypatch):
     directory, _, _ = copies
-    monkeypatch.setattr("callbacks.state.FORMAT", 3)
+    monkeypatch.setattr("callbacks.stored_header.FORMAT", 3)
     with pytest.raises(InputError, match=r"has format 2.*reads formats 1 and 3"):
         latest_checkpoint(directory)
 
