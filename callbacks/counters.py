@@ -271,7 +271,7 @@ def batch_size(data: Any) -> tf.Tensor:
 
     Where the leading dimensions differ, it is one that varies from batch to batch, else the most frequent one.
     """
-    parts = [part for part in keras.tree.flatten(data) if part is not None and part.shape.rank != 0]
+    parts = [part for part in keras.tree.flatten(data) if part is not None and tf.TensorShape(part.shape).rank != 0]
     if not parts:
         return tf.constant(1, "int64")
     leading = [part.shape[0] for part in parts]

@@ -93,7 +93,7 @@ def _look_at(dataset: tf.data.Dataset, order: DataOrder, after: tuple[str, ...])
             _note_reshuffle(order, after)
     if "Service" in kind:
         order.doubt(UNKNOWN)
-    if getattr(dataset, "_deterministic", None) == "false":
+    if keras_private.is_in_any_order(dataset):
         order.doubt(ANY_ORDER)
     for graph in keras_private.graphs_of(dataset):
         _look_into(graph, order, is_parallel="Parallel" in kind)

@@ -345,6 +345,11 @@ def is_anew_for_each_iterator(dataset: tf.data.Dataset) -> bool:
     return bool(getattr(dataset, "_reshuffle_each_iteration", False) or getattr(dataset, "_rerandomize", False))
 
 
+def is_in_any_order(dataset: tf.data.Dataset) -> bool:
+    """Whether a step may give its elements in any order (`deterministic=False`)."""
+    return getattr(dataset, "_deterministic", None) == "false"
+
+
 def batches_of_validation(model: keras.Model) -> int | None:
     """Returns how many batches the validation of the running `fit` has; None if unknown, or in an `evaluate` outside `fit`."""
     validation = getattr(model, "_eval_epoch_iterator", None)

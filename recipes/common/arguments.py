@@ -31,7 +31,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 class Parser(argparse.ArgumentParser):
     """An argument parser that raises for a wrong flag, as for any other bad input."""
 
-    _group: argparse._ArgumentGroup | None = None
+    _group: Any = None  # of argparse
 
     def begin_group(self, title: str) -> None:
         """Has `--help` show the flags that are added from here on under a title."""

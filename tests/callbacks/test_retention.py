@@ -219,7 +219,7 @@ def saved_after(tmp_path, seconds_per_batch, **triggers):
     """The batches saved in ten, when each takes so many seconds of an injected clock."""
     checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch:02d}.weights.h5"), **triggers)
     clock = Clock()
-    checkpoint._policy = SavePolicy(triggers["save_freq"], triggers.get("save_secs"), clock)
+    checkpoint._policy = SavePolicy(triggers["save_freq"], triggers.get("save_secs"), clock=clock)
 
     class Tick(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
