@@ -287,6 +287,7 @@ def test_settings_that_a_callback_changes_are_in_the_next_archive(tmp_path):
     assert config == parts(tmp_path / "stock.keras", tmp_path)[0]
 
 
+@pytest.mark.slow
 def test_draws_without_a_seed_resume_though_keras_has_forgotten_their_generator(tmp_path):
     """The compiled train step keeps the generator that it was made with, and so does the checkpoint."""
 

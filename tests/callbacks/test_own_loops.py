@@ -97,6 +97,7 @@ def test_a_loop_has_the_names_and_the_counts_of_fit(tmp_path, step):
     assert [at for at, _ in found["train", "epoch_loss"]] == [10, 20, 30]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step, replicas", [*((step, 1) for step in STEPS), *((step, 2) for step in STEPS if step is not gradient_tape)]
 )

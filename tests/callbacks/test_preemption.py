@@ -98,6 +98,7 @@ def test_a_signal_before_training_ends_the_process_at_once_and_writes_nothing(re
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_signals_without_end_do_no_harm_while_the_process_ends(recipe, tmp_path):
     process = recipe("--workdir", tmp_path, "--save-freq", 1, "--epochs", 100, "--model", "mlp").process
     while not (tmp_path / "checkpoints" / name(30)).exists():

@@ -10,6 +10,7 @@ import pytest
 from bare_ranks import run_ranks
 
 EXACT = 1e-12
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,6 @@ def of_both(found, check):
     return one
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "training",
     [

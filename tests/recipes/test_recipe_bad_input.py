@@ -181,6 +181,7 @@ def test_an_older_checkpoint_is_not_gone_on_from_among_later_ones(recipe, tmp_pa
     assert elsewhere.resume_from == os.fspath(older)
 
 
+@pytest.mark.slow
 def test_settings_of_keras_that_recipes_are_not_made_for_change_nothing(recipe, tmp_path):
     (tmp_path / "keras.json").write_text(
         '{"backend": "jax", "floatx": "float16", "epsilon": 0.1, "image_data_format": "channels_first"}'

@@ -183,6 +183,7 @@ def fit(distribution, callbacks=(), **options):
     model.fit(data, validation_data=validation, epochs=4, verbose=0, callbacks=[counts, *callbacks], **options)
 
 
+@pytest.mark.slow
 def test_no_iterator_over_the_replicas_is_made_that_nobody_reads(distribution, monkeypatch):
     two = distribution(2)
     of_tensorflow = type(two.strategy.distribute_datasets_from_function(lambda _: tf.data.Dataset.range(2)))

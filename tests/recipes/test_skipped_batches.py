@@ -88,6 +88,7 @@ def test_runs_are_the_places_that_are_left(seed):
     assert all(first // 7 == (last - 1) // 7 for first, last in runs)
 
 
+@pytest.mark.slow
 def test_a_resume_without_the_flag_leaves_the_same_batches_out(tmp_path):
     class Killed(Exception):
         pass

@@ -233,6 +233,7 @@ def texts(directory):
     return {event.step: event.tensor_proto.string_val[0].decode() for event in found}, len(found)
 
 
+@pytest.mark.slow
 def test_a_text_is_written_once_for_each_validation_also_when_that_is_done_again(tmp_path):
     model, windows = compiled(), stream(41)
 
