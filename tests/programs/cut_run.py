@@ -22,7 +22,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks import CheckpointWriteError, GlobalStepCheckpoint, InputError, files
+from callbacks import CheckpointWriteError, GlobalStepCheckpoint, files
 from callbacks.restoring import read_whole
 
 SHUT_DOWN = 0x8004587D  # FS_IOC_SHUTDOWN of ext4 and xfs
@@ -32,7 +32,7 @@ TEMPLATE = "run/checkpoints/b{batch:05d}.weights.h5"
 
 
 class Cut(keras.callbacks.Callback):
-    """Shuts the file system down, some batches after training begins: at a place of a save, or at any moment."""
+    """Shuts the file system down, some saves after training begins: at a place of a save, or at any moment."""
 
     PLACES = ("written", "flushed", "committed", "any")
 
@@ -43,11 +43,14 @@ class Cut(keras.callbacks.Callback):
         self._seen = 0
         self.is_made = threading.Event()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def note_save(self):
+        """Counts the saves of this life: a resume has ended when the first one comes."""
         self._seen += 1
         if self._seen == self._after and self.place == "any":
             threading.Timer(self._pause, self.strike, ["any"]).start()
-        elif self._seen > self._after:
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._seen >= self._after:
             time.sleep(0.005)  # or the training would be at its end before the cut
 
     def strike(self, place):
@@ -83,7 +86,7 @@ def train(directory, *callbacks):
     checkpoint = GlobalStepCheckpoint(f"{directory}/{TEMPLATE}", save_freq=1, keep_last=KEPT, resume=True)
     try:
         model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=[checkpoint, *callbacks])
-    except (OSError, InputError):  # of a save, or of reading what to resume from
+    except CheckpointWriteError:
         return False
     finally:
         with contextlib.suppress(CheckpointWriteError):
@@ -106,6 +109,7 @@ def main(image, directory, cuts, seed):
             check()
             cut.strike("flushed")
 
+        cut.note_save()
         size = commit(path, trailer, write_and_strike, check_and_strike)
         if not cut.is_made.is_set():  # else the process would be dead by now, and what it is told does not count
             committed.append(os.path.basename(path))
