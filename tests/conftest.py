@@ -24,6 +24,7 @@ def pytest_configure(config):
     keras.utils.set_random_seed(0)  # for fixtures of whole modules
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
     """Tests of a file run in one process, which share its fixtures; so do those that use the launcher's port, all of them.
 
