@@ -17,7 +17,7 @@ LINT_INSTALLED := .venv/installed-lint
 BENCH_INSTALLED := .venv/installed-bench
 NCCL := $(and $(filter command,$(firstword $(origin GPU))),$(GPU))
 HOROVOD_INSTALLED := $(or $(wildcard .venv/installed-horovod-nccl),.venv/installed-horovod$(if $(NCCL),-nccl))
-IN_TWO_PROCESSES := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+IN_TWO_PROCESSES := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help

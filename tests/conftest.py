@@ -9,6 +9,7 @@ import keras
 import pytest
 import tensorflow as tf
 from launching import ENGINES, launch  # noqa: F401, a fixture
+from xdist.scheduler import LoadScopeScheduling
 
 DEVICES = 4
 
@@ -24,16 +25,21 @@ def pytest_configure(config):
     keras.utils.set_random_seed(0)  # for fixtures of whole modules
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items):
-    """Tests of a file run in one process, which share its fixtures; so do those that use the launcher's port, all of them.
-
-    Those that take longest come first, so that no process is left with them at the end.
-    """
+    """Those that take longest come first, so that no process is left with them at the end."""
     items.sort(key=lambda item: item.path.parent.name not in ("slurm", "launch"))
-    for item in items:
-        uses_port = item.path.parent.name == "launch" or item.path.stem == "test_readme"
-        item.add_marker(pytest.mark.xdist_group("launch" if uses_port else item.path.stem))
+
+
+class ByFile(LoadScopeScheduling):
+    """Tests of a file run in one process, which share its fixtures; so do those that use the launcher's port, all of them."""
+
+    def _split_scope(self, nodeid):
+        file = nodeid.partition("::")[0]
+        return "launch" if "/launch/" in file or file.endswith("test_readme.py") else file
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return ByFile(config, log)
 
 
 def pytest_collection_finish():
