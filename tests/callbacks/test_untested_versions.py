@@ -14,7 +14,7 @@ IMPORT = """
 import keras, tensorflow
 keras.__version__ = {keras!r}
 tensorflow.__version__ = {tensorflow!r}
-import callbacks
+from callbacks import GlobalStepCheckpoint
 """
 
 
