@@ -20,10 +20,11 @@ def datasets(path):
 
 
 def lasting_header(path):
-    """What a checkpoint tells beside its arrays, without the directory of the run and the seconds that training has taken."""
+    """What a checkpoint tells beside its arrays, without the run's directory, how often it saves, and the seconds it has taken."""
     header = read_header(str(path))
     header["callbacks"].pop("GlobalStepTensorBoard-1", None)
-    header["callbacks"].get("RunFlags-1", {}).get("flags", {}).pop("workdir", None)
+    for flag in ("workdir", "save_freq"):
+        header["callbacks"].get("RunFlags-1", {}).get("flags", {}).pop(flag, None)
     return header
 
 
