@@ -153,26 +153,19 @@ class DataPosition:
         if self._fit is None or self._order is None:
             return None
         data = Place(length=self._fit.length, epochs=self._epochs(counts), seeds=self._order.seeds)
+        if self._counters.data_seeks:  # a resume makes one iterator, which begins at its place
+            return data if counts.epoch_ended else replace(data, drawn=counts.batches_in_epoch, samples=counts.samples_in_epoch)
         if counts.epoch_ended and not self._fit.continues:
             state = list(random.getstate()) if self._fit.shuffles_by_python else None
-            created, used = self._iterators()
-            return replace(data, created=created, used=used, random=state)
-        created, used = self._iterators(without_newest=True)
+            return replace(data, created=self._reading.created, used=self._reading.used, random=state)
         return replace(
             data,
-            created=created,
-            used=used,
+            created=self._reading.created - 1,
+            used=self._reading.used - self._is_used,
             drawn=counts.batch - self._began_at.batch,
             samples=counts.samples - self._began_at.samples,
             random=self._random_at_begin,
         )
-
-    def _iterators(self, without_newest: bool = False) -> tuple[int, int]:
-        """How many iterators were made and used. Data that seeks needs none of those before, and a restart makes another one."""
-        if self._counters.data_seeks:
-            return 0, 0
-        without_used = without_newest and self._is_used
-        return self._reading.created - without_newest, self._reading.used - without_used
 
     @property
     def _fit(self) -> FitData | None:
