@@ -17,7 +17,8 @@ import keras
 import tensorflow as tf
 
 from callbacks.attached import attach, attached
-from callbacks.counters import Counts, batch_size, counters_of
+from callbacks.counters import batch_size, counters_of
+from callbacks.counts import Counts
 from callbacks.data_order import DataOrder, Replay, doubts_of_replay, order_of
 from callbacks.errors import InputError
 from callbacks.fit_hooks import RunningFit, fit_hooks_of

@@ -150,7 +150,7 @@ def ask_before_job_ends(seconds: float) -> None:
 
 
 def _end_of_job(told: str) -> float | None:
-    """The end of this job, in seconds since 1970. A job started from within another one may inherit the other's, which is past."""
+    """Returns the end of this job, in seconds since 1970; None if unknown. It may inherit the end of an earlier job."""
     if not told.isdecimal():
         return None
     if float(told) < time.time():

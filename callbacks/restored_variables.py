@@ -20,10 +20,10 @@ class RestoredVariables:
     """
 
     def __init__(self, model: keras.Model, restore: Callable[[], None]):
-        self._model, self._strategy, self._restore = model, model.distribute_strategy, restore
+        self._model, self._restore = model, restore
         self._tree = tree = StateTree(model)
         variables = [variable for name, variable in tree.variables.items() if name not in tree.metrics]
-        parts = [part for variable in variables for part in components(self._strategy, variable)]
+        parts = [part for variable in variables for part in components(model.distribute_strategy, variable)]
         self._values: list[tuple[tf.Variable, tf.Tensor]] = [(part, part.read_value()) for part in parts]
 
     def put_back(self) -> None:
@@ -31,7 +31,7 @@ class RestoredVariables:
         if not self._has_same_variables():
             self._restore()
             return
-        with self._strategy.scope():
+        with self._model.distribute_strategy.scope():
             for part, value in self._values:
                 part.assign(value)
 

@@ -1,6 +1,6 @@
-"""Finding the newest checkpoint that is whole, and going on from it.
+"""Finds the newest intact checkpoint and restores it.
 
-To find one takes no TensorFlow, which is imported only where a model is restored: `python -m callbacks` starts in a moment.
+Only the restore imports TensorFlow, so `python -m callbacks` starts in a moment.
 """
 
 import os
@@ -26,8 +26,7 @@ class Checkpoint:
         path: where it is.
         step, batch, epoch, samples: the counters stored in it (see `callbacks.counters.Counts`).
         metrics: the newest value of each logged metric when it was made, those of the last validation among them.
-        finite: False if it holds NaN or infinite values, so that no training goes on from it; True also where the file does not
-            say.
+        finite: False if it contains NaN or infinite values: a resume passes over it. True if the file does not say.
     """
 
     path: str

@@ -10,7 +10,8 @@ from typing import Any
 import keras
 
 from callbacks.attached import attach, attached
-from callbacks.counters import Counts, counters_of
+from callbacks.counters import counters_of
+from callbacks.counts import Counts
 from callbacks.data_position import data_position_of
 from callbacks.fit_hooks import fit_hooks_of
 from callbacks.metric_results import metric_results

@@ -27,7 +27,8 @@ import tensorflow as tf
 
 from callbacks import callback_state, format_1
 from callbacks.callback_state import CallbackStates
-from callbacks.counters import Counts, counters_of
+from callbacks.counters import counters_of
+from callbacks.counts import Counts
 from callbacks.data_position import data_position_of
 from callbacks.errors import InputError, one_line
 from callbacks.files import TRAILER_SIZE, Output

@@ -15,7 +15,8 @@ from callbacks import event_files
 from callbacks.batch_curves import BatchCurves
 from callbacks.batch_profiler import BatchProfiler
 from callbacks.copyable import Copyable
-from callbacks.counters import Counts, counters_of
+from callbacks.counters import counters_of
+from callbacks.counts import Counts
 from callbacks.errors import InputError
 from callbacks.event_files import EventFile
 from callbacks.fit_hooks import running_fit

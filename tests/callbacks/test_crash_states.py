@@ -147,12 +147,18 @@ def test_the_replay_finds_what_a_run_without_one_of_its_flushes_would_lose(recor
         check_checkpoints(dataclasses.replace(recording, changes=changes), tmp_path)
 
 
-def test_whatever_a_power_cut_leaves_of_a_lock_the_next_run_takes_it(recorded, tmp_path):
-    left = distinct(recorded[1], lambda path: path.startswith(f"{RUN}/.lock-"))
-    assert len(left) > 10
+def directories_of(left, tmp_path):
+    """Yields a number and a directory for each state that a cut may leave of one directory."""
     for i, tree in enumerate(left):
         directory = tmp_path / str(i)
         put(directory, {os.path.basename(path): content for path, content in tree.items()} | {"": None})
+        yield i, directory
+
+
+def test_whatever_a_power_cut_leaves_of_a_lock_the_next_run_takes_it(recorded, tmp_path):
+    left = distinct(recorded[1], lambda path: path.startswith(f"{RUN}/.lock-"))
+    assert len(left) > 10
+    for _, directory in directories_of(left, tmp_path):
         for template in TEMPLATES:
             lock = Lock(f"{RUN}/{template}", str(directory))
             lock.acquire()
@@ -164,9 +170,7 @@ def test_whatever_a_power_cut_leaves_of_a_lock_the_next_run_takes_it(recorded, t
 def test_whatever_a_power_cut_leaves_of_the_curves_the_next_run_continues_them(recorded, tmp_path):
     left = distinct(recorded[1], lambda path: path.startswith(f"{RUN}/events/batches/"))
     assert len(left) > 100
-    for i, tree in enumerate(left):
-        directory = tmp_path / str(i)
-        put(directory, {os.path.basename(path): content for path, content in tree.items()} | {"": None})
+    for i, directory in directories_of(left, tmp_path):
         assert len(event_files.lives(str(directory))) <= 1
         assert event_files.steps(str(directory)) <= set(range(1, EPOCHS * BATCHES + 1))
         if i % 20 == 0:

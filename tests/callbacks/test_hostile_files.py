@@ -9,7 +9,6 @@ import io
 import json
 import os
 import resource
-import shutil
 import struct
 import warnings
 import zipfile
@@ -28,20 +27,11 @@ pytestmark = pytest.mark.timeout(60)
 MEMORY = 100_000  # KiB that looking at such a file may take
 
 
-@pytest.fixture(scope="module", params=[".weights.h5", ".keras"])
-def trained(request, tmp_path_factory):
-    """A directory with the checkpoints of batches 5 and 10."""
-    directory = tmp_path_factory.mktemp("trained")
-    fit(small_model(), GlobalStepCheckpoint(str(directory / ("b{batch}" + request.param)), save_freq=5))
-    return directory
-
-
 @pytest.fixture
-def copies(trained, tmp_path):
-    """The same in a directory of the test's own: older, newer."""
-    older, newer = (shutil.copy(path, tmp_path) for path in sorted(trained.iterdir(), key=lambda path: len(path.name)))
+def copies(copies, tmp_path):
+    """The same beside a FIFO, for which a reader would wait forever."""
     os.mkfifo(tmp_path / "elsewhere")
-    return tmp_path, tmp_path / older, tmp_path / newer
+    return copies
 
 
 def put(path, content):
