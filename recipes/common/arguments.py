@@ -95,7 +95,7 @@ def recipe_parser(
         help="split the CPU into N devices, to run the distributed path on a machine without GPUs",
     )
     parser.begin_group("training")
-    parser.add_argument("--workdir", default=f"runs/{name}", help="the run's directory")
+    parser.add_argument("--workdir", type=os.path.expanduser, default=f"runs/{name}", help="the run's directory")
     parser.add_argument("--epochs", type=positive(int), default=epochs, metavar="N", help="the planned end")
     parser.add_argument(
         "--global-batch-size",
@@ -119,7 +119,7 @@ def recipe_parser(
         metavar="E",
         help="the rate rises over the first E epochs, from the one before scaling, or from 0 without --base-batch-size",
     )
-    parser.begin_group("checkpoints and resume")
+    parser.begin_group("checkpoints")
     parser.add_argument(
         "--save-freq",
         type=save_frequency,
