@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of an epoch, on every kind of data: the next batch is the one that would have come, or training says why not."""
+"""SIGKILL in mid-epoch, on every kind of data: the next batch is the one that would have come, or training says what comes."""
 
 import json
 
