@@ -1,4 +1,4 @@
-"""`python -m launch`: from the command line to the ranks of this node, and back to an exit code."""
+"""`python -m launch`: parses the command line, runs the ranks of this node, and returns an exit code."""
 
 import contextlib
 import dataclasses
@@ -71,7 +71,7 @@ def _lead(config, secret, ports, node, signals):
         code, why = error.code, f"node 0: {error}"
         raise
     finally:
-        for each in nodes.values():  # this node, whose end takes longest, is the last
+        for each in nodes.values():  # this node is the last, because it takes longest to end
             each.leave(code, why)
     return code
 
@@ -83,7 +83,7 @@ def _follow(config, secret, ports, node, signals):
 
 
 def _alone(config: LaunchConfig, ports: Ports) -> WorldSpec:
-    """The run as a single node knows it, and as node 0 does before the others come."""
+    """Returns the run as a single node knows it, and as node 0 knows it before the others join."""
     port = ports.take_named(config.master_port) if config.named_port else ports.take_next(config.master_port)
     return WorldSpec(
         nodes=config.nodes,
@@ -98,7 +98,7 @@ def _alone(config: LaunchConfig, ports: Ports) -> WorldSpec:
 
 
 def _together(config: LaunchConfig, world: WorldSpec, members: Mapping[int, Member]) -> WorldSpec:
-    """The run as all nodes know it, once they came."""
+    """Returns the run as every node knows it after all have joined."""
     ordered = [members[number] for number in range(1, config.nodes)]
     own = ordered[0].address_of_node_0
     return dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The part of every node but node 0: does as the coordinator says, and reports what happens here."""
+"""The node worker on every node except node 0: executes the orders of the coordinator, and reports events to it."""
 
 import selectors
 import signal
@@ -14,14 +14,14 @@ from launch.signals import Signals
 
 
 class NodeWorker:
-    """A node that follows node 0.
+    """Passes orders from the coordinator to this node, and events of this node to the coordinator.
 
     Args:
-        node: this one.
+        node: this node.
         coordinator: the connection to node 0's launcher.
-        name: how to name node 0 when it is gone.
-        signals: those that this launcher receives.
-        clock: seconds.
+        name: the name of node 0 in the message that says that it is gone.
+        signals: the signals that this launcher receives.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class NodeWorker:
         self._code: int | None = None
 
     def run(self) -> int:
-        """Follows until node 0 says that the run is over, or is gone. Returns the exit code."""
+        """Works until node 0 ends the run or is gone. Returns the exit code."""
         with selectors.DefaultSelector() as selector:
             actions = ((self._node, self._report), (self._coordinator, self._obey), (self._signals, self._pass_on))
             for source, action in actions:

@@ -240,7 +240,7 @@ def test_flags_that_do_not_fit_ranks_are_refused(tmp_path, monkeypatch, flags, e
 def test_a_place_that_cannot_be_true_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="A rank is below the world size"):
+    with pytest.raises(InputError, match="A rank must be below the world size"):
         get_distribution(parse_args(["--workdir", str(tmp_path)]))
 
 
