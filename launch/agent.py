@@ -68,7 +68,7 @@ class Agent:
         self._terminal = Terminal()
         self._ranks: list[Rank] = []
         self._selector = selectors.DefaultSelector()
-        self._selector.register(connection, selectors.EVENT_READ, self._obey)
+        self._selector.register(connection, selectors.EVENT_READ, self._handle_orders)
         # Slurm signals every process of a step, so ranks ignore a warning, like the launcher, until they install a handler.
         self._ignored = [int(number) for number in WAITS_FOR_HANDLER if signal.getsignal(number) == signal.SIG_IGN]
         woken = _wake_up_at_exits()
@@ -86,14 +86,14 @@ class Agent:
                 if key.data:
                     key.data()
             if self._ranks:
-                self._tick(time.monotonic())
+                self._check(time.monotonic())
             self._terminal.flush()
             self._watch_terminal()
 
     def _timeout(self):
-        if self._ranks and (self._kill_at is not None or not self._living()):
+        if self._ranks and (self._kill_at is not None or not self._running_ranks()):
             return SWEEP
-        if self._ranks and (self._stalls or any(rank.pending for rank in self._living())):
+        if self._ranks and (self._stalls or any(rank.pending for rank in self._running_ranks())):
             return self._interval
         return None
 
@@ -104,12 +104,12 @@ class Agent:
         elif watched and not self._terminal.waiting:
             self._selector.unregister(self._terminal.descriptor)
 
-    def _living(self):
+    def _running_ranks(self):
         return [rank for rank in self._ranks if rank.exit_code is None]
 
     # Orders of the launcher.
 
-    def _obey(self):
+    def _handle_orders(self):
         for order in self._launcher.receive():
             match order:
                 case Start():
@@ -120,7 +120,7 @@ class Agent:
                     self._end(number)
         if self._launcher.closed:
             self._selector.unregister(self._launcher)
-            if self._living():
+            if self._running_ranks():
                 self._end(signal.SIGTERM)
                 console.say("the launcher is gone: ending its ranks")
 
@@ -142,7 +142,7 @@ class Agent:
                 self._selector.register(rank.pidfd, selectors.EVENT_READ, functools.partial(self._reap, rank.pid))
 
     def _send_signal(self, number):
-        for rank in self._living():
+        for rank in self._running_ranks():
             if number in WAITS_FOR_HANDLER:
                 rank.pending.add(number)
                 rank.deliver_pending()
@@ -155,7 +155,7 @@ class Agent:
         first, now = self._kill_at is None, time.monotonic()
         self._kill_at = now if number == signal.SIGKILL else self._kill_at or now + KILL_AFTER
         if first or number == signal.SIGKILL:
-            groups = [rank.pid for rank in self._living()]
+            groups = [rank.pid for rank in self._running_ranks()]
             if number == signal.SIGABRT:
                 processes.forbid_core_dumps(groups)
             processes.send_to_groups(groups, number)
@@ -195,9 +195,9 @@ class Agent:
 
     # Periodic work.
 
-    def _tick(self, now):
+    def _check(self, now):
         children_left = self._reap()
-        living = self._living()
+        living = self._running_ranks()
         if not living and not children_left:
             self._finish()
         elif not living and not self._ends_leftovers:

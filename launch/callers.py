@@ -74,7 +74,7 @@ class Callers:
         self._secret, self._most, self._clock = secret, most, clock
         self._selector = selectors.DefaultSelector()
         self._waiting: dict[Caller, None] = {}  # in the order of arrival
-        self.strangers: Counter[tuple[str, str]] = Counter()  # address and reason
+        self.dropped: Counter[tuple[str, str]] = Counter()  # address and reason
 
     def listen(self, listener: socket.socket, answer: Answer) -> None:
         """Accepts callers on this socket too.
@@ -92,7 +92,7 @@ class Callers:
             key.data()
         now = self._clock()
         for caller in [caller for caller in self._waiting if caller.deadline <= now]:
-            self._drop(caller, _lateness(caller))
+            self._drop(caller, _why_late(caller))
 
     def release(self, caller: Caller) -> SignedConnection:
         """Hands over an authenticated caller's connection."""
@@ -108,8 +108,8 @@ class Callers:
 
     def summary(self) -> str:
         """Returns which callers were dropped so far, and why; empty if none."""
-        waiting = Counter((caller.address, _lateness(caller)) for caller in self._waiting if not caller.answered)
-        most = (self.strangers + waiting).most_common(MOST_REPORTED)
+        waiting = Counter((caller.address, _why_late(caller)) for caller in self._waiting if not caller.answered)
+        most = (self.dropped + waiting).most_common(MOST_REPORTED)
         return ", ".join(f"{address} {reason} ({count}x)" for (address, reason), count in most)
 
     def _accept(self, listener, answer):
@@ -126,12 +126,12 @@ class Callers:
             if len(self._waiting) >= self._most:
                 self._drop_oldest()
             if not self._secret and not is_trusted(connected):
-                self.strangers[address, OTHER_USER] += 1
+                self.dropped[address, OTHER_USER] += 1
                 _reset(connected)
                 continue
-            self._welcome(connected, address, answer)
+            self._add(connected, address, answer)
 
-    def _welcome(self, connected, address, answer):
+    def _add(self, connected, address, answer):
         connected.setblocking(False)
         try:
             own = connected.getsockname()[0]
@@ -141,9 +141,9 @@ class Callers:
             return
         caller = Caller(connected, connection, address, own, self._clock() + PATIENCE)
         self._waiting[caller] = None
-        self._selector.register(connected, selectors.EVENT_READ, functools.partial(self._hear, caller, answer))
+        self._selector.register(connected, selectors.EVENT_READ, functools.partial(self._read, caller, answer))
 
-    def _hear(self, caller, answer):
+    def _read(self, caller, answer):
         if caller not in self._waiting:  # dropped in favor of another caller
             return
         messages = caller.connection.receive()
@@ -159,12 +159,12 @@ class Callers:
             self._count(caller, REASONS[problem])
             caller.connection.refuse()  # the caller cannot verify this message, and so learns the reason
         elif caller.connection.closed:
-            self._drop(caller, REASONS.get(problem, _lateness(caller)))
+            self._drop(caller, REASONS.get(problem, _why_late(caller)))
 
     def _drop_oldest(self):
         oldest = next(iter(self._waiting), None)
         if oldest is not None:
-            self._drop(oldest, _lateness(oldest))
+            self._drop(oldest, _why_late(oldest))
         return oldest is not None
 
     def _drop(self, caller, reason):
@@ -174,8 +174,8 @@ class Callers:
         _reset(caller.connected)
 
     def _count(self, caller, reason):
-        self.strangers[caller.address, reason] += 1
-        if self.strangers[caller.address, reason] == 1 and reason != SILENT and len(self.strangers) <= MOST_REPORTED:
+        self.dropped[caller.address, reason] += 1
+        if self.dropped[caller.address, reason] == 1 and reason != SILENT and len(self.dropped) <= MOST_REPORTED:
             console.say(f"a caller from {caller.address} {reason}")
 
     def _forget(self, caller):
@@ -183,7 +183,7 @@ class Callers:
         self._selector.unregister(caller.connected)
 
 
-def _lateness(caller):
+def _why_late(caller):
     return SLOW if caller.spoke else SILENT
 
 

@@ -25,7 +25,7 @@ from launch.messages import (
     Start,
 )
 from launch.nodes import Node
-from launch.report import Failure, failure_of, screen
+from launch.report import Failure, failure_of, format_report
 from launch.restarts import Restarts
 from launch.signals import Signals, Stopped
 from launch.world import WorldSpec
@@ -55,7 +55,7 @@ class Attempt:
     ):
         self._config, self._nodes, self._signals, self._gone, self._clock = config, nodes, signals, gone, clock
         self._running = set(nodes) - gone
-        self._heard: set[int] = set()  # received by this launcher; `_forwarded` may contain signals of other launchers
+        self._received: set[int] = set()  # by this launcher; `_forwarded` may contain signals of other launchers
         self._forwarded: list[int] = []
         self._deadline = float("inf")
         self._ends = False
@@ -102,8 +102,8 @@ class Attempt:
 
     def _on_signals(self):
         for number in self._signals.received():
-            again = number == signal.SIGINT and number in self._heard
-            self._heard.add(number)
+            again = number == signal.SIGINT and number in self._received
+            self._received.add(number)
             self._forward(number)
             if again:
                 self._end(signal.SIGKILL)
@@ -211,7 +211,7 @@ def coordinate(config: LaunchConfig, nodes: Mapping[int, Node], signals: Signals
         code = attempt.run()
         if not attempt.failure:
             return code, "stopped by a signal" if code else ""
-        console.show(screen(attempt.failure, attempt.records.values()))
+        console.show(format_report(attempt.failure, attempt.records.values()))
         if attempt.was_stopped:
             return code, attempt.failure.line
         if gone and config.max_restarts:

@@ -26,7 +26,7 @@ from launch.peers import is_trusted
 
 RETRY = 0.5
 SIOCGIFADDR = 0x8915
-AGREED = {"nodes": "nodes", "per_node": "ranks on each node", "command": "command", "run_id": "run id"}
+MUST_AGREE = {"nodes": "nodes", "per_node": "ranks on each node", "command": "command", "run_id": "run id"}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def gather(config: LaunchConfig, secret: bytes, info: NodeInfo, check: Callable[
         with entry, socket.create_server((bind, 0), backlog=backlog) as inner, contextlib.closing(callers):
             port = inner.getsockname()[1]
             callers.listen(entry, lambda caller, message: caller.connection.send(Endpoint(port)))
-            callers.listen(inner, lambda caller, message: _let_in(members, info, callers, caller, message))
+            callers.listen(inner, lambda caller, message: _add_member(members, info, callers, caller, message))
             deadline = time.monotonic() + config.rendezvous_timeout
             while len(members) < config.nodes - 1:
                 check()
@@ -206,7 +206,7 @@ def _left(until):
     return left
 
 
-def _let_in(members: dict[int, Member], mine: NodeInfo, callers: Callers, caller: Caller, info: Message) -> None:
+def _add_member(members: dict[int, Member], mine: NodeInfo, callers: Callers, caller: Caller, info: Message) -> None:
     if not isinstance(info, NodeInfo):
         return
     if info.node in members:
@@ -215,7 +215,7 @@ def _let_in(members: dict[int, Member], mine: NodeInfo, callers: Callers, caller
     connection = callers.release(caller)
     keep_alive(caller.connected)
     members[info.node] = Member(connection, info, caller.address, caller.own_address)
-    for field, name in AGREED.items():
+    for field, name in MUST_AGREE.items():
         one, other = getattr(mine, field), getattr(info, field)
         if one != other and (field != "run_id" or (one and other)):
             if field == "command":
@@ -228,5 +228,5 @@ def _let_in(members: dict[int, Member], mine: NodeInfo, callers: Callers, caller
 
 def _missing(config, members, callers):
     missing = ", ".join(f"node {node}" for node in range(1, config.nodes) if node not in members)
-    strangers = callers.summary()
-    return f"node 0 waited {config.rendezvous_timeout:g} s for {missing}" + (f"; meanwhile {strangers}" if strangers else "")
+    dropped = callers.summary()
+    return f"node 0 waited {config.rendezvous_timeout:g} s for {missing}" + (f"; meanwhile {dropped}" if dropped else "")

@@ -39,11 +39,11 @@ class Failure:
 def failure_of(host: str, event: RankExited) -> Failure:
     """Returns the failure of a rank on this host that ended with a code other than 0."""
     record = event.record
-    line = f"rank {record.rank} on {host}: {ending(record.code)}{'; out of memory?' if event.out_of_memory else ''}"
+    line = f"rank {record.rank} on {host}: {describe_end(record.code)}{'; out of memory?' if event.out_of_memory else ''}"
     return Failure(line, exit_codes.of_process(record.code), record.rank, event.tail, record.log, record.batch)
 
 
-def ending(code: int) -> str:
+def describe_end(code: int) -> str:
     """Returns how a process ended, in words.
 
     Args:
@@ -57,7 +57,7 @@ def ending(code: int) -> str:
         return f"killed by signal {-code}"
 
 
-def screen(failure: Failure, ended: Iterable[tuple[str, ExitRecord]]) -> str:
+def format_report(failure: Failure, ended: Iterable[tuple[str, ExitRecord]]) -> str:
     """Returns the complete report.
 
     Args:
@@ -66,7 +66,7 @@ def screen(failure: Failure, ended: Iterable[tuple[str, ExitRecord]]) -> str:
     """
     ended = sorted(ended, key=lambda each: each[1].rank)
     lines = [failure.line]
-    lines += ["    " + line for line in last_words(failure.tail)]
+    lines += ["    " + line for line in last_output(failure.tail)]
     if failure.rank is not None:
         lines.append(f"  last batch  {_batch(failure.batch)}")
         lines.append(f"  log         {failure.log}")
@@ -78,7 +78,7 @@ def screen(failure: Failure, ended: Iterable[tuple[str, ExitRecord]]) -> str:
     return "\n".join(lines)
 
 
-def last_words(tail: str) -> list[str]:
+def last_output(tail: str) -> list[str]:
     """Returns the last traceback in the output of a rank, or its last lines if there is none."""
     lines = tail.splitlines()
     lines = [line for line in lines if not line.startswith("Extension modules: ")]
@@ -98,7 +98,7 @@ def _groups(ended):
     for host, record in ended:
         groups.setdefault((host, record.code, record.batch), []).append(record.rank)
     for (host, code, batch), ranks in list(groups.items())[:MOST_GROUPS]:
-        yield f"{'rank' if len(ranks) == 1 else 'ranks'} {_ranges(ranks)} on {host}: {ending(code)}, last batch {_batch(batch)}"
+        yield f"{'rank' if len(ranks) == 1 else 'ranks'} {_ranges(ranks)} on {host}: {describe_end(code)}, last batch {_batch(batch)}"
     if len(groups) > MOST_GROUPS:
         yield f"and {sum(map(len, list(groups.values())[MOST_GROUPS:]))} more"
 

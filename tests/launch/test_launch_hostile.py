@@ -252,10 +252,10 @@ def test_a_caller_that_is_too_slow_is_dropped_after_its_time(room):
         found.serve(1)
         hands[0] = callers.PATIENCE - 0.1
         found.serve(0)
-        assert not found.strangers
+        assert not found.dropped
         hands[0] = callers.PATIENCE
         found.serve(0)
-        assert dict(found.strangers) == {("127.0.0.1", callers.SLOW): 1}
+        assert dict(found.dropped) == {("127.0.0.1", callers.SLOW): 1}
         with pytest.raises(ConnectionResetError):
             caller.recv(100) and caller.recv(100)
 
@@ -267,7 +267,7 @@ def test_the_caller_that_waits_longest_makes_room_for_the_next(room):
             stack.enter_context(socket.create_connection(address))
             found.serve(1)
         assert len(found._waiting) == 3
-        assert dict(found.strangers) == {("127.0.0.1", SILENT): 2}
+        assert dict(found.dropped) == {("127.0.0.1", SILENT): 2}
         assert found.summary() == f"127.0.0.1 {SILENT} (5x)"  # with those that still wait
 
 
