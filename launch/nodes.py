@@ -116,9 +116,7 @@ class LocalNode(Node):
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(None, "Permission denied")
         except OSError as error:
-            raise LaunchError(
-                f"The log directory {folder} cannot be used: {error.strerror}. Choose another --log-dir."
-            ) from None
+            raise LaunchError(f"The log directory {folder} cannot be used: {error.strerror}. Choose another --log-dir.") from None
 
     def close(self) -> None:
         """Waits until the agent has ended all processes. Kills the agent and its descendants if that takes too long."""

@@ -210,7 +210,9 @@ def _add_member(members: dict[int, Member], mine: NodeInfo, callers: Callers, ca
     if not isinstance(info, NodeInfo):
         return
     if info.node in members:
-        caller.connection.send(Leave(exit_codes.BAD_INPUT, f"There is already a node {info.node}. Give each node another --node-rank."))
+        caller.connection.send(
+            Leave(exit_codes.BAD_INPUT, f"There is already a node {info.node}. Give each node another --node-rank.")
+        )
         return
     connection = callers.release(caller)
     keep_alive(caller.connected)
