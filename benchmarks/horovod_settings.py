@@ -2,8 +2,9 @@
 
 `HOROVOD_CYCLE_TIME` is the time in ms that Horovod's thread sleeps between two checks for tensors to reduce. Each check is a round
 trip of all ranks. If the ranks compute on the same cores, frequent checks make the all-reduce faster and everything else slower;
-the last column shows this for a batch of `benchmarks.scaling`. The recipes set 0.1 on GPUs, and keep Horovod's default of 1 on CPUs.
-`HOROVOD_FUSION_THRESHOLD` is the size in bytes of the buffer that fuses small tensors; the recipes keep Horovod's default, 128 MB.
+the last column shows this for a batch of `benchmarks.scaling`. The recipes set 0.1 on GPUs, and keep Horovod's default of 1 on
+CPUs. `HOROVOD_FUSION_THRESHOLD` is the size in bytes of the buffer that fuses small tensors; the recipes keep Horovod's default,
+128 MB.
 """
 
 import os

@@ -1,8 +1,8 @@
 """Weak scaling on this machine: one replica on one core, compared with two replicas on two cores, mirrored and as ranks.
 
-The model is the convnet of `recipes.mnist`; each replica gets 64 samples of 28 x 28 per batch. Processes take turns; the results are
-medians. Efficiency is the number of samples per second, divided by that of one replica and by the number of replicas. The last column
-is the share of a batch that an all-reduce of tensors like the gradients takes.
+The model is the convnet of `recipes.mnist`; each replica gets 64 samples of 28 x 28 per batch. Processes take turns; the results
+are medians. Efficiency is the number of samples per second, divided by that of one replica and by the number of replicas. The last
+column is the share of a batch that an all-reduce of tensors like the gradients takes.
 """
 
 import json

@@ -1,9 +1,9 @@
 """Start-up time of each recipe, from the command to the end of the first batch.
 
-`imports` is Python's start and all imports; `import tensorflow, keras` is the part of these two alone. `data` is the time before the
-recipe sets up its devices. `build` is the model, its optimizer and the datasets. `trace` is the time from the call of `fit` to the end
-of the first batch, which TensorFlow traces and compiles. `a batch` is a later batch, for comparison. Two ranks start from the
-launcher's command, and meet in `devices`.
+`imports` is Python's start and all imports; `import tensorflow, keras` is the part of these two alone. `data` is the time before
+the recipe sets up its devices. `build` is the model, its optimizer and the datasets. `trace` is the time from the call of `fit` to
+the end of the first batch, which TensorFlow traces and compiles. `a batch` is a later batch, for comparison. Two ranks start from
+the launcher's command, and meet in `devices`.
 """
 
 import importlib

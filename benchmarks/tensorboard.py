@@ -2,8 +2,8 @@
 
 Two models, one with the callback and one without, train in turns, batch by batch. Each round does so twice with new models, because
 the model that begins has a small advantage. The added time is the mean over the pairs of batches in a round, which includes points
-that only some batches write; the result is the median of the rounds, with minimum and maximum. The step sleeps for 5 ms, so CPU time
-is that of the loop and its callbacks.
+that only some batches write; the result is the median of the rounds, with minimum and maximum. The step sleeps for 5 ms, so CPU
+time is that of the loop and its callbacks.
 """
 
 import tempfile

@@ -1,8 +1,9 @@
 """TFRecord files in the seekable order, compared with `TFRecordDataset`, `interleave` and a parallel `map` over the same files.
 
-Both decode and augment like `recipes.imagenet_resnet50`, with op determinism: small digits, and noise with the spectrum of photographs
-in the size of ImageNet's pictures. Measures pictures per second, and CPU time per picture, which other load affects less. The plain
-pipeline reads the files in order. Both crop the same part of the same picture, because large parts take longer to decode.
+Both decode and augment like `recipes.imagenet_resnet50`, with op determinism: small digits, and noise with the spectrum of
+photographs in the size of ImageNet's pictures. Measures pictures per second, and CPU time per picture, which other load affects
+less. The plain pipeline reads the files in order. Both crop the same part of the same picture, because large parts take longer to
+decode.
 """
 
 import statistics

@@ -98,7 +98,8 @@ def _groups(ended):
     for host, record in ended:
         groups.setdefault((host, record.code, record.batch), []).append(record.rank)
     for (host, code, batch), ranks in list(groups.items())[:MOST_GROUPS]:
-        yield f"{'rank' if len(ranks) == 1 else 'ranks'} {_ranges(ranks)} on {host}: {describe_end(code)}, last batch {_batch(batch)}"
+        noun = "rank" if len(ranks) == 1 else "ranks"
+        yield f"{noun} {_ranges(ranks)} on {host}: {describe_end(code)}, last batch {_batch(batch)}"
     if len(groups) > MOST_GROUPS:
         yield f"and {sum(map(len, list(groups.values())[MOST_GROUPS:]))} more"
 

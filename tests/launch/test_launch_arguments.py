@@ -130,10 +130,13 @@ def test_eight_tasks_of_a_step_are_not_eight_launchers_of_one_run(nodes, flags):
         (["--standalone"], {"SLURM_JOB_NUM_NODES": "2"}, False),
     ],
 )
-def test_an_allocation_of_which_one_node_is_used_is_said(capfd, flags, environment, hint):
+def test_a_warning_says_that_nodes_of_the_allocation_stay_idle(capfd, flags, environment, hint):
     assert parse([*flags, "--no-python", "true"], environment).nodes == 1
-    said = "[launch] this starts ranks on one node; 1 of the allocation stay idle. To use all: srun --ntasks-per-node=1 python -m launch\n"
-    assert capfd.readouterr().err == (said if hint else "")
+    warning = (
+        "[launch] this starts ranks on one node; 1 of the allocation stay idle. "
+        "To use all: srun --ntasks-per-node=1 python -m launch\n"
+    )
+    assert capfd.readouterr().err == (warning if hint else "")
 
 
 @pytest.mark.parametrize(
