@@ -88,29 +88,31 @@ def test_a_saved_model_names_the_plain_optimizer_and_loads_without_horovod(found
     assert "horovod.tensorflow" not in sys.modules
 
 
-def test_every_rank_starts_from_the_chiefs_state(found):
+def test_every_rank_starts_with_the_state_of_the_chief(found):
     assert len(of_both(found, "every_rank_starts_from_the_chiefs_state")) > 5
 
 
 def test_a_rank_that_applies_its_own_gradients_stops_the_run_at_the_first_batch(found):
     error = of_both(found, "a_rank_that_uses_its_own_gradients_is_found")
-    assert error.startswith("RanksDiffer: After the first batch rank 1 holds other values than the rest, first in ")
+    assert error.startswith(
+        "RanksDiffer: After the first batch, the values of rank 1 differ from those of the other ranks, first in "
+    )
     assert "kernel" in error
 
 
 def test_a_rank_that_drifts_later_stops_the_run_at_the_save_after(found):
     error = of_both(found, "a_rank_that_drifts_later_is_found_at_a_save")
-    assert error.startswith("RanksDiffer: At batch 6 rank 1 holds other values than the rest, first in ")
+    assert error.startswith("RanksDiffer: At batch 6, the values of rank 1 differ from those of the other ranks, first in ")
     assert "bias" in error
 
 
 @pytest.mark.parametrize(
     "what, error",
     [
-        ("another number of batches", "The chief has 8 batches in an epoch, rank 1 7."),
+        ("another number of batches", "The chief has 8 batches in an epoch, rank 1 has 7."),
         ("plain optimizer", "does not average over the ranks. Compile the model with distribution.optimizer"),
-        ("synchronized BatchNormalization", "does not reach over processes"),
-        ("unknown length", "Give steps_per_epoch."),
+        ("synchronized BatchNormalization", "does not work across processes"),
+        ("unknown length", "Pass steps_per_epoch to fit."),
     ],
 )
 def test_what_would_let_ranks_differ_is_refused_before_training(found, what, error):

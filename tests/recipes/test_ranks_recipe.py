@@ -161,11 +161,11 @@ def test_the_others_end_soon_after_a_rank_has_died(tmp_path, engine):
 
 
 @pytest.mark.slow
-def test_a_rank_that_skips_averaging_stops_the_run_at_the_first_batch_and_is_named(launch, engine):
+def test_a_rank_that_skips_all_reduce_stops_the_run_at_the_first_batch_and_is_named(launch, engine):
     """Though the other, which waits for its gradients, has less to do at its end."""
     need(engine)
     run = launch(
-        "--nproc-per-node", "2", PROGRAMS / "skips_averaging.py", "--strategy", engine, "--save-freq", "1", "--workdir", "run"
+        "--nproc-per-node", "2", PROGRAMS / "skips_all_reduce.py", "--strategy", engine, "--save-freq", "1", "--workdir", "run"
     )
     code, _, errors = run.finish(300)
     assert code == 1
@@ -245,13 +245,13 @@ def test_a_place_that_cannot_be_true_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ranks_of_a_launcher_that_tells_the_engine_nothing_are_refused(recipe, tmp_path, engine):
-    """Each would train for itself alone, without a word."""
+def test_ranks_of_a_launcher_that_does_not_configure_the_engine_are_refused(recipe, tmp_path, engine):
+    """Otherwise, each rank would silently train alone."""
     need(engine)
     of_torchrun = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     code, _, errors = recipe("--strategy", engine, "--workdir", tmp_path, env=of_torchrun).finish()
     assert code == 2, errors
-    assert f"This is rank 0 of 2, and --strategy {engine} was told rank 0 of 1. Start the ranks with python -m launch" in errors
+    assert f"This is rank 0 of 2, but --strategy {engine} has rank 0 of 1. Start the ranks with python -m launch" in errors
 
 
 @pytest.mark.slow

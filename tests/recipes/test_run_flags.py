@@ -129,7 +129,7 @@ def test_initial_weights_are_taken_once_and_not_after_a_resume(tmp_path):
 
 
 def test_initial_weights_and_a_checkpoint_to_resume_from_contradict_each_other(tmp_path):
-    with pytest.raises(InputError, match=r"--init-from begins a run.*Give one"):
+    with pytest.raises(InputError, match=r"--init-from starts a new run.*Give only one"):
         parse_args(["--workdir", str(tmp_path), "--init-from", "a.keras", "--resume", "b.keras"])
 
 
