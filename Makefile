@@ -17,7 +17,8 @@ LINT_INSTALLED := .venv/installed-lint
 BENCH_INSTALLED := .venv/installed-bench
 NCCL := $(and $(filter command,$(firstword $(origin GPU))),$(GPU))
 HOROVOD_INSTALLED := $(or $(wildcard .venv/installed-horovod-nccl),.venv/installed-horovod$(if $(NCCL),-nccl))
-IN_TWO_PROCESSES := $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
+# Tests of the launcher mostly wait, so two cores can run a third process.
+IN_PARALLEL := $(BIN)/python -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -31,10 +32,10 @@ train: $(INSTALLED) ## train recipes.mnist, or resume from its newest checkpoint
 	$(BIN)/python -m recipes.mnist $(if $(GPU)$(filter single --strategy=single,$(ARGS)),,--virtual-devices 2) $(ARGS)
 
 test: $(HOROVOD_INSTALLED) ## run the fast tests
-	$(IN_TWO_PROCESSES) -m "not slow" $(ARGS)
+	$(IN_PARALLEL) -m "not slow" $(ARGS)
 
 test-all: $(HOROVOD_INSTALLED) ## run all tests
-	$(IN_TWO_PROCESSES) $(ARGS)
+	$(IN_PARALLEL) $(ARGS)
 
 test-versions: $(INSTALLED) ## run selected tests on TensorFlow 2.17 to 2.21 and Keras 3.5 to 3.15 (30 minutes, 8 GB in .venv-versions)
 	VERSIONS=all $(BIN)/python -m pytest -s tests/versions $(ARGS)

@@ -119,7 +119,7 @@ def recipe_parser(
         metavar="E",
         help="raise the rate over the first E epochs, from the rate before scaling, or from 0 without --base-batch-size",
     )
-    parser.begin_group("checkpoints")
+    parser.begin_group("checkpoints and resume")
     parser.add_argument(
         "--save-freq",
         type=save_frequency,

@@ -172,6 +172,7 @@ def test_a_node_with_another_secret_is_told_so_and_node_0_names_it_at_the_end(la
     assert code == 1 and "127.0.0.1 has another LAUNCH_SECRET (1x)" in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_limit_on_open_files_delays_the_meeting_and_does_not_end_it(launch, port, attacker):
     """Of 200 idle connections node 0 can hold some twenty."""
     zero = node(launch, port, 0, prefix=("sh", "-c", 'ulimit -n 50; exec "$@"', "sh"))
