@@ -156,10 +156,10 @@ def test_what_slurm_never_writes_is_answered_in_one_line(wrong):
     assert "\n" not in str(error.value) and error.value.code == 2
 
 
-def test_more_ranks_than_open_files_are_answered_in_one_line(launch):
+def test_too_many_ranks_for_the_limit_of_open_files_are_refused_in_one_line(launch):
     few = ("sh", "-c", 'ulimit -n 100; exec "$@"', "sh")
     code, _, err = launch("--nproc-per-node", "20", *sh("touch started"), prefix=few).finish()
-    assert (code, err) == (2, "error: --nproc-per-node 20 takes 140 open files; the limit is 100: ulimit -n 140\n")
+    assert (code, err) == (2, "error: --nproc-per-node 20 needs 140 open files; the limit is 100. Run: ulimit -n 140\n")
 
 
 def test_help_has_every_flag_of_torchrun_that_is_supported(capsys):

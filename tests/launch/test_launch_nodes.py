@@ -108,7 +108,7 @@ def test_a_node_with_another_secret_is_refused_and_the_run_waits_for_the_right_o
     common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "30"]
     zero = launch(*common, "--node-rank", "0", *sh("true"), env={"LAUNCH_SECRET": "right"})
     code, _, err = launch(*common, "--node-rank", "1", *sh("true"), env={"LAUNCH_SECRET": "wrong"}).finish()
-    assert code == 2 and "another LAUNCH_SECRET" in err and err.count("\n") == 1
+    assert code == 2 and "its LAUNCH_SECRET differs" in err and err.count("\n") == 1
     one = launch(*common, "--node-rank", "1", *sh("true"), env={"LAUNCH_SECRET": "right"})
     assert [zero.finish()[0], one.finish()[0]] == [0, 0]
 
@@ -198,7 +198,7 @@ def across(launch, namespaces, *command, per_node=1, secrets=("hush", "hush")):
 def test_the_secret_is_needed_across_hosts(launch, namespaces):
     zero, one = across(launch, namespaces, *sh("true"), secrets=("right", "wrong"))
     code, _, err = one.finish()
-    assert code == 2 and "another LAUNCH_SECRET" in err
+    assert code == 2 and "its LAUNCH_SECRET differs" in err
     os.kill(zero.process.pid, signal.SIGTERM)
     assert zero.finish()[0] == 143
 

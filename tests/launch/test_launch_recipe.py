@@ -67,7 +67,7 @@ def test_bad_input_is_answered_in_one_line_and_not_tried_again(launch, flag, val
         (
             tf.errors.UnknownError(None, None, "HorovodAllreduce: Connection closed by peer"),
             exit_codes.ANOTHER_RANK_FAILED,
-            "error: another rank has ended; what it said last tells why\n",
+            "error: another rank has ended; see its last output for the reason\n",
         ),
     ],
 )

@@ -16,7 +16,7 @@ from recipes.common.data.tfrecords import naming_bad_records, open_tfrecords
 from recipes.common.distribution import Distribution
 from recipes.common.learning_rate import scaled_learning_rate
 from recipes.digits_as_imagenet import example, write
-from recipes.imagenet_resnet50 import SCHEDULES, as_in_goyal, augment, build_model, center, cut_out, parse_args
+from recipes.imagenet_resnet50 import SCHEDULES, as_in_goyal, augment, build_model, center, crop, parse_args
 
 SINGLE = Distribution("single", ("/cpu:0",))
 SIZES = {"image_size": 32, "classes": 10}
@@ -115,7 +115,7 @@ def test_a_run_that_goes_on_in_the_middle_of_an_epoch_sees_the_same_parts_of_the
 
 def test_of_a_jpeg_no_more_than_the_part_is_decoded_and_it_is_that_of_the_whole():
     encoded = jpeg(1)
-    found = cut_out(tf.constant(encoded), lambda shape: tf.constant([3, 5, 20, 30]))
+    found = crop(tf.constant(encoded), lambda shape: tf.constant([3, 5, 20, 30]))
     np.testing.assert_array_equal(found, tf.io.decode_jpeg(encoded)[3:23, 5:35])
 
 
@@ -229,7 +229,7 @@ def test_a_warm_up_of_fewer_batches_than_stairs_rises_with_each_batch():
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ([], "Give --data DIR, --data digits, or --synthetic-data"),
+        ([], "Give one of --data DIR, --data digits and --synthetic-data"),
         (["--data", "digits", "--synthetic-data"], "one of them"),
         (["--data", "digits", "--image-size", "31"], "32 or more"),
         (["--data", "digits", "--crop-area", "1.5"], "up to 1"),
@@ -252,8 +252,8 @@ BAD = [
     (example(jpeg(0)[:-200], 1), "Invalid JPEG data or crop window"),
     (example(b"no picture", 1), "Unknown image file format"),
     (example(b"", 1), "Unknown image file format|Input is empty"),
-    (example(jpeg(0), 0), r"image/class/label is 1 to 10. Received:.*\[?0\]?"),
-    (example(jpeg(0), 11), r"image/class/label is 1 to 10. Received:.*11"),
+    (example(jpeg(0), 0), r"image/class/label must be 1 to 10. Received:.*\[?0\]?"),
+    (example(jpeg(0), 11), r"image/class/label must be 1 to 10. Received:.*11"),
     (features(image__encoded=jpeg(0)), r"image/class/label \(data type: int64\) is required"),
     (features(image__class__label=1, image=jpeg(0)), r"image/encoded \(data type: string\) is required"),
     (features(image__encoded=jpeg(0), image__class__label=b"one"), "Data types don't match"),
