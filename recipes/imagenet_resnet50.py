@@ -285,10 +285,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--data", metavar="DIR|digits", help="DIR: folder of TFRecord files; digits: the included digits")
     parser.add_argument(
-        "--classes",
-        type=positive(int, most=1 << 20),
-        metavar="N",
-        help=f"classes; labels are 1 to N (default: {CLASSES}; 10 for digits)",
+        "--classes", type=positive(int, most=1 << 20), metavar="N", help=f"labels are 1 to N (default: {CLASSES}; 10 for digits)"
     )
     parser.add_argument(
         "--image-size", type=positive(int, most=1 << 13), default=224, metavar="N", help="side of the images, at least 32"

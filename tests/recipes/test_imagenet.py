@@ -230,9 +230,9 @@ def test_a_warm_up_of_fewer_batches_than_stairs_rises_with_each_batch():
     "flags, words",
     [
         ([], "Give one of --data DIR, --data digits and --synthetic-data"),
-        (["--data", "digits", "--synthetic-data"], "one of them"),
-        (["--data", "digits", "--image-size", "31"], "32 or more"),
-        (["--data", "digits", "--crop-area", "1.5"], "up to 1"),
+        (["--data", "digits", "--synthetic-data"], "one of --data DIR"),
+        (["--data", "digits", "--image-size", "31"], "must be at least 32"),
+        (["--data", "digits", "--crop-area", "1.5"], "must be at most 1"),
         (["--data", "digits", "--schedule", "linear"], "cosine"),
     ],
 )
