@@ -34,8 +34,7 @@ def reduce_over_ranks(optimizer: keras.optimizers.Optimizer, ranks: "EngineRanks
 
     Args:
         optimizer: any optimizer of Keras 3. Under the policy `mixed_float16`, it is wrapped in a LossScaleOptimizer, as in
-            `compile`:
-            if the all-reduce were inside the LossScaleOptimizer, the others would wait for the gradients of a rank that overflows.
+            `compile`: with the all-reduce inside, the other ranks would wait for the gradients of a rank that overflows.
         ranks: the ranks.
 
     Returns:
