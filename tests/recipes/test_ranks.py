@@ -52,7 +52,7 @@ def test_gradients_of_any_type_are_averaged_and_sparse_ones_too(found):
     assert sparse == ["float32", [2.0, 2.0]]
 
 
-def test_jit_compile_is_switched_off_though_asked_for(found):
+def test_jit_compile_is_turned_off_even_if_requested(found):
     jit = of_both(found, "jit_compile_is_switched_off")
     assert not jit["is on"]
     assert jit["difference"] < EXACT
@@ -69,7 +69,7 @@ def test_nan_on_one_rank_stops_all_at_the_same_batch(found):
     assert of_both(found, "nan_on_one_rank_stops_all") == 3
 
 
-def test_validation_is_that_of_all_ranks_and_early_stopping_decides_alike(found):
+def test_validation_covers_all_ranks_and_early_stopping_decides_alike_on_each(found):
     logs = of_both(found, "validation_is_exact_and_steers_alike")
     two, one = logs["two ranks"], logs["one replica"]
     assert 2 < len(one["val_loss"]) < 30
@@ -115,13 +115,13 @@ def test_a_rank_that_drifts_later_stops_the_run_at_the_save_after(found):
         ("unknown length", "Pass steps_per_epoch to fit."),
     ],
 )
-def test_what_would_let_ranks_differ_is_refused_before_training(found, what, error):
+def test_setups_in_which_ranks_would_differ_are_refused_before_training(found, what, error):
     received = of_both(found, "what_would_let_ranks_differ_is_refused")[what]
     assert received.startswith("InputError: ")
     assert error in received
 
 
-def test_plain_data_of_any_length_goes_between_ranks(found):
+def test_ranks_exchange_plain_data_of_any_length(found):
     received = of_both(found, "plain_data_goes_between_ranks")
     assert received["gathered"] == [[1, "bfloat16", 0, [0, None]], [10_000, "bfloat16", 3, [1, None]]]
     assert received["broadcast"] == [0.0, 1.0, 2.0]
@@ -147,7 +147,7 @@ def test_what_the_chief_raises_reaches_all_ranks(found):
     assert other[len(known) :] == [f"RuntimeError: The chief raised {error}" for error in chief[len(known) :]]
 
 
-def test_a_pickle_in_place_of_a_ranks_message_is_refused_and_not_run(found):
+def test_a_pickle_instead_of_a_message_of_a_rank_is_refused_and_not_executed(found):
     received = of_both(found, "a_pickle_in_place_of_a_message_is_refused")
     assert received["alone"].startswith("ValueError: Not a message of plain data: it begins with ")
     assert received["behind a head"] == "ValueError: Not a message of plain data: its JSON part cannot be read."
