@@ -1,4 +1,4 @@
-"""`save_freq="auto"` in a real `fit`, by a clock that the test sets: a batch takes a second, a save half of one."""
+"""`save_freq="auto"` in a real `fit` with a fake clock: a batch takes one second, a save half a second."""
 
 import keras
 import pytest
@@ -10,7 +10,7 @@ from callbacks.save_policy import SavePolicy
 
 
 class Clock(keras.callbacks.Callback):
-    """Goes forward by a second in each batch."""
+    """Advances by one second in each batch."""
 
     now = 0.0
 

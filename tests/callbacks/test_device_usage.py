@@ -1,4 +1,4 @@
-"""What a model computes, counted by hand, and the curves of utilization, memory and single losses."""
+"""Numbers of operations, counted by hand, and the curves of utilization, memory and single losses."""
 
 import keras
 import numpy as np

@@ -1,4 +1,4 @@
-"""Whether the disk has room for what a run will write is said when it begins, and what it needs."""
+"""A warning when a run begins says if the disk has no room for its checkpoints, and how much they need."""
 
 import math
 import os
@@ -56,7 +56,7 @@ def test_a_run_that_is_further_needs_less_room():
 
 
 def warned(tmp_path, monkeypatch, room_for, **options):
-    """What ten batches with a checkpoint each say on a disk with room for some checkpoints, and the size of one."""
+    """Returns the warnings of a run with ten checkpoints on a disk with room for some, and the size of a checkpoint."""
     model = small_model()
     monkeypatch.setattr(disk_room, "_free", lambda directory: room_for * state_size(model))
     with warnings.catch_warnings(record=True) as caught:

@@ -1,4 +1,4 @@
-"""Every kind of model resumes exactly: the end is that of stock Keras without an interruption, variable by variable."""
+"""Every kind of model resumes exactly: it ends like stock Keras without an interruption, variable by variable."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ COMPARED = BATCHES + 1  # the batch whose file is compared with stock Keras's
 
 
 class Crash(keras.callbacks.Callback):
-    """Raises after a batch, counted from the begin of training."""
+    """Raises an error after a batch, counted from the beginning of training."""
 
     def __init__(self, after):
         super().__init__()
@@ -40,7 +40,7 @@ class Crash(keras.callbacks.Callback):
 
 @contextlib.contextmanager
 def taken_for_built(model):
-    """Stock Keras neither saves nor loads a model without `call` before somebody says that it is built."""
+    """Stock Keras neither saves nor loads a model without `call` unless it is marked as built."""
     built, model.built = model.built, True
     yield
     model.built = built
@@ -62,13 +62,13 @@ class SaveWithKeras(keras.callbacks.Callback):
 
 
 class Run:
-    """How a kind of model is trained: in which scope, whether eagerly, and after which batches it crashes."""
+    """How to train a kind of model: the scope, eager or not, and after which batches to crash."""
 
     def __init__(self, kind, scope, eager=False, crashes=CRASHES):
         self.kind, self.scope, self.eager, self.crashes = kind, scope, eager, crashes
 
     def fresh(self):
-        """A new model, as in a process of its own."""
+        """Returns a new model, as in a new process."""
         keras.backend.clear_session(free_memory=False)  # a garbage collection would take half of the time
         keras.utils.set_random_seed(7)
         with self.scope():
@@ -82,7 +82,7 @@ class Run:
         return model.fit(self.kind.data(), epochs=EPOCHS, verbose=0, callbacks=list(callbacks))
 
     def check(self, directory, suffix):
-        """Trains with stock Keras, and again with a crash at each moment, and compares the ends.
+        """Trains with stock Keras, and again with a crash at each moment, and compares the results.
 
         Returns:
             The file of stock Keras and ours, of the same batch.
@@ -131,7 +131,7 @@ MIRRORED = ("tf.random.Generator and tf.Variable",)
 
 
 def without_addresses(config):
-    """A part of a configuration without the addresses in memory that Keras writes into it."""
+    """Returns a configuration without the memory addresses that Keras writes into it."""
     return {name: value for name, value in config.items() if name != "shared_object_id"}
 
 
@@ -184,7 +184,7 @@ def test_the_same_holds_for_two_replicas(tmp_path, strategy, kind):
 
 
 def test_the_step_is_that_of_the_optimizer_that_was_stepped_most(tmp_path):
-    """A discriminator that is updated twice in a batch; after a crash too."""
+    """A discriminator that is updated twice in a batch, also after a crash."""
     for crash in (2, None):
         keras.backend.clear_session(free_memory=False)
         keras.utils.set_random_seed(0)

@@ -1,4 +1,4 @@
-"""One run per template: a second one is refused, and nobody waits for the dead."""
+"""One run per template: a second run is refused, and no run waits for a dead one."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ from callbacks.lock import SILENCE, Lock, LockLost, Owner, is_dead
 
 @pytest.fixture
 def hold(tmp_path):
-    """A living process that holds a template."""
+    """Starts a process that holds a template."""
     started = []
 
     def start(template, *, before=(), **environment):
@@ -262,7 +262,7 @@ def test_a_fifo_instead_of_a_lock_is_named_without_blocking(tmp_path):
 
 @pytest.mark.parametrize("jump", [-3600, 3600])
 def test_a_clock_that_jumps_does_not_keep_a_dead_run_alive(tmp_path, jump):
-    """The one on another host, which is judged by silence alone."""
+    """The dead run is on another host, where only silence counts."""
     taker = Lock("b{batch}.keras", str(tmp_path))
     holder = dataclasses.replace(Owner.this_process(), host="elsewhere")
     Path(taker.path).write_text(json.dumps(dataclasses.asdict(holder)))

@@ -1,4 +1,4 @@
-"""A directory that is deleted, moved or unmounted in mid-run is not made again, and what is lost is said in one line."""
+"""A directory that is deleted, moved or unmounted during a run is not created again, and the loss is reported in one line."""
 
 import os
 import shutil

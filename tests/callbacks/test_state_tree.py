@@ -1,4 +1,4 @@
-"""The state tree finds everything that training changes, under names that another process gives too."""
+"""The state tree finds everything that training changes, under names that are the same in every process."""
 
 import dataclasses
 import gc
@@ -15,7 +15,7 @@ L = keras.layers
 
 
 class Counter:
-    """An object of the user's own, of no library's class."""
+    """An object of a user's class."""
 
     def __init__(self):
         self.seen = tf.Variable(0)
@@ -23,7 +23,7 @@ class Counter:
 
 
 class Model(keras.Model):
-    """Keeps state in every place where people keep it."""
+    """Keeps state in all common places."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: its own readers see one curve per tag, over the global batch, whatever happened in between."""
+"""TensorBoard's own readers find one curve per tag over the global batch, whatever interrupts the run."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ TRAINED = ("batch_", "epoch_")  # tags whose values a restart must not change
 
 
 def served_curves(directory, *flags):
-    """What a real server answers: the same."""
+    """Returns the curves from a real server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -65,7 +65,7 @@ def _get(port, what):
 
 
 def assert_same_curves(found, expected):
-    """Same tags, strictly increasing and equal steps, and equal values of what is trained."""
+    """Checks for the same tags, equal and strictly increasing steps, and equal training values."""
     assert found.keys() == expected.keys()
     for key, points in found.items():
         steps = [step for step, _ in points]
@@ -79,7 +79,7 @@ def assert_same_curves(found, expected):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """The curves of a recipe that nothing happens to: 66 batches in 3 epochs."""
+    """The curves of an uninterrupted recipe: 66 batches in 3 epochs."""
     directory = tmp_path_factory.mktemp("uninterrupted")
     code, _, errors = Process(*FLAGS, "--workdir", directory).finish()
     assert code == 0, errors
@@ -91,7 +91,7 @@ FLAGS = ["--epochs", 3, "--save-freq", 11, "--seed", 5]  # each second checkpoin
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """The directory of the same recipe, killed three times: at the end of an epoch, early in one, and before its last save."""
+    """The directory of the same recipe, killed three times: at the end of an epoch, early in an epoch, and before its last save."""
     directory = tmp_path_factory.mktemp("killed")
     checkpoints = directory / "checkpoints"
     for batch in (22, 33, 55):
@@ -123,7 +123,7 @@ def steps(directory, run, tag):
 
 @pytest.mark.versions
 def test_points_after_the_resumed_checkpoint_are_discarded(tmp_path):
-    """Also those of an epoch that had ended after the checkpoint, and of one that the next life does not come to."""
+    """Also points of an epoch that ended after the checkpoint, and of one that the next attempt does not reach."""
 
     def life(epochs):
         model = small_model()
@@ -258,7 +258,7 @@ def test_a_rank_that_the_run_does_not_have_cannot_be_profiled(tmp_path, wrong):
 
 
 def hparams(directory):
-    """What TensorBoard's plugin reads: name -> value, of each session that was started."""
+    """Returns what TensorBoard's plugin reads: name -> value for each session."""
     found = []
     for path in directory.glob("events.out.*"):
         for event in EventFileLoader(str(path)).Load():

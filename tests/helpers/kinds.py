@@ -1,4 +1,4 @@
-"""Kinds of models that people train, each as small as it can be: what to build, on which data, and which state to compare."""
+"""Common kinds of models, each as small as possible, with data, and with the state to compare."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Kind:
     keras_mirrors: bool = True
 
     def values(self, model: keras.Model) -> list[tuple[str, np.ndarray]]:
-        """Name and value of every variable that training changes, as each replica has it."""
+        """Returns name and value of every variable that training changes, for each replica."""
         of_optimizers = [variable for optimizer in self.optimizers(model) for variable in optimizer.variables]
         local = model.distribute_strategy.experimental_local_results
         found = []
@@ -64,7 +64,7 @@ class Kind:
 
 
 class GAN(keras.Model):
-    """A generator and a discriminator with an optimizer each, as in the guides of keras.io.
+    """A generator and a discriminator with one optimizer each, as in the guides of keras.io.
 
     Args:
         updates: how often the discriminator is updated in a batch.
@@ -122,7 +122,7 @@ def gan(updates=1):
 
 
 class GANWithEncoder(GAN):
-    """A GAN whose noise is encoded by a layer that has its own optimizer, in a dict."""
+    """A GAN with an encoder for its noise, which has its own optimizer, in a dict."""
 
     def __init__(self):
         super().__init__()
@@ -252,7 +252,7 @@ class LazyEncoder(keras.Model):
 
 
 def lazy_vae():
-    """No Input anywhere: only the first batch builds the model."""
+    """A model without an Input: only the first batch builds it."""
     model = VAE(LazyEncoder(), keras.Sequential([layers.Dense(4, activation="tanh"), layers.Dense(6)]))
     model.compile(optimizers.Adam(0.01))
     return model
@@ -352,7 +352,7 @@ def multi_optimizer():
 
 
 class TwoOptimizers:
-    """A user's own optimizer: one for the first variables, another one for the rest. Keras knows nothing of it."""
+    """A custom optimizer with two optimizers for different variables, which Keras does not know."""
 
     def __init__(self, first, rest):
         self.first, self.rest = first, rest
@@ -417,7 +417,7 @@ def dropout_and_batchnorm():
 
 
 class Noise(layers.Layer):
-    """Draws from Keras's own generator, since it gives no seed."""
+    """Draws from Keras's global generator, because it passes no seed."""
 
     def call(self, x, training=False):
         return x + keras.random.normal(keras.ops.shape(x)) if training else x

@@ -1,4 +1,4 @@
-"""Real processes that run recipes and the programs of these tests, in the environment that a user's shell has."""
+"""Runs recipes and test programs in real processes, with the environment of a user's shell."""
 
 import os
 import re
@@ -23,7 +23,7 @@ PROGRAM_ENVIRONMENT = {**USER_ENVIRONMENT, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests
 
 
 def run_program(name, *args, **options):
-    """Runs a program of tests/programs to its end: exit code and output."""
+    """Runs a program of tests/programs. Returns its exit code and output."""
     options = {"cwd": ROOT, "env": PROGRAM_ENVIRONMENT, "capture_output": True, "text": True, **options}
     return subprocess.run([sys.executable, PROGRAMS / name, *map(str, args)], **options)
 
@@ -42,7 +42,7 @@ def copy_until(run, copy, batch):
 
 
 class Process:
-    """A recipe in a process of its own."""
+    """A recipe in its own process."""
 
     def __init__(self, *args, cwd=ROOT, env=None, module="recipes.mnist"):
         self.process = subprocess.Popen(
@@ -60,7 +60,7 @@ class Process:
         return self.process.returncode, out, err
 
     def kill_when(self, condition, timeout=300):
-        """Sends SIGKILL at the moment that the condition holds."""
+        """Sends SIGKILL as soon as a condition is true."""
         deadline = time.monotonic() + timeout
         while not condition():
             assert self.process.poll() is None, f"ended by itself: {self.process.communicate()}"

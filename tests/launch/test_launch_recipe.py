@@ -1,4 +1,4 @@
-"""A recipe under the launcher: started by its name, ended, killed and started again."""
+"""A recipe under the launcher: starts, ends, is killed and restarts."""
 
 import os
 import re

@@ -1,6 +1,6 @@
-"""Runs the recipe once for each line of standard input, a list of its flags in JSON, each in a process of its own.
+"""Runs the recipe once for each line of standard input, a list of its flags in JSON, each time in a new process.
 
-Prints a line for each: exit code, standard output and standard error in JSON. What all of them import is imported once.
+Prints one line for each: exit code, standard output and standard error in JSON. Imports happen only once.
 """
 
 import json

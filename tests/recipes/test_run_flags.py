@@ -24,7 +24,7 @@ FLAGS = {
 
 
 class Stop(Exception):
-    """Ends a fit, as a crash does."""
+    """Ends a fit like a crash."""
 
 
 def crash():

@@ -1,4 +1,4 @@
-"""What each event of Slurm does to a run: the table in slurm/README.md, on a real cluster with real training."""
+"""The table in slurm/README.md: what each event of Slurm does to a run, on a real cluster with real training."""
 
 import os
 import re
@@ -30,7 +30,7 @@ RECIPE = ["-m", "recipes.mnist", "--model", "mlp", "--epochs", 20, "--save-freq"
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Three nodes; down again at the end."""
+    """A cluster of three nodes."""
     require_slurm()
     need_horovod()
     started = Cluster(Path(tempfile.mkdtemp(prefix="slurm-")), 3)
@@ -57,7 +57,7 @@ def wait_for_batch(folder, batch):
 
 @pytest.fixture
 def submit(cluster, tmp_path):
-    """Submits a job of two nodes with one rank each, that a life of its own may interrupt."""
+    """Submits a job with two nodes and one rank on each."""
 
     def start(*flags, script=HOROVOD, recipe=RECIPE, cwd=tmp_path, **env):
         return cluster.submit(*flags, script, *recipe, cwd=cwd, env={**ENVIRONMENT, **env})
