@@ -23,7 +23,7 @@ LOST = exit_codes.ANOTHER_RANK_FAILED
 
 
 class FakeSignals:
-    """Signals that a launcher received before it looked."""
+    """Signals that a launcher has received."""
 
     def __init__(self, *numbers):
         self._numbers = list(numbers)
@@ -43,7 +43,7 @@ class FakeSignals:
 
 
 def attempt_of(*events, signals=()):
-    """An attempt on two nodes that report these events, (node, event), and answer nothing. And what they were ordered."""
+    """Returns an attempt on two nodes that report these events, (node, event), and the orders that the nodes received."""
     nodes, ends = {}, {}
     for number in range(2):
         ours, theirs = socket.socketpair()

@@ -1,4 +1,4 @@
-"""What a rank finds in its environment."""
+"""The environment of a rank."""
 
 import json
 import os
@@ -94,7 +94,7 @@ def test_a_rank_that_sees_only_its_own_device_uses_it():
 
 
 def listening(pids):
-    """The addresses on which these processes listen, in hexadecimal, as the kernel says them."""
+    """Returns the addresses on which processes listen, in the kernel's hexadecimal format."""
     inodes = set()
     for pid in pids:
         for name in os.listdir(f"/proc/{pid}/fd"):

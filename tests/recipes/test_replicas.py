@@ -1,4 +1,4 @@
-"""The number of replicas changes neither the samples, nor their order, nor the weights at the end."""
+"""The number of replicas does not change the samples, their order, or the final weights."""
 
 import subprocess
 import sys
@@ -32,14 +32,14 @@ def numbered(size):
 
 
 def batches(data, distribution):
-    """What one epoch gives: a list of global batches, each a list of the replicas' shares."""
+    """Returns the global batches of one epoch, each as a list of the replicas' shares."""
     data.on_epoch_begin()
     local = distribution.strategy.experimental_local_results if distribution.strategy else lambda value: (value,)
     return [[share.numpy() for share in local(y)] for _, y in data.get_tf_dataset()]
 
 
 def trained_digits(tmp_path, floatx):
-    """For each number of replicas, what the checkpoint after 100 batches of the MLP holds; all train at the same time."""
+    """The checkpoint after 100 batches of the MLP for each number of replicas; all train at the same time."""
     workdirs = {replicas: tmp_path / f"{floatx}-{replicas}" for replicas in REPLICAS}
     running = [training(workdir, replicas, floatx) for replicas, workdir in workdirs.items()]
     assert [process.wait() for process in running] == [0] * len(running)

@@ -1,4 +1,4 @@
-"""TFRecord files are read at any place, with one index, and what is wrong with them is named."""
+"""TFRecord files are read at any position, with one index, and errors name the file and the record."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ def write_shard(path, records):
 
 
 def write_shards(directory, counts=COUNTS, split="train", size=20):
-    """Shards of so many records each, which begin with their number; all of them in order."""
+    """Writes shards whose records begin with their numbers. Returns all records in order."""
     numbers = iter(range(sum(counts)))
     written = [[record(next(numbers), size) for _ in range(count)] for count in counts]
     for shard, records in enumerate(written):
@@ -41,7 +41,7 @@ def write_shards(directory, counts=COUNTS, split="train", size=20):
 
 
 def use(record):
-    """A record of these tests is of no use if it begins with `bad`."""
+    """Raises an error for a record that begins with `bad`."""
     tf.debugging.Assert(not tf.strings.regex_full_match(record, "(?s)bad.*"), ["it begins with bad"])
 
 
@@ -51,7 +51,7 @@ def opened(directory, split="train"):
 
 @pytest.fixture
 def walked(monkeypatch):
-    """The files whose headers were walked through."""
+    """Records the files whose headers were read."""
     names = []
     walk = tfrecord_index.record_lengths
     monkeypatch.setattr(tfrecord_index, "record_lengths", lambda path: names.append(Path(path).name) or walk(path))
@@ -60,7 +60,7 @@ def walked(monkeypatch):
 
 @pytest.mark.parametrize("size", [0, 20, 200_000])
 def test_any_record_equals_that_of_a_tfrecord_dataset(tmp_path, size):
-    """In batches too small for threads, and in larger ones."""
+    """In batches that are too small for threads, and in larger batches."""
     write_shards(tmp_path, size=size)
     names = sorted(str(path) for path in tmp_path.iterdir())
     expected = [each.numpy() for each in tf.data.TFRecordDataset(names)]
@@ -117,7 +117,7 @@ def test_a_corrupt_index_is_rebuilt(tmp_path, content):
 
 @pytest.fixture
 def as_user():
-    """A folder that anybody may enter, and a way to be nobody, whom permissions bind, where the tests run as root."""
+    """A folder that any user may enter, and a way to become the user nobody, because permissions do not restrict root."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
 
@@ -165,7 +165,7 @@ def test_without_a_place_for_the_index_training_goes_on(as_user, monkeypatch, ca
 
 
 class OtherRank(callbacks_ranks.Ranks):
-    """Rank 1 of 2, which gets what the chief has."""
+    """Rank 1 of 2, which receives the chief's data."""
 
     rank, size = 1, 2
 
@@ -254,7 +254,7 @@ SINGLE = Distribution("single", ("/cpu:0",))
 
 
 def epoch_of(source, distribution=SINGLE, prepare=None, global_batch_size=4, begin=0):
-    """The global batches that one epoch gives, each the concatenation of the replicas' shares."""
+    """Returns the global batches of one epoch, each as the concatenation of the replicas' shares."""
     with distribution.scope():
         model = build_model("mlp", (1, 1, 1))
     data = training_data(source, model, distribution, global_batch_size=global_batch_size, seed=5, prepare=prepare)

@@ -1,4 +1,4 @@
-"""The language model's recipe: its data, what it reports, and the promises of all recipes."""
+"""The recipe of the language model: its data, its metrics and texts, and the guarantees of all recipes."""
 
 import math
 import types
@@ -32,7 +32,7 @@ def mirrored(strategy, replicas):
 
 
 def stream(size, context=4):
-    """Windows whose tokens tell their place, up to the size of the vocabulary."""
+    """Returns windows whose tokens are their positions, modulo the size of the vocabulary."""
     return Windows(np.arange(size, dtype="uint8") % VOCABULARY, context, VOCABULARY, "a stream")
 
 
@@ -58,7 +58,7 @@ def test_windows_follow_one_another_and_the_targets_are_the_tokens_after():
 
 
 def epoch_of(model, where, number, **options):
-    """The first token of each window, batch by batch."""
+    """Returns the first token of each window, batch by batch."""
     counters = counters_of(model)
     counters.resume(Counts(epoch=number + 1, **options))
     counters.begin_epoch(number)
@@ -226,7 +226,7 @@ def test_bits_per_byte_are_those_of_numpy_for_a_prime_number_of_windows(strategy
 
 
 def texts(directory):
-    """Step -> text, and how often anything was written."""
+    """Returns step -> text, and the number of texts written."""
     events = EventAccumulator(str(directory), size_guidance={TENSORS: 0})
     events.Reload()
     found = events.Tensors("sample")

@@ -67,7 +67,7 @@ def submit(cluster, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(cluster, tmp_path_factory):
-    """The folder of a job that nothing happened to."""
+    """The folder of an uninterrupted job."""
     folder = tmp_path_factory.mktemp("whole")
     job = cluster.submit("-N2", HOROVOD, *RECIPE, cwd=folder, env=ENVIRONMENT)
     assert job.end() == "COMPLETED", job.output
@@ -101,7 +101,7 @@ def test_two_nodes_with_two_ranks_each_write_the_files_of_a_single_run(submit, t
 
 @pytest.mark.parametrize("name, engine", [("USR1", "horovod"), ("USR2", "horovod"), ("USR1", "multiworker")])
 def test_after_a_warning_the_job_saves_is_requeued_and_resumes(submit, tmp_path, whole, name, engine):
-    """The weights of two ranks are the same bits under both engines: a sum of two has one order."""
+    """Both engines give the same bits with two ranks, because a sum of two numbers has one order."""
     job = submit("-N2", recipe=[*RECIPE, "--strategy", engine])
     wait_for_batch(tmp_path, 40)
     job.signal(name, "--batch")
@@ -147,7 +147,7 @@ def test_a_crash_of_one_rank_fails_the_job(submit, tmp_path):
 
 
 def rank_of(job, rank):
-    """The process that is this rank of the job."""
+    """Returns the process of a rank of the job."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
             environment = (path / "environ").read_bytes().split(b"\0")
@@ -324,7 +324,7 @@ def test_a_job_is_not_requeued_more_often_than_max_requeues(submit, tmp_path):
 
 
 def test_each_element_of_a_sweep_is_a_separate_run_that_is_requeued_separately(cluster, tmp_path):
-    """The README's own lines."""
+    """Runs the lines of the README."""
     text = (ROOT / "slurm" / "README.md").read_text().split("## Sweeps")[1]
     sweep = text.split("cat > sweep.sh <<'EOF'\n")[1].split("EOF\n")[0]
     line = next(line for line in text.splitlines() if line.startswith("sbatch --array") and "sweep.sh" in line)
