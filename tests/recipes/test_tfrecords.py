@@ -161,7 +161,7 @@ def test_without_a_place_for_the_index_training_goes_on(as_user, monkeypatch, ca
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "none"))
     with be_nobody():
         assert opened(data).record(2) == written[2]
-    assert "kept in memory" in capsys.readouterr().out
+    assert "stored in memory" in capsys.readouterr().out
 
 
 class OtherRank(callbacks_ranks.Ranks):
@@ -361,7 +361,7 @@ def test_a_full_disk_leaves_no_partial_index(tmp_path, monkeypatch, capsys):
         assert {path.name for path in disk.rglob("*") if path.is_file()} == before
     finally:
         subprocess.run(["umount", "--lazy", disk], check=True)
-    assert "kept in memory" in capsys.readouterr().out
+    assert "stored in memory" in capsys.readouterr().out
 
 
 def test_the_parents_of_new_folders_are_flushed(tmp_path, monkeypatch):

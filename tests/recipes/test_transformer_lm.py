@@ -160,7 +160,7 @@ def test_a_token_outside_the_vocabulary_is_named_when_it_is_read(monkeypatch, ca
     with pytest.raises(SystemExit) as ended:
         run(lambda: list(data.get_tf_dataset()))
     assert ended.value.code == 2
-    expected = "error: Tokens are below --vocabulary-size 50. Received: token 999 at position 50 of train.bin.\n"
+    expected = "error: Tokens must be below --vocabulary-size 50. Received: token 999 at position 50 of train.bin.\n"
     assert capsys.readouterr().err == expected
 
 
