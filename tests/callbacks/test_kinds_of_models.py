@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from compare import datasets
 from features import MULTI_OPTIMIZER
-from kinds import BATCHES, KINDS, gan
+from generative_models import gan
+from kind_data import BATCHES
+from kinds import KINDS
 from small import names
 
 from callbacks import GlobalStepCheckpoint, InputError, counters_of, latest_checkpoint, restore

@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import pytest
 from compare import assert_same_weights, datasets
-from kinds import BATCHES, KINDS
+from kind_data import BATCHES
+from kinds import KINDS
 from small import Do, fit, names
 
 import callbacks.checkpoint

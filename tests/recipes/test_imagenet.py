@@ -21,7 +21,7 @@ from recipes.imagenet_resnet50 import SCHEDULES, as_in_goyal, augment, build_mod
 SINGLE = Distribution("single", ("/cpu:0",))
 SIZES = {"image_size": 32, "classes": 10}
 
-# 8 x 8, in four colours of printing, as some of ImageNet's pictures.
+# 8 x 8, CMYK, like some of ImageNet's pictures.
 CMYK = """
 /9j/7gAOQWRvYmUAZAAAAAAA/9sAQwAbEhQXFBEbFxYXHhwbIChCKyglJShROj0wQmBVZWRfVV1baniZgWpxkHNbXYW1hpCeo6utq2eAvMm6pseZqKuk/8AAFAgA
 CAAIBEMRAE0RAFkRAEsRAP/EABQAAQAAAAAAAAAAAAAAAAAAAAP/xAAWEAADAAAAAAAAAAAAAAAAAAAAFWL/2gAOBEMATQBZAEsAAD8AR7Yj2xHtiPbP/9k=
@@ -221,9 +221,6 @@ def test_a_warm_up_of_fewer_batches_than_stairs_rises_with_each_batch():
     np.testing.assert_allclose(
         rates(range(5), "--global-batch-size", 512, "--warmup-epochs", 4, of_epoch=1), [0.1, 0.125, 0.15, 0.175, 0.2], rtol=1e-5
     )
-
-
-# What is wrong
 
 
 @pytest.mark.parametrize(
