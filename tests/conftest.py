@@ -3,7 +3,7 @@
 import gc
 import signal
 
-from processes import Process  # silences TensorFlow, and so comes before it
+from processes import Process  # silences TensorFlow, so import it first
 
 import keras
 import pytest
@@ -15,14 +15,14 @@ DEVICES = 4
 
 
 def pytest_configure(config):
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what is to run in the background that way
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does this for background processes
         signal.signal(signal.SIGINT, signal.default_int_handler)
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * DEVICES)
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
     tf.config.experimental.enable_op_determinism()
-    keras.utils.set_random_seed(0)  # for fixtures of whole modules
+    keras.utils.set_random_seed(0)  # for module fixtures
 
 
 def pytest_collection_modifyitems(items):

@@ -25,8 +25,8 @@ ON_CPU = USER_ENVIRONMENT
 # Without TF32, the 10-bit multiplications that TensorFlow uses on newer GPUs: then both sides compute in float32.
 ON_GPU = {**USER_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "0", "NVIDIA_TF32_OVERRIDE": "0"}
 GPU_PROGRAM = {**ON_GPU, "PYTHONPATH": PROGRAM_ENVIRONMENT["PYTHONPATH"]}
-SHARED_GPU = {**ON_GPU, "TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # for processes that do not say so themselves
-TOLERANCE = 1e-5  # of each variable's largest weight: sums are taken in another order
+SHARED_GPU = {**ON_GPU, "TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # for processes that do not set it themselves
+TOLERANCE = 1e-5  # relative to the largest weight of each variable, because the order of sums differs
 
 MLP = ["-m", "recipes.mnist", "--model", "mlp", "--global-batch-size", "128", "--epochs", "4"]
 LAST = "checkpoints/model_batch_at_00044.weights.h5"

@@ -41,7 +41,7 @@ def run(directory, *callbacks, epochs, **options):
 
 def test_the_first_save_comes_after_ten_seconds_the_next_as_late_as_pays_and_the_last_at_the_end(tmp_path):
     run(tmp_path, epochs=32)
-    # 0.5 s are what 294 s and a failure a day make worth.
+    # With 294 s and one failure a day, 0.5 s are worthwhile.
     assert names(tmp_path) == ["0010.weights.h5", "0304.weights.h5", "0320.weights.h5"]
 
 

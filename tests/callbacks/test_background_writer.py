@@ -131,7 +131,7 @@ def test_a_save_that_is_due_during_another_save_waits_and_a_warning_gives_the_ra
         gate.entered.wait(60)
         while checkpoint._writer._in_flight is not None:
             time.sleep(0.01)
-        time.sleep(0.2)  # longer than what is not worth a warning
+        time.sleep(0.2)  # long enough for a warning
         gate.open.set()
 
     threading.Thread(target=open_when_the_next_save_waits).start()
@@ -313,7 +313,7 @@ def test_temporary_files_are_deleted_if_their_process_is_dead_and_kept_if_it_is_
     dead = subprocess.Popen(["true"])
     dead.wait()
     living = subprocess.Popen(["sleep", "60"])
-    recycled = f".tmp-{os.getpid()}@{here}@{target}"  # in a container every life of a run has the same pid
+    recycled = f".tmp-{os.getpid()}@{here}@{target}"  # in a container, every attempt has the same pid
     left = {
         f".tmp-{dead.pid}@{here}@{target}": False,
         recycled: False,

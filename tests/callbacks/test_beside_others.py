@@ -50,7 +50,7 @@ class Stops(keras.callbacks.Callback):
 
 
 def marked_model():
-    keras.backend.clear_session()  # names are stored too
+    keras.backend.clear_session()  # because names are stored
     keras.utils.set_random_seed(5)
     model = small_model(keras.optimizers.SGD(0.05, momentum=0.5), metrics=["mae"])
     model.marker = tf.Variable(0.0, trainable=False)
@@ -77,7 +77,7 @@ HOOKS = ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_epo
 
 
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("crash_at", [18, pytest.param(21, marks=pytest.mark.slow)])  # in mid-epoch, and after the end of one
+@pytest.mark.parametrize("crash_at", [18, pytest.param(21, marks=pytest.mark.slow)])  # in the middle and after the end of an epoch
 @pytest.mark.parametrize("hook", HOOKS)
 def test_changes_that_a_callback_makes_to_the_model_are_applied_once(tmp_path, hook, crash_at, first):
     whole = life(tmp_path / "whole", Changes(hook), first=first)

@@ -67,6 +67,6 @@ def test_a_copy_trains_and_saves_like_the_original(tmp_path, how, callback):
     for when, each in copied.items():
         assert type(each) is type(original) and each is not original
         if isinstance(each, GlobalStepTensorBoard):
-            assert each.get_state() == {"kept_seconds": 0}  # what a run has spent is not a setting
+            assert each.get_state() == {"kept_seconds": 0}  # the state of a run is not a setting
         assert trained(each, tmp_path / "run") == expected, when
     assert names(tmp_path) == ["run"]

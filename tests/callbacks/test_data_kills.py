@@ -8,7 +8,7 @@ from processes import run_program
 
 pytestmark = pytest.mark.slow
 
-DOUBTED = {"generator", "PyDataset", "shuffled without a seed"}  # said by the first process already
+DOUBTED = {"generator", "PyDataset", "shuffled without a seed"}  # already printed by the first process
 NEW_ORDER = {"shuffled without a seed", "images of a directory"}
 
 

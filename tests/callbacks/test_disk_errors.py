@@ -27,7 +27,7 @@ from callbacks import GlobalStepCheckpoint, files, latest_checkpoint
 
 SUFFIXES = (".weights.h5", ".keras")
 BATCHES = 8  # of a run; it saves every second, and the save of batch 4 meets the fault
-SHORT, LOST, SLOW = -1, -2, -3  # a call that transfers one byte; a write that never comes to the disk; a flush that takes long
+SHORT, LOST, SLOW = -1, -2, -3  # a call that transfers one byte; a write that never reaches the disk; a slow flush
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ def test_a_disk_without_room_is_reported_in_one_line_with_the_required_size(tmp_
     (said,), size = warned(tmp_path, monkeypatch, room_for=BATCHES)
     assert said.startswith(f"The disk of {tmp_path} has {in_units(BATCHES * size)} free") and "\n" not in said
     assert f"need {in_units((BATCHES + 1) * size)} more: {BATCHES + 1} files of {in_units(size)}." in said
-    assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (1, 10, 2, 3, 4, 5, 6, 7, 8, 9)]  # and training goes on
+    assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (1, 10, 2, 3, 4, 5, 6, 7, 8, 9)]  # and training continues
 
 
 def test_nothing_is_printed_if_there_is_room(tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ from callbacks.plain_data import dtype_named
 from callbacks.restoring import named_checkpoint
 
 pytestmark = pytest.mark.timeout(60)
-MEMORY = 100_000  # KiB that looking at such a file may take
+MEMORY = 100_000  # KiB that reading such a file may allocate
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.versions
 
 EPOCHS = 2
 CRASHES = (BATCHES, BATCHES + 1)  # after the last batch of an epoch, and after the first of the next one
-IN_GRAPH_CRASHES = (2, BATCHES)  # in the middle of an epoch too
+IN_GRAPH_CRASHES = (2, BATCHES)  # also in the middle of an epoch
 COMPARED = BATCHES + 1  # the batch whose file is compared with stock Keras's
 
 
@@ -77,7 +77,7 @@ class Run:
             model = self.kind.make()
         model.run_eagerly = self.eager
         if model.distribute_strategy.num_replicas_in_sync > 1:
-            model.built = True  # as Keras asks for where it cannot build a model itself
+            model.built = True  # required by Keras if it cannot build a model itself
         return model
 
     def fit(self, model, *callbacks):
@@ -147,7 +147,7 @@ def check_weights_file(run, directory):
     stock, ours = run.check(directory, ".weights.h5")
     assert_same_arrays(stock, ours)
     model = run.fresh()
-    model.fit(run.kind.data().take(1), verbose=0)  # builds what only a batch builds
+    model.fit(run.kind.data().take(1), verbose=0)  # builds layers that need a batch
     before, loaded = run.kind.values(model), []
     for path in (stock, ours):
         with warnings.catch_warnings(), taken_for_built(model):

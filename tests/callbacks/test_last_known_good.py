@@ -142,7 +142,7 @@ def test_one_nan_anywhere_is_detected_in_every_type(dtype, place, beside):
 def test_infinite_values_count_only_in_what_an_optimizer_updates():
     value = np.array([1.0, -math.inf], "float32")
     assert first_not_finite(Values(value)) == "dense/kernel"
-    assert first_not_finite(Values(value, updated=False)) is None  # a mask, say
+    assert first_not_finite(Values(value, updated=False)) is None  # a mask, for example
     assert first_not_finite(Values(value * math.nan, updated=False)) == "dense/kernel"
 
 

@@ -148,7 +148,7 @@ def test_a_model_without_an_optimizer_is_saved_too(tmp_path):
         *arrays(), batch_size=BATCH, verbose=0, callbacks=[GlobalStepCheckpoint(str(tmp_path / "b{batch}_s{step}.weights.h5"))]
     )
     latest = latest_checkpoint(tmp_path)
-    assert (latest.batch, latest.step) == (10, 10)  # nobody else tells updates
+    assert (latest.batch, latest.step) == (10, 10)  # nothing else counts updates
 
 
 def test_the_error_for_a_model_that_is_not_built_says_what_to_do(tmp_path):

@@ -65,7 +65,7 @@ def fresh(make, seed=0):
 
 def save_with_keras(model, directory):
     """Saves with stock Keras, in both formats."""
-    built, model.built = model.built, True  # as Keras asks for where a model has no `call`
+    built, model.built = model.built, True  # required by Keras for a model without `call`
     model.save_weights(directory / "stock.weights.h5")
     model.save(directory / "stock.keras")
     model.built = built
@@ -122,7 +122,7 @@ def test_a_file_written_ten_batches_later_contains_every_array_as_at_the_save(tm
     assert_same_weights(stock_weights, archived_weights)
     for path in (weights, archive):
         other = fresh(kind.make, seed=1)
-        other.fit(kind.data().take(1), verbose=0)  # builds what only a batch builds
+        other.fit(kind.data().take(1), verbose=0)  # builds layers that need a batch
         assert restore(other, path).batch == SAVED
         assert_same_values(seen["saved"], kind.values(other))
 
@@ -144,7 +144,7 @@ class ClearAlways(keras.callbacks.Callback):
         self.thread = threading.Thread(target=self.clear)
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.thread.ident is None:  # not before, since Keras cannot be cleared while it builds the model
+        if self.thread.ident is None:  # not earlier, because Keras cannot be cleared while it builds the model
             self.thread.start()
 
     def clear(self):

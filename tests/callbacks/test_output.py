@@ -68,4 +68,4 @@ def test_no_flush_outlives_a_failed_save(tmp_path, monkeypatch, small_flushes):
     monkeypatch.setattr(os, "fdatasync", fdatasync)
     with pytest.raises(InterruptedError):
         files.commit(str(tmp_path / "a.weights.h5"), TRAILER, write)
-    assert len(ended) == 1  # before the descriptor was closed, and could become another file's
+    assert len(ended) == 1  # before the descriptor was closed and could be reused

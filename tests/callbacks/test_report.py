@@ -108,7 +108,7 @@ def test_an_attempt_loses_the_batches_that_a_later_one_repeats(tmp_path):
         line("tick", "a", 1050.0, 40, 40.0, [40, "40"]),
         begin("b", 1100.0, 40),
         line("tick", "b", 1150.0, 80, 40.0, [80, "80"]),
-        begin("c", 1200.0, 20),  # both newest files were damaged
+        begin("c", 1200.0, 20),  # both newest files were corrupt
     )
     assert [each.parts()["training_lost"] for each in found.attempts] == [pytest.approx(20), pytest.approx(40), 0]
 

@@ -40,7 +40,7 @@ LOSSES = [9.0, 3.0, 8.0, 1.0, 7.0, 2.0, 6.0, 4.0, 5.0, 9.5]
         ({"keep_every": 50}, [50, 100]),
         ({"keep_every": 25}, [30, 50, 80, 100]),  # the first at or after 25, 50, 75, 100
         ({"keep_every": 1}, TEN),
-        ({"keep_every": 1000}, [100]),  # the newest always stays
+        ({"keep_every": 1000}, [100]),  # the newest is always kept
         ({"keep_best": 1}, [40, 100]),
         ({"keep_best": 3}, [20, 40, 60, 100]),
         ({"keep_best": 2, "lower_is_better": False}, [10, 100]),
@@ -116,7 +116,7 @@ def test_files_of_a_template_with_the_same_names_are_kept_and_no_run_resumes_fro
     """Only the content of `m_40` shows that 40 is a number of samples."""
     template, other = str(tmp_path / "m_{batch}.weights.h5"), str(tmp_path / "m_{samples}.weights.h5")
     fit(small_model(), GlobalStepCheckpoint(template), GlobalStepCheckpoint(other, save_freq=3))
-    os.utime(tmp_path / "m_10.weights.h5", (0, 0))  # of two files of one batch, the other one is looked at first
+    os.utime(tmp_path / "m_10.weights.h5", (0, 0))  # of two files of one batch, the other one is read first
     again = GlobalStepCheckpoint(template, keep_last=1, resume=True)
     with pytest.warns(
         UserWarning, match=r"Passed over .*m_40\.weights\.h5: it was saved by another template, m_{samples}\.weights\.h5"

@@ -19,7 +19,7 @@ class Crash(keras.callbacks.Callback):
         self.batch, self.epoch, self.running = batch, epoch, 0
 
     def on_epoch_begin(self, epoch, logs=None):
-        if epoch == self.epoch:  # here, since the epoch's save comes after every callback's `on_epoch_end`
+        if epoch == self.epoch:  # here, because the save of an epoch comes after `on_epoch_end` of every callback
             raise InterruptedError
         self.running = epoch
 

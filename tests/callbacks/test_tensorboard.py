@@ -224,7 +224,7 @@ def test_the_share_of_waiting_for_data_distinguishes_slow_data_from_a_slow_step(
 @pytest.mark.slow
 def test_goodput_over_three_attempts_equals_the_clock(tmp_path):
     now = 1000.0
-    # Kills come after batch 11, of which 8 are kept, and after 17, of which 16 are.
+    # The run is killed after batch 11, with 8 batches kept, and after batch 17, with 16 batches kept.
     for kill_at in (11, 17, 1000):
         process = run_program("clocked_run.py", tmp_path, now, kill_at)
         assert process.stdout, process.stderr
@@ -320,7 +320,7 @@ def test_only_the_chief_of_four_ranks_writes_and_prints(tmp_path):
     results = run_ranks(4, PROGRAMS / "count_event_files.py", *flags, "--workdir", tmp_path)
     for code, _, errors in results:
         assert code == 0, errors
-    # five: four of the run, and one aside for `tf.summary` of the user's own
+    # five: four of the run, and one for `tf.summary` of the user
     assert [out.splitlines()[-1] for _, out, _ in results] == ["opened 5", "opened 0", "opened 0", "opened 0"]
     assert all(out.count("\n") == 1 for _, out, _ in results[1:])
     events = sorted(path.relative_to(tmp_path / "tensorboard").parts[:-1] for path in tmp_path.rglob("events.out.*"))
@@ -366,7 +366,7 @@ def test_output_in_a_file_is_dated_lines_and_on_a_terminal_one_bar(tmp_path):
     )  # fmt: skip
     os.close(inside)
     shown = b""
-    with contextlib.suppress(OSError):  # that is how a terminal ends
+    with contextlib.suppress(OSError):  # like at the end of a terminal
         while part := os.read(terminal, 4096):
             shown += part
     os.close(terminal)

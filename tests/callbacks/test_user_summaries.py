@@ -96,7 +96,7 @@ def test_tags_equal_those_of_stock_and_steps_are_global_batches(tmp_path, first)
     assert points(ours, "batches", "layer/training") == points(ours, "batches", "my_inputs") == list(range(1, 21))
     assert ours["batches"]["my_step"] == [(batch, float(batch)) for batch in range(1, 21)]
     assert points(ours, "batches", "callback/batch") == list(range(1, 21))
-    assert points(ours, "batches", "callback/epoch") == [0, 1]  # a step of one's own stays
+    assert points(ours, "batches", "callback/epoch") == [0, 1]  # an explicit step is kept
     assert points(ours, "validation", "layer/testing") == [10] * 3 + [20] * 3
 
 

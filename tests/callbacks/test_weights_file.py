@@ -56,7 +56,7 @@ class Keeper(keras.layers.Layer):
             store[name] = value
 
     def load_own_variables(self, store):
-        self.found = {name: store[name] for name in store.keys()}  # noqa: SIM118, a store is no dict
+        self.found = {name: store[name] for name in store.keys()}  # noqa: SIM118, a store is not a dict
         matrix = KEPT["matrix"] if "matrix" not in self.found else self.found["matrix"]
         self.kernel.assign(matrix)
         self.twin.assign(matrix)
@@ -99,7 +99,7 @@ class Nested(keras.layers.Layer):
         self.tuple = (dense(2), keras.Sequential([dense(2), keras.layers.Dropout(0.5)]))
         self.nested = [[dense(2)], {"c": [dense(2)]}]
 
-    def innermost(self):  # no property, since Keras finds layers through those too
+    def innermost(self):  # not a property, because Keras finds layers through properties
         return (*self.nested[0], *self.nested[1]["c"])
 
     def build(self, shape):

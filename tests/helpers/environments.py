@@ -46,7 +46,7 @@ def python_of(pair: Pair) -> str:
         return sys.executable
     environment = _DIRECTORY / str(pair)
     installed, python = environment / "installed", str(environment / "bin" / "python")
-    if not installed.exists():  # the stamp comes last: pip takes half a package for a whole one
+    if not installed.exists():  # the stamp comes last, because pip regards an incomplete package as installed
         _run(_python_for(pair), "-m", "venv", "--clear", environment)
         _run(python, "-m", "pip", "install", "--quiet", "--no-input", "--retries", "1", *_requirements(pair))
         installed.touch()

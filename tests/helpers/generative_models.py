@@ -31,7 +31,7 @@ class GAN(keras.Model):
         self.d_optimizer, self.g_optimizer = d_optimizer, g_optimizer
         self.loss_of = keras.losses.BinaryCrossentropy(from_logits=True, reduction="sum")
 
-    def get_compile_config(self):  # stock Keras has no use for two optimizers
+    def get_compile_config(self):  # stock Keras does not support two optimizers
         return None
 
     @property

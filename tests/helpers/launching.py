@@ -15,8 +15,8 @@ from processes import ROOT
 
 from launch.horovod.build import TOOLS, how_to_install
 
-FOREIGN = ("SLURM_", "LAUNCH_", "TF_CPP_MIN_LOG_LEVEL")  # what this process has and a user's does not
-PATIENCE = 60  # seconds for what takes less than one on an idle machine
+FOREIGN = ("SLURM_", "LAUNCH_", "TF_CPP_MIN_LOG_LEVEL")  # variables that this process has and a user's process lacks
+PATIENCE = 60  # seconds; takes less than one on an idle machine
 
 
 def wait_for(condition, what, timeout=PATIENCE):

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 # The tests count on CPU devices, also where there are GPUs: tests/test_gpu.py shows those to what it starts.
 if os.environ.get("TESTS_USE_GPU") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-USER_ENVIRONMENT = dict(os.environ)  # what a user's process has, before this one silences TensorFlow
+USER_ENVIRONMENT = dict(os.environ)  # the environment of a user's process, before this process silences TensorFlow
 if "PYTEST_XDIST_WORKER" in os.environ:  # the process that started this one has done so
     USER_ENVIRONMENT.pop("TF_CPP_MIN_LOG_LEVEL", None)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -36,7 +36,7 @@ def copy_until(run, copy, batch):
         if not number:
             shutil.copy(source, target)
         elif int(number[1]) <= batch:
-            os.link(source, target)  # a checkpoint may be large, and is never written to
+            os.link(source, target)  # a link, because a checkpoint may be large, and nothing modifies it
 
     shutil.copytree(run, copy, copy_function=copy_file)
 

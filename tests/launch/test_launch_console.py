@@ -58,7 +58,7 @@ def started(launch, terminal, *command):
 def test_ranks_save_and_end_without_a_usable_terminal(launch, terminal):
     with started(launch, terminal, *sh(SAVES)) as run:
         assert run.pid("pid-0") and run.pid("pid-1")
-        os.kill(run.process.pid, signal.SIGKILL)  # of which the agent tells
+        os.kill(run.process.pid, signal.SIGKILL)  # which the agent reports
         assert run.none_left()
     assert all((run.cwd / f"saved-{rank}").exists() for rank in range(2))
 

@@ -83,7 +83,7 @@ def test_nothing_is_left_when_the_launcher_is_killed(launch, whom):
         os.killpg(run.process.pid, signal.SIGKILL)
     elif whom == "launcher and agent":
         agent = run.agent()
-        for pid in (run.process.pid, agent):  # nobody but the keeper is left
+        for pid in (run.process.pid, agent):  # only the keeper is left
             os.kill(pid, signal.SIGKILL)
     else:
         os.kill(run.agent(), signal.SIGKILL)
@@ -116,7 +116,7 @@ def test_a_stopped_agent_continues_when_the_ranks_must_end(launch, told):
     run = launch("--nproc-per-node", "2", *sh(saves))
     started(run, 2)
     os.kill(run.agent(), signal.SIGSTOP)
-    os.kill(run.process.pid, told)  # of a launcher that is killed, the keeper knows
+    os.kill(run.process.pid, told)  # the keeper notices that the launcher was killed
     assert run.process.wait(GONE) == (143 if told == signal.SIGTERM else -9)
     assert run.none_left()
     assert all((run.cwd / f"saved-{rank}").exists() for rank in range(2))

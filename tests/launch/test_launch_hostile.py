@@ -269,7 +269,7 @@ def test_the_oldest_caller_is_dropped_for_a_new_one(room):
             found.serve(1)
         assert len(found._waiting) == 3
         assert dict(found.dropped) == {("127.0.0.1", SILENT): 2}
-        assert found.summary() == f"127.0.0.1 {SILENT} (5x)"  # with those that still wait
+        assert found.summary() == f"127.0.0.1 {SILENT} (5x)"  # with callers that still wait
 
 
 def test_the_port_of_the_rendezvous_is_free_at_once_after_an_attack(launch, port, attacker):

@@ -15,7 +15,7 @@ from callbacks import InputError
 from launch import exit_codes
 from recipes.common.run import run as run_recipe
 
-PATIENCE = 300  # seconds for what takes ten on an idle machine
+PATIENCE = 300  # seconds; takes ten on an idle machine
 HOST = os.uname().nodename
 
 

@@ -61,7 +61,7 @@ def test_rank_0_can_listen_on_master_port_and_two_launchers_get_different_ports(
     listen += "open('port', 'w').write(os.environ['MASTER_PORT']); time.sleep(60)"
     first = launch(*python(listen)).file("port")
     waits = "import os, time; open('promised-' + os.environ['MASTER_PORT'], 'w').close(); time.sleep(60)"
-    for count in (1, 2):  # these do not listen: the launchers know of each other all the same
+    for count in (1, 2):  # these ports are not listened on, but the launchers avoid them
         run = launch(*python(waits))
         wait_for(lambda run=run, count=count: len(list(run.cwd.glob("promised-*"))) == count, "another port")
     assert not (run.cwd / f"promised-{first}").exists()

@@ -51,7 +51,7 @@ class Cut(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
         if self._seen >= self._after:
-            time.sleep(0.005)  # or the training would be at its end before the cut
+            time.sleep(0.005)  # otherwise training would end before the cut
 
     def strike(self, place):
         """Makes the cut if it is due at this point."""
@@ -111,7 +111,7 @@ def main(image, directory, cuts, seed):
 
         cut.note_save()
         size = commit(path, trailer, write_and_strike, check_and_strike)
-        if not cut.is_made.is_set():  # else the process would be dead by now, and what it is told does not count
+        if not cut.is_made.is_set():  # otherwise the process counts as dead, and its notifications do not count
             committed.append(os.path.basename(path))
         cut.strike("committed")
         return size

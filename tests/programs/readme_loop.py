@@ -8,7 +8,7 @@ import time
 
 import keras
 import tensorflow as tf
-from processes import ROOT  # silences TensorFlow, and so comes before it
+from processes import ROOT  # silences TensorFlow, so import it first
 from small import BATCH, arrays
 
 from callbacks import GlobalStepCheckpoint  # noqa: F401, the loop uses it

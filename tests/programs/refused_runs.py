@@ -23,7 +23,7 @@ def run_recipe(flags, out, errors):
         os.dup2(out.fileno(), 1)
         os.dup2(errors.fileno(), 2)
         run(lambda: main(flags))
-        sys.exit(0)  # as a process of its own would end
+        sys.exit(0)  # like a separate process
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

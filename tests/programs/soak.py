@@ -61,7 +61,7 @@ class Training:
             how = self._choose.choice([self._kill, self._storm, self._jump, *([self._break_disk] if self._shim else [])])
             said = how(replicas)
             if said is None:
-                break  # it came to its end before
+                break  # it ended before
             before, self._newest = self._newest, self._look()
             self.seen[said] += 1
             print(

@@ -86,7 +86,7 @@ TRAININGS: dict[str, tuple[Callable, dict]] = {
     "averaged weights": (lambda: optimizers.Adam(0.01, use_ema=True, ema_overwrite_frequency=3), {}),
     "several steps per execution": (lambda: optimizers.Adam(0.01), {"steps_per_execution": 4}),
     "eager": (lambda: optimizers.Adam(0.01), {"run_eagerly": True}),
-    # Plain SGD, since Keras's Adam squares the parts of a sparse gradient's repeated row one by one, on one replica too.
+    # Plain SGD, because Keras's Adam squares each repeated row of a sparse gradient separately, even on one replica.
     "sparse gradients": (lambda: optimizers.SGD(0.1), {"build": embedding}),
 }
 

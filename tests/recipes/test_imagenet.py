@@ -204,7 +204,7 @@ def rates(batches, *flags, of_epoch=100):
         ),
         (["--epochs", 9, "--warmup-epochs", 0], [0, 299, 300, 600, 800], [0.1, 0.1, 0.01, 1e-3, 1e-4]),
         (["--global-batch-size", 128, "--warmup-epochs", 0], [0, 8999], [0.05, 5e-5]),
-        (["--global-batch-size", 128], [0, 499, 500], [0.05, 0.05, 0.05]),  # it never begins above where it goes to
+        (["--global-batch-size", 128], [0, 499, 500], [0.05, 0.05, 0.05]),  # it never begins above the peak
         (
             ["--schedule", "cosine", "--global-batch-size", 512],
             [0, 250, 500, 500 + 4250, 9000],

@@ -51,7 +51,7 @@ def test_seeking_to_batch_a_billion_takes_a_second_and_little_memory():
     arrays = Arrays(np.zeros((1437, 1), "float32"), np.arange(1437))
     data = training_data(arrays, model, SINGLE, global_batch_size=64, seed=0)
     data.on_epoch_begin()
-    next(iter(data.get_tf_dataset()))  # what only the first batch pays
+    next(iter(data.get_tf_dataset()))  # the overhead of the first batch
 
     epoch, done = divmod(10**9, data.num_batches)
     counts = Counts(batch=10**9, epoch=epoch + 1, samples=64 * 10**9, batches_in_epoch=done, samples_in_epoch=64 * done)

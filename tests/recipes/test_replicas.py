@@ -88,7 +88,7 @@ def test_the_seed_of_a_sample_depends_only_on_its_number_and_the_epoch(distribut
             model = build_model("mlp", (8, 8, 1))
         counters = counters_of(model)
         for epoch in (0, 1):
-            done = begin if epoch == 0 else 0  # the last of the three goes on from the middle of an epoch
+            done = begin if epoch == 0 else 0  # the last of the three resumes in the middle of an epoch
             counters.resume(Counts(epoch=epoch + 1, batches_in_epoch=done, samples_in_epoch=8 * done))
             counters.begin_epoch(epoch)
             data = training_data(numbered(30), model, where, global_batch_size=8, seed=5, prepare=noisy)
@@ -190,7 +190,7 @@ def test_no_unused_iterator_over_the_replicas_is_created(distribution, monkeypat
     made, make, at_ends = [], of_tensorflow.__iter__, []
     monkeypatch.setattr(of_tensorflow, "__iter__", lambda dataset: made.append(dataset) or make(dataset))
     fit(two, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: at_ends.append(len(made)))])
-    assert np.diff(at_ends).tolist() == [3, 3, 3]  # training, validation, and a look of `evaluate` at the validation's first batch
+    assert np.diff(at_ends).tolist() == [3, 3, 3]  # training, validation, and one that `evaluate` uses to inspect the first batch
 
 
 def test_steps_per_epoch_beside_the_data_is_refused(distribution):

@@ -146,7 +146,7 @@ def test_one_command_resumes_an_older_checkpoint_in_a_new_directory_and_then_the
     code, out, errors = recipe(*command).finish()
     assert code == 0, errors
     assert "begins       from" in out and "00011.weights.h5: batch 11" not in out
-    assert f"changed      --workdir {tmp_path}/old -> {tmp_path}/new" not in out  # said by the first one, which was killed
+    assert f"changed      --workdir {tmp_path}/old -> {tmp_path}/new" not in out  # printed by the first process, which was killed
     assert min(path.name for path in new.glob("m*")) == "model_batch_at_00022.weights.h5"
     for batch in (22, 33, 44):
         name = f"model_batch_at_{batch:05d}.weights.h5"

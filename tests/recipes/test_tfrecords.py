@@ -172,5 +172,5 @@ def test_the_parents_of_new_folders_are_flushed(tmp_path, monkeypatch):
     folders.make_folder(tmp_path / "a" / "b")
     assert (tmp_path / "a" / "b" / "c").is_dir()
     new = [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
-    # `make_folder` looks at what is there already, too: whoever made it may have died before its entry was flushed.
+    # `make_folder` also flushes existing folders, because their creator may have died before it flushed the entry.
     assert flushed == [tmp_path.parent, *new, tmp_path / "a"]

@@ -250,4 +250,4 @@ def test_gpt2_small_trains_and_resumes_exactly_in_the_middle_of_an_epoch(recipe,
     whole, resumed = (checkpoint(tmp_path / name, 4) for name in ("whole", "resumed"))
     assert_same_weights(whole, resumed)
     parameters = sum(value.size for name, value in datasets(whole).items() if name.startswith("layers/"))
-    assert parameters == 12 * 7_087_872 + 1536 + 50304 * 768  # without its places, with a padded vocabulary
+    assert parameters == 12 * 7_087_872 + 1536 + 50304 * 768  # without learned positions, with a padded vocabulary

@@ -173,7 +173,7 @@ def test_a_node_that_goes_down_requeues_the_job(submit, tmp_path, whole, cluster
     try:
         assert_as_if_nothing_had_happened(job, tmp_path, whole)
     finally:
-        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # it may have come back by itself
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # it may have resumed already
 
 
 def test_a_preempted_job_saves_is_requeued_and_resumes(submit, tmp_path, whole, cluster):
@@ -205,7 +205,7 @@ def test_an_old_attempt_that_slurm_has_lost_cannot_commit_a_checkpoint(submit, c
     try:
         job.wait_for_life(2, timeout=120)
         assert job.show("NodeList") != node
-        os.kill(old, 0)  # the old life goes on
+        os.kill(old, 0)  # the old attempt continues
         log = tmp_path / "runs/logs" / job.number / "rank-0.log"
         wait_for(lambda: "a later life of this run, has taken over" in log.read_text(), "the end of the old life", timeout=120)
         wait_for(lambda: not Path(f"/proc/{old}").exists(), "the end of the old life")
@@ -283,7 +283,7 @@ SHORT = [*RECIPE[:4], "--epochs", 2]
 LONG = [*RECIPE[:4], "--epochs", 100000]
 
 CONTAINER = """#!{sh}
-# As `apptainer exec --nv image.sif COMMAND`, with an image that holds Python and nothing of Slurm.
+# Like `apptainer exec --nv image.sif COMMAND`, with an image that contains Python but not Slurm.
 [ "$1 $2" = "--nv image.sif" ] || exit 9
 shift 2
 export PATH={venv}/bin IMAGE=image.sif
