@@ -28,6 +28,8 @@ def run(line, directory, *more):
 
 TRAIN = [line for line in commands() if "--dry-run" not in line and "--nnodes" not in line]
 LAUNCHED = [line for line in TRAIN if "-m launch" in line]
+SAMPLE = README.split("Without a GPU, it prints:")[1].split("```")[1]
+PRINTED = re.findall(r"^(?:[a-z]+ +|train longer )", SAMPLE, re.MULTILINE)  # labels at the beginning of lines
 FROM_ANOTHER = [line for line in TRAIN if "runs/mnist/" in line]
 PLAIN = [line for line in TRAIN if line not in (*LAUNCHED, *FROM_ANOTHER)]
 
@@ -45,7 +47,7 @@ def test_it_has_commands_of_every_kind():
 @pytest.mark.parametrize("line", [*PLAIN, *LAUNCHED])
 def test_a_command_trains(line, tmp_path):
     out = run(line, tmp_path, "--epochs", "3")
-    assert "result       accuracy" in out
+    assert "result       accuracy" in out and all(label in out for label in PRINTED)
     workdir = line.split("--workdir ")[1]
     assert sorted(path.name for path in (tmp_path / workdir / "checkpoints").iterdir()) == [
         "model_batch_at_00050.weights.h5",
