@@ -2,8 +2,8 @@
 
 unshare --mount python tests/programs/cut_run.py IMAGE DIRECTORY CUTS SEED
 
-IMAGE holds a file system, DIRECTORY is where it is mounted. Each life of the training resumes from what the cut before has left,
-and is cut at a random moment, most often in the middle of a save. The last one is left alone. Prints what was found, as JSON.
+IMAGE contains a file system, which is mounted at DIRECTORY. Each attempt of the training resumes from the state after the previous
+cut, and is cut at a random moment, most often during a save. The last attempt is not cut. Prints the results as JSON.
 """
 
 import contextlib
