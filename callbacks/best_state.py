@@ -17,14 +17,14 @@ class BestState(keras.callbacks.ModelCheckpoint):
         """Whether the monitored metric is better than ever before; if so, it is the one to beat from now on."""
         value = metrics.get(self.monitor)
         if value is None:
-            warnings.warn(f"Can save best model only with {self.monitor} available.", stacklevel=4)
+            warnings.warn(f"Can save best model only with {self.monitor} available.", stacklevel=5)
             return True
         received, value = value, scalar(value)
         if value is None:
             warnings.warn(
                 f"Can save best model only when `monitor` is a scalar value. Received: {received}. "
                 "Falling back to `save_best_only=False`.",
-                stacklevel=4,
+                stacklevel=5,
             )
             return True
         if self.monitor_op is None:

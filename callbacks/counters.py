@@ -16,9 +16,9 @@ import tensorflow as tf
 
 from callbacks.attached import attach, attached
 from callbacks.counts import Counts
+from callbacks.custom_loop_counts import CustomLoopCounts
 from callbacks.fit_hooks import fit_hooks_of, tensors_of
 from callbacks.keras_private import iterations_of
-from callbacks.own_loop import OwnLoop
 from callbacks.ranks import ranks
 from callbacks.state_tree import StateTree
 
@@ -48,7 +48,7 @@ class Counters:
         self._epoch_ended = False
         self._epoch_was_announced = False
         self._positioned_at = 0
-        self._loop: OwnLoop | None = None
+        self._loop: CustomLoopCounts | None = None
         self._executed = False  # since a batch of such a loop has ended
         self.unfinished: Counts | None = None
         self.data_seeks = False
@@ -59,7 +59,7 @@ class Counters:
 
     def read(self) -> Counts:
         """Reads the counters from the device (waits for the batches under way)."""
-        self._count_own_loop()
+        self._count_custom_loop()
         batch, step, samples = self._read_device()
         self.batch_bound, self._bound_is_exact = batch, True
         return Counts(
@@ -88,12 +88,12 @@ class Counters:
             in_fit: whether `fit` calls the callbacks, and no loop of the user's own.
         """
         if in_fit:
-            self._count_own_loop()
+            self._count_custom_loop()
             self._loop = None
         elif self._loop is None or self._loop.batches:
-            self._count_own_loop()
+            self._count_custom_loop()
             self._find_optimizers()
-            self._begin_own_loop()
+            self._begin_custom_loop()
 
     def end_batch(self, caller: object) -> bool:
         """To be called first in `on_train_batch_end`.
@@ -118,7 +118,7 @@ class Counters:
             self._loop.has_skipped = skips
 
     @property
-    def in_own_loop(self) -> bool:
+    def in_custom_loop(self) -> bool:
         """Whether a loop of the user's own trains."""
         return self._loop is not None
 
@@ -148,7 +148,7 @@ class Counters:
         self._epoch_began_at = _begin_of_epoch(counts)
         self.unfinished, self.data_seeks = None if counts.epoch_ended else counts, False
         if self._loop:
-            self._begin_own_loop()
+            self._begin_custom_loop()
 
     @property
     def batches_done(self) -> int:
@@ -181,11 +181,11 @@ class Counters:
             return self._epoch, 0
         return self._epoch, self.unfinished.samples_in_epoch
 
-    def _begin_own_loop(self) -> None:
+    def _begin_custom_loop(self) -> None:
         batch, step, _ = self._read_device()
-        self._loop = OwnLoop(batch, step, self._read_updates())
+        self._loop = CustomLoopCounts(batch, step, self._read_updates())
 
-    def _count_own_loop(self) -> None:
+    def _count_custom_loop(self) -> None:
         """Adds what a loop of the user's own has trained on and the device has not counted."""
         if self._loop:
             batch, step, _ = self._read_device()

@@ -21,8 +21,8 @@ from callbacks.counters import batch_size, counters_of
 from callbacks.counts import Counts
 from callbacks.data_order import DataOrder, Replay, doubts_of_replay, order_of
 from callbacks.errors import InputError
+from callbacks.fit_data import FitData
 from callbacks.fit_hooks import RunningFit, fit_hooks_of
-from callbacks.keras_private import FitData
 from callbacks.ranks import ranks
 
 

@@ -82,12 +82,12 @@ class FitHooks:
             self._history, self._before_first_batch = history, []
         self._before_first_batch.append((act, build))
 
-    def begin_batch_of_own_loop(self) -> None:
+    def begin_batch_of_custom_loop(self) -> None:
         """Does what is to be done before the first batch, in a loop of the user's own, which may train without an execution."""
         if self._before_first_batch and StateTree(self._model).is_built:
             self._act_before_first_batch(None)
 
-    def end_batch_of_own_loop(self) -> None:
+    def end_batch_of_custom_loop(self) -> None:
         """Checks that it was done.
 
         Raises:
@@ -251,7 +251,7 @@ class RunningFit:
     epoch_iterator: Any = None
 
     @property
-    def is_own_loop(self) -> bool:
+    def is_custom_loop(self) -> bool:
         """Whether a loop of the user's own calls the callbacks, and no `fit`."""
         return self.loop.fit is None
 

@@ -20,7 +20,8 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks.hdf5_file import WEIGHTS_MEMBER, read_dataset
-from callbacks.keras_private import CONTAINERS, KNOWS_WALK, KerasSaveable, child_names, model_archive_json, saved_children
+from callbacks.keras_private import CONTAINERS, KNOWS_WALK, KerasSaveable, model_archive_json
+from callbacks.keras_walk import child_names, saved_children
 from callbacks.state_tree import VARIABLES, Variable
 
 

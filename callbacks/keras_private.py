@@ -7,9 +7,7 @@ public way is refused in one line when training begins.
 
 import functools
 import importlib
-import re
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -56,8 +54,8 @@ KNOWS_WALK = None not in (_skipset, _save_state) and hasattr(_saveable, "_obj_ty
 
 # The containers in which the walk looks for more: in most versions before 3.15 sets too.
 CONTAINERS = tuple(each for each in (list, dict, tuple, set) if KNOWS_WALK and each.__name__ in _save_state.__code__.co_names)
-# Some versions (3.12.4, 3.15) also visit containers within containers.
-_VISITS_NESTED_CONTAINERS = _find(_SAVING, "_container_path_present") is not None
+# Whether the walk visits containers in containers, as in Keras 3.12.4 and 3.15.
+VISITS_NESTED_CONTAINERS = _find(_SAVING, "_container_path_present") is not None
 
 # Methods that `fit_hooks` replaces.
 EPOCH_LOGS = "_get_metrics_result_or_logs"  # of a model: logs of the last batch -> logs of an epoch or of a validation
@@ -83,50 +81,15 @@ def needed(owner: keras.Model | keras.optimizers.Optimizer, name: str) -> Any:
     return getattr(owner, name)
 
 
-def saved_children(saveable: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the attributes that Keras's saving walk visits, in its order.
-
-    `saving_lib._walk_saveable` does the same, but Keras 3.15 makes a reference layer for each call of it, since it looks for
-    its cache under another name than it stores it under.
-    """
-    kind = saveable._obj_type()
-    skipped = _skipped_attributes(kind)
-    if kind in ("Sequential", "Functional"):
-        yield "layers", saveable.layers
-    for name in sorted(dir(saveable), key=lambda name: f"~{name}" if name.startswith("_") else name):
-        if name.startswith("__") or name in skipped:
-            continue
-        try:
-            child = getattr(saveable, name)
-        except Exception:  # a property that raises; Keras passes over it too
-            continue
-        yield name, child
+def saved_kind(saveable: Any) -> str:
+    """Returns the kind that Keras's saving walk takes an object for: `"Layer"`, `"Functional"`, `"Optimizer"`, ..."""
+    return saveable._obj_type()
 
 
 @functools.cache
-def _skipped_attributes(kind: str) -> frozenset[str]:
+def skipped_attributes(kind: str) -> frozenset[str]:
+    """Returns the attributes that the walk does not visit in objects of this kind."""
     return frozenset(_skipset(kind))
-
-
-def child_names(container: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    """Yields the saveables and containers in a container, named as in Keras's files: `dense`, `dense_1`, `container`."""
-    seen: dict[str, int] = {}
-    for child in container.values() if isinstance(container, dict) else container:
-        if isinstance(child, KerasSaveable):
-            name = _to_snake_case(type(child).__name__)
-        elif isinstance(child, CONTAINERS) and _VISITS_NESTED_CONTAINERS:
-            name = "container"
-        else:
-            continue
-        number = seen[name] = seen.get(name, -1) + 1
-        yield f"{name}_{number}" if number else name, child
-
-
-def _to_snake_case(name: str) -> str:
-    """As Keras names groups: `Conv2D` -> `conv2d`, `LayerNormalization` -> `layer_normalization`."""
-    name = re.sub(r"\W+", "", name)
-    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def as_store(reader: type) -> type:
@@ -262,60 +225,24 @@ def layers_of(model: keras.Model) -> list[keras.Layer]:
     return needed(model, "_flatten_layers")()
 
 
-class FitData:
-    """The training data of a running `fit`. It lives as long as the `fit`.
-
-    Args:
-        epoch_iterator: Keras's iterator over the epochs, the same through one `fit`.
-        make: called wherever Keras would make an iterator of `dataset`; each epoch takes one, and may drop others.
-    """
-
-    def __init__(self, epoch_iterator: Any, make: Callable[[], Any]):
-        self.dataset = epoch_iterator._distributed_dataset
-        self._epoch_iterator = weakref.ref(epoch_iterator)
-        epoch_iterator._distributed_dataset = _Iterable(self, make)
-
-    @property
-    def epoch_iterator(self) -> Any:
-        """Keras's iterator over the epochs."""
-        return self._epoch_iterator()
-
-    @property
-    def length(self) -> int | None:
-        """Batches that an iterator has; None if unknown."""
-        return self.epoch_iterator.data_adapter.num_batches
-
-    @property
-    def takes_steps(self) -> bool:
-        """Whether an epoch has a number of steps of its own, so that several may share an iterator."""
-        return bool(self.epoch_iterator.steps_per_epoch)
-
-    @property
-    def continues(self) -> bool:
-        """Whether the next epoch goes on with the iterator of the last one, as with `steps_per_epoch`."""
-        return self.takes_steps and self.epoch_iterator._current_iterator is not None
-
-    def count_as_seen(self, batches: int) -> None:
-        """Counts further batches as drawn from the iterator, of which Keras may know the length."""
-        self.epoch_iterator._steps_seen += batches
-
-    @property
-    def py_dataset(self) -> keras.utils.PyDataset | None:
-        """The `PyDataset` that the data comes from."""
-        return getattr(self.epoch_iterator.data_adapter, "py_dataset", None)
-
-    @property
-    def shuffles_by_python(self) -> bool:
-        """Whether Keras shuffles the batches of a `PyDataset`, with the generator of Python's `random`."""
-        return self.py_dataset is not None and bool(self.epoch_iterator.data_adapter.shuffle)
+def dataset_of(epoch_iterator: Any) -> Any:
+    """Returns the data set that `fit` draws its batches from."""
+    return epoch_iterator._distributed_dataset
 
 
-class _Iterable:
-    def __init__(self, data: FitData, make: Callable[[], Any]):
-        self._data, self._make = data, make
+def replace_dataset(epoch_iterator: Any, dataset: Any) -> None:
+    """Makes `fit` draw its batches from another data set."""
+    epoch_iterator._distributed_dataset = dataset
 
-    def __iter__(self):
-        return self._make()
+
+def has_open_iterator(epoch_iterator: Any) -> bool:
+    """Whether the last epoch left its iterator for the next one, as with `steps_per_epoch`."""
+    return epoch_iterator._current_iterator is not None
+
+
+def count_as_seen(epoch_iterator: Any, batches: int) -> None:
+    """Counts batches as drawn from the iterator, whose length Keras may know."""
+    epoch_iterator._steps_seen += batches
 
 
 def undistributed(dataset: Any) -> Any:

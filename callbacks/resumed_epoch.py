@@ -53,7 +53,7 @@ class ResumedEpoch:
         if counts is None:
             return None
         if self._executions_to_skip is None:
-            begin = self._begin_in_own_loop if self._counters.in_own_loop else self._begin
+            begin = self._begin_in_custom_loop if self._counters.in_custom_loop else self._begin
             self._executions_to_skip = begin(counts, iterator)
         self._counters.skip_batch(self._executions_to_skip > 0)
         if self._executions_to_skip == 0:
@@ -61,7 +61,7 @@ class ResumedEpoch:
         self._executions_to_skip -= 1
         return self._logs
 
-    def _begin_in_own_loop(self, counts: Counts, iterator: Any) -> int:
+    def _begin_in_custom_loop(self, counts: Counts, iterator: Any) -> int:
         """The loop has read the data itself, and `train_on_batch` resets the metrics at each batch."""
         self._logs = metric_results(self._model) | self._logs
         return max(counts.batches_in_epoch - self.begins_at, 0)

@@ -3,20 +3,24 @@
 import os
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import keras
 
 from callbacks import callback_state, state
 from callbacks.callback_state import CallbackStates
 from callbacks.counters import counters_of
+from callbacks.counts import Counts
 from callbacks.errors import InputError
 from callbacks.fit_hooks import fit_hooks_of
 from callbacks.keras_private import set_initial_epoch
-from callbacks.learning_rates import choose_rates
+from callbacks.learning_rates import choose_rates, compiled_rates
 from callbacks.model_match import NotBuilt
 from callbacks.ranks import ranks
 from callbacks.restored_variables import RestoredVariables
 from callbacks.restoring import Checkpoint, find_on_chief, named_checkpoint, own_checkpoints, search
+from callbacks.save_costs import save_costs_of
+from callbacks.state_tree import StateTree
 from callbacks.template import Template
 
 
@@ -71,39 +75,55 @@ def warn_of_later_checkpoints(template: Template, begins_at: int) -> None:
 
 
 class Resumption:
-    """Restores a model from a checkpoint, and then the callbacks of the `fit` that resumes.
+    """Restores a model from the checkpoint that training resumes from, and then the callbacks. Without one it does nothing.
 
     Args:
-        model: a compiled model, in `on_train_begin` of the `fit`.
-        checkpoint: a checkpoint that was verified.
+        model: the model, in `on_train_begin` of the training.
+        template: the names of the run's checkpoints.
+        resume: as in `GlobalStepCheckpoint`.
         planned_epochs: the `epochs` of the `fit`; None if unknown.
-        compiled_rates: the learning rates that the model was compiled with.
 
     Attributes:
-        logs: the last logs that Keras reported before the checkpoint.
-        initial_epoch: the epoch, 0-based, with which training goes on.
+        checkpoint: the checkpoint, which has been verified; None if there is none.
+        logs: the last logs that Keras reported before it was saved.
+        metrics: the newest value of each metric then.
+        initial_epoch: the 0-based epoch in which training resumes.
 
     Raises:
-        InputError: if the checkpoint is of another model. Nothing is changed then.
+        InputError: if the checkpoint is of another model. The model is not changed then.
     """
 
-    def __init__(self, model: keras.Model, checkpoint: Checkpoint, planned_epochs: int | None, compiled_rates: dict[str, float]):
-        stored = state.read_state(checkpoint.path)
-        self._compiled_rates = compiled_rates
-        self._model, self._counters, self._counts = model, counters_of(model), stored.counts
+    def __init__(self, model: keras.Model, template: Template, resume: bool | str | os.PathLike, planned_epochs: int | None):
+        self._model, self._counters, self._counts = model, counters_of(model), Counts()
+        self._states: CallbackStates | None = None
         self._restored: RestoredVariables | None = None
+        self.logs: dict[str, Any] = {}
+        self.metrics: dict[str, Any] = {}
+        self.initial_epoch = 0
+        self.checkpoint = find_checkpoint(template, resume)
+        self._compiled_rates = compiled_rates(StateTree(model))
+        if self.checkpoint:
+            self._resume(self.checkpoint, planned_epochs)
+
+    def _resume(self, checkpoint: Checkpoint, planned_epochs: int | None) -> None:
+        stored = state.read_state(checkpoint.path)
         self._restore_variables(stored)
-        stored.resume_epoch(model)
-        self.logs = stored.header["logs"]
-        self._states: CallbackStates | None = stored.callback_states
+        stored.resume_epoch(self._model)
+        save_costs_of(self._model).newest = (checkpoint.batch, checkpoint.path)
+        self.logs, self.metrics, self._counts = stored.header["logs"], checkpoint.metrics, stored.counts
+        self._states = stored.callback_states
         self.initial_epoch = self._counters.epoch_to_begin
         if self._states.has_stopped and planned_epochs is not None:
             self.initial_epoch = planned_epochs
-        set_initial_epoch(model, self.initial_epoch)
+        set_initial_epoch(self._model, self.initial_epoch)
         if ranks().is_chief and planned_epochs and self.initial_epoch >= planned_epochs:
             why = "a callback has ended the training" if self._states.has_stopped else f"epochs is {planned_epochs}"
             where = f"{'at the end of' if self._counts.epoch_ended else 'in'} epoch {self._counts.epoch}"
             print(f"Nothing left to train: {checkpoint.path} stands {where}, and {why}.", flush=True)
+
+    def forget(self) -> None:
+        """Frees the restored state. Call it when training ends."""
+        self._states = self._restored = None
 
     def set_states(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
         """Sets the states of callbacks, and the variables once more, which callbacks may have changed since.
@@ -132,7 +152,7 @@ class Resumption:
         if self._states is None:
             return
         if self._counts.epoch_ended or self._counters.batch_bound > self._counts.batch:
-            self._states = self._restored = None  # training has gone on
+            self.forget()  # training has gone on
         elif hook == self._states.hook and self._is_place_of_save(hook, batch):
             self.set_states(callbacks)
             self._restored = None

@@ -160,7 +160,7 @@ class RunRecord(Copyable, keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._counters, self._costs = counters_of(self.model), save_costs_of(self.model)
-        self._counters.begin_training(in_fit=not running_fit(self).is_own_loop)
+        self._counters.begin_training(in_fit=not running_fit(self).is_custom_loop)
         _executions_of(self.model).record = self
         is_first = self._path not in _attempts
         self._attempt = _attempts[self._path] = _attempts.get(self._path) or _Attempt(self._path, self._time)

@@ -7,6 +7,7 @@ import keras
 
 from callbacks import files, state
 from callbacks.checkpoint_directory import CheckpointDirectory
+from callbacks.counters import counters_of
 from callbacks.device_memory import DeviceMemory
 from callbacks.disk_room import DiskRoom, state_size
 from callbacks.finite import first_not_finite
@@ -49,7 +50,7 @@ class Saver:
         self._directory, self._pruner, self._disk_room = directory, pruner, disk_room
         self._device_memory, self._verbose = device_memory, verbose
         self._memory = HostMemory()
-        self._costs = save_costs_of(model)
+        self._counters, self._costs = counters_of(model), save_costs_of(model)
         self._plan: SnapshotPlan | None = None
         self._seeds: keras.random.SeedGenerator | None = None
         self._is_prepared = self._has_told_of_wait = self._has_told_of_nan = False
@@ -73,9 +74,22 @@ class Saver:
         if self._writer.background and ranks().is_chief:
             self._writer.prepare(lambda: self._memory.provide(plan.memory))
 
-    def want_memory(self) -> None:
-        """Says that a snapshot comes, so that no more memory is provided meanwhile."""
+    def raise_failure(self) -> None:
+        """Raises the error of a checkpoint that could not be written.
+
+        Raises:
+            CheckpointWriteError: if there is one.
+        """
+        self._writer.raise_failure()
+
+    def make_room(self) -> None:
+        """Waits until the writer has room for another snapshot.
+
+        Raises:
+            CheckpointWriteError: if an earlier checkpoint could not be written.
+        """
         self._memory.want()
+        self._writer.make_room(f"The save of batch {self._counters.read().batch}")
 
     def free_memory(self) -> None:
         """Frees the memory of the snapshots; no save may be in flight."""

@@ -143,7 +143,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
                 f"profile_ranks are of this run, which has ranks 0 to {ranks().size - 1}. Received: {list(self._profile_ranks)}"
             )
         fit = running_fit(self)
-        self._counters.begin_training(in_fit=not fit.is_own_loop)
+        self._counters.begin_training(in_fit=not fit.is_custom_loop)
         self._validates = fit.validates is not False
         self._curves = BatchCurves(self.model, self._statistics, self._costs, self._data_sample, self._peak_tflops)
         self._statistics.forget_batch()

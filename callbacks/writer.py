@@ -7,8 +7,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from callbacks.checkpoint_directory import DirectoryLost
-from callbacks.errors import CheckpointWriteError
+from callbacks.errors import CheckpointWriteError, DirectoryLost
 
 _WORTH_A_WARNING = 0.1  # seconds
 _writes: dict[Future, str] = {}  # the saves in flight of all writers of this process, with the path of each

@@ -12,7 +12,7 @@ from compare import assert_same_weights, datasets
 from kinds import BATCHES, KINDS
 from small import Do, fit, names
 
-import callbacks.checkpoint
+import callbacks.checkpoint_maker
 from callbacks import GlobalStepCheckpoint, files, latest_checkpoint, restore, stored_header
 from callbacks.snapshot import Snapshot
 
@@ -32,7 +32,7 @@ def gate(monkeypatch):
         monkeypatch.setattr(owner, name, held)
         return opened
 
-    yield {"copied": lambda: hold(Snapshot, "fetch"), "written": lambda: hold(callbacks.checkpoint.state, "write")}
+    yield {"copied": lambda: hold(Snapshot, "fetch"), "written": lambda: hold(callbacks.checkpoint_maker.state, "write")}
     opened.set()
 
 
