@@ -158,7 +158,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         callback_state.check(self._callbacks)
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._leave_if_asked("on_epoch_begin")
+        self._stop_if_requested("on_epoch_begin")
         self._loop.begin_epoch(epoch)
         self._counters.begin_epoch(epoch)
         self._data.begin_epoch()
@@ -174,7 +174,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._loop.begin_batch(batch)
         self._resumption.set_states_again(self._callbacks, "on_train_batch_begin", batch)
         if batch:  # not in `on_train_batch_end`, since later callbacks have not seen that batch yet
-            self._leave_if_asked("on_train_batch_begin")
+            self._stop_if_requested("on_train_batch_begin")
         self._maker.begin_batch()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -183,7 +183,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
             self._loop.end_unseen_batch()
         self._resumption.set_states_again(self._callbacks, "on_train_batch_end", batch)
         self._maker.end_batch()
-        preemption.ask_before_job_ends(2 * self._writer.slowest)
+        preemption.request_stop_before_job_ends(2 * self._writer.slowest)
         self._last_in_list.run_without_list("on_train_batch_end", batch)
 
     def on_all_callbacks_ended_batch(self, batch):
@@ -195,14 +195,14 @@ class GlobalStepCheckpoint(Copyable, BestState):
     def on_test_begin(self, logs=None):
         if self._trains:
             self._resumption.set_states_again(self._callbacks, "on_test_begin")
-            self._leave_if_asked("on_test_begin")
+            self._stop_if_requested("on_test_begin")
             self._maker.epoch.begin_validation(self.model)
 
     def on_test_batch_end(self, batch, logs=None):
-        if self._trains and ranks().asked_to_leave():
+        if self._trains and ranks().stop_requested():
             # The next run repeats the validation; until then the epoch's metrics are those of its training.
             self._maker.epoch.restore_metrics()
-            self._leave_if_asked("on_test_begin")
+            self._stop_if_requested("on_test_begin")
 
     def on_epoch_end(self, epoch, logs=None):
         if self._maker.epoch.states is None:
@@ -274,14 +274,14 @@ class GlobalStepCheckpoint(Copyable, BestState):
         if self._keep["keep_best"] or self.save_best_only:
             self._check_direction()
 
-    def _leave_if_asked(self, hook):
+    def _stop_if_requested(self, hook):
         """Saves and ends the process if any rank was asked to leave; all ranks call it after the same batch."""
-        code = ranks().asked_to_leave()
+        code = ranks().stop_requested()
         if not code:
             return
         self._maker.save_last(hook)
         self._maker.finish()
-        ranks().settle()
+        ranks().wait()
         ranks().barrier()
         self._directory.release()
         preemption.ignore_signals()

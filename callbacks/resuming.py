@@ -53,7 +53,7 @@ def _last_good(template: Template) -> Checkpoint | None:
         )
     first, last = found.checkpoint.batch + 1, found.not_finite[-1][1]
     warnings.warn(
-        f"{found.passed_over} Training resumes from batch {found.checkpoint.batch}. The same batches in the same order lead "
+        f"{found.skipped} Training resumes from batch {found.checkpoint.batch}. The same batches in the same order lead "
         f"to the same values again: leave out batches {first} to {last} (in recipes: --skip-batches {first}:{last}), "
         "or lower the learning rate.",
         stacklevel=2,

@@ -25,8 +25,8 @@ from callbacks.time_account import TimeAccount
 
 _DATA_SAMPLE = 10  # one batch in so many tells how long it waited for data
 _SIGNALS = {
-    preemption.WARNED: "stopped by USR1 or USR2, after a save",
-    preemption.ENDED: "stopped by TERM, after a save",
+    preemption.REQUEUE: "stopped by USR1 or USR2, after a save",
+    preemption.TERMINATED: "stopped by TERM, after a save",
     preemption.INTERRUPTED: "stopped by Ctrl-C, after a save",
 }
 _failure = ""
@@ -89,7 +89,7 @@ class _Attempt:
         error = getattr(sys, "last_value", None)  # what Python has printed the traceback of
         if error is not None:
             return f"{type(error).__name__}: {error}".partition("\n")[0]
-        return _failure or _SIGNALS.get(preemption.asked(), "left in the middle of training")
+        return _failure or _SIGNALS.get(preemption.stop_requested(), "left in the middle of training")
 
     def _line(self, kind: str) -> dict[str, Any]:
         self._saved, account = self.costs.newest, self.account

@@ -160,7 +160,7 @@ class StoredState:
             make_global_seed_generator()
         tree = self._prepare(model)
         ranks().on_chief(lambda: self._load_keras_part(model))
-        ranks().give_chiefs_values([v for v in tree.variables.values() if isinstance(v, KerasVariable)])
+        ranks().broadcast_variables([v for v in tree.variables.values() if isinstance(v, KerasVariable)])
         self._assign(model, tree, set(tree.variables))
 
     def assign_weights(self, model: keras.Model) -> None:
@@ -178,7 +178,7 @@ class StoredState:
         ranks().on_chief(lambda: self._load_keras_part(model, skip=tree.optimizers.values()))
         left_out, of_optimizers = tree.metrics | tree.seeds, tuple(f"{name}." for name in tree.optimizers)
         weights = {name: v for name, v in tree.variables.items() if name not in left_out and not name.startswith(of_optimizers)}
-        ranks().give_chiefs_values([v for v in weights.values() if isinstance(v, KerasVariable)])  # in one order on all ranks
+        ranks().broadcast_variables([v for v in weights.values() if isinstance(v, KerasVariable)])  # in one order on all ranks
         if beside:
             self._assign(model, tree, set(weights))
 

@@ -1,4 +1,4 @@
-"""What tests of damaged and of hostile files share: the checkpoints of a small training."""
+"""What tests of corrupt and of hostile files share: the checkpoints of a small training."""
 
 import shutil
 

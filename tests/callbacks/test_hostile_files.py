@@ -73,9 +73,9 @@ def assert_refused(directory, older, newer, capsys, why=""):
         warnings.simplefilter("always")
         assert latest_checkpoint(directory).path == str(older)
         assert restore(small_model(), newer) is None
-    said = [str(each.message) for each in caught if "Passed over" in str(each.message)]
+    said = [str(each.message) for each in caught if "Skipped" in str(each.message)]
     assert len(said) == 2
-    assert all(each.startswith(f"Passed over {newer}: ") and why in each and "\n" not in each for each in said), said
+    assert all(each.startswith(f"Skipped {newer}: ") and why in each and "\n" not in each for each in said), said
     capsys.readouterr()
     assert main(["list", str(directory)]) == 0
     assert main(["verify", str(directory)]) == 1
@@ -353,7 +353,7 @@ def test_training_passes_over_a_hostile_file_and_resumes_from_the_one_before(cop
         external_link_among_the_weights(file, str(directory / "elsewhere"))
     put_hdf5(newer, content.getvalue())
     checkpoint = GlobalStepCheckpoint(str(directory / older.name.replace("b5", "b{batch}")), save_freq=5, resume=True)
-    with pytest.warns(UserWarning, match=f"Passed over {newer}: its state cannot be read: layers/.* is a link"):
+    with pytest.warns(UserWarning, match=f"Skipped {newer}: its state cannot be read: layers/.* is a link"):
         fit(small_model(), checkpoint)
     assert checkpoint.resumed_from.batch == 5
     assert latest_checkpoint(directory).batch == 10

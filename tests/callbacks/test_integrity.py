@@ -25,7 +25,7 @@ def flip(path, place, bit=0):
 
 
 def assert_passed_over(directory, newer, older, why):
-    with pytest.warns(UserWarning, match=rf"Passed over {newer}.*{why}"):
+    with pytest.warns(UserWarning, match=rf"Skipped {newer}.*{why}"):
         assert latest_checkpoint(directory).path == str(older)
 
 
@@ -37,7 +37,7 @@ def test_every_byte_of_a_file_is_guarded(trained, tmp_path):
     with open(path, "r+b", buffering=0) as file:
         for place, byte in enumerate(whole):
             os.pwrite(file.fileno(), bytes([byte ^ 1 << place % 8]), place)
-            with pytest.raises(files.Damaged):
+            with pytest.raises(files.Corrupt):
                 files.verify(path)
             os.pwrite(file.fileno(), bytes([byte]), place)
     files.verify(path)
@@ -66,7 +66,7 @@ def test_a_trailer_that_disagrees_with_the_header_is_found(copies):
     lying.write_bytes(with_trailer(newer.read_bytes(), 11))
     newer.unlink()
     files.verify(lying)
-    assert_passed_over(directory, lying, older, "its trailer and its header name different counters")
+    assert_passed_over(directory, lying, older, "its trailer and its header contain different counters")
     assert main(["verify", str(directory)]) == 1
 
 
@@ -86,7 +86,7 @@ def test_what_is_no_file_in_the_place_of_a_checkpoint_is_passed_over(copies, cap
     assert_passed_over(directory, newer, older, "it is no regular file")
     template = str(directory / older.name.replace("b5", "b{batch}"))
     assert_passed_over(template, newer, older, "it is no regular file")
-    with pytest.raises(files.Damaged):
+    with pytest.raises(files.Corrupt):
         files.read_trailer(newer)
     assert main(["list", str(directory)]) == 0
     assert main(["verify", str(directory)]) == 1
@@ -137,7 +137,7 @@ def test_a_file_whose_name_lies_is_passed_over(copies):
     directory, older, newer = copies
     lying = newer.with_name(newer.name.replace("10", "99"))
     newer.rename(lying)
-    assert_passed_over(directory, lying, older, "its name lies: it holds batch 10")
+    assert_passed_over(directory, lying, older, "its name does not match its content: it contains batch 10")
 
 
 def test_a_file_that_cannot_be_opened_is_passed_over(copies):
@@ -151,9 +151,9 @@ def test_where_all_are_damaged_there_is_none_to_restore(copies):
     directory, older, newer = copies
     for path in (older, newer):
         path.write_bytes(b"")
-    with pytest.warns(UserWarning, match="Passed over"):
+    with pytest.warns(UserWarning, match="Skipped"):
         assert latest_checkpoint(directory) is None
-    with pytest.warns(UserWarning, match="Passed over"):
+    with pytest.warns(UserWarning, match="Skipped"):
         assert restore(small_model(), directory) is None
 
 
@@ -192,7 +192,7 @@ def test_a_directory_of_ten_thousand_checkpoints_is_searched_in_a_second(trained
     for batch in range(10_000):
         (tmp_path / f"b{batch}{suffix}").write_bytes(body[-64:] if batch != 5 else body)  # tails alone: all are read, none is whole
     template = str(tmp_path / ("b{batch}" + suffix))
-    with pytest.warns(UserWarning, match="Passed over"):
+    with pytest.warns(UserWarning, match="Skipped"):
         began = time.process_time()
         assert latest_checkpoint(template).batch == 5
         assert time.process_time() - began < 1
@@ -207,7 +207,7 @@ def run_cli(*args):
 def test_the_command_line_lists_and_verifies(copies):
     directory, older, newer = copies
     code, out, _ = run_cli("verify", directory)
-    assert code == 0 and "2 files, all whole" in out
+    assert code == 0 and "2 files, all intact" in out
     flip(newer, 1000)
     code, out, _ = run_cli("list", directory)
     rows = [line.split() for line in out.splitlines()[1:]]
@@ -217,7 +217,7 @@ def test_the_command_line_lists_and_verifies(copies):
         ("10", "10", "1", "40", str(newer)),
     ]
     code, out, _ = run_cli("verify", directory)
-    assert code == 1 and "2 files, 1 damaged" in out and f"{newer}: its checksum" in out
+    assert code == 1 and "2 files, 1 corrupt" in out and f"{newer}: its checksum" in out
     code, out, errors = run_cli("list", directory / "none_{batch}.keras")
     assert code == 2 and errors.splitlines()[-1].startswith("error: no checkpoints at")
 

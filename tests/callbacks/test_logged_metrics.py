@@ -145,7 +145,7 @@ def test_a_metric_of_a_callback_waits_for_the_epoch_that_validates(tmp_path):
 
 
 def test_a_format_that_does_not_suit_the_value_is_one_clear_line(tmp_path):
-    with pytest.raises(InputError, match=r"\{own:\.3f\}.*is no format of the value that was logged.*0\., 1\., 2\.") as raised:
+    with pytest.raises(InputError, match=r"\{own:\.3f\}.*cannot format the logged value.*0\., 1\., 2\.") as raised:
         checkpoint = GlobalStepCheckpoint(str(tmp_path / "{own:.3f}.weights.h5"))
         fit(small_model(), Logs("own", np.arange(3.0)), checkpoint)
     assert "\n" not in str(raised.value)

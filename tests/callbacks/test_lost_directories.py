@@ -232,4 +232,4 @@ def test_a_fifo_among_the_event_files_is_passed_over(tmp_path):
     file = EventFile(str(tmp_path), str)
     file.scalars(3, time.time(), {"loss": 1.0})
     assert event_files.steps(str(tmp_path)) == {3}
-    assert event_files.lives(str(tmp_path)) == {}
+    assert event_files.attempts(str(tmp_path)) == {}

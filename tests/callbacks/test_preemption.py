@@ -144,7 +144,7 @@ def test_an_earlier_life_that_is_still_alive_can_commit_nothing_any_more(recipe,
     old.process.send_signal(signal.SIGCONT)
     code, _, errors = old.finish()
     assert code == 1
-    assert "a later life of this run has begun and ended" in errors
+    assert "a later attempt of this run has begun and ended" in errors
     assert {path.name: path.stat() for path in checkpoints.iterdir()} == before
 
 
@@ -186,4 +186,4 @@ def test_the_end_of_another_job_that_is_past_ends_no_run(recipe, tmp_path):
     process = recipe("--model", "mlp", "--epochs", "1", "--workdir", tmp_path, env={"SLURM_JOB_END_TIME": "1700000000"})
     code, _, errors = process.finish()
     assert code == 0
-    assert "SLURM_JOB_END_TIME=1700000000 is past, so it is another job's" in errors
+    assert "SLURM_JOB_END_TIME=1700000000 is in the past, so it belongs to another job" in errors

@@ -66,7 +66,7 @@ def test_old_files_go_and_others_files_stay(tmp_path):
     foreign = tmp_path / "b1.weights.h5"
     small_model().save_weights(foreign)  # matches the template, and is not of our format
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.warns(UserWarning, match=r"Passed over .*b1\.weights\.h5"):
+    with pytest.warns(UserWarning, match=r"Skipped .*b1\.weights\.h5"):
         fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=2, keep_last=2))
     assert names(tmp_path) == ["b1.weights.h5", "b10.weights.h5", "b8.weights.h5", "notes.txt"]
 
@@ -119,7 +119,7 @@ def test_files_of_a_template_with_the_same_names_stay_and_no_run_resumes_from_th
     os.utime(tmp_path / "m_10.weights.h5", (0, 0))  # of two files of one batch, the other one is looked at first
     again = GlobalStepCheckpoint(template, keep_last=1, resume=True)
     with pytest.warns(
-        UserWarning, match=r"Passed over .*m_40\.weights\.h5: it was saved by another template, m_{samples}\.weights\.h5"
+        UserWarning, match=r"Skipped .*m_40\.weights\.h5: it was saved by another template, m_{samples}\.weights\.h5"
     ):
         fit(small_model(), again, epochs=2)
     assert again.resumed_from.path == str(tmp_path / "m_10.weights.h5")

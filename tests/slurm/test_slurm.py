@@ -207,7 +207,7 @@ def test_an_old_life_that_slurm_has_lost_sight_of_commits_nothing_any_more(submi
         assert job.show("NodeList") != node
         os.kill(old, 0)  # the old life goes on
         log = tmp_path / "runs/logs" / job.number / "rank-0.log"
-        wait_for(lambda: "a later life of this run, has taken over" in log.read_text(), "the end of the old life", timeout=120)
+        wait_for(lambda: "a later attempt of this run, took the lock" in log.read_text(), "the end of the old life", timeout=120)
         wait_for(lambda: not Path(f"/proc/{old}").exists(), "the end of the old life")
     finally:
         cluster.start_node(node)
