@@ -12,7 +12,9 @@ from callbacks.restoring import Checkpoint, candidates, read_stored, read_verifi
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table. Returns 1 if `verify` finds a corrupt file, 2 for bad input, else 0."""
-    parser = argparse.ArgumentParser(prog="python -m callbacks", description="Lists and verifies checkpoints, and reports where the time of a run went.")
+    parser = argparse.ArgumentParser(
+        prog="python -m callbacks", description="Lists and verifies checkpoints, and reports where the time of a run went."
+    )
     parser.add_argument(
         "command",
         choices=("list", "verify", "report"),

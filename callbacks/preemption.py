@@ -154,7 +154,10 @@ def _end_of_job(value: str) -> float | None:
     if not value.isdecimal():
         return None
     if float(value) < time.time():
-        warnings.warn(f"{JOB_END}={value} is in the past, so it belongs to another job. This run does not know when its job ends.", stacklevel=3)
+        warnings.warn(
+            f"{JOB_END}={value} is in the past, so it belongs to another job. This run does not know when its job ends.",
+            stacklevel=3,
+        )
         return None
     return float(value)
 

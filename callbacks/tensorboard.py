@@ -215,7 +215,9 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
     def _open(self):
         has_tensorboard = importlib.util.find_spec("tensorboard") is not None
         if not has_tensorboard:
-            warnings.warn("TensorBoard is not installed. The curves are written; to see them: pip install tensorboard", stacklevel=2)
+            warnings.warn(
+                "TensorBoard is not installed. The curves are written; to see them: pip install tensorboard", stacklevel=2
+            )
             self.histogram_freq = self.embeddings_freq = 0  # Keras needs TensorBoard for these
         is_first_attempt = self._events.open(self._validates)
         if is_first_attempt and self.write_graph:

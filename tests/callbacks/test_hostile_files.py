@@ -204,7 +204,7 @@ def test_arrays_that_lie_over_each_other_are_refused(copies, capsys):
     before, after = (struct.pack("<QQ", place, 800) for place in reversed(places))
     assert raw.count(before) == 1
     put_hdf5(newer, raw.replace(before, after))
-    assert_refused(directory, older, newer, capsys, "are in one place")
+    assert_refused(directory, older, newer, capsys, "share bytes of the file")
 
 
 def with_header(path, change):

@@ -33,7 +33,9 @@ def fit_spoilt(model, *callbacks, **options):
 def gone_bad(tmp_path_factory):
     """A run with a checkpoint after every second batch; those of batch 8 and 10 hold NaN."""
     directory = tmp_path_factory.mktemp("bad")
-    with pytest.warns(UserWarning, match=r"b08\.weights\.h5 contains NaN or infinite values, first in \S*dense\S*/kernel") as warned:
+    with pytest.warns(
+        UserWarning, match=r"b08\.weights\.h5 contains NaN or infinite values, first in \S*dense\S*/kernel"
+    ) as warned:
         fit_spoilt(small_model(), GlobalStepCheckpoint(str(directory / TEMPLATE), save_freq=2))
     assert len([each for each in warned if "contains NaN" in str(each.message)]) == 1
     return directory
