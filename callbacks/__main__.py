@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "command",
         choices=("list", "verify", "report"),
-        help="list: lists checkpoints by their trailers; verify: reads every byte; report: shows where the time of all attempts went",
+        help="list: shows checkpoints by their trailers; verify: reads every byte; report: shows where the time of a run went",
     )
     parser.add_argument(
         "template_or_directory",

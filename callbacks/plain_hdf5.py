@@ -1,7 +1,7 @@
 """Checks that an HDF5 file has only groups and plain arrays, all of them inside the file.
 
 HDF5 files may also refer to other files (external links, external storage, virtual datasets), decompress a few bytes to any size,
-load plugins for that, and store a thousand arrays in the same bytes. Checkpoints need none of this, so a hostile file that uses it is
+load plugins for that, and store a thousand arrays in the same bytes. Checkpoints need none of this, so a file that uses it is
 refused, and a reader never needs more memory than the size of the file.
 """
 

@@ -5,6 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from callbacks import event_files
@@ -21,9 +22,6 @@ class RunEvents:
     Args:
         directory: TensorBoard's directory of the run.
         clock: returns seconds since 1970.
-
-    Attributes:
-        restarts: the number of attempts before this one.
     """
 
     def __init__(self, directory: str, clock: Callable[[], float] = time.time):
@@ -31,7 +29,7 @@ class RunEvents:
         self._files: dict[str, EventFile] = {}
         self._evaluation: EventFile | None = None  # where no `fit` has opened one
         self._left_out: set[str] = set()  # logs that no curve can show
-        self.restarts, self._run_began = 0, math.inf
+        self._restarts, self._run_began = 0, math.inf
 
     @property
     def is_open(self) -> bool:
@@ -68,18 +66,24 @@ class RunEvents:
             # An earlier attempt may have ended the epoch after the checkpoint: then this one ends it again.
             file.begin(counts.batch if within_epoch and name != "batches" else counts.batch + 1, now)
         attempts = event_files.attempts(self._path("batches"))
-        self.restarts = max(len(attempts) - 1, 0)
+        self._restarts = max(len(attempts) - 1, 0)
         self._run_began = min(attempts.values(), default=now)
 
     def file(self, name: str) -> EventFile:
         """Returns the file of a name; outside `fit`, the file of an evaluation."""
-        if name not in self._files:
-            self._evaluation = self._evaluation or EventFile(self._path("validation"), describe)
-        return self._files.get(name) or self._evaluation
+        if name in self._files:
+            return self._files[name]
+        if self._evaluation is None:
+            self._evaluation = EventFile(self._path("validation"), describe)
+        return self._evaluation
 
-    def goodput(self, kept_seconds: float) -> float:
-        """Returns the share of time, since the first attempt began, that was spent on batches that the run still has."""
-        return ratio(kept_seconds, self._clock() - self._run_began)
+    def run_values(self, kept_seconds: float) -> dict[str, float]:
+        """Returns the curves of the whole run.
+
+        Args:
+            kept_seconds: the seconds spent on the batches that the model has.
+        """
+        return {"run/restarts": self._restarts, "run/goodput": ratio(kept_seconds, self._clock() - self._run_began)}
 
     def numbers(self, logs: Mapping[str, Any]) -> dict[str, float]:
         """Returns the logs that a curve can show, and warns once of those that no curve can show."""
@@ -113,6 +117,20 @@ class RunEvents:
         """Writes the results of an `evaluate` outside `fit`. Points of other attempts stay."""
         values = {f"evaluation_{name}_vs_iterations": value for name, value in self.numbers(logs).items()}
         self.file("validation").scalars(batch, self._clock(), values)
+
+    def write_profiles(self, session: str, profiles: Mapping[str, bytes]) -> None:
+        """Writes profiles for TensorBoard.
+
+        Args:
+            session: TensorBoard's name for these profiles.
+            profiles: name of a file -> its content.
+        """
+        if self._files["batches"].is_lost:
+            return
+        folder = Path(self._path("batches"), "plugins", "profile", session)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, profile in profiles.items():
+            (folder / name).write_bytes(profile)
 
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, name)

@@ -15,8 +15,8 @@ DESCRIPTIONS = {
     "time/step_p95_ms": "The same, 95th percentile.",
     "time/data_wait_share": "Share of the batches' time in which the chief waited for data, measured on a sample of batches.",
     "checkpoint/blocked_seconds": "Seconds that training stood still for checkpoints since the previous point.",
-    "checkpoint/write_seconds": "Seconds of writing the checkpoints that were finished since the previous point, mostly while training "
-    "continued.",
+    "checkpoint/write_seconds": "Seconds of writing the checkpoints that were finished since the previous point; mostly, training "
+    "continued meanwhile.",
     "checkpoint/write_megabytes_per_second": "Speed of these writes; 0 if none was finished.",
     "checkpoint/interval_seconds": "Seconds between checkpoints, chosen by save_freq='auto'.",
     "ranks/step_spread_ms": "Difference between the slowest and the fastest rank: median time from the beginning of a batch until "

@@ -7,7 +7,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import keras
 
@@ -41,11 +40,10 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     It replaces `keras.callbacks.TensorBoard`. Attach it on every rank; only the chief writes. TensorBoard shows three runs:
     `train` and `validation` with a point for each epoch (`epoch_loss`, ...), and `batches` with a point every `update_freq`
-    batches (`batch_loss`, ..., and the curves of `tags.DESCRIPTIONS`). The step of a point is the number of batches trained on
-    since training began. On restart, events after the resumed checkpoint are discarded by TensorBoard's own means
-    (`SessionLog.START`); events before a checkpoint are written before that checkpoint. Summaries that your layers, train steps
-    and callbacks write with `tf.summary` and without a step go to the same points of `batches`; those of a validation go to
-    `validation`.
+    batches (`batch_loss`, ..., and the curves of `tags.DESCRIPTIONS`). The step of a point is the batch counter. On restart,
+    TensorBoard discards events after the resumed checkpoint (`SessionLog.START`); events up to a checkpoint are written before
+    that checkpoint. Summaries that your layers, train steps and callbacks write with `tf.summary` and without a step go to the
+    same points of `batches`; those of a validation go to `validation`.
 
     Args:
         log_dir: TensorBoard's directory of this run. No other run writes there.
@@ -109,12 +107,12 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._summary_module = None
         self._statistics = StepStatistics()
         self._events = RunEvents(self.log_dir, self._time)
-        self._relay = SummaryRelay(self._file)
-        self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
+        self._relay = SummaryRelay(lambda name: self._events.file(name))
         self._validates = self._has_begun = self._trains = False
         self._next_point = math.inf
 
-    _curves: BatchCurves  # from `on_train_begin` on
+    _profiler: BatchProfiler  # from `on_train_begin` on
+    _curves: BatchCurves
 
     def get_state(self) -> dict[str, float]:
         """Returns the callback state: the seconds spent on the batches that the model has."""
@@ -131,17 +129,13 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._counters, self._costs = counters_of(model), save_costs_of(model)
 
     def on_train_begin(self, logs=None):
-        if not set(self._profile_ranks) <= set(range(ranks().size)):
-            raise InputError(
-                f"profile_ranks must be ranks of this run, 0 to {ranks().size - 1}. Received: {list(self._profile_ranks)}"
-            )
+        self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
         fit = running_fit(self)
         self._counters.begin_training(in_fit=not fit.is_custom_loop)
         self._validates = fit.validates is not False
         self._curves = BatchCurves(self.model, self._statistics, self._costs, self._data_sample, self._peak_tflops)
         self._statistics.forget_batch()
         self._enter_summaries()
-        self._profiler = BatchProfiler(self._start_batch, self._stop_batch, self._profile_ranks)
         self._has_begun, self._trains = False, True
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -252,9 +246,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         if ranks().is_chief:
             numbers = self._events.numbers({**logs, **learning_rates(self.model)}) if logs else {}
             values = {f"batch_{name}": value for name, value in numbers.items()}
-            goodput = self._events.goodput(self._statistics.kept_seconds)
             values |= self._curves.values(counts, bool(logs)) | of_ranks
-            values |= {"run/restarts": self._events.restarts, "run/goodput": goodput}
+            values |= self._events.run_values(self._statistics.kept_seconds)
             if not self.write_steps_per_second:
                 del values["batch_steps_per_second"]
             self._events.write_point(counts.batch, values)
@@ -264,11 +257,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._events.write_epoch(batch, {**logs, **learning_rates(self.model)})
         if self.histogram_freq and epoch % self.histogram_freq == 0:
             self._write_with_keras(self._log_weights, batch)
-        if self.embeddings_freq and epoch % self.embeddings_freq == 0 and not self._file("train").is_lost:
+        if self.embeddings_freq and epoch % self.embeddings_freq == 0 and not self._events.file("train").is_lost:
             self._log_embeddings(batch)
-
-    def _file(self, name):
-        return self._events.file(name)
 
     def _enter_summaries(self):
         self._global_test_batch = 0
@@ -281,14 +271,10 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             write(*arguments)
             self._train_writer.close()
             self._writers.clear()
-            self._file("train").adopt(self._train_dir)
+            self._events.file("train").adopt(self._train_dir)
 
     def _write_profile(self):
         """Gathers the profiles of the ranks and writes them on the chief."""
         profiles = self._profiler.take()
-        if ranks().is_chief and not self._file("batches").is_lost:
-            name = f"batch_{self._start_batch:05d}_to_{self._stop_batch:05d}"
-            session = Path(self.log_dir, "batches", "plugins", "profile", name)
-            session.mkdir(parents=True, exist_ok=True)
-            for name, profile in profiles.items():
-                (session / name).write_bytes(profile)
+        if ranks().is_chief:
+            self._events.write_profiles(f"batch_{self._start_batch:05d}_to_{self._stop_batch:05d}", profiles)
