@@ -229,7 +229,7 @@ def check_name_lengths(template: Template) -> None:
     for part in (*directories, temporary_name(name) + "_" * spare):
         if len(os.fsencode(part)) > _NAME_BYTES:
             raise InputError(
-                f"A file name may have {_NAME_BYTES} bytes, including a hidden prefix and large counters. Received: "
+                f"A file name may have at most {_NAME_BYTES} bytes, including a hidden prefix and large counters. Received: "
                 f"{template.text!r}, whose names have up to {len(os.fsencode(part))} bytes. Give a shorter template."
             )
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 from callbacks import versions
 from callbacks.errors import InputError
 
-versions.say_if_untested(tf.__version__, keras.__version__)  # first: a name that nobody has thought of may be missing below
+versions.warn_if_untested(tf.__version__, keras.__version__)  # first: a name that nobody has thought of may be missing below
 
 
 def _find(module: str, *names: str) -> Any:

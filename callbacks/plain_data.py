@@ -152,7 +152,7 @@ def dtype_name(dtype: np.dtype) -> str:
     if dtype in _EXTENSIONS.values():
         return dtype.name
     if not _BUILTIN.fullmatch(dtype.str):
-        raise TypeError(f"Arrays of plain data must have numbers, booleans, dates or text. Received: dtype {dtype}")
+        raise TypeError(f"Plain data may have only arrays of numbers, booleans, dates and text. Received: dtype {dtype}")
     return dtype.str
 
 

@@ -1,4 +1,4 @@
-"""Resuming a training: finds the checkpoint, restores everything before the first batch, and says what will not be resumed."""
+"""Resumes a training: finds the checkpoint and restores everything before the first batch."""
 
 import os
 import warnings
@@ -25,36 +25,36 @@ from callbacks.template import Template
 
 
 def find_checkpoint(template: Template, resume: bool | str | os.PathLike) -> Checkpoint | None:
-    """Returns the checkpoint that a training resumes from, the same on every rank.
+    """Returns the checkpoint to resume from, the same on every rank; None if there is none.
 
     Args:
         template: the names of the run's checkpoints.
-        resume: True for the newest of them that verifies, False for none, or the path of one.
+        resume: True for the newest finite one that verifies, False for none, or the path of one.
 
     Raises:
-        InputError: if there is no intact checkpoint at that path, or all have NaN or infinite values.
+        InputError: if there is no intact checkpoint at the path, or all checkpoints have NaN or infinite values.
     """
     if resume is False:
         return None
     if resume is True:
-        return find_on_chief(lambda: _last_good(template))
+        return find_on_chief(lambda: _newest_finite(template))
     return find_on_chief(lambda: named_checkpoint(os.fspath(resume)))
 
 
-def _last_good(template: Template) -> Checkpoint | None:
-    """The newest finite checkpoint; what newer ones have come to is said, and how to get past it."""
+def _newest_finite(template: Template) -> Checkpoint | None:
+    """Returns the newest finite checkpoint, and warns of newer ones that are not finite."""
     found = search(template.text)
     if not found.not_finite:
         return found.checkpoint
     if found.checkpoint is None:
         raise InputError(
-            f"No checkpoint to resume from: those of {template.text} hold NaN or infinite values, from batch "
+            f"No checkpoint to resume from: those of {template.text} contain NaN or infinite values, from batch "
             f"{found.not_finite[-1][1]} on. Begin again in another directory, with a lower learning rate or other data."
         )
     first, last = found.checkpoint.batch + 1, found.not_finite[-1][1]
     warnings.warn(
         f"{found.skipped} Training resumes from batch {found.checkpoint.batch}. The same batches in the same order lead "
-        f"to the same values again: leave out batches {first} to {last} (in recipes: --skip-batches {first}:{last}), "
+        f"to the same values again: skip batches {first} to {last} (in recipes: --skip-batches {first}:{last}), "
         "or lower the learning rate.",
         stacklevel=2,
     )
@@ -62,14 +62,14 @@ def _last_good(template: Template) -> Checkpoint | None:
 
 
 def warn_of_later_checkpoints(template: Template, begins_at: int) -> None:
-    """Warns if the directory has checkpoints of another run that came further; to be called on the chief."""
+    """Warns if the directory has later checkpoints of another run. Call it on the chief."""
     if not template.counters:
         return
     newest = next(own_checkpoints(template), None)
     if newest and newest[1].batch > begins_at:
         warnings.warn(
-            f"{newest[0]} is of another run, which came to batch {newest[1].batch}; this one begins at {begins_at}. "
-            "It replaces files of equal names and deletes none of the others. Use another directory, or resume=True.",
+            f"{newest[0]} is of another run, which reached batch {newest[1].batch}. This run begins at batch {begins_at}, replaces "
+            "files of equal names and deletes no others. Use another directory, or resume=True.",
             stacklevel=3,
         )
 
@@ -126,47 +126,47 @@ class Resumption:
         self._states = self._restored = None
 
     def set_states(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
-        """Sets the states of callbacks, and the variables once more, which callbacks may have changed since.
+        """Restores the callback states, and again the variables, which callbacks may have changed since.
 
-        To be called after every callback's `on_train_begin`, in which they forget their state. What they do to the model there,
-        an earlier process has done.
+        Call it after every callback's `on_train_begin`, in which callbacks reset their state. Their changes of the model there are
+        undone, since an earlier process has made them already.
         """
         if self._restored:
             self._restored.put_back()
         if self._states:
             callback_state.give_back(callbacks, self._states)
         if self._counts.epoch_ended:
-            self._restored = None  # what they do next to the model is new
+            self._restored = None  # later changes of the model are new
 
     def set_states_again(self, callbacks: Iterable[keras.callbacks.Callback], hook: str, batch: int = 0) -> None:
-        """Sets states and variables once more, in the hook in which they were saved.
+        """Restores callback states and variables again, in the hook of the save.
 
-        In the middle of an epoch Keras calls the hooks of the batches that were trained on already. So callbacks would see
-        these batches twice. The callbacks that stand behind the one that saves had not seen the last hook: they see it now.
+        In the middle of an epoch, Keras calls the hooks of batches that are trained on already, so callbacks see these batches
+        twice. The restore undoes that. Callbacks after the one that saves had not run the hook of the save, and run it now.
 
         Args:
             callbacks: all callbacks of the `fit`.
-            hook: the hook that the callback that saves is in.
-            batch: the hook's argument.
+            hook: the current hook of the callback that saves.
+            batch: the argument of the hook.
         """
         if self._states is None:
             return
         if self._counts.epoch_ended or self._counters.batch_bound > self._counts.batch:
-            self.forget()  # training has gone on
+            self.forget()  # training has continued
         elif hook == self._states.hook and self._is_place_of_save(hook, batch):
             self.set_states(callbacks)
             self._restored = None
 
     def _is_place_of_save(self, hook, batch):
         done, execution = self._counts.batches_in_epoch, self._model.steps_per_execution
-        if hook in ("on_train_batch_end", "on_all_callbacks_ended_batch"):  # of the last batches that are skipped
+        if hook in ("on_train_batch_end", "on_all_callbacks_ended_batch"):  # in the last skipped execution
             return batch + execution >= done
-        if hook == "on_train_batch_begin":  # of the first batches that are trained on
+        if hook == "on_train_batch_begin":  # in the first trained execution
             return batch + execution > done
         return True
 
     def _restore_variables(self, stored: state.StoredState) -> None:
-        """Restores the variables, just before the first batch if only that can build them."""
+        """Restores the variables; just before the first batch if the model is not built yet."""
         try:
             self._assign(stored)
         except NotBuilt:
@@ -175,5 +175,5 @@ class Resumption:
     def _assign(self, stored: state.StoredState) -> None:
         stored.assign_to(self._model)
         choose_rates(self._model, self._compiled_rates, stored.header, stored.path)
-        # An optimizer that a callback makes later has the checkpoint's rate: nobody has chosen another one for it.
+        # An optimizer that a callback makes later gets the checkpoint's rate, since the user has chosen no other.
         self._restored = RestoredVariables(self._model, lambda: stored.assign_to(self._model))

@@ -301,7 +301,7 @@ def type_that_is_code(header):
 def test_a_resume_from_states_of_callbacks_that_are_none_is_one_line(copies, change):
     _, _, newer = copies
     with_header(newer, change)
-    with pytest.raises(InputError, match=f"^The state in {newer} cannot be read: ") as raised:
+    with pytest.raises(InputError, match=f"^Cannot read the state in {newer}: ") as raised:
         restore(small_model(), newer)
     assert "\n" not in str(raised.value)
     with contextlib.suppress(ValueError):

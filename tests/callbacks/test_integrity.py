@@ -83,15 +83,15 @@ def test_what_is_no_file_in_the_place_of_a_checkpoint_is_passed_over(copies, cap
     directory, older, newer = copies
     newer.unlink()
     make(newer)
-    assert_passed_over(directory, newer, older, "it is no regular file")
+    assert_passed_over(directory, newer, older, "it is not a regular file")
     template = str(directory / older.name.replace("b5", "b{batch}"))
-    assert_passed_over(template, newer, older, "it is no regular file")
+    assert_passed_over(template, newer, older, "it is not a regular file")
     with pytest.raises(files.Corrupt):
         files.read_trailer(newer)
     assert main(["list", str(directory)]) == 0
     assert main(["verify", str(directory)]) == 1
-    assert f"{newer}: it is no regular file" in capsys.readouterr().out
-    with pytest.raises(InputError, match="it is no regular file"):
+    assert f"{newer}: it is not a regular file" in capsys.readouterr().out
+    with pytest.raises(InputError, match="it is not a regular file"):
         fit(small_model(), GlobalStepCheckpoint(template, resume=str(newer)))
 
 

@@ -85,7 +85,9 @@ def test_a_resume_starts_from_the_last_good_one_and_says_how_to_get_past_the_nan
 def test_where_no_checkpoint_is_good_a_resume_is_refused(gone_bad, tmp_path):
     bad = gone_bad / "b10.weights.h5"
     (tmp_path / bad.name).write_bytes(bad.read_bytes())
-    with pytest.raises(InputError, match=r"No checkpoint to resume from: those of .* hold NaN or infinite values, from batch 10"):
+    with pytest.raises(
+        InputError, match=r"No checkpoint to resume from: those of .* contain NaN or infinite values, from batch 10"
+    ):
         fit(small_model(), GlobalStepCheckpoint(str(tmp_path / TEMPLATE), resume=True))
     with pytest.warns(UserWarning, match=r"Skipped .*b10\.weights\.h5: it contains NaN or infinite values"):
         assert latest_checkpoint(tmp_path) is None

@@ -90,7 +90,7 @@ def test_a_file_that_does_not_say_what_was_compiled_keeps_its_rate_and_that_is_s
     with monkeypatch.context() as patch:
         patch.setattr("callbacks.snapshot.compiled_rates", lambda tree: {})
         train(tmp_path, keras.optimizers.SGD(0.01), epochs=1)
-    with pytest.warns(UserWarning, match=r"The learning rate is 0\.01: it is the checkpoint's, and not compile's 0\.002"):
+    with pytest.warns(UserWarning, match=r"The learning rate is 0\.01: it is the checkpoint's rate, and not 0\.002"):
         assert set(train(tmp_path, keras.optimizers.SGD(0.002))) == {0.01}
 
 

@@ -245,10 +245,10 @@ def test_a_lock_that_cannot_be_read_is_named_in_one_line(tmp_path):
     held.acquire()
     os.unlink(held.path)
     os.mkdir(held.path)
-    with pytest.raises(LockLost, match=f"^The lock {held.path} cannot be read or written: it is no regular file$"):
+    with pytest.raises(LockLost, match=f"^The lock {held.path} cannot be read or written: it is not a regular file$"):
         held.check()
     held.release()
-    with pytest.raises(InputError, match=f"^The lock {held.path} cannot be read or written: it is no regular file. Use another"):
+    with pytest.raises(InputError, match=f"^The lock {held.path} cannot be read or written: it is not a regular file. Use another"):
         held.acquire()
 
 
@@ -256,7 +256,7 @@ def test_a_lock_that_cannot_be_read_is_named_in_one_line(tmp_path):
 def test_a_fifo_in_the_place_of_a_lock_is_named_and_not_waited_for(tmp_path):
     held = Lock("b{batch}.keras", str(tmp_path))
     os.mkfifo(held.path)
-    with pytest.raises(InputError, match=f"^The lock {held.path} cannot be read or written: it is no regular file"):
+    with pytest.raises(InputError, match=f"^The lock {held.path} cannot be read or written: it is not a regular file"):
         held.acquire()
 
 

@@ -127,7 +127,7 @@ def test_saves_by_batch_carry_the_newest_value_that_a_callback_has_logged(tmp_pa
 
 def test_a_metric_that_no_callback_logs_is_an_error_at_the_first_save(tmp_path):
     model = small_model()
-    with pytest.raises(InputError, match=r"\{val_f2\}.*is in no logs at the end of the epoch.*\{val_f1\}") as raised:
+    with pytest.raises(InputError, match=r"\{val_f2\}.*was not logged by the end of the epoch.*\{val_f1\}") as raised:
         checkpoint = GlobalStepCheckpoint(str(tmp_path / "{val_f2}.weights.h5"))
         fit(model, Logs("val_f1", score), checkpoint, epochs=2, validation_data=arrays())
     assert int(model.optimizer.iterations.numpy()) == 10 and "\n" not in str(raised.value)

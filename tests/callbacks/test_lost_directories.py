@@ -221,7 +221,7 @@ def test_after_an_event_file_that_is_ahead_of_the_clock_the_next_one_still_sorts
 
 @pytest.mark.parametrize("resume", ["", None, 3])
 def test_what_is_no_path_to_resume_from_is_refused_in_one_line(resume):
-    with pytest.raises(InputError, match=r"^resume is True, False, or the path of a checkpoint. Received: .*$") as raised:
+    with pytest.raises(InputError, match=r"^resume must be True, False, or the path of a checkpoint. Received: .*$") as raised:
         GlobalStepCheckpoint("b{batch}.weights.h5", resume=resume)
     assert repr(resume) in str(raised.value)
 

@@ -54,7 +54,7 @@ def start(strategy, *command):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["single", "mirrored", *ENGINES])
-def test_a_run_that_is_asked_to_leave_again_and_again_ends_with_the_same_weights(tmp_path, strategy):
+def test_a_run_that_is_requested_to_leave_again_and_again_ends_with_the_same_weights(tmp_path, strategy):
     flags = ["--epochs", EPOCHS, "--save-freq", 1000, "--strategy", strategy, "--global-batch-size", 16]
     flags += ["--virtual-devices", 2] if strategy == "mirrored" else []
     with ThreadPoolExecutor(1) as beside:
@@ -149,7 +149,7 @@ def test_an_earlier_life_that_is_still_alive_can_commit_nothing_any_more(recipe,
 
 
 def test_a_run_leaves_while_there_is_time_for_another_save_before_its_job_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(preemption, "_asked", 0)
+    monkeypatch.setattr(preemption, "_requested", 0)
     monkeypatch.setattr(preemption, "_job_end", time.time() + 10_000)
     checkpoint = GlobalStepCheckpoint(str(tmp_path / "{batch}.weights.h5"), save_freq=3, background=False)
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])

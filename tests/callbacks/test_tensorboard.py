@@ -251,7 +251,7 @@ def test_a_profile_is_of_the_global_batches_asked_for(tmp_path, batches):
 @pytest.mark.parametrize("wrong", [(1,), (0, -1), ("0",)])
 def test_a_rank_that_the_run_does_not_have_cannot_be_profiled(tmp_path, wrong):
     board = GlobalStepTensorBoard(tmp_path, profile_batch=2, profile_ranks=wrong)
-    with pytest.raises(InputError, match=r"profile_ranks.*ranks 0 to 0.*Received"):
+    with pytest.raises(InputError, match=r"profile_ranks must be ranks of this run, 0 to 0.*Received"):
         fit(small_model(), board)
     assert list(tmp_path.iterdir()) == []
 

@@ -149,7 +149,7 @@ def test_what_a_user_gets_wrong_ends_with_one_line_and_code_2(recipe, tmp_path):
         "--resume never": [*flags, "--resume", "never"],
         # in a directory of its own: two of these at once on one template would be refused for that
         "Cannot resume from": ["--workdir", tmp_path / "other", "--resume", tmp_path / "none.weights.h5"],
-        "needs names that differ": [*flags, "--checkpoint", tmp_path / "last.keras", "--keep-last", 2],
+        "needs a template with a counter": [*flags, "--checkpoint", tmp_path / "last.keras", "--keep-last", 2],
         "Use 63 or 66": [*flags, "--strategy", "mirrored", "--virtual-devices", 3],
         "{batch} {epoch} {samples} {step} {replicas} {accuracy} {learning_rate} {loss} {val_accuracy} {val_loss}": [
             *flags,
