@@ -34,6 +34,8 @@ from callbacks.save_policy import SavePolicy
 from callbacks.save_schedule import SaveSchedule
 from callbacks.saver import Saver
 from callbacks.template import Template
+from callbacks.trainable_flags import trainable_flags_of
+from callbacks.unseen_draws import warn_of_unseen_draws
 from callbacks.writer import Writer
 
 
@@ -131,6 +133,9 @@ class GlobalStepCheckpoint(Copyable, BestState):
     def set_model(self, model):
         super().set_model(model)
         self._counters, self._data, self._costs = counters_of(model), data_position_of(model), save_costs_of(model)
+        trainable_flags_of(model).begin_fit()
+        if self.resume is not False:
+            warn_of_unseen_draws(model)
 
     def on_train_begin(self, logs=None):
         fit = running_fit(self)
@@ -257,8 +262,9 @@ class GlobalStepCheckpoint(Copyable, BestState):
         schedule = SaveSchedule(self._policy, self._counters, self._costs, self._writer)
         pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, begins_at)
         self.disk_room = DiskRoom(self.template, self._keep, *self._policy.still_to_come(self.params, begins_at))
-        directory, memory = self._directory, DeviceMemory()
-        saver = Saver(self.model, self.template, self._writer, directory, pruner, self.disk_room, memory, self.verbose)
+        saver = Saver(
+            self.model, self.template, self._writer, self._directory, pruner, self.disk_room, DeviceMemory(), self.verbose
+        )
         is_best = self._is_best if self.save_best_only else None
         newest = self.newest or (self.resumed_from.path if self.resumed_from else None)
         self._maker = CheckpointMaker(self.model, self.template, self._callbacks, schedule, saver, self._logged, is_best, newest)
@@ -275,9 +281,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
             self._check_direction()
 
     def _stop_if_requested(self, hook):
-        """Saves and ends the process if any rank was asked to leave; all ranks call it after the same batch."""
-        code = ranks().stop_requested()
-        if not code:
+        """Saves and ends the process if a stop was requested on any rank. All ranks call it after the same batch."""
+        if not (code := ranks().stop_requested()):
             return
         self._maker.save_last(hook)
         self._maker.finish()

@@ -21,7 +21,7 @@ ANY_ORDER = "it has no fixed order (deterministic=False)"
 UNKNOWN = "it is not a tf.data.Dataset that can be inspected"
 _KEEPS_SHUFFLES = "a shuffle comes before a repeat, a cache or a concatenation"
 
-_RANDOM = re.compile("Random|Multinomial|SampleDistorted|ParameterizedTruncated")
+_RANDOM = re.compile("Random|Multinomial|SampleDistorted|TruncatedNormal")
 _STATEFUL = re.compile("Assign|Stateful(?!PartitionedCall)|RngSkip|RngReadAndSkip")
 
 
@@ -91,7 +91,7 @@ def _inspect(dataset: tf.data.Dataset, order: DataOrder, after: tuple[str, ...])
     seeds = keras_private.seeds_of(dataset)
     if seeds is not None:
         _note_seeds(order, seeds)
-        if keras_private.is_anew_for_each_iterator(dataset):
+        if keras_private.reshuffles_each_iterator(dataset):
             _note_reshuffle(order, after)
     if "Service" in kind:
         order.doubt(UNKNOWN)

@@ -159,6 +159,32 @@ def attempts(directory: str) -> dict[str, float]:
     return began
 
 
+def replace_summary(directory: str, describe: Callable[[str], str], serialized: bytes, wall_time: float) -> None:
+    """Writes a summary without a step, and removes files of earlier attempts with only the same tags.
+
+    If a tag has several values in a directory, TensorBoard shows the first one.
+
+    Args:
+        directory: the directory.
+        describe: returns the description of a tag, in Markdown.
+        serialized: the serialized summary.
+        wall_time: now, in seconds since 1970.
+
+    Raises:
+        InputError: if nothing can be written there, or an earlier file cannot be removed.
+    """
+    tags = {value.tag for value in tf.compat.v1.Summary.FromString(serialized).value}
+    earlier = [path for path in Path(directory).glob(_PATTERN) if _tags(path) == tags]
+    EventFile(directory, describe).summary(serialized, wall_time)
+    try:
+        for path in earlier:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"Cannot remove TensorBoard's events {path}: {error.strerror}. Give a directory that can be written to."
+        ) from None
+
+
 def is_empty(directory: str) -> bool:
     """Returns whether a directory has no event file."""
     return next(Path(directory).glob(_PATTERN), None) is None
@@ -168,6 +194,10 @@ def steps(directory: str) -> set[int]:
     """Returns the steps of the summaries that any process wrote to a directory."""
     paths = Path(directory).glob(_PATTERN)
     return {event.step for path in paths for event in _events(path) if event.HasField("summary")}
+
+
+def _tags(path: Path) -> set[str]:
+    return {value.tag for event in _events(path) for value in event.summary.value}
 
 
 def _head(path: Path) -> Iterator[tf.compat.v1.Event]:

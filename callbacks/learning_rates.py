@@ -33,6 +33,31 @@ def compiled_rates(tree: StateTree) -> dict[str, float]:
     return found
 
 
+@dataclass
+class _OfFit:
+    """Optimizer name -> compiled rate at the beginning of a `fit`."""
+
+    rates: dict[str, float]
+
+
+def begin_fit(model: keras.Model) -> dict[str, float]:
+    """Keeps and returns the compiled rates. Call it in `on_train_begin`, before a restore."""
+    return attach(model, _OfFit(compiled_rates(StateTree(model)))).rates
+
+
+def rates_of_fit(model: keras.Model, tree: StateTree) -> dict[str, float]:
+    """Returns `compiled_rates`, with the user's rates for optimizers that callbacks have replaced.
+
+    If a callback compiles the model in the middle of a `fit`, its new rate counts as a change by a callback.
+    """
+    noted = attached(model, _OfFit)
+    for name, rate in (noted.rates if noted else {}).items():
+        optimizer = tree.optimizers.get(name)
+        if optimizer is not None and attached(optimizer, _Compiled) is None:
+            attach(optimizer, _Compiled(rate))
+    return compiled_rates(tree)
+
+
 def choose_rates(model: keras.Model, compiled: dict[str, float], header: dict[str, Any], path: str) -> None:
     """Sets the learning rates of a model that was just restored.
 

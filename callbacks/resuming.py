@@ -11,17 +11,21 @@ from callbacks import callback_state, state
 from callbacks.callback_state import CallbackStates
 from callbacks.counters import counters_of
 from callbacks.counts import Counts
+from callbacks.data_position import data_position_of
 from callbacks.errors import InputError
 from callbacks.fit_hooks import fit_hooks_of
-from callbacks.keras_private import set_initial_epoch
-from callbacks.learning_rates import choose_rates, compiled_rates
+from callbacks.keras_private import can_build_symbolically, set_initial_epoch
+from callbacks.learning_rates import begin_fit as begin_rates
+from callbacks.learning_rates import choose_rates
 from callbacks.model_match import NotBuilt
 from callbacks.ranks import ranks
 from callbacks.restored_variables import RestoredVariables
 from callbacks.restoring import Checkpoint, find_on_chief, named_checkpoint, own_checkpoints, search
+from callbacks.resumed_epoch import resumed_epoch_of
 from callbacks.save_costs import save_costs_of
 from callbacks.state_tree import StateTree
 from callbacks.template import Template
+from callbacks.trainable_flags import trainable_flags_of
 
 
 def find_checkpoint(template: Template, resume: bool | str | os.PathLike) -> Checkpoint | None:
@@ -97,16 +101,18 @@ class Resumption:
         self._model, self._counters, self._counts = model, counters_of(model), Counts()
         self._states: CallbackStates | None = None
         self._restored: RestoredVariables | None = None
+        self._lacking: state.StoredState | None = None  # to restore when the model has all its variables
         self.logs: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
         self.initial_epoch = 0
         self.checkpoint = find_checkpoint(template, resume)
-        self._compiled_rates = compiled_rates(StateTree(model))
+        self._compiled_rates = begin_rates(model)
         if self.checkpoint:
             self._resume(self.checkpoint, planned_epochs)
 
     def _resume(self, checkpoint: Checkpoint, planned_epochs: int | None) -> None:
         stored = state.read_state(checkpoint.path)
+        self._earlier, self._flags = self._counters.read(), stored.header.get("trainable", {})
         self._restore_variables(stored)
         stored.resume_epoch(self._model)
         save_costs_of(self._model).newest = (checkpoint.batch, checkpoint.path)
@@ -131,8 +137,11 @@ class Resumption:
         Call it after every callback's `on_train_begin`, in which callbacks reset their state. Their changes of the model there are
         undone, since an earlier process has made them already.
         """
-        if self._restored:
+        if self._lacking:
+            self._restore_late()
+        elif self._restored:
             self._restored.put_back()
+            trainable_flags_of(self._model).restore(self._flags)
         if self._states:
             callback_state.give_back(callbacks, self._states)
         if self._counts.epoch_ended:
@@ -166,11 +175,33 @@ class Resumption:
         return True
 
     def _restore_variables(self, stored: state.StoredState) -> None:
-        """Restores the variables; just before the first batch if the model is not built yet."""
+        """Restores the variables. If the model lacks some, a callback or the first batch may create them: it is restored then."""
         try:
             self._assign(stored)
         except NotBuilt:
-            fit_hooks_of(self._model).before_first_batch(lambda: self._assign(stored))
+            self._lacking = stored
+
+    def _restore_late(self, is_last_try: bool = False) -> None:
+        """Restores the variables after all callbacks began, or before the first batch, which may create the missing ones.
+
+        Raises:
+            InputError: if variables are still missing, or differ. The counters and the place in the data are reset then.
+        """
+        assert self._lacking is not None
+        try:
+            self._assign(self._lacking)
+        except InputError as error:
+            if isinstance(error, NotBuilt) and not is_last_try and self._first_batch_makes_variables():
+                fit_hooks_of(self._model).before_first_batch(lambda: self._restore_late(is_last_try=True), lacks=True)
+                return
+            resumed_epoch_of(self._model).resume(self._earlier, {}, lambda: None)
+            data_position_of(self._model).resume(None, self._earlier)
+            set_initial_epoch(self._model, None)
+            raise
+        self._lacking = None
+
+    def _first_batch_makes_variables(self) -> bool:
+        return not (StateTree(self._model).is_built and can_build_symbolically(self._model))
 
     def _assign(self, stored: state.StoredState) -> None:
         stored.assign_to(self._model)

@@ -53,10 +53,10 @@ class RunEvents:
         return is_first
 
     def write_hparams(self, hparams: Mapping[str, float | str | bool]) -> None:
-        """Writes the hyperparameters, if no attempt has written them before."""
-        if hparams and event_files.is_empty(self._directory):
+        """Writes the hyperparameters in place of those of earlier attempts."""
+        if hparams:
             now = self._clock()
-            EventFile(self._directory, describe).summary(hparams_summary(hparams, now), now)
+            event_files.replace_summary(self._directory, describe, hparams_summary(hparams, now), now)
 
     def begin(self, counts: Counts) -> None:
         """Makes TensorBoard discard the events of earlier attempts after these counts, and counts the attempts."""

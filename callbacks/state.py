@@ -43,6 +43,7 @@ from callbacks.resumed_epoch import resumed_epoch_of
 from callbacks.snapshot import KerasPart, Snapshot, SnapshotPlan, to_host
 from callbacks.state_tree import GLOBAL_SEEDS, StateTree
 from callbacks.stored_header import FORMAT, GROUP, header_of, open_group
+from callbacks.trainable_flags import trainable_flags_of
 
 _COMMENT = bytes(TRAILER_SIZE)  # the last record of an archive contains the size of the trailer after it
 
@@ -81,6 +82,7 @@ def take(
         "logs": callback_state.as_json(dict(logs)),
         "metrics": callback_state.as_json(dict(metrics)),
         "callbacks": states.plain,
+        "trainable": trainable_flags_of(model).changes(plan.tree),
         "hook": states.hook,
         "stopped": states.has_stopped,
     }
@@ -153,7 +155,7 @@ class StoredState:
             model: a compiled model. If an optimizer was built at the save and is not built yet, it is built for the same variables.
 
         Raises:
-            NotBuilt: if the model lacks variables and has layers that are not built.
+            NotBuilt: if the model lacks variables, which a callback or its first batch may create.
             InputError: if the file is of another model. The message names the first variable that differs.
         """
         if any(name.startswith(GLOBAL_SEEDS) for name in self.beside):
@@ -162,6 +164,7 @@ class StoredState:
         ranks().on_chief(lambda: self._load_keras_part(model))
         ranks().broadcast_variables([v for v in tree.variables.values() if isinstance(v, KerasVariable)])
         self._assign(model, tree, set(tree.variables))
+        trainable_flags_of(model).restore(self.header.get("trainable", {}))
 
     def assign_weights(self, model: keras.Model) -> None:
         """Assigns only the weights of the checkpoint to a model. Optimizers, seeds and counters are unchanged.
@@ -196,7 +199,7 @@ class StoredState:
         beside = self.beside if self.header["format"] == FORMAT else format_1.named(self.beside, tree, model)
         with model.distribute_strategy.scope():
             for name, value in beside.items():
-                if name in names and tuple(tree.variables[name].shape) == value.shape[1:]:
+                if name in names and tf.TensorShape(tree.variables[name].shape).is_compatible_with(value.shape[1:]):
                     assign_components(model.distribute_strategy, tree.variables[name], value)
 
     def _prepare(self, model: keras.Model) -> StateTree:

@@ -54,7 +54,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         profile_batch: a global batch, or the first and last of several, to profile. After a restart in between, the rest.
         profile_ranks: the ranks to profile.
         peak_tflops: the peak of one device, for model FLOPs utilization; None looks it up (`callbacks.device_usage`).
-        hparams: the run's hyperparameters for TensorBoard: name -> number, text or bool. The first attempt writes them.
+        hparams: the run's hyperparameters: name -> number, text or bool. A resume replaces them; TensorBoard needs a restart then.
 
     Raises:
         InputError: when training begins, if nothing can be written to `log_dir`, or the run has no such rank to profile.
