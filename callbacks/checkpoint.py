@@ -261,10 +261,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._policy.begin(begins_at)
         schedule = SaveSchedule(self._policy, self._counters, self._costs, self._writer)
         pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, begins_at)
-        self.disk_room = DiskRoom(self.template, self._keep, *self._policy.still_to_come(self.params, begins_at))
-        saver = Saver(
-            self.model, self.template, self._writer, self._directory, pruner, self.disk_room, DeviceMemory(), self.verbose
-        )
+        room = self.disk_room = DiskRoom(self.template, self._keep, *self._policy.still_to_come(self.params, begins_at))
+        saver = Saver(self.model, self.template, self._writer, self._directory, pruner, room, DeviceMemory(), self.verbose)
         is_best = self._is_best if self.save_best_only else None
         newest = self.newest or (self.resumed_from.path if self.resumed_from else None)
         self._maker = CheckpointMaker(self.model, self.template, self._callbacks, schedule, saver, self._logged, is_best, newest)
