@@ -58,7 +58,7 @@ class Ranks:
     def stop_requested(self) -> int:
         """Returns the exit code of a stop requested on any rank (`callbacks.preemption`), or 0.
 
-        This is no collective: ranks learn of the request with the gradients, all of them after the same batch.
+        This is not a collective: ranks receive the request with the gradients, all of them after the same batch.
         """
         return preemption.stop_requested()
 

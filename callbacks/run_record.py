@@ -23,7 +23,7 @@ from callbacks.ranks import ranks
 from callbacks.save_costs import SaveCosts, save_costs_of
 from callbacks.time_account import TimeAccount
 
-_DATA_SAMPLE = 10  # the wait for data is measured for one batch in so many
+_DATA_SAMPLE = 10  # the wait for data is measured for one batch in ten
 _SIGNALS = {
     preemption.REQUEUE: "stopped by USR1 or USR2, after a save",
     preemption.TERMINATED: "stopped by TERM, after a save",

@@ -266,7 +266,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             self._relay.enter(self.model, self._counters.read().batch)
 
     def _write_with_keras(self, write, *arguments):
-        """Has the base class write to another directory, and adopts the events: TensorBoard reads one file of a directory."""
+        """Lets the base class write to another directory, and adopts its events: TensorBoard reads one file per directory."""
         with tempfile.TemporaryDirectory() as self._train_dir, self.summary.record_if(True):
             write(*arguments)
             self._train_writer.close()

@@ -135,7 +135,7 @@ class Writer:
 
 
 def finish_writes(matches: Callable[[str], bool]) -> None:
-    """Waits for saves of this process, whichever writer they belong to: a `fit` that failed leaves its last one in flight.
+    """Waits for saves of this process by any writer, since a failed `fit` leaves its last save in flight.
 
     Args:
         matches: receives the path of a save and returns whether to wait for it.

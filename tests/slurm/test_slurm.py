@@ -266,7 +266,7 @@ def test_elements_of_an_array_that_share_a_directory_are_told_so(cluster, tmp_pa
     cluster.run("scancel", array.number)
     ended = {job.end(): job for job in jobs}
     assert sorted(ended) == ["CANCELLED", "FAILED"]
-    assert "same job array: give each element a directory of its own" in ended["FAILED"].output
+    assert "same job array: give each element its own directory" in ended["FAILED"].output
 
 
 def test_a_batch_file_that_is_not_submitted_says_how():
