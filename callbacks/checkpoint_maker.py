@@ -56,62 +56,31 @@ class CheckpointMaker:
         self.newest = newest
 
     def begin_batch(self) -> None:
-        """Call it before a batch, or an execution of several."""
+        """Notes the start of a batch, or of an execution of several. Call it in `on_train_batch_begin`."""
         self._schedule.begin_batch()
 
     def end_batch(self) -> None:
         """Saves if a checkpoint is due. Call it in `on_train_batch_end`.
 
         Raises:
-            CheckpointWriteError: if this checkpoint is written at once and fails, or an earlier one has failed.
+            CheckpointWriteError: if this checkpoint is written synchronously and fails, or an earlier one has failed.
         """
         self._saver.prepare()
         self._saver.raise_failure()
         if self._schedule.is_due():
-            self.save("on_train_batch_end")
-
-    def save(self, hook: str) -> None:
-        """Saves, unless the name needs a metric that is not logged yet, or the state is not the best.
-
-        Args:
-            hook: the hook of the callback that saves. A resume sets the states of callbacks in the same hook.
-
-        Raises:
-            CheckpointWriteError: if this checkpoint is written at once and fails, or an earlier one has failed.
-        """
-        metrics, policy = self._logged.newest(), self._schedule.policy
-        if self._template.missing(metrics):
-            policy.postpone()
-            return
-        if self._is_best and not self._is_best(metrics):
-            return
-        for callback in self._callbacks:
-            if isinstance(callback, GlobalStepTensorBoard):
-                callback.end_batch(self._logged.last)  # its curves and its state are those after this batch
-        began = policy.clock()
-        self._saver.make_room()
-        states = self.epoch.states or callback_state.gather(self._callbacks, hook)
-        snapshot = state.take(self._model, self._saver.plan(), states, self._logged.last, metrics, self._keras_part)
-        place = self._data.place(snapshot.counts)
-        snapshot.header["data"] = place and place.to_json()
-        snapshot.header["template"] = self._template.last_part
-        policy.saved(snapshot.counts.batch)
-        self.newest = self._template.format(snapshot.counts, metrics)
-        if ranks().is_chief:
-            self._saver.submit(snapshot, self.newest)
-        self._schedule.note_blocked(policy.clock() - began)
+            self._save("on_train_batch_end")
 
     def save_last(self, hook: str) -> None:
         """Saves at the end of training, unless that very state was just saved or only the best states are saved."""
         if self._is_best is None and not self._is_saved():
             self._schedule.policy.ends = True
-            self.save(hook)
+            self._save(hook)
 
     def end_epoch(self) -> None:
         """Reads Keras's part of a checkpoint that is due at the end of the epoch. Call it in `on_epoch_end`.
 
-        A file holds the weights of this place in the list of callbacks, as with `ModelCheckpoint`; the state that training
-        resumes from is that after all callbacks.
+        The file contains the weights at this place in the list of callbacks, as with `ModelCheckpoint`. A resume restores the
+        state after all callbacks.
         """
         self._is_epoch_due = self._schedule.policy.is_due_after_epoch()
         self._keras_part = self._saver.plan().read_keras_part() if self._is_epoch_due else None
@@ -121,11 +90,11 @@ class CheckpointMaker:
         if self.epoch.states:
             self.epoch.restore_metrics()
         if self._is_epoch_due and not (self.epoch.states and self._is_saved()):
-            self.save("on_epoch_end")
+            self._save("on_epoch_end")
         self._keras_part = None
 
     def stop_in_epoch(self, batches_per_epoch: int | None) -> None:
-        """Saves the epoch as unfinished if batches are left, though a callback stops training after this batch.
+        """Saves the epoch as unfinished if a callback stops training after this batch and batches are left.
 
         Args:
             batches_per_epoch: the batches of an epoch; None if unknown.
@@ -143,6 +112,37 @@ class CheckpointMaker:
         """
         self._schedule.finish()
         self._saver.free_memory()
+
+    def _save(self, hook: str) -> None:
+        """Saves, unless the name needs a metric that is not logged yet, or the state is not the best.
+
+        Args:
+            hook: the hook of the callback that saves. A resume sets the states of callbacks in the same hook.
+
+        Raises:
+            CheckpointWriteError: if this checkpoint is written synchronously and fails, or an earlier one has failed.
+        """
+        metrics, policy = self._logged.newest(), self._schedule.policy
+        if self._template.missing(metrics):
+            policy.postpone()
+            return
+        if self._is_best and not self._is_best(metrics):
+            return
+        for callback in self._callbacks:
+            if isinstance(callback, GlobalStepTensorBoard):
+                callback.end_batch(self._logged.last)  # so that its curves and its state include this batch
+        began = policy.clock()
+        self._saver.make_room()
+        states = self.epoch.states or callback_state.gather(self._callbacks, hook)
+        snapshot = state.take(self._model, self._saver.plan(), states, self._logged.last, metrics, self._keras_part)
+        place = self._data.place(snapshot.counts)
+        snapshot.header["data"] = place and place.to_json()
+        snapshot.header["template"] = self._template.last_part
+        policy.saved(snapshot.counts.batch)
+        self.newest = self._template.format(snapshot.counts, metrics)
+        if ranks().is_chief:
+            self._saver.submit(snapshot, self.newest)
+        self._schedule.note_blocked(policy.clock() - began)
 
     def _is_saved(self):
         return not self._counters.reached(self._schedule.policy.saved_batch + 1)
