@@ -100,7 +100,7 @@ FREEZES = {
 
 
 @pytest.mark.parametrize("kind", FREEZES)
-def test_layers_that_a_callback_has_frozen_or_unfrozen_are_so_after_a_restart(tmp_path, kind):
+def test_layers_that_a_callback_has_frozen_or_unfrozen_stay_so_after_a_restart(tmp_path, kind):
     make, callback = FREEZES[kind]
     _, whole, history = train(tmp_path / "whole", make, callback)
     for crash in (5, BATCHES + 5, 2 * BATCHES + 5):
@@ -154,7 +154,7 @@ def own_averages():
 
 
 @pytest.mark.parametrize("make, callbacks", [(two_layers, [Averages]), (own_averages, [])], ids=["callback", "train step"])
-def test_variables_that_are_made_when_training_begins_or_by_its_first_batch_are_resumed(tmp_path, make, callbacks):
+def test_variables_created_when_training_begins_or_in_its_first_batch_are_resumed(tmp_path, make, callbacks):
     model, whole, _ = train(tmp_path / "whole", make, *callbacks)
     train(tmp_path / "cut", make, *callbacks, crash=BATCHES + 5)
     resumed_model, resumed, _ = train(tmp_path / "cut", make, *callbacks)
@@ -162,7 +162,7 @@ def test_variables_that_are_made_when_training_begins_or_by_its_first_batch_are_
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_a_checkpoint_with_variables_that_nobody_makes_is_refused_and_leaves_the_next_fit_alone(tmp_path):
+def test_a_checkpoint_with_unknown_variables_is_refused_and_does_not_affect_the_next_fit(tmp_path):
     train(tmp_path, two_layers, Averages, crash=BATCHES + 5)
     keras.backend.clear_session(free_memory=False)
     model = two_layers()
@@ -267,7 +267,7 @@ UNSEEN = {
 
 
 @pytest.mark.parametrize("draws", [*SEEN, *UNSEEN])
-def test_draws_that_no_checkpoint_can_hold_are_said_before_the_first_batch(tmp_path, draws):
+def test_random_draws_that_no_checkpoint_can_store_are_reported_before_the_first_batch(tmp_path, draws):
     model = keras.Sequential([keras.Input((6,)), Noise((SEEN | UNSEEN)[draws]), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
     model.compile("adam", "mse")
     for resume in (False, True):

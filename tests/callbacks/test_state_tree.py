@@ -71,7 +71,7 @@ def test_an_optimizer_that_is_built_names_no_variable_of_a_layer(model):
     assert all(name.startswith("d_optimizer.") for name in set(after) - before)
 
 
-def test_names_are_those_of_another_model_that_is_made_alike():
+def test_names_equal_those_of_another_model_built_the_same_way():
     first, second = small_model(), small_model()
     fit(first)
     second.train_on_batch(*(each[:4] for each in arrays()))
@@ -79,7 +79,7 @@ def test_names_are_those_of_another_model_that_is_made_alike():
     assert list(StateTree(first).variables) == list(StateTree(second).variables)
 
 
-def test_variables_of_metrics_are_told_apart():
+def test_variables_of_metrics_have_distinct_names():
     model = small_model(metrics=["mae"])
     fit(model)
     tree = StateTree(model)
@@ -129,7 +129,7 @@ def test_training_changes_values_and_not_the_tree():
     assert tree.is_like(StateTree(model))
 
 
-def test_what_an_object_notes_of_training_is_no_change_of_the_model(model):
+def test_attributes_that_training_updates_are_not_changes_of_the_model(model):
     tree = StateTree(model)
     model.counter.kept = ["batch 50"]
     model.counter.losses = [0.1, 0.2]

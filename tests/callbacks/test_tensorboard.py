@@ -122,7 +122,7 @@ def steps(directory, run, tag):
 
 
 @pytest.mark.versions
-def test_points_of_a_life_past_its_checkpoint_vanish(tmp_path):
+def test_points_after_the_resumed_checkpoint_are_discarded(tmp_path):
     """Also those of an epoch that had ended after the checkpoint, and of one that the next life does not come to."""
 
     def life(epochs):
@@ -155,7 +155,7 @@ def test_a_point_is_on_the_disk_before_the_checkpoint_of_its_batch(tmp_path, boa
 @pytest.mark.parametrize(
     "steps_per_execution", [1, pytest.param(3, marks=PARTIAL_EXECUTIONS), pytest.param(4, marks=PARTIAL_EXECUTIONS)]
 )
-def test_several_fits_go_on_along_one_axis(tmp_path, steps_per_execution):
+def test_several_fits_continue_one_axis(tmp_path, steps_per_execution):
     model = small_model(steps_per_execution=steps_per_execution)
     board = GlobalStepTensorBoard(tmp_path, update_freq=5, write_graph=False)
     for _ in range(2):
@@ -174,7 +174,7 @@ def test_each_tag_has_a_description_in_tensorboard(tmp_path):
             assert reader.SummaryMetadata(tag).summary_description, tag
 
 
-def test_the_model_and_histograms_of_its_weights_stand_in_the_same_run_as_the_epochs_curves(tmp_path):
+def test_the_model_and_histograms_of_its_weights_are_in_the_run_of_the_epoch_curves(tmp_path):
     model = small_model()
     board = GlobalStepTensorBoard(tmp_path, histogram_freq=1)
     fit(model, board, epochs=2)
@@ -208,7 +208,7 @@ def _wait(x):
     return x
 
 
-def test_share_of_data_wait_tells_slow_data_from_a_slow_step(tmp_path):
+def test_the_share_of_waiting_for_data_distinguishes_slow_data_from_a_slow_step(tmp_path):
     data = tf.data.Dataset.from_tensor_slices(arrays()).batch(4).repeat(3)
     slow_data = data.map(lambda x, y: (tf.ensure_shape(tf.numpy_function(_wait, [x], x.dtype), x.shape), y))
     slow_step = SlowStep()
@@ -222,7 +222,7 @@ def test_share_of_data_wait_tells_slow_data_from_a_slow_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_goodput_over_three_lives_is_what_the_clock_says(tmp_path):
+def test_goodput_over_three_attempts_equals_the_clock(tmp_path):
     now = 1000.0
     # Kills come after batch 11, of which 8 are kept, and after 17, of which 16 are.
     for kill_at in (11, 17, 1000):
@@ -238,7 +238,7 @@ def test_goodput_over_three_lives_is_what_the_clock_says(tmp_path):
 
 
 @pytest.mark.parametrize("batches", [4, (4, 6)])
-def test_a_profile_is_of_the_global_batches_asked_for(tmp_path, batches):
+def test_a_profile_covers_the_requested_global_batches(tmp_path, batches):
     for epochs, begins in ((1, True), (2, False), (3, False)):
         board = GlobalStepTensorBoard(tmp_path / "events", write_graph=False, profile_batch=batches)
         fit(small_model(), GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5", resume=True), board, batches=3, epochs=epochs)
@@ -288,7 +288,7 @@ def test_hyperparameters_are_those_of_the_newest_resume_in_one_session(tmp_path)
 
 
 @pytest.mark.slow
-def test_the_hyperparameters_of_a_recipe_tell_its_runs_apart(killed):
+def test_the_hyperparameters_of_a_recipe_distinguish_its_runs(killed):
     (told,) = hparams(killed)
     assert (told["seed"], told["epochs"], told["strategy"], told["world_size"], told["replicas"]) == (5, 3, "single", 1, 1)
     assert told["model"] == "cnn" and told["global_batch_size"] == 64 and told["learning_rate"] == 2e-3
@@ -297,7 +297,7 @@ def test_the_hyperparameters_of_a_recipe_tell_its_runs_apart(killed):
 
 
 @pytest.mark.slow
-def test_of_four_ranks_the_chief_alone_writes_and_speaks(tmp_path):
+def test_only_the_chief_of_four_ranks_writes_and_prints(tmp_path):
     flags = ["--model", "mlp", "--epochs", 1, "--profile-batches", "3:4", "--log-secs", 0.01]
     results = run_ranks(4, PROGRAMS / "count_event_files.py", *flags, "--workdir", tmp_path)
     for code, _, errors in results:
@@ -325,7 +325,7 @@ def test_the_slowest_rank_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_without_tensorboard_one_line_says_so_and_training_goes_on(tmp_path):
+def test_without_tensorboard_training_continues_after_one_warning(tmp_path):
     run = run_program("without_tensorboard.py", "--model", "mlp", "--epochs", 1, "--workdir", tmp_path)
     assert run.returncode == 0, run.stderr
     lines = [line for line in run.stderr.splitlines() if "ensor" in line and "pip install" in line]
