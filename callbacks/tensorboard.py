@@ -17,6 +17,7 @@ from callbacks.counters import counters_of
 from callbacks.counts import Counts
 from callbacks.errors import InputError
 from callbacks.fit_hooks import running_fit
+from callbacks.folders import local_folder
 from callbacks.ranks import ranks
 from callbacks.run_events import RunEvents
 from callbacks.save_costs import save_costs_of
@@ -46,7 +47,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
     same points of `batches`; those of a validation go to `validation`.
 
     Args:
-        log_dir: TensorBoard's directory of this run. No other run writes there.
+        log_dir: TensorBoard's directory of this run, on a local or mounted file system. No other run writes there.
         histogram_freq, write_graph, write_images, embeddings_freq, embeddings_metadata: as in Keras.
         write_steps_per_second: also writes `batch_steps_per_second`.
         update_freq: the number of global batches between points; `"batch"` for every batch, `"epoch"` for the ends of epochs
@@ -57,7 +58,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         hparams: the run's hyperparameters: name -> number, text or bool. A resume replaces them; TensorBoard needs a restart then.
 
     Raises:
-        InputError: when training begins, if nothing can be written to `log_dir`, or the run has no such rank to profile.
+        InputError: if `log_dir` is a URL; or when training begins, if nothing can be written there or a rank to profile is missing.
         EventWriteError: during training, if nothing can be written there any more. If `log_dir` was deleted, moved or
             unmounted, training continues without curves and a warning says so.
     """
@@ -81,7 +82,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         if update_freq not in ("batch", "epoch") and not (isinstance(update_freq, int) and update_freq > 0):
             raise InputError(f"update_freq must be 'batch', 'epoch' or a positive number of batches. Received: {update_freq!r}")
         super().__init__(
-            os.fspath(log_dir),
+            local_folder(log_dir),
             histogram_freq,
             write_graph,
             write_images,

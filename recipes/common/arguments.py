@@ -95,7 +95,7 @@ def recipe_parser(
         help="split the CPU into N devices, to run distributed training without GPUs",
     )
     parser.begin_group("training")
-    parser.add_argument("--workdir", default=f"runs/{name}", help="directory of the run")
+    parser.add_argument("--workdir", type=os.path.expanduser, default=f"runs/{name}", help="directory of the run")
     parser.add_argument("--epochs", type=positive(int), default=epochs, metavar="N", help="planned end of training")
     parser.add_argument(
         "--global-batch-size",
@@ -119,7 +119,7 @@ def recipe_parser(
         metavar="E",
         help="raise the rate over the first E epochs, from the rate before scaling, or from 0 without --base-batch-size",
     )
-    parser.begin_group("checkpoints and resume")
+    parser.begin_group("checkpoints")
     parser.add_argument(
         "--save-freq",
         type=save_frequency,

@@ -26,7 +26,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError
+from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, RunRecord
 
 TRAINED = ("batch_", "epoch_")  # tags whose values a restart must not change
 
@@ -255,6 +255,24 @@ def test_a_rank_that_the_run_does_not_have_cannot_be_profiled(tmp_path, wrong):
     with pytest.raises(InputError, match=r"profile_ranks must be ranks of this run, 0 to 0.*Received"):
         fit(small_model(), board)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("make", [GlobalStepTensorBoard, RunRecord])
+def test_a_directory_in_a_bucket_is_refused_when_the_callback_is_made(make):
+    with pytest.raises(InputError, match="not a URL. Received: 'gs://bucket/run'"):
+        make("gs://bucket/run")
+
+
+def test_curves_are_written_where_the_directory_was_when_the_callback_was_made(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    boards = [GlobalStepTensorBoard("here"), GlobalStepTensorBoard("~/events")]
+    monkeypatch.chdir("elsewhere")
+    for board in boards:
+        fit(small_model(), board)
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "here", "home"] and not os.listdir()
+    assert (tmp_path / "here/batches").is_dir() and (tmp_path / "home/events/batches").is_dir()
 
 
 def hparams(directory):

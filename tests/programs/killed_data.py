@@ -34,7 +34,7 @@ def samples(batches):
 
 def generator():
     while True:
-        yield from np.split(numbers(7), 7)
+        yield from ((batch,) for batch in np.split(numbers(7), 7))
 
 
 class Batches(keras.utils.PyDataset):
@@ -117,9 +117,10 @@ def train(kind, directory, name, kill):
     model.compile(keras.optimizers.SGD(1e-4, momentum=0.9))
     callbacks = []
     if name != "stock":
-        newest = latest_checkpoint(directory / "checkpoints")
+        template = directory / "checkpoints/b{batch:02d}.weights.h5"
+        newest = latest_checkpoint(template)
         note("from", newest.batch if newest else 0)
-        callbacks = [GlobalStepCheckpoint(directory / "checkpoints/b{batch:02d}.weights.h5", save_freq=1, resume=True), Kill(kill)]
+        callbacks = [GlobalStepCheckpoint(template, save_freq=1, resume=True), Kill(kill)]
     model.fit(data(directory), epochs=EPOCHS, verbose=0, callbacks=callbacks, **options)
     note("weight", float(model.scale.numpy()))
 
