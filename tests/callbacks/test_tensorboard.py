@@ -259,7 +259,7 @@ def test_a_rank_that_the_run_does_not_have_cannot_be_profiled(tmp_path, wrong):
 
 @pytest.mark.parametrize("make", [GlobalStepTensorBoard, RunRecord])
 def test_a_directory_in_a_bucket_is_refused_when_the_callback_is_made(make):
-    with pytest.raises(InputError, match="not a URL. Received: 'gs://bucket/run'"):
+    with pytest.raises(InputError, match=r"not a URL\. Received: 'gs://bucket/run'"):
         make("gs://bucket/run")
 
 
