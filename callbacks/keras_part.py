@@ -92,7 +92,7 @@ class _FoundByWalk:
         return {name: text.encode() for name, text in members.items()} | self._assets()
 
     def _assets(self) -> dict[str, bytes]:
-        """The contents of the files that layers add to an archive, such as vocabularies, by member name."""
+        """Returns the contents of files that layers add to an archive, such as vocabularies, by member name."""
         found = {}
         for each in self._objects:
             if hasattr(each.saveable, "save_assets"):

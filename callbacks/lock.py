@@ -143,7 +143,7 @@ class Lock:
             if not self._write(mine) or self._read() != mine:  # another run took it from the dead owner at the same time
                 raise InputError(f"{self._template} was just taken by another run. Use another template or directory.")
             if holder is not None and holder.token in _held:
-                _held.pop(holder.token)._released.set()  # its loop has ended, but its heartbeat goes on
+                _held.pop(holder.token)._released.set()  # its loop has ended, but its heartbeat continues
             _held[mine.token] = self
         self.taken_from, self._owner = holder, mine
         self._sweep()

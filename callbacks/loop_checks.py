@@ -31,13 +31,13 @@ class FitChecks:
             fit_hooks_of(model).before_first_batch(check_metrics)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Call it in `on_epoch_begin`."""
+        """Does nothing, since `fit` begins with the epoch of the resume."""
 
     def begin_batch(self, batch: int) -> None:
-        """Call it in `on_train_batch_begin`."""
+        """Does nothing, since `fit` begins with the first batch of an epoch."""
 
     def end_unseen_batch(self) -> None:
-        """Call it after a batch that went through no train step of the model; `fit` has none."""
+        """Does nothing, since every batch of `fit` goes through the train step of the model."""
 
 
 class CustomLoopChecks:

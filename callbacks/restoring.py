@@ -79,7 +79,7 @@ class Stored:
     finite: bool
 
     def is_made_by(self, template: Template, path: str) -> bool:
-        """Whether the file contains this template, and counters that result in this path."""
+        """Returns whether the file contains this template, and counters that result in this path."""
         return self.template == template.last_part and template.makes(path, self.counts)
 
 

@@ -214,7 +214,7 @@ def _look(field: str, spec: str) -> str:
 
 
 def _look_of_counter(spec: str) -> str:
-    """Only the shortest counters are padded: a longer one starts with a nonzero digit, or with the prefix of its base."""
+    """Returns the expression of a counter. A longer counter is not padded: it starts with a nonzero digit or a base's prefix."""
     shortest, large = format(0, spec), [format(number, spec) for number in _LARGE]
     unfilled = "".join(large)
     no_zero = "" if unfilled.startswith("0") else "(?!0)"
