@@ -207,7 +207,7 @@ def test_an_old_attempt_that_slurm_has_lost_cannot_commit_a_checkpoint(submit, c
         assert job.show("NodeList") != node
         os.kill(old, 0)  # the old attempt continues
         log = tmp_path / "runs/logs" / job.number / "rank-0.log"
-        wait_for(lambda: "a later life of this run, has taken over" in log.read_text(), "the end of the old attempt", timeout=120)
+        wait_for(lambda: "a later attempt of this run, took the lock" in log.read_text(), "the end of the old attempt", timeout=120)
         wait_for(lambda: not Path(f"/proc/{old}").exists(), "the end of the old attempt")
     finally:
         cluster.start_node(node)
@@ -266,7 +266,7 @@ def test_elements_of_an_array_that_share_a_directory_are_refused(cluster, tmp_pa
     cluster.run("scancel", array.number)
     ended = {job.end(): job for job in jobs}
     assert sorted(ended) == ["CANCELLED", "FAILED"]
-    assert "same job array: give each element a directory of its own" in ended["FAILED"].output
+    assert "same job array: give each element its own directory" in ended["FAILED"].output
 
 
 def test_a_batch_file_that_is_not_submitted_says_how_to_submit_it():
@@ -356,7 +356,7 @@ def test_what_breaks_a_run_is_said_at_once(submit, tmp_path, cluster):
         return job.output
 
     assert "mirrored.sbatch trains on one node. For 2: sbatch -N 2" in said("-N2", script=MIRRORED)
-    assert "one task runs on each node" in said("-N2", "-n3", "--ntasks-per-node=2")
+    assert "each node must run one task" in said("-N2", "-n3", "--ntasks-per-node=2")
     assert f"there is no Python environment at {tmp_path}/.venv" in said(VENV="")
     assert "there is no Python environment at /nowhere" in said(VENV="/nowhere")
     assert "unevenly over 2 nodes. Use --gpus-per-node" in said("-N2", "--gpus=5")
