@@ -355,7 +355,7 @@ def test_what_breaks_a_run_is_said_at_once(submit, tmp_path, cluster):
         assert job.show("ExitCode") == "2:0"
         return job.output
 
-    assert "mirrored.sbatch trains on one node. For 2: sbatch -N 2" in said("-N2", script=MIRRORED)
+    assert "mirrored.sbatch trains on one node. For 2 nodes: sbatch -N 2" in said("-N2", script=MIRRORED)
     assert "each node must run one task" in said("-N2", "-n3", "--ntasks-per-node=2")
     assert f"there is no Python environment at {tmp_path}/.venv" in said(VENV="")
     assert "there is no Python environment at /nowhere" in said(VENV="/nowhere")
