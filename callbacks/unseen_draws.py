@@ -1,4 +1,4 @@
-"""Random operations of a train step whose place in their sequence only TensorFlow knows: a restart begins the sequence again."""
+"""Warns of random operations in a train step whose state only TensorFlow has, so that a restart repeats their sequence."""
 
 import warnings
 from collections.abc import Callable
@@ -31,31 +31,31 @@ _DRAWS = frozenset(
 
 
 class UnseenDraws:
-    """Warns, before the first batch, if the train step of a model draws what no checkpoint can hold.
+    """Warns before the first batch if the train step of a model draws random numbers whose state cannot be saved.
 
-    A train step that runs eagerly is not looked into.
+    A train step that runs eagerly is not inspected.
     """
 
     def __init__(self, model: keras.Model):
-        self._has_told = False
+        self._has_warned = False
         fit_hooks_of(model).around_train_step(self._trace)
 
     def _trace(self, train_step: Callable[[Any], Any], data: Any) -> Any:
         logs = train_step(data)
-        if not (self._has_told or tf.executing_eagerly()) and ranks().is_chief:
+        if not (self._has_warned or tf.executing_eagerly()) and ranks().is_chief:
             found = sorted(_DRAWS.intersection(operations_of(tf.compat.v1.get_default_graph())))
             if found:
-                self._has_told = True
+                self._has_warned = True
                 warnings.warn(
-                    f"The train step draws from tf.random ({', '.join(found)}), and a checkpoint cannot hold how far it has come: "
-                    "after a resume it draws other numbers than without the interruption. Draw from keras.random with a "
-                    "SeedGenerator, or from a tf.random.Generator, which is an attribute of the model or of a layer.",
+                    f"The train step draws from tf.random ({', '.join(found)}), whose state a checkpoint cannot contain: after a "
+                    "resume it draws other numbers than without the interruption. Draw from keras.random with a SeedGenerator, or "
+                    "from a tf.random.Generator, and make the generator an attribute of the model or of a layer.",
                     stacklevel=2,
                 )
         return logs
 
 
 def warn_of_unseen_draws(model: keras.Model) -> None:
-    """Has the next training of a model warn; to be called before its first batch, more than once does no harm."""
+    """Makes the next training of a model warn. Call it before its first batch; repeated calls do nothing."""
     if attached(model, UnseenDraws) is None:
         attach(model, UnseenDraws(model))

@@ -82,3 +82,9 @@ def test_each_line_of_the_matrix_of_faults_names_an_existing_test():
     assert len(named) >= 20
     for file, test in named:
         assert f"def {test}(" in (folder / file).read_text(), test
+
+
+def test_the_tables_of_callbacks_name_each_of_its_files():
+    text = (ROOT / "callbacks" / "README.md").read_text().split("## Files")[1].split("\n## ")[0]
+    files = {path.name for path in (ROOT / "callbacks").glob("*.py") if not path.name.startswith("__")}
+    assert sorted(re.findall(r"`(\w+\.py)`", text)) == sorted(files)

@@ -148,7 +148,7 @@ class Ask(keras.callbacks.Callback):
     def _ask(self, *_, logs=None):
         self.seen += 1
         if self.seen == 4:
-            preemption.ask(75, "by USR1")
+            preemption.request_stop(75, "by USR1")
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_batch_begin"])

@@ -263,7 +263,7 @@ def test_every_call_may_transfer_a_single_byte(trainer, tmp_path, call):
 def test_a_write_that_a_disk_silently_loses_is_detected_before_the_file_is_visible(trainer, tmp_path):
     attempts = list(indexes(trainer, tmp_path, "write", LOST))
     assert len(attempts) >= CALLS["write"]
-    assert all("what was read back is not what was written" in answer["error"] for answer, _, _ in attempts[:-1])
+    assert all("the file differs from the data that was written" in answer["error"] for answer, _, _ in attempts[:-1])
     for answer, found, directory in attempts:  # without the last one, the file ends early
         assert answer["type"] == "CheckpointWriteError", answer
         assert answer["error"].startswith(f"Could not write the checkpoint {directory}/{trainer.name(4)}: ")
