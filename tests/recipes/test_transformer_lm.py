@@ -19,7 +19,7 @@ from recipes.common.data.tokens import Windows, bytes_of_folder, standard_librar
 from recipes.common.distribution import Distribution
 from recipes.common.run import run
 from recipes.common.run.language import Bits, TextSamples
-from recipes.transformer_lm import Size, build_model, build_optimizer, check_compile, decode_bytes, parse_args
+from recipes.transformer_lm import Size, build_model, build_optimizer, decode_bytes, parse_args
 
 TINY = Size(blocks=1, heads=2, width=8, context=4, accumulated=1, training={})
 VOCABULARY = 11
@@ -267,17 +267,6 @@ def test_only_the_chief_writes_texts(tmp_path):
 
 
 # Flags
-
-
-def test_compile_is_refused_where_xla_cannot_compile_what_replicas_do_together():
-    for where, words in (
-        (Distribution("horovod", ("/gpu:0",), ranks=types.SimpleNamespace(size=2)), "--compile does not go with several ranks"),
-        (Distribution("mirrored", ("/cpu:0", "/cpu:1")), "--compile does not go with several CPU devices"),
-    ):
-        with pytest.raises(InputError, match=words):
-            check_compile(where)
-    check_compile(SINGLE)
-    check_compile(Distribution("mirrored", ("/gpu:0", "/gpu:1")))
 
 
 def test_the_size_decides_on_the_defaults_of_training(tmp_path):
