@@ -30,7 +30,6 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from callbacks import InputError
 from recipes.common.arguments import Parser, not_negative, parse, positive, recipe_parser
 from recipes.common.data import batches_per_epoch, training_data, validation_data
 from recipes.common.data.tokens import Windows, bytes_of_folder, standard_library, token_files

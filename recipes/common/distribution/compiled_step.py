@@ -2,7 +2,8 @@
 
 Keras compiles its train step as a whole, or not at all: not over several replicas, whose collectives XLA cannot compile, and not
 under TensorFlow's deterministic operations. Here it compiles forward and backward of each replica. Collectives, clipping,
-accumulation, optimizer and metrics stay outside, as in the TensorFlow 2 recipes of NVIDIA's DeepLearningExamples.
+accumulation, optimizer and metrics stay outside. The gradients are those without XLA, to rounding, but for Dropout: its seeds advance
+as without XLA, and XLA makes other numbers of the same random bits, of all types but float16.
 
 The private names are those in Keras's own train step, in Keras 3.5 to 3.15.
 """
@@ -20,6 +21,7 @@ from callbacks.keras_private import layers_of
 from recipes.common.distribution.replicas import Distribution
 
 ON_GPUS = "not measured on a GPU"
+_MAX_POOLING = (keras.layers.MaxPooling1D, keras.layers.MaxPooling2D, keras.layers.MaxPooling3D)
 
 
 class JitCompile(keras.callbacks.Callback):
@@ -107,7 +109,10 @@ def _obstacle(model: keras.Model) -> str:
         return f"{type(model).__name__} has a train_step of its own, and only Keras's can be compiled in part"
     if model.run_eagerly:
         return "the model runs eagerly"
+    deterministic = importlib.import_module("tensorflow.python.framework.config").is_op_determinism_enabled()
     for layer in layers_of(model):
+        if deterministic and isinstance(layer, _MAX_POOLING):
+            return f"XLA has no deterministic gradient of {layer.path}; --no-deterministic lets it be compiled"
         if not layer.supports_jit:
             return f"XLA cannot compile {layer.path}"
         if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
