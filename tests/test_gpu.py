@@ -60,7 +60,7 @@ def on_cpu(tmp_path_factory):
 
 
 @pytest.mark.parametrize("strategy", ["single", "mirrored"])
-def test_a_gpu_trains_as_a_cpu_does_and_is_named(on_cpu, tmp_path, strategy):
+def test_a_gpu_trains_like_a_cpu_and_is_named(on_cpu, tmp_path, strategy):
     out = train(tmp_path, *MLP, "--strategy", strategy)
     assert f"strategy     {strategy}, 1 replica: /gpu:0 (" in out
     assert_close(on_cpu, tmp_path)
@@ -105,7 +105,7 @@ def test_mixed_precision_learns(tmp_path, flags):
 
 
 @pytest.mark.parametrize("engine, ranks", [("horovod", 1), ("horovod", 2), ("multiworker", 1)])
-def test_ranks_on_one_gpu_train_as_a_cpu_does_without_xla(on_cpu, tmp_path, engine, ranks):
+def test_ranks_on_one_gpu_train_like_a_cpu_without_xla(on_cpu, tmp_path, engine, ranks):
     need(engine)
     if ranks > 1 and _built_with_nccl() and os.environ.get("NCCL_MULTI_RANK_GPU_ENABLE") != "1":
         pytest.skip("NCCL refuses two ranks on one GPU, but from 2.30 on with NCCL_MULTI_RANK_GPU_ENABLE=1; Gloo does not")
@@ -114,7 +114,7 @@ def test_ranks_on_one_gpu_train_as_a_cpu_does_without_xla(on_cpu, tmp_path, engi
     assert_close(on_cpu, tmp_path)
 
 
-def test_ranks_switch_off_xla_which_keras_switches_on(tmp_path):
+def test_ranks_turn_off_xla_that_keras_has_turned_on(tmp_path):
     need_horovod()
     out = train(tmp_path, *MLP, "--strategy", "horovod", "--no-deterministic", launcher=["--nproc-per-node", "1"])
     assert "jit-compile  off on several replicas (not measured on a GPU)" in out
@@ -126,7 +126,7 @@ def _built_with_nccl():
 
 
 @pytest.mark.parametrize("file", ["background_writer", "counting", "models", "whole_state", "stock_keras_loads"])
-def test_what_holds_on_a_cpu_holds_on_a_gpu(file, tmp_path):
+def test_tests_that_pass_on_a_cpu_pass_on_a_gpu(file, tmp_path):
     """The held snapshot, counting under XLA, which Keras switches on there, and the way back."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'pytest'}"]
     environment = {**SHARED_GPU, "TESTS_USE_GPU": "1"}
@@ -135,7 +135,7 @@ def test_what_holds_on_a_cpu_holds_on_a_gpu(file, tmp_path):
 
 
 @pytest.mark.parametrize("xla", [True, False])
-def test_a_save_on_a_gpu_holds_the_instant_though_training_goes_on(tmp_path, xla):
+def test_a_save_on_a_gpu_is_of_one_instant_while_training_continues(tmp_path, xla):
     done = run_program("saves_on_gpu.py", tmp_path, xla, env={**GPU_PROGRAM, "TF_FORCE_GPU_ALLOW_GROWTH": "true"})
     assert done.returncode == 0, done.stderr
     written = sorted(path.name for path in (tmp_path / "True").iterdir())

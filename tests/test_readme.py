@@ -32,7 +32,7 @@ FROM_ANOTHER = [line for line in TRAIN if "runs/mnist/" in line]
 PLAIN = [line for line in TRAIN if line not in (*LAUNCHED, *FROM_ANOTHER)]
 
 
-def test_each_command_starts_a_run_of_its_own():
+def test_each_command_starts_a_separate_run():
     directories = [line.split("--workdir ")[1] for line in TRAIN]
     assert len(set(directories)) == len(directories)
 
@@ -54,7 +54,7 @@ def test_a_command_trains(line, tmp_path):
 
 
 @pytest.mark.slow
-def test_commands_that_begin_with_a_checkpoint_of_another_run_train(tmp_path):
+def test_commands_that_start_from_a_checkpoint_of_another_run_train(tmp_path):
     assert len(FROM_ANOTHER) == 2
     run(".venv/bin/python -m recipes.mnist", tmp_path, "--epochs", "3")
     resumed, fine_tuned = (run(line, tmp_path, "--epochs", "4") for line in FROM_ANOTHER)
@@ -68,13 +68,13 @@ def test_a_command_for_several_nodes_or_a_dry_run_prints_its_table(line, tmp_pat
     assert "recipes.mnist" in run(line.replace("-m launch", "-m launch --dry-run"), tmp_path)
 
 
-def test_the_make_targets_it_names_exist():
+def test_the_named_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_each_line_of_the_matrix_of_faults_is_shown_by_a_test_that_is_there():
+def test_each_line_of_the_matrix_of_faults_names_an_existing_test():
     folder = ROOT / "tests" / "callbacks"
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "callbacks" / "README.md").read_text())
     assert len(named) >= 20

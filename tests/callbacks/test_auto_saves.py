@@ -45,12 +45,12 @@ def test_the_first_save_comes_after_ten_seconds_the_next_as_late_as_pays_and_the
     assert names(tmp_path) == ["0010.weights.h5", "0304.weights.h5", "0320.weights.h5"]
 
 
-def test_a_larger_budget_is_not_spent_where_failures_are_rare(tmp_path):
+def test_a_larger_budget_is_not_used_up_if_failures_are_rare(tmp_path):
     run(tmp_path, epochs=32, max_overhead=0.1)
     assert names(tmp_path) == ["0001.weights.h5", "0295.weights.h5", "0320.weights.h5"]
 
 
-def test_a_resume_knows_costs_and_failures_and_tells_the_interval(tmp_path, capsys):
+def test_a_resume_knows_costs_and_failures_and_prints_the_interval(tmp_path, capsys):
     run(tmp_path, epochs=31)
     (tmp_path / "0310.weights.h5").unlink()  # as if it had been killed
     resumed = run(tmp_path, GlobalStepTensorBoard(tmp_path / "events", update_freq=5, write_graph=False), epochs=32)

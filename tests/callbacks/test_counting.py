@@ -105,7 +105,7 @@ def test_an_epoch_with_a_last_partial_batch_counts_its_samples(tmp_path, spe):
 
 
 @pytest.mark.parametrize("spe, steps", [(1, 10), (4, 10), (7, 10)])
-def test_steps_per_epoch_that_divide_nothing(tmp_path, template, spe, steps):
+def test_steps_per_epoch_that_do_not_divide_the_data(tmp_path, template, spe, steps):
     """Of data without an end, Keras trains on whole executions: 14 batches, not 10, with 7 in each."""
     witnessed(steps_per_execution=spe).fit(
         dataset().repeat(),
@@ -143,7 +143,7 @@ def test_run_eagerly(tmp_path, template):
     assert batches_of(saved(tmp_path)) == boundaries(4, 1, epochs=2, batches=10)
 
 
-def test_a_train_step_of_ones_own(tmp_path, template):
+def test_a_custom_train_step(tmp_path, template):
     class Own(keras.Model):
         def train_step(self, data):
             x, y = data
@@ -181,7 +181,7 @@ def test_an_overflow_of_the_loss_scale_is_a_batch_and_no_step(tmp_path):
     }
 
 
-def test_several_fits_and_a_new_callback_go_on_counting(tmp_path, template):
+def test_several_fits_and_a_new_callback_continue_counting(tmp_path, template):
     model = witnessed()
     for _ in range(3):
         callback = GlobalStepCheckpoint(template, save_freq=10)
@@ -209,7 +209,7 @@ def test_batches_without_a_callback_count_too(tmp_path, template):
     assert batches_of(saved(tmp_path)) == [28, 84, 85]
 
 
-def test_compiling_again_goes_on_counting(tmp_path, template):
+def test_compiling_again_continues_counting(tmp_path, template):
     model = witnessed()
     model.fit(*arrays(), batch_size=BATCH, verbose=0, callbacks=[GlobalStepCheckpoint(template, save_freq="epoch")])
     model.compile("sgd", "mse", steps_per_execution=7)

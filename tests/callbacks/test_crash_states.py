@@ -118,7 +118,7 @@ def check_checkpoints(recording, directory):
     return count
 
 
-def test_whatever_a_power_cut_leaves_every_visible_checkpoint_is_whole_and_the_newest_saved_ones_are_there(recorded, tmp_path):
+def test_after_a_power_cut_every_visible_checkpoint_is_intact_and_the_newest_saved_ones_exist(recorded, tmp_path):
     """So an old one is deleted only when the newer one is durable, and new parents of a directory outlast the cut with it."""
     count = check_checkpoints(recorded[1], tmp_path)
     assert count > 5000
@@ -136,7 +136,7 @@ def test_whatever_a_power_cut_leaves_every_visible_checkpoint_is_whole_and_the_n
     ],
     ids=["of the file", "of its name", "of a name in a directory that the template makes", "of a parent", "of the directory"],
 )
-def test_the_replay_finds_what_a_run_without_one_of_its_flushes_would_lose(recorded, tmp_path, forgotten):
+def test_the_replay_detects_a_missing_flush(recorded, tmp_path, forgotten):
     _, recording = recorded
     of = {number for number, path in recording.paths.items() if forgotten(path)}
     changes = [
@@ -155,7 +155,7 @@ def directories_of(left, tmp_path):
         yield i, directory
 
 
-def test_whatever_a_power_cut_leaves_of_a_lock_the_next_run_takes_it(recorded, tmp_path):
+def test_after_a_power_cut_the_next_run_takes_the_lock(recorded, tmp_path):
     left = distinct(recorded[1], lambda path: path.startswith(f"{RUN}/.lock-"))
     assert len(left) > 10
     for _, directory in directories_of(left, tmp_path):
@@ -167,7 +167,7 @@ def test_whatever_a_power_cut_leaves_of_a_lock_the_next_run_takes_it(recorded, t
         assert list(directory.iterdir()) == []
 
 
-def test_whatever_a_power_cut_leaves_of_the_curves_the_next_run_continues_them(recorded, tmp_path):
+def test_after_a_power_cut_the_next_run_continues_the_curves(recorded, tmp_path):
     left = distinct(recorded[1], lambda path: path.startswith(f"{RUN}/events/batches/"))
     assert len(left) > 100
     for i, directory in directories_of(left, tmp_path):
@@ -184,7 +184,7 @@ def test_whatever_a_power_cut_leaves_of_the_curves_the_next_run_continues_them(r
 
 
 @pytest.mark.slow
-def test_whatever_a_power_cut_leaves_of_the_index_the_next_run_finds_the_records(recorded, tmp_path):
+def test_after_a_power_cut_the_next_run_finds_the_records(recorded, tmp_path):
     directory, recording = recorded
     left = distinct(recording, is_of_index)
     assert len(left) > 10

@@ -46,7 +46,7 @@ def test_attention_counts_projections_and_both_products():
     assert forward_flops(model, 1, tokens, width) == 2 * (4 * tokens * width * width + 2 * tokens * tokens * width)
 
 
-def test_resnet_50_has_the_operations_that_its_paper_tells():
+def test_resnet_50_has_the_number_of_operations_in_its_paper():
     model = keras.applications.ResNet50(weights=None)
     assert forward_flops(model, 1, 224, 224, 3) / 2 == pytest.approx(3.86e9, rel=0.01)  # multiplications with additions
 
@@ -77,7 +77,7 @@ def test_utilization_is_what_the_model_computes_for_the_samples_that_pass(tmp_pa
         ("NVIDIA GeForce GTX 1080", "float32", None),
     ],
 )
-def test_peaks_by_the_name_that_tensorflow_tells(device, dtype, peak):
+def test_peaks_by_the_device_name_of_tensorflow(device, dtype, peak):
     assert peak_tflops(device, dtype) == peak
 
 

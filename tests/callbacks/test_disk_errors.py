@@ -162,7 +162,7 @@ CALLS = {"open": 1, "write": 5, "fsync": 1, "read": 2, "close": 1, "rename": 1} 
     [errno.EIO, *(pytest.param(each, marks=pytest.mark.slow) for each in (errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EROFS))],
     ids=errno.errorcode.get,
 )
-def test_an_error_of_any_call_of_a_save_ends_training_and_nothing_of_the_save_is_seen(trainer, tmp_path, call, error):
+def test_an_error_of_any_call_of_a_save_ends_training_and_leaves_no_visible_file(trainer, tmp_path, call, error):
     attempts = list(indexes(trainer, tmp_path, call, error))
     assert len(attempts) >= CALLS[call]
     for answer, found, directory in attempts:
@@ -204,12 +204,12 @@ def test_a_call_that_a_signal_interrupts_is_made_again(trainer, tmp_path, call):
 
 
 @pytest.mark.parametrize("call", ["close", "rename"])
-def test_a_save_outlives_a_signal_that_interrupts_its_close_or_its_rename(trainer, tmp_path, call):
+def test_a_save_survives_a_signal_that_interrupts_its_close_or_rename(trainer, tmp_path, call):
     for answer, found, _ in indexes(trainer, tmp_path, call, errno.EINTR):
         assert (answer["error"], found) == (None, all_names(trainer))
 
 
-def test_a_rename_that_is_done_though_a_signal_interrupted_it_is_not_missed(tmp_path, monkeypatch):
+def test_a_rename_that_completes_despite_a_signal_is_noticed(tmp_path, monkeypatch):
     rename = os.replace
 
     def interrupted(*paths):
@@ -231,7 +231,7 @@ def test_a_flush_that_takes_long_is_waited_for(trainer, tmp_path):
 
 @pytest.mark.parametrize("trainer", [".weights.h5"], indirect=True)
 @pytest.mark.parametrize("call", ["open", "write", "read", "close", "rename"])
-def test_an_error_of_any_call_on_the_lock_is_one_line_that_names_it_or_does_no_harm(trainer, tmp_path, call):
+def test_an_error_of_any_call_on_the_lock_is_one_line_that_names_it_or_is_harmless(trainer, tmp_path, call):
     first, failed, directory = 1, 0, begin(trainer, tmp_path / "run")
     while True:
         answer = trainer.train(directory, f"{call},{errno.ESTALE},{directory}/.lock-*,{first},0")
@@ -260,7 +260,7 @@ def test_every_call_may_transfer_a_single_byte(trainer, tmp_path, call):
 
 
 @pytest.mark.parametrize("trainer", [".weights.h5", pytest.param(".keras", marks=pytest.mark.slow)], indirect=True)
-def test_a_write_that_a_disk_loses_in_silence_is_found_before_the_file_is_seen(trainer, tmp_path):
+def test_a_write_that_a_disk_silently_loses_is_detected_before_the_file_is_visible(trainer, tmp_path):
     attempts = list(indexes(trainer, tmp_path, "write", LOST))
     assert len(attempts) >= CALLS["write"]
     assert all("what was read back is not what was written" in answer["error"] for answer, _, _ in attempts[:-1])
@@ -341,7 +341,7 @@ class Neighbour(threading.Thread):
             time.sleep(self.choose.random() * 0.06)
 
 
-def test_a_neighbour_who_fills_the_disk_again_and_again_makes_no_file_lie(trainer, small_disk):
+def test_a_process_that_repeatedly_fills_the_disk_causes_no_corrupt_file(trainer, small_disk):
     begin(trainer, small_disk)
     neighbour = Neighbour(small_disk)
     neighbour.start()

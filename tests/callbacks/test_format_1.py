@@ -51,7 +51,7 @@ def raw(path):
     return found
 
 
-def test_they_are_listed_and_verify(capsys):
+def test_files_of_format_1_are_listed_and_verified(capsys):
     assert main(["list", str(STORED)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert sorted((row[:4], Path(row[-1]).name) for row in rows) == [
@@ -88,7 +88,7 @@ def test_weights_and_optimizer_are_restored_as_stock_keras_loads_them(path):
 
 
 @pytest.mark.parametrize("path", [MIDDLE, ARCHIVE, EPOCH_END], ids=lambda path: path.name)
-def test_seeds_and_metrics_are_those_of_the_files_datasets(path):
+def test_seeds_and_metrics_are_those_in_the_file(path):
     datasets = raw(path)
     model = build()
     train(model, keras.callbacks.Callback(), epochs=1, steps_per_epoch=1)  # metrics have variables from the first batch on
@@ -102,7 +102,7 @@ def test_seeds_and_metrics_are_those_of_the_files_datasets(path):
     assert datasets["metrics/1"] == (BATCHES if path is EPOCH_END else 2) * BATCH  # samples that the mean loss is over
 
 
-def test_each_replica_gets_what_it_had(strategy):
+def test_each_replica_gets_its_own_values(strategy):
     datasets = raw(TWO_REPLICAS)
     where = strategy(2)
     with where.scope():
@@ -130,7 +130,7 @@ def uninterrupted():
 
 
 @pytest.mark.parametrize("path", [MIDDLE, ARCHIVE, EPOCH_END], ids=lambda path: path.name)
-def test_a_run_resumes_from_them_ends_as_the_uninterrupted_one_and_writes_format_2(uninterrupted, path, tmp_path):
+def test_a_run_resumes_from_format_1_ends_like_the_uninterrupted_one_and_writes_format_2(uninterrupted, path, tmp_path):
     """Seeds, running metrics, and the state of EarlyStopping and ReduceLROnPlateau: without any of them the end differs."""
     expected, history = uninterrupted
     assert len(history["loss"]) == STOPS_AFTER
@@ -156,7 +156,7 @@ def test_a_run_resumes_from_them_ends_as_the_uninterrupted_one_and_writes_format
 
 
 @pytest.mark.parametrize("path", [MIDDLE, ARCHIVE], ids=lambda path: path.name)
-def test_a_flipped_byte_anywhere_is_found(path, tmp_path):
+def test_a_flipped_byte_anywhere_is_detected(path, tmp_path):
     content = path.read_bytes()
     copy = tmp_path / path.name
     copy.write_bytes(content)

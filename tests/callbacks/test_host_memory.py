@@ -40,7 +40,7 @@ def test_a_value_that_training_has_written_stays_where_it_is_and_the_others_are_
     np.testing.assert_array_equal(second, before[2])
 
 
-def test_values_that_were_written_are_let_go(snapshot):
+def test_values_that_were_written_are_released(snapshot):
     taken, _ = snapshot
     memory = HostMemory()
     taken.fetch(memory)
@@ -58,7 +58,7 @@ def test_pages_of_a_value_that_is_elsewhere_go_back_to_the_system():
     assert resident - resident_bytes() > 1 << 23
 
 
-def test_memory_that_a_snapshot_wants_is_no_longer_provided():
+def test_memory_that_a_snapshot_needs_is_not_prepared():
     memory = HostMemory()
     memory.want()
     before = resident_bytes()

@@ -273,7 +273,7 @@ HEADERS = {
 
 @pytest.mark.parametrize("trained", [".weights.h5"], indirect=True)
 @pytest.mark.parametrize("change", HEADERS.values(), ids=HEADERS)
-def test_a_header_that_is_none_is_refused(copies, capsys, change):
+def test_a_malformed_header_is_refused(copies, capsys, change):
     directory, older, newer = copies
     with_header(newer, change)
     assert_refused(directory, older, newer, capsys, "its state cannot be read: ")
@@ -298,7 +298,7 @@ def type_that_is_code(header):
 
 
 @pytest.mark.parametrize("change", [array_that_is_missing, type_that_is_code])
-def test_a_resume_from_states_of_callbacks_that_are_none_is_one_line(copies, change):
+def test_malformed_states_of_callbacks_are_refused_in_one_line(copies, change):
     _, _, newer = copies
     with_header(newer, change)
     with pytest.raises(InputError, match=f"^The state in {newer} cannot be read: ") as raised:
@@ -346,7 +346,7 @@ def test_an_archive_that_keras_does_not_write_is_refused(copies, capsys, make):
     assert_refused(directory, older, newer, capsys, "its state cannot be read: ")
 
 
-def test_training_passes_over_a_hostile_file_and_resumes_from_the_one_before(copies):
+def test_training_skips_a_hostile_file_and_resumes_from_the_checkpoint_before_it(copies):
     directory, older, newer = copies
     content = hdf5_of(newer)
     with h5py.File(content, "r+") as file:

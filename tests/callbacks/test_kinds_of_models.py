@@ -157,7 +157,7 @@ def check_weights_file(run, directory):
 
 
 @pytest.mark.parametrize("kind", cases(EAGERLY))
-def test_a_kind_of_model_ends_as_without_a_crash_and_its_files_are_those_of_stock_keras(tmp_path, strategy, kind):
+def test_each_kind_of_model_ends_as_without_a_crash_and_its_files_equal_those_of_stock_keras(tmp_path, strategy, kind):
     check_weights_file(Run(KINDS[kind], strategy(1).scope, eager=True), tmp_path)
 
 

@@ -90,14 +90,14 @@ def test_where_no_checkpoint_is_good_a_resume_is_refused(gone_bad, tmp_path):
     assert names(tmp_path) == ["b10.weights.h5"]
 
 
-def test_a_bad_checkpoint_that_somebody_names_is_restored(gone_bad):
+def test_a_bad_checkpoint_is_restored_if_its_path_is_given(gone_bad):
     model = small_model()
     found = restore(model, gone_bad / "b08.weights.h5")
     assert (found.batch, found.finite) == (8, False)
     assert np.isnan(model.get_weights()[0]).any()
 
 
-def test_files_that_do_not_say_count_as_finite(gone_bad, tmp_path, monkeypatch):
+def test_files_without_the_mark_count_as_finite(gone_bad, tmp_path, monkeypatch):
     fit(small_model(), GlobalStepCheckpoint(str(tmp_path / TEMPLATE)))
     header = read_header(str(tmp_path / "b10.weights.h5"))
     assert header.pop("finite") is True
@@ -132,7 +132,7 @@ DTYPES = ["float32", "float64", "float16", ml_dtypes.bfloat16, ml_dtypes.float8_
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("place", [0, 1 << 18, (1 << 18) + 1])
-def test_one_nan_anywhere_is_found_in_every_type(dtype, place, beside):
+def test_one_nan_anywhere_is_detected_in_every_type(dtype, place, beside):
     value = np.ones([2, (1 << 17) + 1], dtype)
     assert first_not_finite(Values(value, beside=beside)) is None
     value.reshape(-1)[place] = math.nan

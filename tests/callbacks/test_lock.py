@@ -57,7 +57,7 @@ def test_a_second_run_is_refused_by_name_until_the_first_is_dead(tmp_path, hold)
     assert not list(tmp_path.glob(".lock*"))
 
 
-def test_an_earlier_life_of_the_same_slurm_job_is_no_obstacle_and_another_job_is(tmp_path, hold, monkeypatch):
+def test_an_earlier_attempt_of_the_same_slurm_job_does_not_block_a_run_and_another_job_does(tmp_path, hold, monkeypatch):
     template = str(tmp_path / "b{batch}.weights.h5")
     hold(template, SLURM_JOB_ID="77", SLURM_RESTART_COUNT="1")
     monkeypatch.setenv("SLURM_JOB_ID", "78")
@@ -70,7 +70,7 @@ def test_an_earlier_life_of_the_same_slurm_job_is_no_obstacle_and_another_job_is
     lock.release()
 
 
-def test_a_holder_that_has_been_silent_is_no_obstacle_wherever_it_is(tmp_path, hold):
+def test_a_silent_holder_does_not_block_a_run_on_any_host(tmp_path, hold):
     template = str(tmp_path / "b{batch}.weights.h5")
     first = hold(template)
     first.send_signal(signal.SIGSTOP)
@@ -141,7 +141,7 @@ def test_when_a_holder_counts_as_dead(holder, silent_for, dead):
     assert is_dead(dataclasses.replace(ME, **holder), dataclasses.replace(ME, host="here"), silent_for) is dead
 
 
-def test_what_a_process_left_that_was_killed_while_it_took_the_lock_is_swept(tmp_path):
+def test_files_of_a_process_that_was_killed_while_taking_the_lock_are_deleted(tmp_path):
     lock = Lock("b{batch}.keras", str(tmp_path))
     for suffix in ("", ".abc"):
         with open(lock.path + suffix, "w") as file:
@@ -152,7 +152,7 @@ def test_what_a_process_left_that_was_killed_while_it_took_the_lock_is_swept(tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_that_nobody_can_read_is_no_obstacle(tmp_path):
+def test_a_malformed_lock_does_not_block_a_run(tmp_path):
     lock = Lock("b{batch}.keras", str(tmp_path))
     owner = dataclasses.asdict(Owner.this_process())
     wrong = [
@@ -166,7 +166,7 @@ def test_a_lock_that_nobody_can_read_is_no_obstacle(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_restart_count_that_is_no_number_is_the_first_attempt(monkeypatch):
+def test_a_malformed_restart_count_means_the_first_attempt(monkeypatch):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "x")
     assert Owner.this_process().restart == 0
 
@@ -223,7 +223,7 @@ def test_another_user_is_refused_in_one_line_and_takes_over_from_a_dead_run(umas
         shutil.rmtree(directory)
 
 
-def test_an_error_of_the_disk_does_not_end_the_signs_of_life(tmp_path, monkeypatch):
+def test_a_disk_error_does_not_stop_the_renewal_of_the_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_HEARTBEAT", 0.02)
     held, aside = Lock("b{batch}.keras", str(tmp_path)), tmp_path / "aside"
     held.acquire()
@@ -253,7 +253,7 @@ def test_a_lock_that_cannot_be_read_is_named_in_one_line(tmp_path):
 
 
 @pytest.mark.timeout(60)
-def test_a_fifo_in_the_place_of_a_lock_is_named_and_not_waited_for(tmp_path):
+def test_a_fifo_instead_of_a_lock_is_named_without_blocking(tmp_path):
     held = Lock("b{batch}.keras", str(tmp_path))
     os.mkfifo(held.path)
     with pytest.raises(InputError, match=f"^The lock {held.path} cannot be read or written: it is no regular file"):
@@ -297,7 +297,7 @@ def test_a_second_fit_of_this_process_is_refused_while_the_first_one_runs(tmp_pa
     assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (10, 4, 8)]
 
 
-def test_a_fit_that_failed_blocks_no_other_fit_of_this_process(tmp_path):
+def test_a_failed_fit_does_not_block_another_fit_of_this_process(tmp_path):
     template = str(tmp_path / "b{batch}.weights.h5")
     with ThreadPoolExecutor(1) as pool:
         failed = pool.submit(fit, small_model(), GlobalStepCheckpoint(template, save_freq=4), Do(5, fail))
@@ -309,7 +309,7 @@ def test_a_fit_that_failed_blocks_no_other_fit_of_this_process(tmp_path):
     assert not list(tmp_path.glob(".lock*"))
 
 
-def test_a_fit_that_failed_is_no_obstacle_for_another_process_while_this_one_lives(tmp_path, hold):
+def test_a_failed_fit_does_not_block_another_process(tmp_path, hold):
     template = str(tmp_path / "b{batch}.weights.h5")
     with pytest.raises(InterruptedError):
         fit(small_model(), GlobalStepCheckpoint(template, save_freq=5), Do(5, fail))
@@ -321,7 +321,7 @@ def test_a_fit_that_failed_is_no_obstacle_for_another_process_while_this_one_liv
     hold(template)
 
 
-def test_a_loop_of_ones_own_holds_the_lock_until_its_thread_starts_another_or_ends(tmp_path):
+def test_a_custom_training_loop_holds_the_lock_until_its_thread_starts_another_or_ends(tmp_path):
     def take():
         Lock("b{batch}.keras", str(tmp_path)).acquire()
 
@@ -335,7 +335,7 @@ def test_a_loop_of_ones_own_holds_the_lock_until_its_thread_starts_another_or_en
     take()
 
 
-def test_a_run_whose_lock_another_fit_has_taken_saves_nothing_more(tmp_path):
+def test_a_run_that_has_lost_its_lock_saves_nothing(tmp_path):
     first, second = Lock("b{batch}.keras", str(tmp_path)), Lock("b{batch}.keras", str(tmp_path))
     first.acquire()
     second.acquire()  # in the same second, by the same process

@@ -98,7 +98,7 @@ MODELS = [subclassed, functional, nested, shared_layers, own_variables, recurren
 
 @pytest.mark.slow
 @pytest.mark.parametrize("build, optimizer", [*((build, adam) for build in MODELS), (functional, ema)])
-def test_every_variable_comes_back_and_stock_keras_loads_the_file(tmp_path, build, optimizer):
+def test_every_variable_is_restored_and_stock_keras_loads_the_file(tmp_path, build, optimizer):
     def make():
         keras.backend.clear_session()
         model = build()
@@ -151,7 +151,7 @@ def test_a_model_without_an_optimizer_is_saved_too(tmp_path):
     assert (latest.batch, latest.step) == (10, 10)  # nobody else tells updates
 
 
-def test_a_model_that_is_not_built_says_what_to_do(tmp_path):
+def test_the_error_for_a_model_that_is_not_built_says_what_to_do(tmp_path):
     trained = subclassed()
     trained.compile("adam", "mse")
     template = str(tmp_path / "b{batch}.weights.h5")

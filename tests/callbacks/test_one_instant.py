@@ -93,7 +93,7 @@ SUFFIXES = ".weights.h5", ".keras"
 
 
 @pytest.mark.parametrize("kind, what", [*HELD, *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE_HELD)])
-def test_what_is_written_ten_batches_later_holds_every_array_as_it_was_at_the_save(tmp_path, gate, kind, what):
+def test_a_file_written_ten_batches_later_contains_every_array_as_at_the_save(tmp_path, gate, kind, what):
     kind, opened = KINDS[kind], gate[what]()
     seen = {}
 
@@ -169,8 +169,8 @@ class ClearAtEachBatch(keras.callbacks.Callback):
         pass
 
 
-@pytest.mark.parametrize("clears", [ClearAtEachBatch, ClearAlways])
-def test_clear_session_while_training_changes_no_file(tmp_path, clears):
+@pytest.mark.parametrize("clears", [pytest.param(ClearAtEachBatch, marks=pytest.mark.slow), ClearAlways])
+def test_clear_session_during_training_does_not_change_files(tmp_path, clears):
     clear = clears()
     quiet = run_and_clear(tmp_path / "quiet")
     try:
@@ -203,7 +203,7 @@ WHEN = {
 
 @pytest.mark.parametrize("is_first", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("when", WHEN)
-def test_a_callback_that_compiles_the_model_loses_no_save(tmp_path, when, is_first):
+def test_compiling_in_a_callback_does_not_lose_a_save(tmp_path, when, is_first):
     kind = KINDS["accumulated gradients"]
     ends = {}
     for ours in (False, True):

@@ -176,7 +176,7 @@ def test_a_model_gets_one_hidden_attribute(tmp_path):
     assert set(vars(ours.optimizer)) - set(vars(plain.optimizer)) == {"callbacks.attached"}
 
 
-def test_a_skipped_execution_passes_the_functions_around_it_and_trains_on_nothing():
+def test_a_skipped_execution_calls_the_functions_around_it_and_does_not_train():
     model, passed = small_model(), []
     hooks = fit_hooks_of(model)
     hooks.around_execution(lambda execute, iterator: [passed.append("around"), execute(iterator)][1])
@@ -189,7 +189,7 @@ def test_a_skipped_execution_passes_the_functions_around_it_and_trains_on_nothin
     assert int(model.optimizer.iterations) == BATCHES - 2
 
 
-def test_what_is_registered_last_is_called_first_and_outlives_another_compile():
+def test_the_function_registered_last_is_called_first_and_survives_another_compile():
     model, traced = small_model(), []
     for name in ("inner", "outer"):
         fit_hooks_of(model).around_train_step(lambda step, data, name=name: [traced.append(name), step(data)][1])
@@ -199,7 +199,7 @@ def test_what_is_registered_last_is_called_first_and_outlives_another_compile():
     assert traced[:2] == ["outer", "inner"] and len(traced) >= 2 * BATCHES
 
 
-def test_models_share_no_hooks():
+def test_models_do_not_share_hooks():
     one, other, called = small_model(), small_model(), []
     fit_hooks_of(one).after_execution(lambda: called.append(one))
     fit(other)

@@ -24,7 +24,7 @@ def write_three(output):
         output.write(MEGABYTE)
 
 
-def test_the_disk_begins_while_the_rest_is_written(tmp_path, monkeypatch, small_flushes):
+def test_flushing_begins_while_the_rest_is_written(tmp_path, monkeypatch, small_flushes):
     began = threading.Event()
     monkeypatch.setattr(os, "fdatasync", lambda descriptor: began.set())
 
@@ -51,7 +51,7 @@ def test_an_error_of_an_early_flush_ends_the_save_though_the_last_flush_succeeds
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_flush_outlives_a_save_that_failed(tmp_path, monkeypatch, small_flushes):
+def test_no_flush_outlives_a_failed_save(tmp_path, monkeypatch, small_flushes):
     began, may_end, ended = threading.Event(), threading.Event(), []
 
     def fdatasync(descriptor):

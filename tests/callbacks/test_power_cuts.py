@@ -27,7 +27,7 @@ def uncut(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [["mkfs.ext4", "-q"], ["mkfs.xfs", "-q"]], ids=["ext4", "xfs"])
-def test_a_disk_that_loses_its_power_again_and_again_loses_nothing_that_was_committed(uncut, tmp_path, make):
+def test_a_disk_with_repeated_power_cuts_loses_no_committed_checkpoint(uncut, tmp_path, make):
     image, directory = tmp_path / "image", tmp_path / "disk"
     directory.mkdir()
     with open(image, "wb") as file:

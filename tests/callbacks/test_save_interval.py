@@ -141,7 +141,7 @@ def best_fixed(world):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WORLDS)
-def test_a_year_keeps_the_budget_and_loses_as_little_as_with_the_best_fixed_interval(name):
+def test_a_year_stays_within_the_budget_and_loses_as_little_as_the_best_fixed_interval(name):
     world = WORLDS[name]
     overhead, lost = world.train(lambda clock: SavePolicy("auto", max_overhead=BUDGET, clock=clock))
     assert overhead <= BUDGET
@@ -158,7 +158,7 @@ def interval(clock):
     return SaveInterval(BUDGET, clock)
 
 
-def test_the_first_save_comes_as_early_as_the_budget_allows(interval):
+def test_the_first_save_is_as_early_as_the_budget_allows(interval):
     assert interval.seconds == pytest.approx(PRIOR_COST / BUDGET)
 
 
@@ -168,13 +168,13 @@ def test_the_interval_is_youngs_with_one_failure_a_day_as_prior(interval):
     assert interval.seconds == pytest.approx(math.sqrt(2 * 0.5 * DAY))
 
 
-def test_the_budget_comes_before_the_failures(interval):
+def test_the_budget_takes_precedence_over_failures(interval):
     interval.saved()
     interval.note_blocked(100)
     assert interval.seconds == pytest.approx(100 / BUDGET)
 
 
-def test_batches_that_are_slower_beside_a_write_are_a_cost_of_it(interval):
+def test_slower_batches_during_a_write_count_as_its_cost(interval):
     interval.end_batches(1, 60.0, False)  # compiles
     interval.end_batches(10, 10.0, False)
     interval.saved()
@@ -192,7 +192,7 @@ def test_failures_of_earlier_processes_shorten_the_interval(interval, clock):
         assert interval.between_failures == pytest.approx(2 * DAY / (1 + failures))
 
 
-def test_none_is_due_while_one_is_written_and_the_looks_become_rare_then(interval, clock):
+def test_no_save_is_due_during_a_write_and_checks_become_rare(interval, clock):
     interval.end_batches(1, 1.0, False)
     interval.end_batches(1000, 1000.0, False)
     interval.saved()
@@ -203,7 +203,7 @@ def test_none_is_due_while_one_is_written_and_the_looks_become_rare_then(interva
     assert interval.batches_to_next_look(is_writing=False) == 1
 
 
-def test_looks_come_closer_to_the_moment_and_never_lie_beyond_twice_the_batches_seen(interval, clock):
+def test_checks_become_more_frequent_near_the_save_and_are_never_beyond_twice_the_batches_seen(interval, clock):
     interval.end_batches(1, 1.0, False)
     interval.end_batches(3, 0.003, False)
     assert interval.batches_to_next_look(is_writing=False) == 4
@@ -213,7 +213,7 @@ def test_looks_come_closer_to_the_moment_and_never_lie_beyond_twice_the_batches_
     assert interval.batches_to_next_look(is_writing=False) in (499, 500)
 
 
-def test_it_says_what_it_chose_once_and_again_when_that_has_changed_by_much(interval):
+def test_the_interval_is_printed_once_and_again_after_a_large_change(interval):
     assert interval.news() is None
     interval.saved()
     interval.note_blocked(0.5)

@@ -85,7 +85,7 @@ def test_a_resumed_training_saves_at_the_batches_of_the_uninterrupted_one():
         assert saves(6, begin=begin, batches=40 - begin) == [batch for batch in whole if batch > begin]
 
 
-def test_begin_forgets_the_training_before():
+def test_begin_resets_the_policy():
     clock = Clock()
     policy = SavePolicy(5, 10.0, clock=clock)
     policy.postpone()
@@ -97,5 +97,5 @@ def test_begin_forgets_the_training_before():
 
 
 @pytest.mark.parametrize("batch, every, expected", [(0, 5, 5), (4, 5, 5), (5, 5, 10), (6, 1, 7)])
-def test_the_next_multiple_lies_above(batch, every, expected):
+def test_the_next_multiple_is_above(batch, every, expected):
     assert next_multiple(batch, every) == expected

@@ -53,7 +53,7 @@ def in_order(swap_first, checkpoint):
 
 
 @pytest.mark.parametrize("swap_first", [True, False])
-def test_with_swapped_averages_a_file_is_that_of_a_stock_checkpoint_in_the_same_place(tmp_path, swap_first):
+def test_with_swapped_averages_a_file_equals_that_of_a_stock_checkpoint_in_the_same_place(tmp_path, swap_first):
     for name, kind in (("stock", keras.callbacks.ModelCheckpoint), ("ours", GlobalStepCheckpoint)):
         checkpoint = kind(str(tmp_path / name / "e{epoch}.weights.h5"), save_weights_only=True)
         (tmp_path / name).mkdir()

@@ -242,12 +242,12 @@ def saved(request, tmp_path_factory):
     return request.param, directory
 
 
-def test_a_checkpoint_holds_what_keras_saves_at_the_same_instant(saved):
+def test_a_checkpoint_contains_what_keras_saves_at_the_same_instant(saved):
     assert_holds_what_keras_saves(*saved)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if "values" in name else pytest.mark.slow) for name in MODELS])
-def test_a_checkpoint_that_is_written_at_once_holds_it_too(name, tmp_path):
+def test_a_checkpoint_without_background_contains_it_too(name, tmp_path):
     train(MODELS[name](), tmp_path, background=False)
     assert_holds_what_keras_saves(name, tmp_path)
 
@@ -301,7 +301,7 @@ def test_a_checkpoint_is_read_as_keras_reads_it(saved):
                 assert_same_values(found.found, expected.found, expected.KEPT)
 
 
-def test_stock_keras_makes_the_whole_model_of_an_archive_with_vocabularies(tmp_path):
+def test_stock_keras_loads_the_model_from_an_archive_with_vocabularies(tmp_path):
     model = of_words()
     train(model, tmp_path)
     loaded = keras.models.load_model(tmp_path / "ours_4.keras")
@@ -351,14 +351,14 @@ def assert_same_values(found, expected, names):
         np.testing.assert_array_equal(np.asarray(found[name]), np.asarray(value), err_msg=name)
 
 
-def test_every_kind_of_value_comes_back_as_with_keras(path):
+def test_every_kind_of_value_is_restored_as_by_keras(path):
     by_keras, ours = model_of_keeper(), model_of_keeper()
     by_keras.load_weights(path)
     load_weights(ours, path)
     assert_same_values(ours.layers[0].found, by_keras.layers[0].found, KEPT)
 
 
-def test_two_variables_that_got_one_array_are_two(path):
+def test_two_variables_from_one_array_stay_separate(path):
     restored = model_of_keeper()
     load_weights(restored, path)
     kernel, twin = restored.layers[0].kernel, restored.layers[0].twin
@@ -377,7 +377,7 @@ def test_an_array_that_has_become_a_variable_cannot_be_written_to(path):
     np.testing.assert_array_equal(restored.layers[0].kernel, KEPT["matrix"])
 
 
-def test_parts_and_results_of_an_array_become_the_tensors_that_they_are(path):
+def test_slices_and_results_of_an_array_become_correct_tensors(path):
     restored = model_of_keeper()
     load_weights(restored, path)
     found = restored.layers[0].found["matrix"]
@@ -392,7 +392,7 @@ def test_a_file_of_another_model_is_refused(path):
         load_weights(other, path)
 
 
-def test_a_file_is_read_once_and_no_part_of_it_again(tmp_path):
+def test_a_file_is_read_only_once(tmp_path):
     layers = [keras.layers.Dense(256) for _ in range(8)]
     deep = keras.Sequential([keras.Input([2]), *layers, keras.layers.Dense(1)])
     train(deep, tmp_path)

@@ -145,7 +145,7 @@ def steered(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("crashes", [(7,), pytest.param((36, 59), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("others", [steering_early_stopping, steering_plateau, steering_schedule])
-def test_callbacks_that_steer_training_decide_as_if_nothing_had_happened(tmp_path, steered, others, crashes):
+def test_callbacks_that_control_training_decide_as_without_an_interruption(tmp_path, steered, others, crashes):
     whole = steered(others)
     crashed = train(of_high_rate, others, tmp_path, "crashed", epochs=8, save_freq=6, crashes=crashes)
     assert_same_end(whole, crashed)
@@ -159,7 +159,7 @@ def test_callbacks_that_steer_training_decide_as_if_nothing_had_happened(tmp_pat
         assert crashed[2][-1].seen == {epoch: rates[epoch] for epoch in crashed[2][-1].seen}
 
 
-def test_a_run_that_early_stopping_ended_is_not_trained_on(tmp_path, steered):
+def test_a_run_that_early_stopping_has_ended_does_not_continue(tmp_path, steered):
     whole = steered(steering_early_stopping)
     shutil.copytree(Path(whole[3].newest).parent, tmp_path / "run")
     again = train(of_high_rate, steering_early_stopping, tmp_path, "run", epochs=8, save_freq=6)
@@ -210,7 +210,7 @@ def test_steps_per_execution(tmp_path, spe):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("replicas, spe", [(2, 1), (2, 4)])
-def test_replicas_with_statistics_of_their_own(tmp_path, strategy, replicas, spe):
+def test_replicas_with_their_own_statistics(tmp_path, strategy, replicas, spe):
     mirrored = strategy(replicas)
 
     def make():
@@ -225,7 +225,7 @@ def test_replicas_with_statistics_of_their_own(tmp_path, strategy, replicas, spe
             np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=a.path)
 
 
-def test_the_last_save_holds_the_last_batch_and_not_the_averages_that_keras_puts_in_its_place(tmp_path):
+def test_the_last_save_contains_the_last_batch_and_not_the_averages_that_keras_assigns(tmp_path):
     """With `use_ema`, `fit` ends by overwriting the weights; going on from those would be another training."""
     whole = train(lambda: compiled(OPTIMIZERS["ema at the end"]()), list, tmp_path, "run", epochs=2)
     model = compiled(OPTIMIZERS["ema at the end"]())
@@ -240,7 +240,7 @@ def test_more_epochs_after_the_end_equal_one_longer_training(tmp_path):
     assert_same_end(whole, train(compiled, list, tmp_path, "longer", epochs=4))
 
 
-def test_an_epoch_save_is_that_of_a_stock_checkpoint_in_its_place_and_a_resume_has_what_all_callbacks_did(tmp_path):
+def test_an_epoch_save_equals_that_of_a_stock_checkpoint_and_a_resume_has_the_changes_of_all_callbacks(tmp_path):
     """The plateau callback stands behind the checkpoint and lowers the rate in the same hook."""
 
     def make():
@@ -278,8 +278,9 @@ def test_an_epoch_save_is_that_of_a_stock_checkpoint_in_its_place_and_a_resume_h
         assert_same_weights(*(tmp_path / kind / f"e{epoch}.weights.h5" for kind in ("stock", "ours")))
 
 
+@pytest.mark.slow
 @SAME_FOR_ANY_REPLICAS
-def test_other_numbers_of_replicas_go_on_from_each_others_files(tmp_path, strategy):
+def test_runs_with_other_numbers_of_replicas_resume_from_each_others_files(tmp_path, strategy):
     def make(replicas):
         keras.utils.set_random_seed(0)
         with strategy(replicas).scope() if replicas > 1 else tf.device(None):

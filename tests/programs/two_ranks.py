@@ -22,8 +22,8 @@ from callbacks.attached import attached
 from callbacks.ranks import RanksDiffer, install
 from recipes.common.data import Arrays, validation_data
 from recipes.common.distribution import Distribution, engine_ranks
+from recipes.common.distribution.rank_synchronization import AveragedBatches
 from recipes.common.distribution.setup import ENGINES
-from recipes.common.distribution.synchronous import AveragedBatches
 
 BATCHES, BATCH = 8, 8
 optimizers = keras.optimizers

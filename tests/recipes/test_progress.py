@@ -60,7 +60,7 @@ def channel(tmp_path, monkeypatch):
     os.close(descriptor)
 
 
-def test_every_batch_is_reported_and_validation_too_without_asking_the_device(channel):
+def test_every_batch_and_validation_batch_is_reported_without_reading_from_the_device(channel):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     x, y = np.zeros((12, 2)), np.zeros((12, 1))
@@ -95,7 +95,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_bar_and_the_loss_have_room_in_80_columns(tmp_path, monkeypatch):
+def test_the_progress_bar_and_the_loss_fit_into_80_columns(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
     terminal, checkpoint = Terminal(), checkpoint_callback(flags(tmp_path))

@@ -80,7 +80,7 @@ def noisy(x, y, *, seed):
     return x + tf.random.stateless_uniform([1], seed=seed), y
 
 
-def test_what_is_random_in_a_sample_depends_on_its_number_and_the_epoch_and_on_nothing_else(distribution):
+def test_the_seed_of_a_sample_depends_only_on_its_number_and_the_epoch(distribution):
     found = {}
     for replicas, begin in ((1, 0), (2, 0), (4, 1)):
         where = distribution(replicas)
@@ -104,7 +104,7 @@ def test_what_is_random_in_a_sample_depends_on_its_number_and_the_epoch_and_on_n
     assert len(np.unique(np.concatenate(list(noise.values())))) == 48
 
 
-def test_what_is_prepared_for_validation_is_the_same_for_any_number_of_replicas_and_each_time(distribution):
+def test_prepared_validation_samples_are_the_same_for_any_number_of_replicas_and_each_time(distribution):
     found = []
     for replicas in (1, 2, 2):
         where = distribution(replicas)
@@ -162,7 +162,7 @@ def test_less_data_than_one_global_batch_is_refused(distribution):
         training_data(numbered(30), None, distribution(1), global_batch_size=64, seed=0)
 
 
-def test_data_that_nobody_counts_the_epochs_for_is_an_error_and_not_the_same_order_again(distribution):
+def test_data_without_an_epoch_counter_is_an_error(distribution):
     model = build_model("mlp", (1, 1, 1))
     model.compile("sgd", "sparse_categorical_crossentropy")
     data = training_data(
@@ -184,7 +184,7 @@ def fit(distribution, callbacks=(), **options):
 
 
 @pytest.mark.slow
-def test_no_iterator_over_the_replicas_is_made_that_nobody_reads(distribution, monkeypatch):
+def test_no_unused_iterator_over_the_replicas_is_created(distribution, monkeypatch):
     two = distribution(2)
     of_tensorflow = type(two.strategy.distribute_datasets_from_function(lambda _: tf.data.Dataset.range(2)))
     made, make, at_ends = [], of_tensorflow.__iter__, []
@@ -193,6 +193,6 @@ def test_no_iterator_over_the_replicas_is_made_that_nobody_reads(distribution, m
     assert np.diff(at_ends).tolist() == [3, 3, 3]  # training, validation, and a look of `evaluate` at the validation's first batch
 
 
-def test_an_epoch_whose_length_is_said_apart_from_its_data_is_refused(distribution):
-    with pytest.raises(InputError, match="Leave steps_per_epoch"):
+def test_steps_per_epoch_beside_the_data_is_refused(distribution):
+    with pytest.raises(InputError, match="Do not pass steps_per_epoch"):
         fit(distribution(2), steps_per_epoch=3)

@@ -59,7 +59,7 @@ def walked(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [0, 20, 200_000])
-def test_a_record_at_any_place_is_what_a_tfrecord_dataset_reads(tmp_path, size):
+def test_any_record_equals_that_of_a_tfrecord_dataset(tmp_path, size):
     """In batches too small for threads, and in larger ones."""
     write_shards(tmp_path, size=size)
     names = sorted(str(path) for path in tmp_path.iterdir())
@@ -71,13 +71,13 @@ def test_a_record_at_any_place_is_what_a_tfrecord_dataset_reads(tmp_path, size):
         assert found.numpy().tolist() == [expected[number] for number in numbers]
 
 
-def test_empty_records_have_their_place_too(tmp_path):
+def test_empty_records_are_records_too(tmp_path):
     write_shard(tmp_path / "train-00000-of-00001", [b"", b"one", b"", b""])
     records = opened(tmp_path)
     assert [records.record(number) for number in range(4)] == [b"", b"one", b"", b""]
 
 
-def test_the_index_is_used_again(tmp_path, walked):
+def test_the_index_is_reused(tmp_path, walked):
     written = write_shards(tmp_path)
     opened(tmp_path)
     assert len(walked) == 3
@@ -85,7 +85,7 @@ def test_the_index_is_used_again(tmp_path, walked):
     assert len(walked) == 3
 
 
-def test_of_the_index_only_what_has_changed_is_made_again(tmp_path, walked):
+def test_only_changed_shards_are_indexed_again(tmp_path, walked):
     write_shards(tmp_path)
     opened(tmp_path)
     changed = [record(100, 50), record(101, 7)]
@@ -96,7 +96,7 @@ def test_of_the_index_only_what_has_changed_is_made_again(tmp_path, walked):
     assert [records.record(number) for number in (3, 4)] == changed and len(records) == 10
 
 
-def test_a_shard_of_the_same_size_that_was_written_later_is_walked_again(tmp_path, walked):
+def test_a_newer_shard_of_the_same_size_is_indexed_again(tmp_path, walked):
     write_shards(tmp_path)
     opened(tmp_path)
     shard = tmp_path / "train-00000-of-00003"
@@ -107,7 +107,7 @@ def test_a_shard_of_the_same_size_that_was_written_later_is_walked_again(tmp_pat
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", "half"])
-def test_a_broken_index_is_made_again(tmp_path, content):
+def test_a_corrupt_index_is_rebuilt(tmp_path, content):
     written = write_shards(tmp_path)
     opened(tmp_path)
     (index,) = tmp_path.glob(".*.npz")
@@ -135,7 +135,7 @@ def as_user():
     shutil.rmtree(folder)
 
 
-def test_the_index_of_a_folder_that_one_may_only_read_is_kept_in_the_users_cache(as_user, monkeypatch, walked):
+def test_the_index_of_a_read_only_folder_is_stored_in_the_users_cache(as_user, monkeypatch, walked):
     folder, be_nobody = as_user
     data, cache = folder / "data", folder / "cache"
     data.mkdir()
@@ -216,29 +216,32 @@ def flip(path, place):
 
 # A record of these tests takes 12 + 24 + 4 bytes.
 @pytest.mark.parametrize(
-    "damage, words",
+    "corrupt, words",
     [
-        (lambda shard: cut(shard, -1), r"train-00002-of-00003 is cut off in record 4 .* ends at byte 199\. Copy it again"),
-        (lambda shard: cut(shard, 85), r"is cut off in record 2 .* ends at byte 85"),
+        (lambda shard: cut(shard, -1), r"train-00002-of-00003 is truncated in record 4 .* ends at byte 199\. Copy it again"),
+        (lambda shard: cut(shard, 85), r"is truncated in record 2 .* ends at byte 85"),
         (lambda shard: cut(shard, 0), r"train-00002-of-00003 is empty"),
-        (lambda shard: flip(shard, 40), r"train-00002-of-00003 is damaged from record 1 .* checksum of its length"),
-        (lambda shard: flip(shard, 49), r"is damaged from record 1 "),
-        (lambda shard: shard.write_bytes(b"text, and no TFRecord file at all"), r"is no TFRecord file, or damaged from record 0"),
-        (lambda shard: shard.unlink(), r"has 2 of 3 files for train\. The first missing: train-00002-of-00003"),
+        (lambda shard: flip(shard, 40), r"train-00002-of-00003 is corrupt from record 1 .* checksum of its length"),
+        (lambda shard: flip(shard, 49), r"is corrupt from record 1 "),
+        (
+            lambda shard: shard.write_bytes(b"text, and no TFRecord file at all"),
+            r"is not a TFRecord file, or is corrupt from record 0",
+        ),
+        (lambda shard: shard.unlink(), r"has 2 of 3 files for train\. The first missing file: train-00002-of-00003"),
         (lambda shard: shutil.copy(shard, shard.with_name("train-00000-of-00001")), r"train-\*-of-00001 and train-\*-of-00003"),
         (lambda shard: write_shard(shard, [b"bad one", b"good"]), r"train-00002-of-00003, record 0 .*: .*it begins with bad"),
     ],
 )
-def test_damaged_and_missing_shards_are_named_before_training(tmp_path, damage, words):
+def test_corrupt_and_missing_shards_are_named_before_training(tmp_path, corrupt, words):
     write_shards(tmp_path)
-    damage(tmp_path / "train-00002-of-00003")
+    corrupt(tmp_path / "train-00002-of-00003")
     with pytest.raises(InputError, match=words) as raised:
         opened(tmp_path)
     assert "\n" not in str(raised.value)
 
 
-def test_a_folder_that_is_none_or_has_no_shards_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"There is no such file in"):
+def test_a_path_without_shards_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"has no such file"):
         opened(tmp_path)
     with pytest.raises(InputError, match=r"cannot be read: .*No such file"):
         opened(tmp_path / "nowhere")
@@ -278,7 +281,7 @@ def test_the_order_is_the_same_for_any_number_of_replicas_and_for_arrays(tmp_pat
     assert orders[0] == [[written[number] for number in batch] for batch in numbers]
 
 
-def test_a_record_whose_bytes_have_changed_is_named_when_it_cannot_be_used(tmp_path):
+def test_a_record_with_changed_bytes_that_cannot_be_used_is_named(tmp_path):
     write_shard(tmp_path / "train-00000-of-00001", [b"good", b"cad!", b"good", b"good"])
     records = opened(tmp_path)
     shard = tmp_path / "train-00000-of-00001"
@@ -288,12 +291,14 @@ def test_a_record_whose_bytes_have_changed_is_named_when_it_cannot_be_used(tmp_p
         use(record)
         return (record,)
 
-    words = r"train-00000-of-00001, record 1 \(the first is 0\): its bytes are not those that were written.*it begins with bad"
+    words = (
+        r"train-00000-of-00001, record 1 \(counted from 0\): its checksum is wrong, so its bytes have changed.*it begins with bad"
+    )
     with pytest.raises(BadSample, match=words), naming_bad_records(records, use=use):
         epoch_of(records, prepare=prepare)
 
 
-def test_a_shard_that_becomes_shorter_while_training_is_named(tmp_path):
+def test_a_shard_that_becomes_shorter_during_training_is_named(tmp_path):
     write_shards(tmp_path)
     records = opened(tmp_path)
     cut(tmp_path / "train-00002-of-00003", 100)
@@ -304,7 +309,7 @@ def test_a_shard_that_becomes_shorter_while_training_is_named(tmp_path):
         epoch_of(records)
 
 
-def test_an_error_that_no_record_is_the_cause_of_stays_what_it_was(tmp_path):
+def test_an_error_that_no_record_has_caused_is_not_changed(tmp_path):
     write_shards(tmp_path)
     records = opened(tmp_path)
     with pytest.raises(tf.errors.ResourceExhaustedError), naming_bad_records(records, Arrays([], []), use=use):
@@ -312,7 +317,7 @@ def test_an_error_that_no_record_is_the_cause_of_stays_what_it_was(tmp_path):
         raise tf.errors.ResourceExhaustedError(None, None, "no memory")
 
 
-def test_more_shards_than_files_may_be_open_are_read(tmp_path, monkeypatch):
+def test_more_shards_than_the_limit_of_open_files_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tfrecords, "_opened", tfrecords.functools.lru_cache(4)(tfrecords.OpenFile))
     written = write_shards(tmp_path, counts=(1,) * 40)
     records = opened(tmp_path)
@@ -321,7 +326,7 @@ def test_more_shards_than_files_may_be_open_are_read(tmp_path, monkeypatch):
     assert len(os.listdir("/proc/self/fd")) <= before + 4
 
 
-def test_an_index_whose_lengths_do_not_fit_the_files_is_made_again(tmp_path, walked):
+def test_an_index_that_does_not_match_the_files_is_rebuilt(tmp_path, walked):
     written = write_shards(tmp_path)
     opened(tmp_path)
     (path,) = tmp_path.glob(".*.npz")
@@ -334,7 +339,7 @@ def test_an_index_whose_lengths_do_not_fit_the_files_is_made_again(tmp_path, wal
     assert walked == ["train-00002-of-00003"]
 
 
-def test_a_shard_that_is_a_fifo_is_refused_and_not_waited_for(tmp_path):
+def test_a_shard_that_is_a_fifo_is_refused_without_blocking(tmp_path):
     write_shards(tmp_path)
     (tmp_path / "train-00001-of-00003").unlink()
     os.mkfifo(tmp_path / "train-00001-of-00003")
@@ -343,7 +348,7 @@ def test_a_shard_that_is_a_fifo_is_refused_and_not_waited_for(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
-def test_on_a_full_disk_no_half_of_an_index_stays(tmp_path, monkeypatch, capsys):
+def test_a_full_disk_leaves_no_partial_index(tmp_path, monkeypatch, capsys):
     disk = tmp_path / "disk"
     disk.mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(disk / "cache"))

@@ -71,7 +71,7 @@ def epoch_of(model, where, number, **options):
     return found
 
 
-def test_epochs_share_a_pass_over_the_data_in_one_order_for_one_and_two_replicas(strategy):
+def test_epochs_share_a_pass_over_the_data_for_one_and_two_replicas(strategy):
     passes = []
     for where in (SINGLE, mirrored(strategy, 2)):
         with where.scope():
@@ -85,7 +85,7 @@ def test_epochs_share_a_pass_over_the_data_in_one_order_for_one_and_two_replicas
     assert passes[0][3] != passes[0][0]
 
 
-def test_held_out_files_are_chosen_by_their_names_alone(tmp_path):
+def test_held_out_files_are_selected_only_by_their_names(tmp_path):
     def held_out():
         return {name[:4] for name in bytes_of_folder(str(tmp_path), context=4)[1].tokens.tobytes().decode().split("\0")[1:]}
 
@@ -113,7 +113,7 @@ def token_file(path, values):
     return str(path)
 
 
-def test_files_of_tokens_stay_on_the_disk(tmp_path):
+def test_files_of_tokens_are_not_read_into_memory(tmp_path):
     token_file(tmp_path / "val.bin", range(20))
     train, validation = token_files(token_file(tmp_path / "train.bin", range(100)), context=4, vocabulary=200)
     assert isinstance(train.tokens, np.memmap) and isinstance(validation.tokens, np.memmap)
@@ -123,16 +123,16 @@ def test_files_of_tokens_stay_on_the_disk(tmp_path):
 @pytest.mark.parametrize(
     "train, validation, words",
     [
-        (None, [1] * 9, "no tokens at .*train.bin: No such file"),
-        ([1] * 9, None, "no tokens at .*val.bin: No such file.*beside the training tokens"),
+        (None, [1] * 9, "train.bin cannot be read: No such file"),
+        ([1] * 9, None, "val.bin cannot be read: No such file.*`val.bin` beside"),
         (b"odd", [1] * 9, "two bytes.*train.bin with 3 bytes"),
         (b"", [1] * 9, "two bytes.*train.bin with 0 bytes"),
-        ([1] * 4, [1] * 9, "4 tokens and the one after. Received: 4 tokens in .*train.bin.*smaller --context"),
+        ([1] * 4, [1] * 9, "4 tokens and the next one. Received: 4 tokens in .*train.bin.*smaller --context"),
         ([1] * 9, [1] * 4, "Received: 4 tokens in .*val.bin"),
         ([1, 2, 50, 3, 3, 3], [1] * 9, "below --vocabulary-size 50. Received: token 50 at position 2 of .*train.bin"),
     ],
 )
-def test_files_that_are_no_tokens_are_refused_at_the_start(tmp_path, train, validation, words):
+def test_files_that_do_not_contain_tokens_are_refused_at_the_start(tmp_path, train, validation, words):
     for name, content in (("train.bin", train), ("val.bin", validation)):
         if content is not None:
             (tmp_path / name).write_bytes(content if isinstance(content, bytes) else np.array(content, "<u2").tobytes())
@@ -151,7 +151,7 @@ def test_less_than_a_global_batch_in_each_epoch_is_refused():
         training_data(stream(14), None, SINGLE, global_batch_size=8, seed=0, epochs_per_pass=4)
 
 
-def test_a_token_in_the_middle_of_a_file_that_is_not_in_the_vocabulary_is_named_when_it_is_read(monkeypatch, capsys):
+def test_a_token_outside_the_vocabulary_is_named_when_it_is_read(monkeypatch, capsys):
     monkeypatch.setattr(tokens, "_LOOKED_AT", 10)
     values = np.ones(100, "uint16")
     values[50] = 999
@@ -168,7 +168,7 @@ def test_a_token_in_the_middle_of_a_file_that_is_not_in_the_vocabulary_is_named_
 
 
 @pytest.mark.parametrize("replicas, accumulated", [(1, 1), (2, 1), (2, 2)])
-def test_weight_decay_is_for_matrices_alone(strategy, replicas, accumulated):
+def test_weight_decay_applies_only_to_matrices(strategy, replicas, accumulated):
     where = mirrored(strategy, replicas) if replicas > 1 else SINGLE
     model = compiled(where, accumulated)
     with where.scope():
@@ -186,7 +186,7 @@ def test_weight_decay_is_for_matrices_alone(strategy, replicas, accumulated):
     assert len(decayed) == 4 * TINY.blocks
 
 
-def test_a_token_sees_those_before_it_and_none_after():
+def test_a_token_attends_only_to_earlier_tokens():
     model = build_model(TINY, VOCABULARY)
     one, other = np.array([[1, 2, 3, 4]]), np.array([[1, 2, 3, 9]])
     a, b = model.predict(one, verbose=0)[0], model.predict(other, verbose=0)[0]
@@ -196,7 +196,7 @@ def test_a_token_sees_those_before_it_and_none_after():
 
 
 @pytest.mark.slow
-def test_a_whole_model_loads_with_stock_keras_in_another_process(tmp_path):
+def test_a_saved_model_loads_with_stock_keras_in_another_process(tmp_path):
     model = compiled()
     data = training_data(stream(41), model, SINGLE, global_batch_size=4, seed=0)
     model.fit(data, verbose=0, callbacks=[GlobalStepCheckpoint(tmp_path / "at_{batch}.keras")])
@@ -234,7 +234,7 @@ def texts(directory):
 
 
 @pytest.mark.slow
-def test_a_text_is_written_once_for_each_validation_also_when_that_is_done_again(tmp_path):
+def test_a_text_is_written_once_even_if_its_validation_is_repeated(tmp_path):
     model, windows = compiled(), stream(41)
 
     def sampling():
@@ -269,7 +269,7 @@ def test_only_the_chief_writes_texts(tmp_path):
 # Flags
 
 
-def test_the_size_decides_on_the_defaults_of_training(tmp_path):
+def test_the_size_determines_the_defaults_of_training(tmp_path):
     nano, small = (parse_args(["--workdir", str(tmp_path), "--size", size]) for size in ("nano", "small"))
     assert (nano.context, nano.gradient_accumulation_steps) == (256, 1)
     assert (small.context, small.global_batch_size * small.gradient_accumulation_steps) == (1024, 480)
@@ -302,7 +302,7 @@ def checkpoint(workdir, batch):
 
 
 @pytest.mark.slow
-def test_kills_within_an_accumulation_change_nothing_on_two_replicas(recipe, tmp_path, flags):
+def test_kills_within_an_accumulation_do_not_change_the_result_of_two_replicas(recipe, tmp_path, flags):
     flags = [*flags, "--virtual-devices", 2]
     code, out, errors = recipe(*flags, "--save-freq", LAST, "--workdir", tmp_path / "whole", module=MODULE).finish()
     assert code == 0, errors
@@ -317,7 +317,7 @@ def test_kills_within_an_accumulation_change_nothing_on_two_replicas(recipe, tmp
 
 
 @pytest.mark.slow
-def test_a_restart_within_an_accumulation_changes_nothing_on_two_ranks(tmp_path, flags, engine):
+def test_a_restart_within_an_accumulation_does_not_change_the_result_of_two_ranks(tmp_path, flags, engine):
     command = ["-m", MODULE, *flags, "--strategy", engine, "--save-freq", 4, "--workdir"]
     for workdir in ("whole", "resumed"):
         for code, _, errors in run_ranks(2, *command, tmp_path / workdir, engine=engine):
