@@ -2,7 +2,7 @@
 
 Keras compiles its train step as a whole or not at all. It leaves it uncompiled on several replicas, because XLA cannot compile
 their collectives, and with TensorFlow's deterministic operations. There, only the forward and backward pass is compiled here.
-Collectives, clipping, accumulation, optimizer and metrics stay outside, as with the auto-clustering in NVIDIA's TensorFlow 2 examples.
+Collectives, clipping, accumulation, optimizer and metrics stay outside, as in NVIDIA's examples with auto-clustering.
 
 XLA draws the same random bits as TensorFlow, but makes other numbers of them (except in float16). So the Dropout masks differ from
 those without XLA, with Keras's own compilation too. The seeds advance equally.
