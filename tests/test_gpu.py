@@ -1,4 +1,4 @@
-"""What only a GPU can show. Skipped where there is none; the other tests run on CPUs, also where there are GPUs."""
+"""Tests that need a GPU. They are skipped without one; all other tests run on CPUs, even if there are GPUs."""
 
 import os
 import shutil
@@ -25,15 +25,15 @@ ON_CPU = USER_ENVIRONMENT
 # Without TF32, the 10-bit multiplications that TensorFlow uses on newer GPUs: then both sides compute in float32.
 ON_GPU = {**USER_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": "0", "NVIDIA_TF32_OVERRIDE": "0"}
 GPU_PROGRAM = {**ON_GPU, "PYTHONPATH": PROGRAM_ENVIRONMENT["PYTHONPATH"]}
-SHARED_GPU = {**ON_GPU, "TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # for processes that do not say so themselves
-TOLERANCE = 1e-5  # of each variable's largest weight: sums are taken in another order
+SHARED_GPU = {**ON_GPU, "TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # for processes that do not set it themselves
+TOLERANCE = 1e-5  # relative to the largest weight of each variable, because the order of sums differs
 
 MLP = ["-m", "recipes.mnist", "--model", "mlp", "--global-batch-size", "128", "--epochs", "4"]
 LAST = "checkpoints/model_batch_at_00044.weights.h5"
 
 
 def train(workdir, *command, env=ON_GPU, launcher=()):
-    """What a run prints; its checkpoints and logs go to `workdir`."""
+    """Trains a recipe in `workdir`. Returns its output."""
     if launcher:
         launcher = ["-m", "launch", "--standalone", "--log-dir", workdir / "ranks", *launcher]
     words = [sys.executable, *launcher, *command, "--workdir", workdir]
@@ -53,7 +53,7 @@ def assert_close(one, other):
 
 @pytest.fixture(scope="module")
 def on_cpu(tmp_path_factory):
-    """Four epochs of the MLP without a GPU."""
+    """Trains four epochs of the MLP without a GPU."""
     workdir = tmp_path_factory.mktemp("cpu")
     train(workdir, *MLP, env=ON_CPU)
     return workdir
@@ -80,7 +80,7 @@ def test_memory_grows_on_demand(tmp_path):
 
 
 def test_a_run_on_a_gpu_that_is_killed_ends_with_the_same_bits(tmp_path):
-    """With BatchNorm and Dropout, through cuDNN: TensorFlow's deterministic operations are on."""
+    """With BatchNorm and Dropout through cuDNN, with TensorFlow's deterministic operations."""
     command = ["-m", "recipes.mnist", "--epochs", "4"]
     train(tmp_path / "whole", *command, "--save-freq", "1000")
     killed = [sys.executable, *command, "--save-freq", "1", "--workdir", str(tmp_path / "killed")]
@@ -127,7 +127,7 @@ def _built_with_nccl():
 
 @pytest.mark.parametrize("file", ["background_writer", "counting", "models", "whole_state", "stock_keras_loads"])
 def test_tests_that_pass_on_a_cpu_pass_on_a_gpu(file, tmp_path):
-    """The held snapshot, counting under XLA, which Keras switches on there, and the way back."""
+    """Snapshots, counting under XLA, which Keras turns on here, and restoring."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'pytest'}"]
     environment = {**SHARED_GPU, "TESTS_USE_GPU": "1"}
     done = subprocess.run([*command, f"tests/callbacks/test_{file}.py"], cwd=ROOT, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""An import is an import: no module of callbacks, recipes or launch changes the process that imports it."""
+"""Importing a module of callbacks, recipes or launch does not change the process."""
 
 import json
 import subprocess

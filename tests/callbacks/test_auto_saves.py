@@ -1,4 +1,4 @@
-"""`save_freq="auto"` in a real `fit`, by a clock that the test sets: a batch takes a second, a save half of one."""
+"""`save_freq="auto"` in a real `fit` with a fake clock: a batch takes one second, a save half a second."""
 
 import keras
 import pytest
@@ -10,7 +10,7 @@ from callbacks.save_policy import SavePolicy
 
 
 class Clock(keras.callbacks.Callback):
-    """Goes forward by a second in each batch."""
+    """Advances by one second in each batch."""
 
     now = 0.0
 
@@ -41,7 +41,7 @@ def run(directory, *callbacks, epochs, **options):
 
 def test_the_first_save_comes_after_ten_seconds_the_next_as_late_as_pays_and_the_last_at_the_end(tmp_path):
     run(tmp_path, epochs=32)
-    # 0.5 s are what 294 s and a failure a day make worth.
+    # With 294 s and one failure a day, 0.5 s are worthwhile.
     assert names(tmp_path) == ["0010.weights.h5", "0304.weights.h5", "0320.weights.h5"]
 
 

@@ -1,4 +1,4 @@
-"""Training goes on while a checkpoint is written, the file holds the instant of the save, and no failure is lost."""
+"""Training continues while a checkpoint is written, the file contains the instant of the save, and no failure is lost."""
 
 import errno
 import json
@@ -33,7 +33,7 @@ from callbacks.lock import pid_space
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Holds every write until `open` is set; the write itself is the real one."""
+    """Blocks every write until `open` is set; then the real write runs."""
 
     class Gate:
         open, entered = threading.Event(), threading.Event()
@@ -70,7 +70,7 @@ def embedding_model(spe):
     ],
 )
 def test_a_file_written_in_the_background_equals_one_written_at_once(tmp_path, strategy, gate, suffix, replicas, spe):
-    """The write begins only when eight more batches have changed every variable."""
+    """The write begins after eight more batches have changed every variable."""
     random = np.random.default_rng(0)
     data = tf.data.Dataset.from_tensor_slices((random.integers(0, 50, (64, 5)), random.normal(size=(64, 1)))).batch(4)
     written = {}
@@ -105,7 +105,7 @@ def test_a_file_written_in_the_background_equals_one_written_at_once(tmp_path, s
 
 @pytest.mark.slow
 def test_under_xla_counts_are_right_and_a_file_written_in_the_background_equals_one_written_at_once(tmp_path):
-    """In a process of its own: under op determinism Keras leaves XLA out. On GPUs it is what Keras does by default."""
+    """Runs in its own process, because Keras does not use XLA under op determinism. On GPUs, Keras uses XLA by default."""
     done = run_program("saves_under_xla.py", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "20 80\n20 80\n"
@@ -131,7 +131,7 @@ def test_a_save_that_is_due_during_another_save_waits_and_a_warning_gives_the_ra
         gate.entered.wait(60)
         while checkpoint._writer._in_flight is not None:
             time.sleep(0.01)
-        time.sleep(0.2)  # longer than what is not worth a warning
+        time.sleep(0.2)  # long enough for a warning
         gate.open.set()
 
     threading.Thread(target=open_when_the_next_save_waits).start()
@@ -172,7 +172,7 @@ def test_fit_raises_an_error_of_the_last_save(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_save_is_completed_after_an_exception_in_training(tmp_path):
-    """In a process of its own, which ends right after the exception."""
+    """Runs in its own process, which ends right after the exception."""
     runs = {}
     for error in ("ValueError", "KeyboardInterrupt"):
         directory = tmp_path / error
@@ -233,7 +233,7 @@ def test_a_last_save_is_made_unless_that_state_was_just_saved(tmp_path):
 
 
 def test_no_batch_between_saves_reads_the_device(tmp_path, monkeypatch):
-    """A read waits for the batches under way; the only ones are at saves, and at the bounds of an epoch."""
+    """A read waits for running batches, so reads are allowed only at saves and at the boundaries of an epoch."""
     model = small_model()
     checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=500)
     reads, in_batch = [], []
@@ -264,14 +264,14 @@ def test_no_batch_between_saves_reads_the_device(tmp_path, monkeypatch):
 
 
 def run_on(directory):
-    """A training in a process of its own that saves every batch: (exit code, last line of stderr)."""
+    """Runs a training in its own process that saves every batch. Returns its exit code and the last line of stderr."""
     done = run_program("save_each_batch.py", directory / "b{batch}.weights.h5")
     return done.returncode, done.stderr.strip().splitlines()[-1] if done.stderr else ""
 
 
 @pytest.fixture
 def mounted(tmp_path):
-    """Mounts a file system in memory, with the options that the test gives."""
+    """Mounts a file system in memory, with the options of the test."""
 
     def mount(options):
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", tmp_path], capture_output=True, text=True)
@@ -313,7 +313,7 @@ def test_temporary_files_are_deleted_if_their_process_is_dead_and_kept_if_it_is_
     dead = subprocess.Popen(["true"])
     dead.wait()
     living = subprocess.Popen(["sleep", "60"])
-    recycled = f".tmp-{os.getpid()}@{here}@{target}"  # in a container every life of a run has the same pid
+    recycled = f".tmp-{os.getpid()}@{here}@{target}"  # in a container, every attempt has the same pid
     left = {
         f".tmp-{dead.pid}@{here}@{target}": False,
         recycled: False,

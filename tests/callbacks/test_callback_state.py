@@ -1,4 +1,4 @@
-"""Anybody's callback with `get_state` and `set_state` ends a killed and resumed run as it ends the uninterrupted one."""
+"""Any callback with `get_state` and `set_state` is resumed: it ends as in an uninterrupted run."""
 
 import json
 import os
@@ -22,7 +22,7 @@ EPOCHS = 3
 
 
 class Journal(keras.callbacks.Callback):
-    """Notes every hook that it sees, in state of all kinds."""
+    """Records every hook in state of all kinds."""
 
     def on_train_begin(self, logs=None):
         self.batches = self.epochs = self.validations = 0
@@ -61,7 +61,7 @@ class Journal(keras.callbacks.Callback):
 
 
 class PatientJournal(keras.callbacks.EarlyStopping):
-    """A subclass of one of Keras's own that adds state."""
+    """A subclass of a Keras callback that adds state."""
 
     def __init__(self):
         super().__init__("loss", min_delta=1e9, patience=2)
@@ -79,7 +79,7 @@ class PatientJournal(keras.callbacks.EarlyStopping):
 
 
 def train(directory, *after, save_freq=1, **options):
-    """Trains with a journal before the checkpoint and one behind it: both."""
+    """Trains with a journal before the checkpoint and one after it. Returns both."""
     keras.utils.set_random_seed(0)
     first, second = Journal(), Journal()
     checkpoint = GlobalStepCheckpoint(directory / "b{batch:02d}.weights.h5", save_freq=save_freq, resume=True, background=False)
@@ -89,7 +89,7 @@ def train(directory, *after, save_freq=1, **options):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """What journals tell at the end of a run that nothing happens to."""
+    """The journals at the end of an uninterrupted run."""
     first, second = train(tmp_path_factory.mktemp("whole"))
     assert first.told() == second.told()
     assert first.told()["counts"] == [EPOCHS * BATCHES, EPOCHS, EPOCHS]
@@ -119,7 +119,7 @@ def test_a_custom_callback_is_resumed_after_a_kill_at_any_position_in_the_list(t
 
 
 def assert_told(told, expected):
-    """The killed process may compute losses with other instructions, so that their last bits differ."""
+    """The killed process may compute losses with other instructions, so their last bits may differ."""
     assert told["counts"] == expected["counts"]
     np.testing.assert_allclose(told["losses"], expected["losses"], rtol=1e-5)
     assert [epoch for epoch, _ in told["history"]["epochs"]] == [epoch for epoch, _ in expected["history"]["epochs"]]
@@ -138,7 +138,7 @@ def test_batches_that_a_resume_skips_are_not_counted_twice(tmp_path, execution):
 
 
 class Ask(keras.callbacks.Callback):
-    """Asks the process to leave in a hook."""
+    """Requests a stop in a hook."""
 
     def __init__(self, hook):
         super().__init__()
@@ -291,7 +291,7 @@ def test_a_tensor_is_refused_with_the_advice_to_make_it_an_array():
 
 
 def test_runs_resume_from_files_of_format_2_without_the_protocol(tmp_path):
-    """They name the best weights `EarlyStopping-1.best_weights`, and do not say in which hook they were saved."""
+    """These files call the best weights `EarlyStopping-1.best_weights`, and do not store the hook in which they were saved."""
     template, old = tmp_path / "b{batch}.weights.h5", tmp_path / "old.h5"
 
     def stopping():

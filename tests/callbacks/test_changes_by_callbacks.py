@@ -1,4 +1,4 @@
-"""What callbacks and train steps do to the model in mid-run is so after a restart too: variables they make, layers they freeze."""
+"""Changes that callbacks and train steps make to the model survive a restart: new variables, frozen layers."""
 
 import contextlib
 import warnings
@@ -16,7 +16,7 @@ EPOCHS = 3
 
 
 class Crash(keras.callbacks.Callback):
-    """Raises after a batch, counted from the begin of training."""
+    """Raises an error after a batch, counted from the beginning of training."""
 
     def __init__(self, after):
         super().__init__()
@@ -37,7 +37,7 @@ def two_layers(optimizer=None):
 
 
 def train(directory, make, *callbacks, crash=None):
-    """Trains a new model, from the newest checkpoint there: the model, all of its values, and its history."""
+    """Trains a new model from the newest checkpoint. Returns the model, all of its values, and its history."""
     keras.backend.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     model = make()
@@ -60,7 +60,7 @@ class Freeze(keras.callbacks.Callback):
 
 
 class FreezeWithoutEffect(keras.callbacks.Callback):
-    """Freezes the first layer, and has nobody trace the train step again."""
+    """Freezes the first layer without retracing the train step."""
 
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 1:
@@ -68,7 +68,7 @@ class FreezeWithoutEffect(keras.callbacks.Callback):
 
 
 class Unfreeze(keras.callbacks.Callback):
-    """Trains all layers from the second epoch on, as keras.io's guide to fine-tuning does, with another rate."""
+    """Trains all layers from the second epoch on, with another rate, as in keras.io's guide to fine-tuning."""
 
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 1:
@@ -78,7 +78,7 @@ class Unfreeze(keras.callbacks.Callback):
 
 
 class FineTune(Unfreeze):
-    """Trains the last layer alone before that."""
+    """Before that, trains only the last layer."""
 
     def on_train_begin(self, logs=None):
         self.model.layers[0].trainable = self.model.layers[1].trainable = False
@@ -114,7 +114,7 @@ def test_layers_that_a_callback_has_frozen_or_unfrozen_stay_so_after_a_restart(t
 
 
 class Averages(keras.callbacks.Callback):
-    """Keeps averages of the weights in variables of the model, which it makes when training begins."""
+    """Keeps averages of the weights in variables of the model, which it creates when training begins."""
 
     def on_train_begin(self, logs=None):
         if not hasattr(self.model, "averages"):
@@ -126,7 +126,7 @@ class Averages(keras.callbacks.Callback):
 
 
 class OwnAverages(keras.Model):
-    """Keeps averages that its train step makes."""
+    """Keeps averages that its train step creates."""
 
     def __init__(self):
         super().__init__()
@@ -246,7 +246,7 @@ def test_a_vocabulary_that_a_callback_learns_is_in_the_next_archive(tmp_path):
 
 
 class Noise(keras.layers.Layer):
-    """Draws noise of a given kind."""
+    """Draws random noise in a given way."""
 
     def __init__(self, draw):
         super().__init__()

@@ -1,4 +1,4 @@
-"""After a resume the next batch is the one that would have come, or training says before its first batch why it may not be."""
+"""After a resume, a run gets the next batch of the uninterrupted run, or a warning before the first batch says why it may not."""
 
 import contextlib
 import re
@@ -18,7 +18,7 @@ SAID = re.compile("A resume may see this data in another order|The data may come
 
 
 def batches(count=10):
-    """Batches that come in the same order each time."""
+    """Returns batches in the same order each time."""
     return Dataset.from_tensor_slices(arrays(count)).batch(BATCH)
 
 
@@ -40,7 +40,7 @@ def from_generator():
 
 
 class Shuffled(keras.utils.PyDataset):
-    """Shuffles itself at the end of each epoch, as keras.io's examples do."""
+    """Shuffles its samples at the end of each epoch, as in keras.io's examples."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -64,7 +64,7 @@ def noise(x, y):
 
 
 def files_in_turn():
-    """As one reads files: their order is shuffled, and the samples of several at a time."""
+    """Reads files as usual: shuffles the files, and interleaves and shuffles the samples of several."""
     return Dataset.range(5).shuffle(5).interleave(lambda file: samples().shard(5, file), cycle_length=2).shuffle(8).batch(BATCH)
 
 
@@ -95,7 +95,7 @@ QUICK = ("one pass cut into epochs", "arrays, which fit shuffles", "files and sa
 
 
 def train(data, options, directory=None, crash=None, spe=1, scope=contextlib.nullcontext, **arguments):
-    """Trains in a new process, as it were: until a batch of this number is over, or to the end.
+    """Trains as in a new process, until a batch or to the end.
 
     Returns:
         The model, and the warnings about the order of its data.
@@ -187,7 +187,7 @@ def test_a_restored_model_continues_at_the_next_batch_without_a_callback(tmp_pat
 
 @pytest.fixture
 def no_seed():
-    """As in a user's script that sets none; op determinism would refuse it."""
+    """Sets no seed, as in many scripts; op determinism would refuse this."""
     config.disable_op_determinism()
     tf.random.set_seed(None)
     yield
@@ -304,7 +304,7 @@ def test_data_with_fewer_batches_than_were_trained_on_is_refused(tmp_path):
 
 
 class AnyBatch(keras.Model):
-    """Trains on what it is given."""
+    """Trains on any batch."""
 
     def __init__(self):
         super().__init__()

@@ -8,13 +8,13 @@ from processes import run_program
 
 pytestmark = pytest.mark.slow
 
-DOUBTED = {"generator", "PyDataset", "shuffled without a seed"}  # said by the first process already
+DOUBTED = {"generator", "PyDataset", "shuffled without a seed"}  # already printed by the first process
 NEW_ORDER = {"shuffled without a seed", "images of a directory"}
 
 
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory):
-    """Kind -> name -> what a training noted."""
+    """Returns kind -> name -> the record of a training."""
     done = run_program("killed_data.py", tmp_path_factory.mktemp("trainings"))
     found = {}
     for training in map(json.loads, done.stdout.splitlines()):

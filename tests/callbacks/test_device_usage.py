@@ -1,4 +1,4 @@
-"""What a model computes, counted by hand, and the curves of utilization, memory and single losses."""
+"""Numbers of operations, counted by hand, and the curves of utilization, memory and single losses."""
 
 import keras
 import numpy as np
@@ -30,7 +30,7 @@ def layers(*of, shape):
         (keras.layers.Conv2D(4, 3, padding="same"), [8, 8, 2], 2 * 8 * 8 * 4 * 3 * 3 * 2),
         (keras.layers.DepthwiseConv2D(3, padding="same"), [8, 8, 2], 2 * 8 * 8 * 2 * 3 * 3),
         (keras.layers.Conv2DTranspose(4, 3, strides=2, padding="same"), [8, 8, 2], 2 * 8 * 8 * 2 * 3 * 3 * 4),
-        (keras.layers.Conv2D(4, 3, groups=2), [8, 8, 2], None),  # a function of its own
+        (keras.layers.Conv2D(4, 3, groups=2), [8, 8, 2], None),  # a custom function
         (keras.layers.LSTM(4), [3, 5], None),  # a loop
     ],
     ids=lambda value: getattr(value, "name", str(value)),

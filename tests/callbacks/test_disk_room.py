@@ -1,4 +1,4 @@
-"""Whether the disk has room for what a run will write is said when it begins, and what it needs."""
+"""A warning when a run begins says if the disk has no room for its checkpoints, and how much they need."""
 
 import math
 import os
@@ -56,7 +56,7 @@ def test_a_run_that_is_further_needs_less_room():
 
 
 def warned(tmp_path, monkeypatch, room_for, **options):
-    """What ten batches with a checkpoint each say on a disk with room for some checkpoints, and the size of one."""
+    """Returns the warnings of a run with ten checkpoints on a disk with room for some, and the size of a checkpoint."""
     model = small_model()
     monkeypatch.setattr(disk_room, "_free", lambda directory: room_for * state_size(model))
     with warnings.catch_warnings(record=True) as caught:
@@ -69,7 +69,7 @@ def test_a_disk_without_room_is_reported_in_one_line_with_the_required_size(tmp_
     (said,), size = warned(tmp_path, monkeypatch, room_for=BATCHES)
     assert said.startswith(f"The disk of {tmp_path} has {in_units(BATCHES * size)} free") and "\n" not in said
     assert f"need {in_units((BATCHES + 1) * size)} more: {BATCHES + 1} files of {in_units(size)}." in said
-    assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (1, 10, 2, 3, 4, 5, 6, 7, 8, 9)]  # and training goes on
+    assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (1, 10, 2, 3, 4, 5, 6, 7, 8, 9)]  # and training continues
 
 
 def test_nothing_is_printed_if_there_is_room(tmp_path, monkeypatch):

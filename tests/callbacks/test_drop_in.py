@@ -1,4 +1,4 @@
-"""Every use of `keras.callbacks.ModelCheckpoint` works the same with our classes: both are run, and the files compared."""
+"""Every usage of `keras.callbacks.ModelCheckpoint` works with our classes: runs both, and compares the files."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ CLASSES = [keras.callbacks.ModelCheckpoint, GlobalStepCheckpoint]
 
 
 def run_both(tmp_path, filename, epochs=3, model=small_model, **options):
-    """Trains once with each class: (directory, callback) of stock, and of ours."""
+    """Trains once with each class. Returns directory and callback of stock, and of ours."""
     results = []
     for kind in CLASSES:
         keras.backend.clear_session()

@@ -1,4 +1,4 @@
-"""Trainings that are ended again and again, in ways that a seed chooses. `make faults` does it a hundred times."""
+"""Trainings that are ended repeatedly, with faults that a seed selects. `make faults` does so a hundred times."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Checkpoints of format 1 are read as ever: `tests/data/format_1` has some that the code of that time wrote."""
+"""Checkpoints of format 1 can still be read: `tests/data/format_1` contains files from the code of that time."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ TWO_REPLICAS = STORED / "two_replicas_10.weights.h5"
 
 
 def build():
-    """The model of that run; without a graph, which would take most of the time of these tests."""
+    """Returns the model of that run; it runs eagerly, because tracing would take most of the time of these tests."""
     model = build_model()
     model.run_eagerly = True
     return model
@@ -35,7 +35,7 @@ def counted(checkpoint):
 
 
 def raw(path):
-    """Every dataset of the group `global_step`, read with h5py alone."""
+    """Returns every dataset of the group `global_step`, read only with h5py."""
     found = {}
 
     def note(name, node):
@@ -122,7 +122,7 @@ def test_each_replica_gets_its_own_values(strategy):
 
 @pytest.fixture(scope="module")
 def uninterrupted():
-    """The same training without any checkpoint: its model and its history."""
+    """Runs the same training without checkpoints. Returns its model and its history."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)
     model = build()
@@ -131,7 +131,7 @@ def uninterrupted():
 
 @pytest.mark.parametrize("path", [MIDDLE, ARCHIVE, EPOCH_END], ids=lambda path: path.name)
 def test_a_run_resumes_from_format_1_ends_like_the_uninterrupted_one_and_writes_format_2(uninterrupted, path, tmp_path):
-    """Seeds, running metrics, and the state of EarlyStopping and ReduceLROnPlateau: without any of them the end differs."""
+    """The end depends on seeds, running metrics, and the state of EarlyStopping and ReduceLROnPlateau."""
     expected, history = uninterrupted
     assert len(history["loss"]) == STOPS_AFTER
     shutil.copy(path, tmp_path)

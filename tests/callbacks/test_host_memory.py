@@ -1,4 +1,4 @@
-"""The memory that a snapshot takes: each value is kept once, in memory of our own or where training has left it."""
+"""Memory of a snapshot: each value is stored once, in our own memory or where training has left it."""
 
 import weakref
 
@@ -16,7 +16,7 @@ WIDE = 256  # a kernel of 64 pages
 
 @pytest.fixture
 def snapshot():
-    """Takes a snapshot of a model with two kernels of 256 kB, and has training write one of them."""
+    """Takes a snapshot of a model with two kernels of 256 kB, and lets training overwrite one of them."""
     model = keras.Sequential([keras.Input((WIDE,)), keras.layers.Dense(WIDE), keras.layers.Dense(WIDE)])
     model.compile("sgd", "mse")
     model.fit(np.ones((2, WIDE)), np.ones((2, WIDE)), verbose=0)

@@ -1,4 +1,4 @@
-"""Any change of a byte is found, and whoever looks for the newest checkpoint passes over what is not one."""
+"""Any changed byte is detected, and a search for the newest checkpoint skips other files."""
 
 import os
 import shutil
@@ -53,13 +53,13 @@ def test_a_file_ends_with_its_counters_its_size_and_the_xxh3_of_everything_befor
 
 
 def with_trailer(content, batch):
-    """The same file with another batch in its trailer, and the checksum of that."""
+    """Returns the file with another batch in its trailer, and a matching checksum."""
     changed = content[:-56] + struct.pack(">Q", batch) + content[-48:-16]
     return changed + xxhash.xxh3_128_digest(changed)
 
 
 def test_a_trailer_that_contradicts_the_header_is_detected(copies):
-    """Its checksum is right, since the whole file was written that way."""
+    """Its checksum is right, because the whole file was written that way."""
     directory, older, newer = copies
     assert with_trailer(newer.read_bytes(), 10) == newer.read_bytes()
     lying = newer.with_name(newer.name.replace("10", "11"))
@@ -71,7 +71,7 @@ def test_a_trailer_that_contradicts_the_header_is_detected(copies):
 
 
 def test_the_checksum_is_no_signature_and_the_readme_says_so():
-    """Whoever changes a file can compute its checksum again, as `with_trailer` does."""
+    """Anyone who changes a file can compute its checksum again, like `with_trailer`."""
     readme = (ROOT / "callbacks" / "README.md").read_text()
     assert "no signature" in " ".join(readme.split())
 
@@ -79,7 +79,7 @@ def test_the_checksum_is_no_signature_and_the_readme_says_so():
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["a FIFO", "a directory"])
 def test_a_path_that_is_not_a_regular_file_is_skipped(copies, capsys, make):
-    """Nobody ever writes to the FIFO, so a reader that waits for that hangs."""
+    """Nothing writes to the FIFO, so a reader that opens it blocks."""
     directory, older, newer = copies
     newer.unlink()
     make(newer)
@@ -242,7 +242,7 @@ def test_the_command_line_finds_the_checkpoints_of_a_runs_directory(copies, tmp_
 
 
 def test_state_in_an_archive_is_not_executed(trained):
-    """What is read back is JSON and plain arrays: nothing in it is unpickled or evaluated."""
+    """Files contain JSON and plain arrays, and nothing in them is unpickled or evaluated."""
     for path in trained.iterdir():
         content = path.read_bytes()
         assert b"pickle" not in content

@@ -1,4 +1,4 @@
-"""A run that resumes has the learning rate that the user wants, and says which one it is where two differ."""
+"""A resumed run uses the learning rate that the user wants, and prints which one if two differ."""
 
 import contextlib
 import warnings
@@ -13,7 +13,7 @@ from callbacks.restoring import restore_weights
 
 
 class Rates(keras.callbacks.Callback):
-    """The rate of each batch."""
+    """Records the rate of each batch."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ def train(directory, optimizer, *callbacks, epochs=2, save_freq="epoch"):
 
 
 class Stop(Exception):
-    """Ends a fit, as a crash does."""
+    """Ends a fit like a crash."""
 
 
 def crash():

@@ -1,4 +1,4 @@
-"""One run per template: a second one is refused, and nobody waits for the dead."""
+"""One run per template: a second run is refused, and no run waits for a dead one."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ from callbacks.lock import SILENCE, Lock, LockLost, Owner, is_dead
 
 @pytest.fixture
 def hold(tmp_path):
-    """A living process that holds a template."""
+    """Starts a process that holds a template."""
     started = []
 
     def start(template, *, before=(), **environment):
@@ -49,7 +49,7 @@ def test_a_second_run_is_refused_by_name_until_the_first_is_dead(tmp_path, hold)
     with pytest.raises(InputError, match=rf"in use by another run: process {first.pid} on {os.uname().nodename}, since 20"):
         fit(small_model(), GlobalStepCheckpoint(template))
     assert names(tmp_path) == []
-    fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "other{batch}.weights.h5")))  # another template is no obstacle
+    fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "other{batch}.weights.h5")))  # another template does not block the run
     first.send_signal(signal.SIGKILL)
     first.wait()
     fit(small_model(), GlobalStepCheckpoint(template))
@@ -81,7 +81,7 @@ def test_a_silent_holder_does_not_block_a_run_on_any_host(tmp_path, hold):
     first.send_signal(signal.SIGCONT)
     first.send_signal(signal.SIGTERM)
     first.wait()
-    assert os.path.exists(lock.path)  # the one that lost it does not take it away
+    assert os.path.exists(lock.path)  # the process that lost the lock does not remove it
     lock.release()
     assert not os.path.exists(lock.path)
 
@@ -123,14 +123,14 @@ ME = Owner(host="here", pid=10, started=500, job="7", restart=2, since="", boot=
         (dict(host="elsewhere", pid=11, job="8"), 0, False),
         (dict(host="elsewhere", pid=11, job="8"), SILENCE - 1, False),
         (dict(host="elsewhere", pid=11, job="8"), SILENCE + 1, True),
-        (dict(host="elsewhere", pid=11, restart=1), 0, True),  # an earlier life of this job
-        (dict(host="elsewhere", pid=11, restart=2), 0, False),  # this very life: another task of the job
-        (dict(host="elsewhere", pid=11, restart=3), 0, False),  # a later life: we are the one to go
+        (dict(host="elsewhere", pid=11, restart=1), 0, True),  # an earlier attempt of this job
+        (dict(host="elsewhere", pid=11, restart=2), 0, False),  # the same attempt: another task of the job
+        (dict(host="elsewhere", pid=11, restart=3), 0, False),  # a later attempt: this one must end
         (dict(host="elsewhere", pid=11, job="", restart=0), 0, False),
-        (dict(pid=os.getpid(), job=""), 0, True),  # a pid that is used again: it started at another time
+        (dict(pid=os.getpid(), job=""), 0, True),  # a reused pid: the process started at another time
         (dict(pid=2**22 + 1, job=""), 0, True),  # no such process
         (dict(pid=2**22 + 1, job="", boot="", pid_namespace=""), 0, True),  # the same, in a lock of an older version
-        (dict(pid=2**22 + 1, job="", boot="b2"), 0, False),  # another machine of the same name, for all that we know
+        (dict(pid=2**22 + 1, job="", boot="b2"), 0, False),  # possibly another machine with the same name
         (dict(pid=2**22 + 1, job="", boot="b2"), SILENCE + 1, True),
         (dict(pid=2**22 + 1, job="", pid_namespace="n2"), 0, False),  # another container of this host
         (dict(pid=2**22 + 1, job="", pid_namespace="n2"), SILENCE + 1, True),
@@ -189,7 +189,7 @@ def test_the_mode_of_the_lock_follows_the_umask(tmp_path, umask, mask):
 
 
 def test_another_user_is_refused_in_one_line_and_takes_over_from_a_dead_run(umask, monkeypatch):
-    monkeypatch.setattr(lock, "_HEARTBEAT", 600)  # the lock falls silent when the test says so
+    monkeypatch.setattr(lock, "_HEARTBEAT", 600)  # the test stops the renewal of the lock
     if os.geteuid():
         pytest.skip("only root can act as another user")
     directory = tempfile.mkdtemp()  # not under tmp_path, which other users cannot enter
@@ -262,13 +262,13 @@ def test_a_fifo_instead_of_a_lock_is_named_without_blocking(tmp_path):
 
 @pytest.mark.parametrize("jump", [-3600, 3600])
 def test_a_clock_that_jumps_does_not_keep_a_dead_run_alive(tmp_path, jump):
-    """The one on another host, which is judged by silence alone."""
+    """The dead run is on another host, where only silence counts."""
     taker = Lock("b{batch}.keras", str(tmp_path))
     holder = dataclasses.replace(Owner.this_process(), host="elsewhere")
     Path(taker.path).write_text(json.dumps(dataclasses.asdict(holder)))
     with pytest.raises(InputError, match="in use by another run"):
         taker.acquire()
-    os.utime(taker.path, (time.time() - jump,) * 2)  # what the last sign of life looks like after the jump
+    os.utime(taker.path, (time.time() - jump,) * 2)  # the timestamp of the last renewal after the jump
     taker.acquire()
     taker.release()
 
@@ -302,7 +302,7 @@ def test_a_failed_fit_does_not_block_another_fit_of_this_process(tmp_path):
     with ThreadPoolExecutor(1) as pool:
         failed = pool.submit(fit, small_model(), GlobalStepCheckpoint(template, save_freq=4), Do(5, fail))
         assert isinstance(failed.exception(), InterruptedError)
-        with pytest.raises(InterruptedError):  # in another thread, while the first one still lives
+        with pytest.raises(InterruptedError):  # in another thread, while the first one still runs
             fit(small_model(), GlobalStepCheckpoint(template, save_freq=4), Do(5, fail))
         fit(small_model(), GlobalStepCheckpoint(template, save_freq=4))
     assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (10, 4, 8)]
@@ -317,7 +317,7 @@ def test_a_failed_fit_does_not_block_another_process(tmp_path, hold):
     while list(tmp_path.glob(".*")):
         assert time.monotonic() < deadline, "the lock is still there"
         time.sleep(0.01)
-    assert names(tmp_path) == ["b5.weights.h5"]  # what was being written is finished first
+    assert names(tmp_path) == ["b5.weights.h5"]  # the running write completes first
     hold(template)
 
 

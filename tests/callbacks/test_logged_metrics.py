@@ -1,4 +1,4 @@
-"""Logs hold whatever people put there. Where stock `ModelCheckpoint` works, ours writes the files that it writes."""
+"""Logs may contain any value. If stock `ModelCheckpoint` works, ours writes the same files."""
 
 import keras
 import numpy as np
@@ -40,7 +40,7 @@ def score(epoch):
 
 
 def both(tmp_path, filename, *others, model=small_model, after=False, **options):
-    """The names that stock and ours write in two epochs; `others` stand before them in the list, or after."""
+    """Returns the names that stock and ours write in two epochs, with `others` before or after them in the list."""
     found = []
     for kind in (keras.callbacks.ModelCheckpoint, GlobalStepCheckpoint):
         keras.backend.clear_session()
@@ -115,7 +115,7 @@ def test_a_metric_of_a_callback_may_be_in_a_name(tmp_path, after):
 
 
 def test_saves_by_batch_contain_the_newest_value_that_a_callback_has_logged(tmp_path):
-    """The first ones wait for it, as for a validation."""
+    """The first saves wait for the value, as for a validation."""
     template = str(tmp_path / "b{batch:02d}-{f1:.3f}.weights.h5")
     fit(small_model(), Logs("f1", score), GlobalStepCheckpoint(template, save_freq=4), epochs=2)
     assert names(tmp_path) == [f"b{batch}-0.500.weights.h5" for batch in (10, 12, 16, 20)]

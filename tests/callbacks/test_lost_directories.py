@@ -1,4 +1,4 @@
-"""A directory that is deleted, moved or unmounted in mid-run is not made again, and what is lost is said in one line."""
+"""A directory that is deleted, moved or unmounted during a run is not created again, and the loss is reported in one line."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ def move(directory):
 
 def replace(directory):
     os.rename(directory, f"{directory}-moved")
-    os.mkdir(directory)  # as an empty mount point is there when its disk is gone
+    os.mkdir(directory)  # an empty mount point remains when its disk is gone
 
 
 @pytest.mark.parametrize("background", [True, False])
@@ -212,7 +212,7 @@ def test_after_an_event_file_that_is_ahead_of_the_clock_the_next_one_still_sorts
     began = time.monotonic()
     for i in range(3):
         EventFile(str(tmp_path), describe).scalars(i, time.time(), {"loss": float(i)})
-    assert time.monotonic() - began < 1  # nobody waits for the clock
+    assert time.monotonic() - began < 1  # without waiting for the clock
     written = sorted(path.name for path in tmp_path.iterdir())[1:]
     assert [int(name.split(".")[3]) for name in written] == [ahead + 1, ahead + 2, ahead + 3]
     reader = EventAccumulator(str(tmp_path), {"scalars": 0}).Reload()

@@ -1,4 +1,4 @@
-"""Loops of the user's own around which a `CallbackList` calls our callbacks, beside `fit` on the same data."""
+"""Custom training loops with a `CallbackList` that calls our callbacks, compared with `fit` on the same data."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ class Stop(Exception):
 
 
 def model_of(strategy=None, optimizer="adam"):
-    keras.backend.clear_session()  # names are stored too
+    keras.backend.clear_session()  # because names are stored
     keras.utils.set_random_seed(3)
     with (strategy or tf.distribute.get_strategy()).scope():
         model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
@@ -44,7 +44,7 @@ def strategy_run(model, x, y):
 
 
 def train_step(model, x, y):
-    """A step of the user's own around the model's, which counts on the device."""
+    """Returns a custom step around that of the model, which counts on the device."""
     return model.distribute_strategy.run(tf.function(lambda: model.train_step((x, y))))
 
 
@@ -52,7 +52,7 @@ STEPS = [train_on_batch, gradient_tape, strategy_run, train_step]
 
 
 def run(model, step, *listed, stop_at=None, leaves_out=True, from_epoch=None):
-    """The loop of the README, for any step; it crashes after so many batches of its own."""
+    """Runs the loop of the README with any step, and crashes after a number of batches."""
     checkpoint = next(each for each in listed if isinstance(each, GlobalStepCheckpoint))
     loop = keras.callbacks.CallbackList([*listed], add_history=True, model=model, epochs=EPOCHS, steps=BATCHES)
     loop.on_train_begin()

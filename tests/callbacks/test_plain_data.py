@@ -1,4 +1,4 @@
-"""What ranks tell each other is data: any plain value comes back as it was, and anything else is refused without being run."""
+"""Ranks exchange data only: any plain value is decoded unchanged, and anything else is refused and not executed."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ DTYPES = [
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """No test here makes a model, and a fresh session takes a sixth of a second."""
+    """Skips the fresh session, which takes a sixth of a second, because no test here creates a model."""
 
 
 def same_array(one, other):
@@ -197,7 +197,7 @@ def test_random_changes_of_a_message_raise_only_value_errors():
 
 
 class Trap:
-    """What runs a command when somebody unpickles it."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, path):
         self.path = path

@@ -1,4 +1,4 @@
-"""A run that is asked to leave saves once, says with its exit code why it left, and goes on as if nothing had happened."""
+"""A run that is stopped by a signal saves once, exits with a code that gives the reason, and resumes exactly."""
 
 import contextlib
 import os
@@ -48,7 +48,7 @@ def run_one(*command):
 
 
 def start(strategy, *command):
-    """Runs a command in one process, or in two ranks: (exit code, standard output, standard error) of each."""
+    """Runs a command in one process or in two ranks. Returns exit code, standard output and standard error of each."""
     return run_ranks(2, *command, engine=strategy) if strategy in ENGINES else run_one(*command)
 
 
@@ -82,7 +82,7 @@ def leave_again_and_again(workdir, strategy, flags):
 
 
 def assert_same_end(one, other):
-    """Weights, optimizer, counters, history, logs, and what each replica has for itself."""
+    """Compares weights, optimizer, counters, history, logs, and the values of each replica."""
     assert_same_weights(one, other)
     assert_same_rest(one, other)
 
@@ -128,7 +128,7 @@ def test_a_second_ctrl_c_ends_a_run_whose_batch_never_ends():
 
 @pytest.mark.slow
 def test_an_earlier_attempt_that_still_runs_cannot_commit_a_checkpoint(recipe, tmp_path):
-    """Split brain: Slurm lost sight of a node and has requeued the job, while the old life is in the middle of a save."""
+    """Split brain: Slurm has lost a node and has requeued the job, while the old attempt is saving."""
     flags = ["--model", "mlp", "--epochs", 4, "--save-freq", 10, "--workdir", tmp_path]
     checkpoints = tmp_path / "checkpoints"
     old = recipe(*flags, env={"SLURM_JOB_ID": "7"})

@@ -1,4 +1,4 @@
-"""Where the hours of a run went: the account of a process, the file, and what the report makes of it."""
+"""Where the time of a run went: the account of a process, the file, and the report."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ from callbacks.time_account import TimeAccount
 
 
 class Clock:
-    """A clock that goes forward when told."""
+    """A clock that the test advances."""
 
     now = 1000.0
 
@@ -60,7 +60,7 @@ def test_after_a_kill_at_most_half_a_percent_of_the_time_and_a_minute_is_missing
 
 
 def line(kind, attempt, time, batch, trained, saved=None, **more):
-    """A line of a record in which start-up took 10 s, and all else is training."""
+    """Returns a line of a record with 10 s of start-up; the rest is training."""
     return {
         "kind": kind, "attempt": attempt, "time": time, "batch": batch, "seconds": {"imports": 10.0, "batches": trained},
         "batches": [max(batch - 1, 0), trained], "beside": [0, 0.0], "sampled": [0.0, 0.0], "saved": saved, **more,
@@ -108,7 +108,7 @@ def test_an_attempt_loses_the_batches_that_a_later_one_repeats(tmp_path):
         line("tick", "a", 1050.0, 40, 40.0, [40, "40"]),
         begin("b", 1100.0, 40),
         line("tick", "b", 1150.0, 80, 40.0, [80, "80"]),
-        begin("c", 1200.0, 20),  # both newest files were damaged
+        begin("c", 1200.0, 20),  # both newest files were corrupt
     )
     assert [each.parts()["training_lost"] for each in found.attempts] == [pytest.approx(20), pytest.approx(40), 0]
 

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the rules as lists, and what they delete on the disk."""
+"""Retention: the rules as lists, and the files that they delete."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from callbacks.template import Template
 
 
 def survivors(batches, values=None, **rules):
-    """What stays when the rules are applied after every save, as training does."""
+    """Returns the checkpoints that are kept if the rules are applied after every save, as in training."""
     present = []
     for i, batch in enumerate(batches):
         present.append(Kept(f"b{batch}", batch, values[i] if values else None))
@@ -40,7 +40,7 @@ LOSSES = [9.0, 3.0, 8.0, 1.0, 7.0, 2.0, 6.0, 4.0, 5.0, 9.5]
         ({"keep_every": 50}, [50, 100]),
         ({"keep_every": 25}, [30, 50, 80, 100]),  # the first at or after 25, 50, 75, 100
         ({"keep_every": 1}, TEN),
-        ({"keep_every": 1000}, [100]),  # the newest always stays
+        ({"keep_every": 1000}, [100]),  # the newest is always kept
         ({"keep_best": 1}, [40, 100]),
         ({"keep_best": 3}, [20, 40, 60, 100]),
         ({"keep_best": 2, "lower_is_better": False}, [10, 100]),
@@ -86,7 +86,7 @@ def test_the_best_by_validation_are_kept_after_a_restart(tmp_path):
     values = iter([5.0, 1.0, 4.0, 2.0, 3.0])
 
     class Fake(keras.callbacks.Callback):
-        """Gives each epoch the value that the test wants."""
+        """Sets the value of each epoch."""
 
         def on_epoch_end(self, epoch, logs=None):
             logs["score"] = next(values)
@@ -113,10 +113,10 @@ def test_files_of_a_template_with_the_same_prefix_are_kept(tmp_path):
 
 
 def test_files_of_a_template_with_the_same_names_are_kept_and_no_run_resumes_from_them(tmp_path):
-    """Only what is stored in `m_40` shows that 40 are samples."""
+    """Only the content of `m_40` shows that 40 is a number of samples."""
     template, other = str(tmp_path / "m_{batch}.weights.h5"), str(tmp_path / "m_{samples}.weights.h5")
     fit(small_model(), GlobalStepCheckpoint(template), GlobalStepCheckpoint(other, save_freq=3))
-    os.utime(tmp_path / "m_10.weights.h5", (0, 0))  # of two files of one batch, the other one is looked at first
+    os.utime(tmp_path / "m_10.weights.h5", (0, 0))  # of two files of one batch, the other one is read first
     again = GlobalStepCheckpoint(template, keep_last=1, resume=True)
     with pytest.warns(
         UserWarning, match=r"Passed over .*m_40\.weights\.h5: it was saved by another template, m_{samples}\.weights\.h5"
@@ -129,7 +129,7 @@ def test_files_of_a_template_with_the_same_names_are_kept_and_no_run_resumes_fro
 
 
 def test_files_of_a_template_with_equal_names_and_counters_are_kept(tmp_path):
-    """`{step}` and `{batch}` are equal here: only the stored template shows whose a file is."""
+    """`{step}` and `{batch}` are equal here: only the stored template shows to which run a file belongs."""
     fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{step:02d}.weights.h5"), save_freq=2))
     checkpoint, model = GlobalStepCheckpoint(str(tmp_path / "b{batch:02d}.weights.h5"), save_freq=5, keep_last=1), small_model()
     fit(model, checkpoint)
@@ -207,7 +207,7 @@ def test_a_rule_for_a_template_without_a_counter_is_refused(rule):
 
 
 class Clock:
-    """A clock that goes forward when told."""
+    """A clock that the test advances."""
 
     now = 100.0
 
@@ -216,7 +216,7 @@ class Clock:
 
 
 def saved_after(tmp_path, seconds_per_batch, **triggers):
-    """The batches saved in ten, when each takes so many seconds of an injected clock."""
+    """Returns which of ten batches are saved, if each takes a number of seconds of a fake clock."""
     checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch:02d}.weights.h5"), **triggers)
     clock = Clock()
     checkpoint._policy = SavePolicy(triggers["save_freq"], triggers.get("save_secs"), clock=clock)
@@ -246,7 +246,7 @@ def test_triggers(tmp_path, triggers, seconds_per_batch, batches):
 
 
 def test_best_only_with_a_number_of_batches(tmp_path):
-    """Stock Keras ends with a KeyError or skips every save here."""
+    """Stock Keras raises a KeyError or skips every save here."""
     template = str(tmp_path / "b{batch:02d}.weights.h5")
     model = small_model(keras.optimizers.SGD(0.05))
     fit(model, GlobalStepCheckpoint(template, monitor="loss", save_best_only=True, save_freq=2), epochs=3)

@@ -1,4 +1,4 @@
-"""`save_freq="auto"`: a year of training by a simulated clock, with saves that cost and a machine that fails."""
+"""`save_freq="auto"`: a simulated year of training, with the cost of saves and a machine that fails."""
 
 import math
 import random
@@ -13,7 +13,7 @@ BUDGET = 0.01
 
 
 class Clock:
-    """A clock that goes forward when told."""
+    """A clock that the test advances."""
 
     now = 0.0
 
@@ -22,7 +22,7 @@ class Clock:
 
 
 class Fixed:
-    """A policy that saves every so many seconds, whatever that costs."""
+    """A policy that saves at a fixed interval."""
 
     interval = None
     ends = False
@@ -55,9 +55,9 @@ class World:
     """A machine that trains for a year: it fails at the same moments for every policy.
 
     Args:
-        blocked: seconds that training stands still for a save, on average.
-        writes: seconds that a file is written.
-        slower: by which part batches take longer meanwhile.
+        blocked: seconds that a save blocks training, on average.
+        writes: seconds to write a file.
+        slower: the fraction by which batches are slower meanwhile.
         fails_every: seconds between two failures, on average.
     """
 
@@ -67,7 +67,7 @@ class World:
         self.blocked, self.writes, self.slower, self.fails_every = blocked, writes, slower, fails_every
 
     def train(self, make_policy):
-        """Trains for a year; returns the share of it that saves have cost, and the share that failures have cost."""
+        """Trains for a year. Returns the shares of time that saves and failures have cost."""
         self.clock, self.saves, chance = Clock(), 0, random.Random(1)
         failures = random.Random(2)
         self.policy, self.cost, lost = make_policy(self.clock), 0.0, 0.0
@@ -105,7 +105,7 @@ class World:
         self.write_ends = self.clock.now + self.writes * chance.uniform(0.5, 1.5)
 
     def _trains_to_next_look(self, fails_at):
-        """Whether the machine comes so far."""
+        """Returns whether the machine reaches the next check without a failure."""
         while self.batch < self.policy.next_batch:
             beside = self._is_writing()
             each = self.batch_seconds * (1 + self.slower if beside else 1)
@@ -130,7 +130,7 @@ WORLDS = {
 
 
 def best_fixed(world):
-    """What saves and failures cost with the best fixed interval that keeps the budget."""
+    """Returns the cost of saves and failures with the best fixed interval within the budget."""
 
     def total(seconds):
         overhead, lost = world.train(lambda clock: Fixed(seconds, clock, World.batch_seconds))

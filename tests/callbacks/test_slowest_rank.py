@@ -1,4 +1,4 @@
-"""Which rank is named as the one that the others wait for."""
+"""Which rank is named as the one for which the others wait."""
 
 from callbacks.slowest_rank import SlowestRank, verdict
 

@@ -1,4 +1,4 @@
-"""The state tree finds everything that training changes, under names that another process gives too."""
+"""The state tree finds everything that training changes, under names that are the same in every process."""
 
 import dataclasses
 import gc
@@ -15,7 +15,7 @@ L = keras.layers
 
 
 class Counter:
-    """An object of the user's own, of no library's class."""
+    """An object of a user's class."""
 
     def __init__(self):
         self.seen = tf.Variable(0)
@@ -23,7 +23,7 @@ class Counter:
 
 
 class Model(keras.Model):
-    """Keeps state in every place where people keep it."""
+    """Keeps state in all common places."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ class Model(keras.Model):
 
 @pytest.fixture
 def model():
-    keras.backend.clear_session()  # so that Keras's own generator of seeds is there in no test, or in all
+    keras.backend.clear_session()  # so that Keras's global seed generator exists in no test, or in all
     made = Model()
     made(tf.zeros([1, 2]))
     return made

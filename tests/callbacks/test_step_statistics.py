@@ -1,4 +1,4 @@
-"""The times behind the curves, by a clock that the test sets."""
+"""The times behind the curves, with a fake clock."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from callbacks.step_statistics import StepStatistics
 
 
 class Clock:
-    """A clock that goes forward when told."""
+    """A clock that the test advances."""
 
     now = 50.0
 

@@ -1,4 +1,4 @@
-"""Names of checkpoints: which names a template makes, and which templates are refused."""
+"""Names of checkpoints: which names a template matches, and which templates are refused."""
 
 import os
 
@@ -149,7 +149,7 @@ def test_a_name_is_right_or_wrong_or_has_no_counters(text, name, is_true):
     ],
 )
 def test_a_template_made_to_be_slow_is_not(text, name):
-    """A file that somebody gives me stores it, and has the name that fits."""
+    """A file from someone else may store such a template, and have a matching name."""
     assert Template(text).is_true_of(name, COUNTS)
 
 

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: its own readers see one curve per tag, over the global batch, whatever happened in between."""
+"""TensorBoard's own readers find one curve per tag over the global batch, whatever interrupts the run."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ TRAINED = ("batch_", "epoch_")  # tags whose values a restart must not change
 
 
 def served_curves(directory, *flags):
-    """What a real server answers: the same."""
+    """Returns the curves from a real server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -65,7 +65,7 @@ def _get(port, what):
 
 
 def assert_same_curves(found, expected):
-    """Same tags, strictly increasing and equal steps, and equal values of what is trained."""
+    """Checks for the same tags, equal and strictly increasing steps, and equal training values."""
     assert found.keys() == expected.keys()
     for key, points in found.items():
         steps = [step for step, _ in points]
@@ -79,7 +79,7 @@ def assert_same_curves(found, expected):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """The curves of a recipe that nothing happens to: 66 batches in 3 epochs."""
+    """The curves of an uninterrupted recipe: 66 batches in 3 epochs."""
     directory = tmp_path_factory.mktemp("uninterrupted")
     code, _, errors = Process(*FLAGS, "--workdir", directory).finish()
     assert code == 0, errors
@@ -91,7 +91,7 @@ FLAGS = ["--epochs", 3, "--save-freq", 11, "--seed", 5]  # each second checkpoin
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """The directory of the same recipe, killed three times: at the end of an epoch, early in one, and before its last save."""
+    """The directory of the same recipe, killed three times: at the end of an epoch, early in an epoch, and before its last save."""
     directory = tmp_path_factory.mktemp("killed")
     checkpoints = directory / "checkpoints"
     for batch in (22, 33, 55):
@@ -123,7 +123,7 @@ def steps(directory, run, tag):
 
 @pytest.mark.versions
 def test_points_after_the_resumed_checkpoint_are_discarded(tmp_path):
-    """Also those of an epoch that had ended after the checkpoint, and of one that the next life does not come to."""
+    """Also points of an epoch that ended after the checkpoint, and of one that the next attempt does not reach."""
 
     def life(epochs):
         model = small_model()
@@ -224,7 +224,7 @@ def test_the_share_of_waiting_for_data_distinguishes_slow_data_from_a_slow_step(
 @pytest.mark.slow
 def test_goodput_over_three_attempts_equals_the_clock(tmp_path):
     now = 1000.0
-    # Kills come after batch 11, of which 8 are kept, and after 17, of which 16 are.
+    # The run is killed after batch 11, with 8 batches kept, and after batch 17, with 16 batches kept.
     for kill_at in (11, 17, 1000):
         process = run_program("clocked_run.py", tmp_path, now, kill_at)
         assert process.stdout, process.stderr
@@ -259,7 +259,7 @@ def test_a_rank_that_the_run_does_not_have_cannot_be_profiled(tmp_path, wrong):
 
 @pytest.mark.parametrize("make", [GlobalStepTensorBoard, RunRecord])
 def test_a_directory_in_a_bucket_is_refused_when_the_callback_is_made(make):
-    with pytest.raises(InputError, match="not a URL. Received: 'gs://bucket/run'"):
+    with pytest.raises(InputError, match=r"not a URL. Received: 'gs://bucket/run'"):
         make("gs://bucket/run")
 
 
@@ -276,7 +276,7 @@ def test_curves_are_written_where_the_directory_was_when_the_callback_was_made(t
 
 
 def hparams(directory):
-    """What TensorBoard's plugin reads: name -> value, of each session that was started."""
+    """Returns what TensorBoard's plugin reads: name -> value for each session."""
     found = []
     for path in directory.glob("events.out.*"):
         for event in EventFileLoader(str(path)).Load():
@@ -320,7 +320,7 @@ def test_only_the_chief_of_four_ranks_writes_and_prints(tmp_path):
     results = run_ranks(4, PROGRAMS / "count_event_files.py", *flags, "--workdir", tmp_path)
     for code, _, errors in results:
         assert code == 0, errors
-    # five: four of the run, and one aside for `tf.summary` of the user's own
+    # five: four of the run, and one for `tf.summary` of the user
     assert [out.splitlines()[-1] for _, out, _ in results] == ["opened 5", "opened 0", "opened 0", "opened 0"]
     assert all(out.count("\n") == 1 for _, out, _ in results[1:])
     events = sorted(path.relative_to(tmp_path / "tensorboard").parts[:-1] for path in tmp_path.rglob("events.out.*"))
@@ -366,7 +366,7 @@ def test_output_in_a_file_is_dated_lines_and_on_a_terminal_one_bar(tmp_path):
     )  # fmt: skip
     os.close(inside)
     shown = b""
-    with contextlib.suppress(OSError):  # that is how a terminal ends
+    with contextlib.suppress(OSError):  # like at the end of a terminal
         while part := os.read(terminal, 4096):
             shown += part
     os.close(terminal)

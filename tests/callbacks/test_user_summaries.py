@@ -1,4 +1,4 @@
-"""`tf.summary` of the user's own: the tags that stock TensorBoard writes, at the global batch."""
+"""`tf.summary` calls of users: the tags of stock TensorBoard, at the global batch."""
 
 from collections import defaultdict
 
@@ -13,7 +13,7 @@ OWN = ("layer/training", "layer/testing", "callback/begin", "callback/batch", "c
 
 
 class Watched(keras.layers.Layer):
-    """Writes the mean of what passes, and whether it is training."""
+    """Writes the mean of its input, and whether it trains."""
 
     def call(self, x, training=False):
         tf.summary.scalar("layer/training" if training else "layer/testing", tf.reduce_mean(x))
@@ -59,7 +59,7 @@ def watched_model(**compiled):
 
 
 def found_in(directory):
-    """Run -> tag -> [(step, value)]; restarts taken into account."""
+    """Returns run -> tag -> [(step, value)], after restarts."""
     found = defaultdict(lambda: defaultdict(list))
     for path in sorted(directory.rglob("*tfevents*")):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
@@ -77,7 +77,7 @@ def own_tags(found):
 
 
 def points(found, run, tag):
-    """The steps of a tag, whose beginning names the layer that wrote it."""
+    """Returns the steps of a tag that begins with the name of its layer."""
     return [step for whole, of_tag in found[run].items() if whole.endswith(tag) for step, _ in of_tag]
 
 
@@ -96,7 +96,7 @@ def test_tags_equal_those_of_stock_and_steps_are_global_batches(tmp_path, first)
     assert points(ours, "batches", "layer/training") == points(ours, "batches", "my_inputs") == list(range(1, 21))
     assert ours["batches"]["my_step"] == [(batch, float(batch)) for batch in range(1, 21)]
     assert points(ours, "batches", "callback/batch") == list(range(1, 21))
-    assert points(ours, "batches", "callback/epoch") == [0, 1]  # a step of one's own stays
+    assert points(ours, "batches", "callback/epoch") == [0, 1]  # an explicit step is kept
     assert points(ours, "validation", "layer/testing") == [10] * 3 + [20] * 3
 
 

@@ -1,4 +1,4 @@
-"""A model of the user's may have any attribute, and need not be compiled to be restored."""
+"""A user's model may have any attribute, and can be restored without being compiled."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from callbacks import GlobalStepCheckpoint, InputError, counters_of, restore
 
 
 class Named(keras.Model):
-    """Has attributes that are named as ours are, in the model and in the files."""
+    """Has attributes with the same names as ours, in the model and in the files."""
 
     def __init__(self):
         super().__init__()

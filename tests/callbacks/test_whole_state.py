@@ -1,4 +1,4 @@
-"""A restart from any checkpoint ends as the uninterrupted run: weights, optimizer, seeds, history, rates, stopping epoch."""
+"""A restart from any checkpoint ends like the uninterrupted run: weights, optimizer, seeds, history, rates, stopping epoch."""
 
 import contextlib
 import shutil
@@ -25,7 +25,7 @@ def data(seed=0):
 
 
 def dataset():
-    """A set that cannot seek, in an order that is the same in every epoch."""
+    """Returns a data set that cannot seek, with the same order in every epoch."""
     return tf.data.Dataset.from_tensor_slices(data()).batch(8)
 
 
@@ -43,7 +43,7 @@ def compiled(optimizer=None, spe=1):
 
 
 class Crash(keras.callbacks.Callback):
-    """Ends training with an exception: in the first batch, or at the end of an epoch, when so many batches are over."""
+    """Ends training with an exception after a number of batches, in a batch or at the end of an epoch."""
 
     def __init__(self, after):
         super().__init__()
@@ -59,7 +59,7 @@ class Crash(keras.callbacks.Callback):
 
 
 class Rates(keras.callbacks.Callback):
-    """What the learning rate was at the end of each epoch."""
+    """Records the learning rate at the end of each epoch."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +70,7 @@ class Rates(keras.callbacks.Callback):
 
 
 def train(make, others, directory, name, *, epochs=6, crashes=(), save_freq=1, **options):
-    """Trains in one fit, and after each crash in another one that resumes. A crash is given in batches that are over.
+    """Trains in one fit, and after each crash in another fit that resumes. Crashes are given in batches.
 
     Returns:
         The model, its history, the other callbacks and the checkpoint of the last fit, and the batch that each fit resumed from.
@@ -90,7 +90,7 @@ def train(make, others, directory, name, *, epochs=6, crashes=(), save_freq=1, *
 
 
 def assert_same_end(one, other):
-    """Two trainings end with the same files and the same history."""
+    """Checks that two trainings end with the same files and the same history."""
     assert_same_weights(one[3].newest, other[3].newest)
     for a, b in zip(one[0].variables, other[0].variables, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
@@ -131,7 +131,7 @@ def of_high_rate():
 
 @pytest.fixture(scope="module")
 def steered(tmp_path_factory):
-    """Trains without a crash, once for each list of callbacks: what `train` returns."""
+    """Trains without a crash, once for each list of callbacks. Returns the results of `train`."""
     trained = {}
 
     def get(others):
@@ -226,7 +226,7 @@ def test_replicas_with_their_own_statistics(tmp_path, strategy, replicas, spe):
 
 
 def test_the_last_save_contains_the_last_batch_and_not_the_averages_that_keras_assigns(tmp_path):
-    """With `use_ema`, `fit` ends by overwriting the weights; going on from those would be another training."""
+    """With `use_ema`, `fit` overwrites the weights at the end; resuming from these would be another training."""
     whole = train(lambda: compiled(OPTIMIZERS["ema at the end"]()), list, tmp_path, "run", epochs=2)
     model = compiled(OPTIMIZERS["ema at the end"]())
     restore(model, whole[3].newest)
@@ -241,7 +241,7 @@ def test_more_epochs_after_the_end_equal_one_longer_training(tmp_path):
 
 
 def test_an_epoch_save_equals_that_of_a_stock_checkpoint_and_a_resume_has_the_changes_of_all_callbacks(tmp_path):
-    """The plateau callback stands behind the checkpoint and lowers the rate in the same hook."""
+    """The plateau callback comes after the checkpoint, and lowers the rate in the same hook."""
 
     def make():
         keras.backend.clear_session(free_memory=False)

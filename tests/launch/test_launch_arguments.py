@@ -122,7 +122,7 @@ def test_eight_tasks_of_a_step_are_not_eight_launchers_of_one_run(nodes, flags):
     "flags, environment, hint",
     [
         ([], {"SLURM_JOB_NUM_NODES": "2"}, True),  # in the shell of salloc, or in a batch file without srun
-        ([], {"SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "4294967290"}, True),  # the shell of salloc is a step of its own
+        ([], {"SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "4294967290"}, True),  # the shell of salloc is a separate step
         ([], {"SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "1"}, False),  # srun -N1
         ([], {"SLURM_JOB_NUM_NODES": "1"}, False),
         ([], {}, False),

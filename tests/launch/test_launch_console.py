@@ -1,4 +1,4 @@
-"""What the launcher says never harms the run: a terminal may be closed, full, stopped, or read by nobody."""
+"""Output of the launcher never harms the run: the terminal may be closed, full, stopped, or not read."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ def no_reader():
 
 @contextlib.contextmanager
 def stands_still():
-    """A pipe that is full, and whose reader does not read."""
+    """A full pipe whose reader does not read."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
@@ -46,7 +46,7 @@ TERMINALS = {"without a reader": no_reader, "on a full disk": full_disk, "closed
 
 @contextlib.contextmanager
 def started(launch, terminal, *command):
-    """A launcher with this standard output and error."""
+    """Starts a launcher with this standard output and standard error."""
     if terminal == "closed":
         yield launch("--nproc-per-node", 2, *command, prefix=("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"))
     else:
@@ -58,7 +58,7 @@ def started(launch, terminal, *command):
 def test_ranks_save_and_end_without_a_usable_terminal(launch, terminal):
     with started(launch, terminal, *sh(SAVES)) as run:
         assert run.pid("pid-0") and run.pid("pid-1")
-        os.kill(run.process.pid, signal.SIGKILL)  # of which the agent tells
+        os.kill(run.process.pid, signal.SIGKILL)  # which the agent reports
         assert run.none_left()
     assert all((run.cwd / f"saved-{rank}").exists() for rank in range(2))
 

@@ -23,7 +23,7 @@ LOST = exit_codes.ANOTHER_RANK_FAILED
 
 
 class FakeSignals:
-    """Signals that a launcher received before it looked."""
+    """Signals that a launcher has received."""
 
     def __init__(self, *numbers):
         self._numbers = list(numbers)
@@ -43,7 +43,7 @@ class FakeSignals:
 
 
 def attempt_of(*events, signals=()):
-    """An attempt on two nodes that report these events, (node, event), and answer nothing. And what they were ordered."""
+    """Returns an attempt on two nodes that report these events, (node, event), and the orders that the nodes received."""
     nodes, ends = {}, {}
     for number in range(2):
         ours, theirs = socket.socketpair()
@@ -52,7 +52,7 @@ def attempt_of(*events, signals=()):
         theirs.setblocking(False)
     for number, event in events:
         ends[number].send(event)
-    jumps = itertools.count(0, 100).__next__  # every look at the clock is past every deadline
+    jumps = itertools.count(0, 100).__next__  # every reading of the clock is past every deadline
     attempt = Attempt(CONFIG, nodes, FakeSignals(*signals), set(), clock=jumps)
     code = attempt.run()
     return attempt, code, {number: end.receive() for number, end in ends.items()}
@@ -121,7 +121,7 @@ def start_agent(config):
     if not pid:
         os.setsid()
         if os.fork():
-            time.sleep(60)  # ignores everything, as one in a write that does not return
+            time.sleep(60)  # ignores everything, like a process in a write that does not return
         while True:
             time.sleep(60)
     return Connection(ours), pid
@@ -144,7 +144,7 @@ if not agent:
     while True:
         time.sleep(60)
 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-keeper.keep(agent, launcher=1 << 22, clock=itertools.count(0, 100).__next__)  # it has another parent: the launcher is gone
+keeper.keep(agent, launcher=1 << 22, clock=itertools.count(0, 100).__next__)  # its parent has changed: the launcher is gone
 assert not processes.descendants(os.getpid())
 """
 

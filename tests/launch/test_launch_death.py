@@ -1,4 +1,4 @@
-"""However a rank or the launcher dies: everything ends, nothing is left, and the screen says why."""
+"""However a rank or the launcher dies, all processes end and the report says why."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def test_a_rank_that_is_killed_is_named_with_its_signal(launch):
 
 
 def test_the_rank_that_failed_first_is_named_and_not_the_lowest_rank(launch):
-    """The launcher is stopped while two ranks fail, so that it finds both at once."""
+    """The launcher is stopped while two ranks fail, so that it notices both at once."""
     run = launch("--nproc-per-node", "2", *sh("echo $$ > pid-$RANK; while [ ! -e fail-$RANK ]; do sleep 0.01; done; exit 4$RANK"))
     ranks = started(run, 2)
     agent = run.agent()
@@ -73,7 +73,7 @@ def test_a_rank_that_ignores_term_is_killed_after_the_grace_period(launch):
 
 @pytest.mark.parametrize("whom", ["launcher", "its process group", "agent", "launcher and agent"])
 def test_nothing_is_left_when_the_launcher_is_killed(launch, whom):
-    """Ranks, their children, and a daemon in a session of its own."""
+    """Ranks, their children, and a daemon in its own session end."""
     run = launch("--nproc-per-node", "2", *sh("sleep 100 & setsid -f sleep 100; echo $$ > pid-$RANK; sleep 100"))
     started(run, 2)
     wait_for(lambda: len(run.processes()) >= 9, "all processes")
@@ -83,7 +83,7 @@ def test_nothing_is_left_when_the_launcher_is_killed(launch, whom):
         os.killpg(run.process.pid, signal.SIGKILL)
     elif whom == "launcher and agent":
         agent = run.agent()
-        for pid in (run.process.pid, agent):  # nobody but the keeper is left
+        for pid in (run.process.pid, agent):  # only the keeper is left
             os.kill(pid, signal.SIGKILL)
     else:
         os.kill(run.agent(), signal.SIGKILL)
@@ -116,7 +116,7 @@ def test_a_stopped_agent_continues_when_the_ranks_must_end(launch, told):
     run = launch("--nproc-per-node", "2", *sh(saves))
     started(run, 2)
     os.kill(run.agent(), signal.SIGSTOP)
-    os.kill(run.process.pid, told)  # of a launcher that is killed, the keeper knows
+    os.kill(run.process.pid, told)  # the keeper notices that the launcher was killed
     assert run.process.wait(GONE) == (143 if told == signal.SIGTERM else -9)
     assert run.none_left()
     assert all((run.cwd / f"saved-{rank}").exists() for rank in range(2))
@@ -212,7 +212,7 @@ def test_ranks_that_report_no_progress_are_active_while_one_of_them_prints(launc
 
 @pytest.fixture
 def small_memory():
-    """A control group with 30 MB of memory: the file that takes its processes."""
+    """A control group with 30 MB of memory. Yields the file for its processes."""
     old = Path("/sys/fs/cgroup/memory")
     group = (old if old.is_dir() else Path("/sys/fs/cgroup")) / f"launch-{os.getpid()}"
     try:
@@ -234,7 +234,7 @@ def test_a_rank_that_the_out_of_memory_killer_has_killed_is_recognized(launch, s
 
 
 def test_ranks_end_with_both_the_launcher_and_its_agent(launch):
-    """Nobody is left to end them but the kernel."""
+    """Only the kernel can end the ranks."""
     run = launch("--nproc-per-node", "2", *sh(SLEEP))
     started(run, 2)
     os.kill(run.process.pid, signal.SIGSTOP)

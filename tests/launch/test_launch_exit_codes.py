@@ -1,4 +1,4 @@
-"""One table knows the exit codes; whoever cannot import it agrees with it."""
+"""One table defines the exit codes; code that cannot import it agrees with it."""
 
 import io
 import re

@@ -1,4 +1,4 @@
-"""Horovod is built from what a wheel of this project installs, without the checkout."""
+"""Horovod is built from the files in a wheel of this project, without the checkout."""
 
 import importlib.util
 import os

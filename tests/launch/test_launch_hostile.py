@@ -1,4 +1,4 @@
-"""While launchers meet, anybody may call: the meeting takes no longer, and what happened is named."""
+"""Attacks on the rendezvous of launchers: it takes no longer, and the attackers are named."""
 
 import contextlib
 import itertools
@@ -116,7 +116,7 @@ def enormous_message(attacker):
 
 
 def replay(attacker):
-    """A whole call of a launcher with the right secret to another node 0, said again."""
+    """Replays the connection of a launcher with the right secret to another node 0."""
     ours, theirs = socket.socketpair()
     caller, called = (SignedConnection(end, b"right", server=server) for end, server in ((ours, False), (theirs, True)))
     spoken = theirs.recv(100)
@@ -174,7 +174,7 @@ def test_a_node_with_another_secret_and_node_0_both_report_it(launch, port):
 
 @pytest.mark.slow
 def test_a_limit_on_open_files_only_delays_the_rendezvous(launch, port, attacker):
-    """Of 200 idle connections node 0 can hold some twenty."""
+    """Node 0 can hold about twenty of 200 idle connections."""
     zero = node(launch, port, 0, prefix=("sh", "-c", 'ulimit -n 50; exec "$@"', "sh"))
     wait_for(lambda: listens(port), "node 0")
     for _ in range(200):
@@ -235,7 +235,7 @@ def test_a_node_that_connects_to_another_service_times_out_and_says_what_it_foun
 
 @pytest.fixture
 def room(monkeypatch):
-    """A listener with callers on an injected clock: (the callers, its address, the clock's hands)."""
+    """A listener with a fake clock. Returns the callers, the address, and the time."""
     monkeypatch.setattr(callers, "is_trusted", lambda connected: True)
     hands = [0.0]
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -269,11 +269,11 @@ def test_the_oldest_caller_is_dropped_for_a_new_one(room):
             found.serve(1)
         assert len(found._waiting) == 3
         assert dict(found.dropped) == {("127.0.0.1", SILENT): 2}
-        assert found.summary() == f"127.0.0.1 {SILENT} (5x)"  # with those that still wait
+        assert found.summary() == f"127.0.0.1 {SILENT} (5x)"  # with callers that still wait
 
 
 def test_the_port_of_the_rendezvous_is_free_at_once_after_an_attack(launch, port, attacker):
-    """A rank may listen there without SO_REUSEADDR: node 0 leaves no connection in TIME_WAIT."""
+    """A rank may listen there without SO_REUSEADDR, because node 0 leaves no connection in TIME_WAIT."""
     garbage(attacker)
     listens = "import os, socket\nif os.environ['RANK'] == '0': socket.socket().bind(('', int(os.environ['MASTER_PORT'])))"
     common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "30"]
@@ -282,7 +282,7 @@ def test_the_port_of_the_rendezvous_is_free_at_once_after_an_attack(launch, port
 
 
 def test_what_the_ranks_send_each_other_is_never_a_pickle():
-    """Anybody who reaches a rank's port may send in another rank's place (README.md, "Ports")."""
+    """Any process that reaches the port of a rank may send messages to it (README.md, "Ports")."""
     pickles = r"\b(cloudpickle|pickle\.loads?|allgather_object|broadcast_object|allow_pickle=True)\b"
     sources = [path for folder in ("callbacks", "launch", "recipes") for path in (ROOT / folder).rglob("*.py")]
     assert [path for path in sources if re.search(pickles, path.read_text())] == []

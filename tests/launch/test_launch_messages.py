@@ -1,4 +1,4 @@
-"""Messages between the launcher's processes come back as they were, and nothing else is taken for one."""
+"""Messages between the launcher's processes are decoded unchanged, and other data is refused."""
 
 import json
 import signal

@@ -1,4 +1,4 @@
-"""Several nodes: they find each other, agree, and end together. Launchers on one machine stand for them."""
+"""Several nodes find each other, agree, and end together. Launchers on one machine simulate the nodes."""
 
 import contextlib
 import json
@@ -19,12 +19,12 @@ from launch.ports import Ports
 
 @pytest.fixture
 def port():
-    """A port that was free a moment ago, and that the kernel gives to nobody who does not name it."""
+    """A port that was just free, outside the range of ports that the kernel assigns."""
     return Ports().take_next(random.randrange(10_000, 30_000))
 
 
 def pair(launch, port, *command, zero=(), one=(), both=(), **options):
-    """Two launchers, as two nodes of one run."""
+    """Starts two launchers as two nodes of a run."""
     common = ["--nnodes", "2", "--nproc-per-node", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "30", *both]
     return [launch(*common, "--node-rank", node, *extra, *command, **options) for node, extra in enumerate((zero, one))]
 
@@ -180,7 +180,7 @@ def namespaces():
 
 
 def across(launch, namespaces, *command, per_node=1, secrets=("hush", "hush")):
-    """Two launchers, each in a namespace of its own."""
+    """Starts two launchers, each in its own namespace."""
     common = ["--nnodes", "2", "--nproc-per-node", per_node, "--master-addr", ADDRESSES[0], "--rdzv-timeout", "30"]
     return [
         launch(
@@ -222,7 +222,7 @@ def test_a_recipe_trains_across_two_hosts_and_ends_with_its_launcher(launch, nam
 
 @pytest.mark.slow
 def test_when_a_host_falls_silent_the_others_end_and_name_it(launch, namespaces):
-    """Its cable is pulled: nothing tells the others."""
+    """The network of the host is cut, so no packet tells the others."""
     nodes = across(launch, namespaces, *sh("touch ready-$RANK; sleep 100"))
     wait_for(lambda: len(list(nodes[0].cwd.glob("ready-*"))) == 2, "the ranks")
     cable = f"v{namespaces[1]}"[:12] + namespaces[1][-1]

@@ -1,4 +1,4 @@
-"""The ranks' output: whole lines on the terminal, everything in the logs, and no rank that waits."""
+"""The output of ranks: complete lines on the terminal, everything in the logs, and no rank that waits."""
 
 import os
 import pty
@@ -72,7 +72,7 @@ open("took-" + os.environ["RANK"], "w").write(str(time.monotonic() - began))
 
 @pytest.mark.parametrize("reads", [True, False])
 def test_a_flood_from_8_ranks_is_kept_and_does_not_wait_for_the_terminal(launch, reads):
-    """20 MB from each; without a reader, the terminal's lines are left out and that is said."""
+    """Each rank writes 20 MB; without a reader, lines for the terminal are left out, and a message says so."""
     run = launch("--nproc-per-node", "8", *python(FLOOD.format(blocks=200)), stdout=subprocess.PIPE)
     if not reads:
         wait_for(lambda: len(list(run.cwd.glob("took-*"))) == 8, "the ranks, which must not wait for a reader")

@@ -1,4 +1,4 @@
-"""On its own host a launcher talks to processes of its user and of root, and to no others."""
+"""On its own host, a launcher talks only to processes of its user and of root."""
 
 import contextlib
 import os
@@ -60,7 +60,7 @@ def listener():
 
 @pytest.fixture
 def connect(listener, as_root):
-    """Makes a connection to a server of this process: (the end of a user, the server's end)."""
+    """Connects a user to a server of this process. Returns the end of the user and the end of the server."""
     with contextlib.ExitStack() as stack:
 
         def connect(user, family=socket.AF_INET):
@@ -141,7 +141,7 @@ def test_connections_from_other_hosts_pass_and_those_from_any_local_address_are_
 
 
 def ask(user, port, request=""):
-    """What a server answers to a process of a user."""
+    """Returns the answer of a server to a process of a user."""
     found = subprocess.run([sys.executable, "-S", "-c", ASK, str(user), str(port), request], capture_output=True, text=True)
     assert not found.returncode, found.stderr
     return found.stdout.strip()

@@ -1,4 +1,4 @@
-"""The map of the launcher names what is there."""
+"""The tables and the drawing in launch/README.md."""
 
 import re
 

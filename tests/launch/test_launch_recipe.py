@@ -1,4 +1,4 @@
-"""A recipe under the launcher: started by its name, ended, killed and started again."""
+"""A recipe under the launcher: starts, ends, is killed and restarts."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from callbacks import InputError
 from launch import exit_codes
 from recipes.common.run import run as run_recipe
 
-PATIENCE = 300  # seconds for what takes ten on an idle machine
+PATIENCE = 300  # seconds; takes ten on an idle machine
 HOST = os.uname().nodename
 
 
@@ -97,7 +97,7 @@ def test_ctrl_c_ends_all_ranks_with_130(launch):
 
 @pytest.mark.slow
 def test_a_killed_rank_does_not_change_the_result(launch, engine):
-    """With BatchNorm and Dropout, of which each rank has its own state."""
+    """With BatchNorm and Dropout, whose state differs between ranks."""
     need(engine)
     flags = ["--strategy", engine, "--epochs", 6, "--save-freq", 10, "--workdir"]
     code, out, err = launch(*mnist(*flags, "whole")).finish(PATIENCE)

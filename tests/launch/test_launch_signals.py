@@ -1,4 +1,4 @@
-"""What a signal to the launcher does: ranks may save, and the exit code says what they did."""
+"""Signals to the launcher: ranks may save, and the exit code gives the reason."""
 
 import os
 import signal
@@ -51,7 +51,7 @@ def test_usr1_waits_until_a_rank_that_is_importing_has_its_handler(launch):
 
 
 def test_a_warning_during_the_start_of_a_rank_waits_for_its_handler(launch):
-    """Before it executes its command a rank is a copy of the agent, whose handlers must not pass for the rank's."""
+    """Before exec, a rank is a copy of the agent, whose handlers must not be mistaken for the rank's."""
     script = """
 import os, signal, sys, time
 from launch import processes
@@ -90,7 +90,7 @@ def test_a_closed_terminal_ends_the_run_like_term_except_under_nohup(launch):
 
 
 def test_ranks_of_a_launcher_that_ignores_a_warning_survive_it_until_they_have_a_handler(launch):
-    """Slurm signals every process of a step, also those that are just starting."""
+    """Slurm signals every process of a step, even those that are starting."""
     deaf = ("sh", "-c", 'trap "" USR1 USR2; exec "$@"', "sh")
     run = launch("--nproc-per-node", "2", *sh("kill -USR1 $$; kill -USR2 $$; echo alive"), prefix=deaf)
     assert run.finish()[0] == 0

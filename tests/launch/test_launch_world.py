@@ -1,4 +1,4 @@
-"""What a rank finds in its environment."""
+"""The environment of a rank."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_rank_0_can_listen_on_master_port_and_two_launchers_get_different_ports(
     listen += "open('port', 'w').write(os.environ['MASTER_PORT']); time.sleep(60)"
     first = launch(*python(listen)).file("port")
     waits = "import os, time; open('promised-' + os.environ['MASTER_PORT'], 'w').close(); time.sleep(60)"
-    for count in (1, 2):  # these do not listen: the launchers know of each other all the same
+    for count in (1, 2):  # these ports are not listened on, but the launchers avoid them
         run = launch(*python(waits))
         wait_for(lambda run=run, count=count: len(list(run.cwd.glob("promised-*"))) == count, "another port")
     assert not (run.cwd / f"promised-{first}").exists()
@@ -94,7 +94,7 @@ def test_a_rank_that_sees_only_its_own_device_uses_it():
 
 
 def listening(pids):
-    """The addresses on which these processes listen, in hexadecimal, as the kernel says them."""
+    """Returns the addresses on which processes listen, in the kernel's hexadecimal format."""
     inodes = set()
     for pid in pids:
         for name in os.listdir(f"/proc/{pid}/fd"):

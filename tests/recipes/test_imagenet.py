@@ -1,4 +1,4 @@
-"""ResNet-50 on pictures: what is random, what decays, how the rate goes; bad pictures, and exact restarts."""
+"""ResNet-50 on pictures: augmentation, weight decay, learning rate, corrupt pictures, and exact restarts."""
 
 import base64
 
@@ -21,7 +21,7 @@ from recipes.imagenet_resnet50 import SCHEDULES, as_in_goyal, augment, build_mod
 SINGLE = Distribution("single", ("/cpu:0",))
 SIZES = {"image_size": 32, "classes": 10}
 
-# 8 x 8, in four colours of printing, as some of ImageNet's pictures.
+# 8 x 8, CMYK, like some of ImageNet's pictures.
 CMYK = """
 /9j/7gAOQWRvYmUAZAAAAAAA/9sAQwAbEhQXFBEbFxYXHhwbIChCKyglJShROj0wQmBVZWRfVV1baniZgWpxkHNbXYW1hpCeo6utq2eAvMm6pseZqKuk/8AAFAgA
 CAAIBEMRAE0RAFkRAEsRAP/EABQAAQAAAAAAAAAAAAAAAAAAAAP/xAAWEAADAAAAAAAAAAAAAAAAAAAAFWL/2gAOBEMATQBZAEsAAD8AR7Yj2xHtiPbP/9k=
@@ -29,7 +29,7 @@ CAAIBEMRAE0RAFkRAEsRAP/EABQAAQAAAAAAAAAAAAAAAAAAAAP/xAAWEAADAAAAAAAAAAAAAAAAAAAA
 
 
 def picture(seed, height=40, width=50, channels=3):
-    """A smooth image, uint8 `[height, width, channels]`."""
+    """Returns a smooth image, uint8 `[height, width, channels]`."""
     small = np.random.default_rng(seed).integers(0, 256, (5, 5, channels))
     return tf.cast(tf.image.resize(small, [height, width]), tf.uint8)
 
@@ -74,7 +74,7 @@ def test_the_augmentation_of_a_picture_depends_only_on_its_seed():
 
 
 def test_about_half_of_the_pictures_are_flipped_and_all_crops_are_within_them():
-    """A picture whose red goes from left to right, and its green from top to bottom."""
+    """The picture has a red gradient from left to right, and a green gradient from top to bottom."""
     red, green = np.meshgrid(np.arange(200), np.arange(100))
     whole = np.stack([red, green, np.zeros_like(red)], axis=-1).astype("uint8")
     record = example(tf.io.encode_png(whole).numpy(), 1)
@@ -164,7 +164,7 @@ def test_the_network_is_that_of_goyal_et_al(resnet):
 
 
 def test_kernels_decay_and_biases_and_batchnorm_do_not(resnet):
-    """The gradient of what decays is 1e-4 of it."""
+    """The gradient of a decayed weight is 1e-4 of the weight."""
     with tf.GradientTape() as tape:
         decay = tf.add_n(resnet.losses)
     gradients = tape.gradient(decay, [v.value for v in resnet.trainable_variables])
@@ -204,7 +204,7 @@ def rates(batches, *flags, of_epoch=100):
         ),
         (["--epochs", 9, "--warmup-epochs", 0], [0, 299, 300, 600, 800], [0.1, 0.1, 0.01, 1e-3, 1e-4]),
         (["--global-batch-size", 128, "--warmup-epochs", 0], [0, 8999], [0.05, 5e-5]),
-        (["--global-batch-size", 128], [0, 499, 500], [0.05, 0.05, 0.05]),  # it never begins above where it goes to
+        (["--global-batch-size", 128], [0, 499, 500], [0.05, 0.05, 0.05]),  # it never begins above the peak
         (
             ["--schedule", "cosine", "--global-batch-size", 512],
             [0, 250, 500, 500 + 4250, 9000],
@@ -221,9 +221,6 @@ def test_a_warm_up_of_fewer_batches_than_stairs_rises_with_each_batch():
     np.testing.assert_allclose(
         rates(range(5), "--global-batch-size", 512, "--warmup-epochs", 4, of_epoch=1), [0.1, 0.125, 0.15, 0.175, 0.2], rtol=1e-5
     )
-
-
-# What is wrong
 
 
 @pytest.mark.parametrize(
@@ -336,7 +333,7 @@ def test_mirrored_replicas_resume_bit_exactly_and_stock_keras_loads_the_whole_mo
 @pytest.mark.slow
 @pytest.mark.timeout(3 * PATIENCE)
 def test_ranks_resume_bit_exactly(tmp_path, pictures, engine):
-    """From the middle of the first epoch; each has statistics of its own."""
+    """From the middle of the first epoch; each rank has its own statistics."""
 
     def train(run):
         command = ["-m", "recipes.imagenet_resnet50", *SMALL, "--data", pictures, "--save-freq", 4, "--workdir", tmp_path / run]

@@ -10,9 +10,11 @@ from bare_ranks import run_ranks
 from compare import assert_same_rest, assert_same_weights
 
 from callbacks import counters_of
+from launch.exit_codes import BAD_INPUT
 from recipes import imagenet_resnet50, mnist, transformer_lm
 from recipes.common.distribution import Distribution
 from recipes.common.distribution.compiled_step import JitCompile
+from recipes.common.run import run
 
 BATCH, BATCHES = 8, 6
 # Parts of each variable's largest value. In float16 and bfloat16, XLA rounds at other places of a step.
@@ -211,6 +213,14 @@ def small(*layers, kind=keras.Model):
 def test_xla_compiles_the_forward_pass(strategy, replicas):
     with pytest.raises(tf.errors.InvalidArgumentError, match="unsupported operations"):
         Trained(small(Opaque()), distribution(strategy, replicas), "on")
+
+
+def test_an_operation_that_xla_cannot_compile_ends_the_run_in_one_line(strategy, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run(lambda: Trained(small(Opaque()), distribution(strategy, 1), "on"))
+    assert ended.value.code == BAD_INPUT
+    errors = capsys.readouterr().err
+    assert errors.startswith("error: XLA cannot compile this training. Use --jit-compile off. ") and errors.count("\n") == 1
 
 
 @pytest.mark.parametrize("replicas, choice", [(1, "auto"), (1, "off"), (2, "auto"), (2, "off")])

@@ -1,4 +1,4 @@
-"""The order of the data is a pure function of (seed, epoch, index), and any place in it is reached at once."""
+"""The data order is a pure function of (seed, epoch, index), and seeking to any position is immediate."""
 
 import re
 import threading
@@ -51,7 +51,7 @@ def test_seeking_to_batch_a_billion_takes_a_second_and_little_memory():
     arrays = Arrays(np.zeros((1437, 1), "float32"), np.arange(1437))
     data = training_data(arrays, model, SINGLE, global_batch_size=64, seed=0)
     data.on_epoch_begin()
-    next(iter(data.get_tf_dataset()))  # what only the first batch pays
+    next(iter(data.get_tf_dataset()))  # the overhead of the first batch
 
     epoch, done = divmod(10**9, data.num_batches)
     counts = Counts(batch=10**9, epoch=epoch + 1, samples=64 * 10**9, batches_in_epoch=done, samples_in_epoch=64 * done)
@@ -69,7 +69,7 @@ def test_seeking_to_batch_a_billion_takes_a_second_and_little_memory():
 
 @pytest.mark.parametrize("validation", [False, True])
 def test_samples_are_prepared_ahead_of_training_in_parallel(validation):
-    """Op determinism, which recipes and tests run under, takes both out of a dataset in which anything is stateful."""
+    """Op determinism removes both from a dataset with a stateful function."""
     running, lock = {"prepared": 0, "now": 0, "at once": 0}, threading.Lock()
 
     def slowly(number):

@@ -1,4 +1,4 @@
-"""The launcher hears how far a rank is, in training and in validation, and the device is not asked for it."""
+"""A rank reports its progress in training and in validation, without reading from the device."""
 
 import io
 import os
@@ -19,7 +19,7 @@ from recipes.common.run.summary import RunSummary
 
 
 class Listens(keras.callbacks.Callback):
-    """What the launcher reads after each batch, and how often the counters were read from the device by then."""
+    """Records what the launcher reads after each batch, and how often the counters were read from the device."""
 
     def __init__(self, channel):
         super().__init__()
@@ -51,7 +51,7 @@ class Listens(keras.callbacks.Callback):
 
 @pytest.fixture
 def channel(tmp_path, monkeypatch):
-    """A file in place of the launcher's memory."""
+    """A file instead of the launcher's shared memory."""
     path = tmp_path / "progress"
     path.touch()
     monkeypatch.setenv(world.PROGRESS, str(path))

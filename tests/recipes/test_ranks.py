@@ -1,4 +1,4 @@
-"""Two ranks train as one replica would, under each engine, and stop with a clear word where they cannot."""
+"""Two ranks train like one replica under each engine, and stop with a clear message if they cannot."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ def directory(engine, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(engine, directory):
-    """What each of two ranks found in all checks of two_ranks.py: a list of two."""
+    """The results of both ranks in all checks of two_ranks.py."""
     for code, _, errors in run_ranks(2, "tests/programs/two_ranks.py", engine, directory, engine=engine):
         assert code == 0, errors
     return [json.loads((directory / f"found-{rank}.json").read_text()) for rank in range(2)]

@@ -1,4 +1,4 @@
-"""The recipe on several ranks: the same training, the same files, whatever happens in between."""
+"""The recipe on several ranks: the same training and the same files, with any interruption."""
 
 import os
 import re
@@ -25,7 +25,7 @@ from recipes.mnist import parse_args
 
 
 def succeed(engine, size, *command):
-    """The chief's standard output."""
+    """Returns the standard output of the chief."""
     results = run_ranks(size, *command, "--strategy", engine, engine=engine)
     for code, _, errors in results:
         assert code == 0, errors
@@ -37,7 +37,7 @@ def name(batch):
 
 
 def assert_equal_trainings(one, other, tolerance):
-    """Same files, same counters, same logs, and weights equal to a part of each variable's largest."""
+    """Checks for the same files, counters and logs, and for equal weights, relative to the largest of each variable."""
     first, second = (sorted(path.name for path in (each / "checkpoints").iterdir()) for each in (one, other))
     assert first == second
     a, b = latest_checkpoint(one / "checkpoints"), latest_checkpoint(other / "checkpoints")
@@ -94,7 +94,7 @@ def test_a_restart_with_another_number_of_ranks_or_the_other_engine_sees_the_sam
 
 
 def kill_when(condition, engine, size, *command):
-    """Starts ranks, and kills all of them at the moment that the condition holds."""
+    """Starts ranks, and kills all of them as soon as a condition is true."""
     with bare_ranks(size, *command, "--strategy", engine, engine=engine, stdout=subprocess.DEVNULL) as processes:
         deadline = time.monotonic() + 200
         while not condition():
@@ -106,7 +106,7 @@ def kill_when(condition, engine, size, *command):
 
 @pytest.mark.slow
 def test_five_kills_of_all_ranks_end_with_the_same_weights(tmp_path, engine):
-    """With BatchNorm and Dropout: what each rank has for itself comes back too."""
+    """With BatchNorm and Dropout: the state of each rank is restored too."""
     epochs, last = 3, 66
     checkpoints = tmp_path / "killed" / "checkpoints"
     command = ["-m", "recipes.mnist", "--epochs", epochs, "--save-freq", 1, "--workdir", tmp_path / "killed"]
@@ -138,7 +138,7 @@ def test_five_kills_of_all_ranks_end_with_the_same_weights(tmp_path, engine):
 
 
 def assert_of_each_rank(path):
-    """BatchNorm's statistics, which are not averaged, are there for each rank."""
+    """Checks that the file contains BatchNorm's statistics of each rank, which are not averaged."""
     beside = lasting_header(path)["beside"]
     with h5py.File(path, "r") as file:
         ranks = [len(file[f"global_step/variables/{i}"]) for i, name in enumerate(beside) if "moving" in name]
@@ -162,7 +162,7 @@ def test_the_other_ranks_exit_soon_after_a_rank_has_died(tmp_path, engine):
 
 @pytest.mark.slow
 def test_a_rank_that_skips_all_reduce_stops_the_run_at_the_first_batch_and_is_named(launch, engine):
-    """Though the other, which waits for its gradients, has less to do at its end."""
+    """Even though the other rank waits for its gradients."""
     need(engine)
     run = launch(
         "--nproc-per-node", "2", PROGRAMS / "skips_all_reduce.py", "--strategy", engine, "--save-freq", "1", "--workdir", "run"
@@ -177,7 +177,7 @@ def test_a_rank_that_skips_all_reduce_stops_the_run_at_the_first_batch_and_is_na
 
 @pytest.mark.slow
 def test_messages_of_a_long_run_do_not_leak_memory(launch):
-    """TensorFlow keeps 0.8 kB for each operation with a number of its own: 1.6 MB for half of these."""
+    """TensorFlow keeps 0.8 kB for each operation with a new number: 1.6 MB for half of these."""
     code, out, errors = launch("--nproc-per-node", "2", PROGRAMS / "many_messages.py").finish(300)
     assert code == 0, errors
     assert int(re.search(r"grew by (-?\d+)", out)[1]) < 800
@@ -206,7 +206,7 @@ def test_the_launcher_ends_the_others_of_a_killed_rank_within_ten_seconds(launch
 
 @pytest.mark.slow
 def test_a_stopped_rank_is_noticed_and_named(launch):
-    """By TensorFlow's heartbeats, after 10 s; under Horovod it takes --stall-timeout."""
+    """TensorFlow's heartbeats notice it after 10 s; Horovod needs --stall-timeout."""
     run = launch("--nproc-per-node", "2", "-m", "recipes.mnist", *ENDLESS, "--strategy", "multiworker", "--workdir", "run")
     wait_for((run.cwd / "run" / "checkpoints" / name(20)).exists, "batch 20", 300)
     os.kill(run.rank(1), signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Bad input is answered with one clear line and exit code 2, and nothing that was saved is touched."""
+"""Bad input ends with one clear line and exit code 2, and does not touch saved files."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from recipes.mnist import load, parse_args
 
 
 def refused(argv):
-    """What the recipe says to flags that it does not take."""
+    """Returns the errors for wrong flags."""
     with pytest.raises(InputError) as raised:
         parse_args([str(word) for word in argv])
     return str(raised.value)
@@ -131,7 +131,7 @@ def test_an_npz_file_with_the_right_layout_is_read(tmp_path):
 
 @pytest.mark.slow
 def test_a_user_error_ends_with_one_line_and_code_2(recipe, tmp_path):
-    """One real run, then everything that only shows in a process of its own."""
+    """One real run, then errors that only a separate process shows."""
     workdir = tmp_path / "run"
     flags = ["--epochs", 1, "--model", "mlp", "--workdir", workdir]
     assert recipe(*flags).finish()[0] == 0
@@ -147,7 +147,7 @@ def test_a_user_error_ends_with_one_line_and_code_2(recipe, tmp_path):
             workdir,
         ],
         "--resume never": [*flags, "--resume", "never"],
-        # in a directory of its own: two of these at once on one template would be refused for that
+        # in a separate directory, because two runs on one template would be refused
         "No checkpoint to go on from": ["--workdir", tmp_path / "other", "--resume", tmp_path / "none.weights.h5"],
         "needs names that differ": [*flags, "--checkpoint", tmp_path / "last.keras", "--keep-last", 2],
         "Use 63 or 66": [*flags, "--strategy", "mirrored", "--virtual-devices", 3],

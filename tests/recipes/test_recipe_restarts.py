@@ -1,4 +1,4 @@
-"""A recipe that is killed and started again ends as if nothing had happened."""
+"""A recipe that is killed and restarted ends like an uninterrupted one."""
 
 import pytest
 from compare import assert_same_weights
@@ -8,7 +8,7 @@ PLANNED = EPOCHS * BATCHES_PER_EPOCH
 
 
 def moments(checkpoints, log):
-    """Five moments, each as a condition: while tracing, inside a write, mid-epoch, at an epoch's end, and late."""
+    """Returns five moments as conditions: during tracing, during a write, in the middle of an epoch, at its end, and late."""
 
     def written(batch):
         return lambda: (checkpoints / f"model_batch_at_{batch:05d}.weights.h5").exists()

@@ -1,4 +1,4 @@
-"""What a recipe stores of its flags, and what a resume does with it."""
+"""The flags that a recipe stores, and their comparison in a resume."""
 
 import argparse
 
@@ -24,7 +24,7 @@ FLAGS = {
 
 
 class Stop(Exception):
-    """Ends a fit, as a crash does."""
+    """Ends a fit like a crash."""
 
 
 def crash():
@@ -42,7 +42,7 @@ def train(directory, *callbacks, prints=True, save_freq=5, **changed):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """Two runs: one with a checkpoint of the end of an epoch, and one of the middle."""
+    """Two runs: one with a checkpoint at the end of an epoch, and one in the middle."""
     directories = {}
     for batch in (10, 15):
         directories[batch] = tmp_path_factory.mktemp(f"stopped{batch}")
@@ -54,7 +54,7 @@ def stopped(tmp_path_factory):
 
 @pytest.fixture
 def resume(stopped, tmp_path):
-    """Resumes a copy of one of the two runs, with flags changed."""
+    """Resumes a copy of one of the two runs with changed flags."""
 
     def train_copy(batch, **changed):
         (tmp_path / str(batch)).mkdir()
@@ -135,7 +135,7 @@ def test_initial_weights_and_a_checkpoint_to_resume_from_contradict_each_other(t
 
 @pytest.mark.slow
 def test_one_command_resumes_an_older_checkpoint_in_a_new_directory_and_then_the_new_run(recipe, tmp_path):
-    """The whole run has the later checkpoints; the new one begins at the older one, is stopped, and ends with the same weights."""
+    """The first run has later checkpoints; the new run begins at an older one, is stopped, and ends with the same weights."""
     flags = ["--epochs", 2, "--model", "mlp", "--save-freq", 11]
     assert recipe(*flags, "--workdir", tmp_path / "old").finish()[0] == 0
     older = tmp_path / "old" / "checkpoints" / "model_batch_at_00011.weights.h5"
@@ -146,7 +146,7 @@ def test_one_command_resumes_an_older_checkpoint_in_a_new_directory_and_then_the
     code, out, errors = recipe(*command).finish()
     assert code == 0, errors
     assert "begins       from" in out and "00011.weights.h5: batch 11" not in out
-    assert f"changed      --workdir {tmp_path}/old -> {tmp_path}/new" not in out  # said by the first one, which was killed
+    assert f"changed      --workdir {tmp_path}/old -> {tmp_path}/new" not in out  # printed by the first process, which was killed
     assert min(path.name for path in new.glob("m*")) == "model_batch_at_00022.weights.h5"
     for batch in (22, 33, 44):
         name = f"model_batch_at_{batch:05d}.weights.h5"

@@ -1,4 +1,4 @@
-"""`--skip-batches` leaves batches of the order out, and nothing else changes."""
+"""`--skip-batches` leaves batches out of the order, and changes nothing else."""
 
 import functools
 
@@ -35,7 +35,7 @@ def data_for(model, flag=None, where=SINGLE):
 
 
 def train(directory, *callbacks, flag=None, epochs=EPOCHS, resume=True):
-    """Trains with a checkpoint at each batch; returns the model."""
+    """Trains with a checkpoint at each batch. Returns the model."""
     model = dense()
     data = data_for(model, flag)
     checkpoint = GlobalStepCheckpoint(str(directory / "b{batch:02d}.weights.h5"), save_freq=1, resume=resume)
@@ -44,7 +44,7 @@ def train(directory, *callbacks, flag=None, epochs=EPOCHS, resume=True):
 
 
 def order(flag=None, replicas=1, epochs=EPOCHS):
-    """The first input of each sample that an untrained model would see, batch after batch."""
+    """Returns the first input of each sample of an untrained model, batch by batch."""
     where = SINGLE
     if replicas > 1:
         devices = tuple(f"/cpu:{i}" for i in range(replicas))

@@ -1,4 +1,4 @@
-"""Whoever asked for GPUs and trains on none is told."""
+"""A warning for a job with GPUs that TensorFlow does not see."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What each event of Slurm does to a run: the table in slurm/README.md, on a real cluster with real training."""
+"""The table in slurm/README.md: what each event of Slurm does to a run, on a real cluster with real training."""
 
 import os
 import re
@@ -30,7 +30,7 @@ RECIPE = ["-m", "recipes.mnist", "--model", "mlp", "--epochs", 20, "--save-freq"
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Three nodes; down again at the end."""
+    """A cluster of three nodes."""
     require_slurm()
     need_horovod()
     started = Cluster(Path(tempfile.mkdtemp(prefix="slurm-")), 3)
@@ -57,7 +57,7 @@ def wait_for_batch(folder, batch):
 
 @pytest.fixture
 def submit(cluster, tmp_path):
-    """Submits a job of two nodes with one rank each, that a life of its own may interrupt."""
+    """Submits a job with two nodes and one rank on each."""
 
     def start(*flags, script=HOROVOD, recipe=RECIPE, cwd=tmp_path, **env):
         return cluster.submit(*flags, script, *recipe, cwd=cwd, env={**ENVIRONMENT, **env})
@@ -67,7 +67,7 @@ def submit(cluster, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(cluster, tmp_path_factory):
-    """The folder of a job that nothing happened to."""
+    """The folder of an uninterrupted job."""
     folder = tmp_path_factory.mktemp("whole")
     job = cluster.submit("-N2", HOROVOD, *RECIPE, cwd=folder, env=ENVIRONMENT)
     assert job.end() == "COMPLETED", job.output
@@ -101,7 +101,7 @@ def test_two_nodes_with_two_ranks_each_write_the_files_of_a_single_run(submit, t
 
 @pytest.mark.parametrize("name, engine", [("USR1", "horovod"), ("USR2", "horovod"), ("USR1", "multiworker")])
 def test_after_a_warning_the_job_saves_is_requeued_and_resumes(submit, tmp_path, whole, name, engine):
-    """The weights of two ranks are the same bits under both engines: a sum of two has one order."""
+    """Both engines give the same bits with two ranks, because a sum of two numbers has one order."""
     job = submit("-N2", recipe=[*RECIPE, "--strategy", engine])
     wait_for_batch(tmp_path, 40)
     job.signal(name, "--batch")
@@ -147,7 +147,7 @@ def test_a_crash_of_one_rank_fails_the_job(submit, tmp_path):
 
 
 def rank_of(job, rank):
-    """The process that is this rank of the job."""
+    """Returns the process of a rank of the job."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
             environment = (path / "environ").read_bytes().split(b"\0")
@@ -173,7 +173,7 @@ def test_a_node_that_goes_down_requeues_the_job(submit, tmp_path, whole, cluster
     try:
         assert_as_if_nothing_had_happened(job, tmp_path, whole)
     finally:
-        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # it may have come back by itself
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # it may have resumed already
 
 
 def test_a_preempted_job_saves_is_requeued_and_resumes(submit, tmp_path, whole, cluster):
@@ -205,7 +205,7 @@ def test_an_old_attempt_that_slurm_has_lost_cannot_commit_a_checkpoint(submit, c
     try:
         job.wait_for_life(2, timeout=120)
         assert job.show("NodeList") != node
-        os.kill(old, 0)  # the old life goes on
+        os.kill(old, 0)  # the old attempt continues
         log = tmp_path / "runs/logs" / job.number / "rank-0.log"
         wait_for(lambda: "a later life of this run, has taken over" in log.read_text(), "the end of the old life", timeout=120)
         wait_for(lambda: not Path(f"/proc/{old}").exists(), "the end of the old life")
@@ -283,7 +283,7 @@ SHORT = [*RECIPE[:4], "--epochs", 2]
 LONG = [*RECIPE[:4], "--epochs", 100000]
 
 CONTAINER = """#!{sh}
-# As `apptainer exec --nv image.sif COMMAND`, with an image that holds Python and nothing of Slurm.
+# Like `apptainer exec --nv image.sif COMMAND`, with an image that contains Python but not Slurm.
 [ "$1 $2" = "--nv image.sif" ] || exit 9
 shift 2
 export PATH={venv}/bin IMAGE=image.sif
@@ -324,7 +324,7 @@ def test_a_job_is_not_requeued_more_often_than_max_requeues(submit, tmp_path):
 
 
 def test_each_element_of_a_sweep_is_a_separate_run_that_is_requeued_separately(cluster, tmp_path):
-    """The README's own lines."""
+    """Runs the lines of the README."""
     text = (ROOT / "slurm" / "README.md").read_text().split("## Sweeps")[1]
     sweep = text.split("cat > sweep.sh <<'EOF'\n")[1].split("EOF\n")[0]
     line = next(line for line in text.splitlines() if line.startswith("sbatch --array") and "sweep.sh" in line)

@@ -82,8 +82,8 @@ def _strategy(args, world):
         )
     if name in ENGINES and args.virtual_devices:
         raise InputError(
-            f"--virtual-devices makes replicas in one process; with --strategy {name} each process is one. Leave the flag out, and "
-            f"start {args.virtual_devices} ranks."
+            f"--virtual-devices creates replicas in one process, but with --strategy {name} each process is one replica. "
+            f"Leave the flag out, and start {args.virtual_devices} ranks."
         )
     return name
 
