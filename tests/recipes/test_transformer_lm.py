@@ -18,7 +18,7 @@ from callbacks import GlobalStepCheckpoint, InputError, latest_checkpoint
 from recipes.common.data import training_data, validation_data
 from recipes.common.distribution import Distribution
 from recipes.common.run.language import Bits, TextSamples
-from recipes.transformer_lm import Size, build_model, build_optimizer, check_compile, parse_args
+from recipes.transformer_lm import Size, build_model, build_optimizer, parse_args
 
 TINY = Size(blocks=1, heads=2, width=8, context=4, accumulated=1, training={})
 MODULE = "recipes.transformer_lm"
@@ -141,17 +141,6 @@ def test_only_the_chief_writes_texts(tmp_path):
 
 
 # Flags
-
-
-def test_compile_is_refused_if_xla_cannot_compile_the_collectives():
-    for where, words in (
-        (Distribution("horovod", ("/gpu:0",), ranks=types.SimpleNamespace(size=2)), "--compile does not go with several ranks"),
-        (Distribution("mirrored", ("/cpu:0", "/cpu:1")), "--compile does not go with several CPU devices"),
-    ):
-        with pytest.raises(InputError, match=words):
-            check_compile(where)
-    check_compile(SINGLE)
-    check_compile(Distribution("mirrored", ("/gpu:0", "/gpu:1")))
 
 
 def test_the_size_determines_the_defaults_of_training(tmp_path):
