@@ -1,4 +1,4 @@
-"""A save does not make a GPU run out of memory: where there is no room for a second copy, values are fetched at once."""
+"""A save does not make a GPU run out of memory: without room for a second copy, training waits for the values."""
 
 import re
 from types import SimpleNamespace
@@ -10,6 +10,7 @@ from compare import assert_same_weights
 from small import fit, small_model
 
 import callbacks.checkpoint
+import callbacks.checkpoint_maker
 from callbacks import GlobalStepCheckpoint
 from callbacks.device_memory import DeviceMemory
 
@@ -17,7 +18,7 @@ GPUS = {"/gpu:0": 1000, "/gpu:1": 1000}
 
 
 def on(device, numbers):
-    """What a tensor of float32 on a device tells of itself."""
+    """Returns the description of a float32 tensor on a device."""
     return SimpleNamespace(
         device=f"/job:localhost/replica:0/task:0/device:{device}", shape=tf.TensorShape([numbers]), dtype=tf.float32
     )
@@ -40,7 +41,7 @@ def test_a_device_of_no_known_limit_has_room():
 
 
 class Full(DeviceMemory):
-    """A device that has no room, whichever it is."""
+    """A device without room."""
 
     def full(self, tensors):
         return ["/gpu:0"] if list(tensors) else []
@@ -57,14 +58,14 @@ def test_training_waits_for_a_full_gpu_and_says_so_once_and_the_files_are_the_sa
 
     monkeypatch.setattr(callbacks.checkpoint, "DeviceMemory", Full)
     monkeypatch.setattr(callbacks.checkpoint.Writer, "submit", submit_fetched)
-    fetch = callbacks.checkpoint.state.Snapshot.fetch
+    fetch = callbacks.checkpoint_maker.state.Snapshot.fetch
 
     def fetch_and_note(snapshot, memory):
         if list(snapshot.tensors()):
             fetched.append("values")
         fetch(snapshot, memory)
 
-    monkeypatch.setattr(callbacks.checkpoint.state.Snapshot, "fetch", fetch_and_note)
+    monkeypatch.setattr(callbacks.checkpoint_maker.state.Snapshot, "fetch", fetch_and_note)
     np.random.seed(0)
     tf.keras.backend.clear_session()
     tf.keras.utils.set_random_seed(0)

@@ -1,4 +1,4 @@
-"""A training that has gone bad: the last checkpoint without NaN stays, is found, and is resumed from."""
+"""A training with NaN: the last checkpoint without NaN is kept and found, and the run resumes from it."""
 
 import math
 
@@ -25,17 +25,19 @@ def spoilt_arrays():
 
 
 def fit_spoilt(model, *callbacks, **options):
-    """Trains on ten batches, of which one has a NaN; the same order each time."""
+    """Trains on ten batches, one of which contains a NaN, in the same order each time."""
     return model.fit(*spoilt_arrays(), batch_size=BATCH, shuffle=False, verbose=0, callbacks=list(callbacks), **options)
 
 
 @pytest.fixture(scope="module")
 def gone_bad(tmp_path_factory):
-    """A run with a checkpoint after every second batch; those of batch 8 and 10 hold NaN."""
+    """A run with a checkpoint after every second batch; those of batches 8 and 10 contain NaN."""
     directory = tmp_path_factory.mktemp("bad")
-    with pytest.warns(UserWarning, match=r"b08\.weights\.h5 holds NaN or infinite values, first in \S*dense\S*/kernel") as warned:
+    with pytest.warns(
+        UserWarning, match=r"b08\.weights\.h5 contains NaN or infinite values, first in \S*dense\S*/kernel"
+    ) as warned:
         fit_spoilt(small_model(), GlobalStepCheckpoint(str(directory / TEMPLATE), save_freq=2))
-    assert len([each for each in warned if "holds NaN" in str(each.message)]) == 1
+    assert len([each for each in warned if "contains NaN" in str(each.message)]) == 1
     return directory
 
 
@@ -47,23 +49,23 @@ def test_retention_keeps_the_newest_finite_one_beside_what_the_rules_keep(keep_l
 
 
 def test_a_run_that_goes_bad_never_deletes_its_last_good_checkpoint(tmp_path):
-    with pytest.warns(UserWarning, match="holds NaN"):
+    with pytest.warns(UserWarning, match="contains NaN"):
         fit_spoilt(small_model(), GlobalStepCheckpoint(str(tmp_path / TEMPLATE), save_freq=1, keep_last=2))
     assert names(tmp_path) == ["b06.weights.h5", "b09.weights.h5", "b10.weights.h5"]
 
 
 def test_a_good_checkpoint_after_a_bad_one_is_the_last_good_one(tmp_path):
-    """What a callback repairs in mid-run is finite again, and the one before the damage may go."""
+    """After a callback has repaired the values, they are finite again, and the checkpoint before the NaN may be deleted."""
     model = small_model("sgd")
     weights = model.get_weights()
     spoil, repair = (Do(at, lambda w=w: model.set_weights(w)) for at, w in ((3, [w * math.nan for w in weights]), (7, weights)))
-    with pytest.warns(UserWarning, match="holds NaN"):
+    with pytest.warns(UserWarning, match="contains NaN"):
         fit(model, spoil, repair, GlobalStepCheckpoint(str(tmp_path / TEMPLATE), save_freq=1, keep_last=2))
     assert names(tmp_path) == ["b09.weights.h5", "b10.weights.h5"]
 
 
 def test_the_newest_checkpoint_is_the_newest_good_one(gone_bad):
-    with pytest.warns(UserWarning, match=r"Passed over 2 checkpoints with NaN or infinite values, of batches 8 to 10, the first"):
+    with pytest.warns(UserWarning, match=r"Skipped 2 checkpoints with NaN or infinite values, of batches 8 to 10, the first"):
         found = latest_checkpoint(gone_bad)
     assert (found.batch, found.finite) == (6, True)
 
@@ -72,7 +74,7 @@ def test_a_resume_starts_from_the_last_good_one_and_says_how_to_get_past_the_nan
     for path in gone_bad.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     checkpoint, model = GlobalStepCheckpoint(str(tmp_path / TEMPLATE), save_freq=2, resume=True), small_model()
-    with pytest.warns(UserWarning, match=r"^Passed over 2.*resumes from batch 6\. .*again: .*--skip-batches 7:8") as warned:
+    with pytest.warns(UserWarning, match=r"^Skipped 2.*resumes from batch 6\. .*again: .*--skip-batches 7:8") as warned:
         fit(model, checkpoint, shuffle=False)
     assert "\n" not in str(warned[0].message)
     assert checkpoint.resumed_from.batch == 6
@@ -83,21 +85,23 @@ def test_a_resume_starts_from_the_last_good_one_and_says_how_to_get_past_the_nan
 def test_where_no_checkpoint_is_good_a_resume_is_refused(gone_bad, tmp_path):
     bad = gone_bad / "b10.weights.h5"
     (tmp_path / bad.name).write_bytes(bad.read_bytes())
-    with pytest.raises(InputError, match=r"No checkpoint to resume from: those of .* hold NaN or infinite values, from batch 10"):
+    with pytest.raises(
+        InputError, match=r"No checkpoint to resume from: those of .* contain NaN or infinite values, from batch 10"
+    ):
         fit(small_model(), GlobalStepCheckpoint(str(tmp_path / TEMPLATE), resume=True))
-    with pytest.warns(UserWarning, match=r"Passed over .*b10\.weights\.h5: it holds NaN or infinite values"):
+    with pytest.warns(UserWarning, match=r"Skipped .*b10\.weights\.h5: it contains NaN or infinite values"):
         assert latest_checkpoint(tmp_path) is None
     assert names(tmp_path) == ["b10.weights.h5"]
 
 
-def test_a_bad_checkpoint_that_somebody_names_is_restored(gone_bad):
+def test_a_bad_checkpoint_is_restored_if_its_path_is_given(gone_bad):
     model = small_model()
     found = restore(model, gone_bad / "b08.weights.h5")
     assert (found.batch, found.finite) == (8, False)
     assert np.isnan(model.get_weights()[0]).any()
 
 
-def test_files_that_do_not_say_count_as_finite(gone_bad, tmp_path, monkeypatch):
+def test_files_without_the_mark_count_as_finite(gone_bad, tmp_path, monkeypatch):
     fit(small_model(), GlobalStepCheckpoint(str(tmp_path / TEMPLATE)))
     header = read_header(str(tmp_path / "b10.weights.h5"))
     assert header.pop("finite") is True
@@ -114,7 +118,7 @@ def test_list_shows_which_checkpoints_are_good(gone_bad, capsys):
 
 
 class Values:
-    """A snapshot of one variable, `w`, in a group of Keras's part or beside it."""
+    """A snapshot of one variable, `w`, in Keras's part of the file or in ours."""
 
     def __init__(self, value, *, updated=True, metric=False, beside=False):
         self.header = {
@@ -132,7 +136,7 @@ DTYPES = ["float32", "float64", "float16", ml_dtypes.bfloat16, ml_dtypes.float8_
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("place", [0, 1 << 18, (1 << 18) + 1])
-def test_one_nan_anywhere_is_found_in_every_type(dtype, place, beside):
+def test_one_nan_anywhere_is_detected_in_every_type(dtype, place, beside):
     value = np.ones([2, (1 << 17) + 1], dtype)
     assert first_not_finite(Values(value, beside=beside)) is None
     value.reshape(-1)[place] = math.nan
@@ -142,7 +146,7 @@ def test_one_nan_anywhere_is_found_in_every_type(dtype, place, beside):
 def test_infinite_values_count_only_in_what_an_optimizer_updates():
     value = np.array([1.0, -math.inf], "float32")
     assert first_not_finite(Values(value)) == "dense/kernel"
-    assert first_not_finite(Values(value, updated=False)) is None  # a mask, say
+    assert first_not_finite(Values(value, updated=False)) is None  # a mask, for example
     assert first_not_finite(Values(value * math.nan, updated=False)) == "dense/kernel"
 
 

@@ -1,4 +1,4 @@
-"""Trains until an exception ends training while a save is in flight.
+"""Trains until an exception ends training during a save.
 
 python tests/programs/ends_in_a_save.py ERROR TEMPLATE
 """
@@ -9,7 +9,7 @@ import time
 
 from small import Do, fit, small_model
 
-import callbacks.checkpoint
+import callbacks.checkpoint_maker
 from callbacks import GlobalStepCheckpoint, state
 
 
@@ -24,5 +24,5 @@ def fail():
 
 if __name__ == "__main__":
     write = state.write
-    callbacks.checkpoint.state.write = slow
+    callbacks.checkpoint_maker.state.write = slow
     fit(small_model(), GlobalStepCheckpoint(sys.argv[2], save_freq=4), Do(5, fail))

@@ -1,4 +1,4 @@
-"""Trains on every kind of data: uninterrupted, and killed by SIGKILL and resumed, each time in a process of its own.
+"""Trains on every kind of data: uninterrupted, and killed by SIGKILL and resumed, each time in a new process.
 
 Argument: a directory. Output: a line of JSON for each training, with the batches it has seen and the warnings, in their order.
 """
@@ -73,7 +73,7 @@ KINDS = {  # data, the options of `fit`, and whether the script sets a seed
 
 
 class Model(keras.Model):
-    """Trains on any batch, and notes which one that is."""
+    """Trains on any batch, and records its number."""
 
     def __init__(self, note):
         super().__init__()
@@ -126,7 +126,7 @@ def train(kind, directory, name, kill):
 
 
 def main():
-    """Forks a process for each training: TensorFlow is imported once, and has begun nothing yet."""
+    """Forks a process for each training, so that TensorFlow is imported once."""
     for number, kind in enumerate(KINDS):
         directory = Path(sys.argv[1], str(number))
         directory.mkdir()

@@ -1,6 +1,6 @@
-"""A recipe that gets a real signal at an exact place, for the tests of preemption.
+"""Runs a recipe that receives a real signal at an exact point.
 
-python tests/preempted_run.py PLACE SIGNAL RANK FLAGS...
+python tests/programs/preempted_run.py PLACE SIGNAL RANK FLAGS...
 
 PLACE is `begin`, when training begins; `train:N`, after batch N of the run; or `test:E`, after the first batch of the validation
 of epoch E. SIGNAL is sent three times, or once if it is SIGINT. RANK: the only rank that gets it.
@@ -15,7 +15,7 @@ from recipes.common.run import callbacks, run
 
 
 class Signals(callbacks.RunSummary):
-    """The recipe's last callback, which sends the signal."""
+    """The last callback of the recipe, which sends the signal."""
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)
