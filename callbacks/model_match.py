@@ -13,6 +13,10 @@ class NotBuilt(InputError):
     """The model lacks variables, which a callback or its first batch may create."""
 
 
+class OptimizersDiffer(NotBuilt):
+    """The optimizers have other variables. A callback may replace them when an epoch begins, by `compile`."""
+
+
 def check_match(header: dict[str, Any], tree: StateTree, path: str, with_optimizers: bool = True) -> None:
     """Compares the names, shapes and dtypes of variables. Metrics and optional variables are ignored.
 
@@ -26,6 +30,7 @@ def check_match(header: dict[str, Any], tree: StateTree, path: str, with_optimiz
 
     Raises:
         NotBuilt: if the model lacks variables of the checkpoint. The message names the first one.
+        OptimizersDiffer: if the variables of layers fit, and those of optimizers do not.
         InputError: if the checkpoint is of another model. The message names the first variable that differs.
     """
     stored, here = header["variables"], tree.variables
@@ -35,6 +40,8 @@ def check_match(header: dict[str, Any], tree: StateTree, path: str, with_optimiz
             optional |= {each for each in here if each.startswith(f"{name}.")}
     of_optimizers = tuple(f"{name}." for name in (*header["optimizers"], *tree.optimizers))
     for are_of_optimizers in (False, True)[: 1 + with_optimizers]:
+        if are_of_optimizers:
+            _check_schedules(header, tree, path)
         in_file, in_model = (
             {
                 name: each
@@ -43,14 +50,27 @@ def check_match(header: dict[str, Any], tree: StateTree, path: str, with_optimiz
             }
             for variables in (stored, here)
         )
-        _compare(in_file, in_model, tree.is_built, path)
+        _compare(in_file, in_model, tree.is_built, path, OptimizersDiffer if are_of_optimizers else InputError)
 
 
-def _compare(in_file: dict[str, Any], in_model: dict[str, Any], is_built: bool, path: str) -> None:
+def _check_schedules(header: dict[str, Any], tree: StateTree, path: str) -> None:
+    """Checks that learning rates are numbers, which are variables of the optimizer, or schedules, as they were."""
+    kinds = ("a schedule", "a number")
+    for name, optimizer in header["optimizers"].items():
+        rate = f"{name}._learning_rate"
+        then, now = rate in header["variables"], rate in tree.variables
+        if optimizer["built"] and name in tree.optimizers and then != now:
+            raise OptimizersDiffer(
+                f"Cannot resume from {path}: its run was compiled with {kinds[then]} as the learning rate, and this model with "
+                f"{kinds[now]}. Compile with {kinds[then]}, or begin a new run with these weights: model.load_weights(path)."
+            )
+
+
+def _compare(in_file: dict[str, Any], in_model: dict[str, Any], is_built: bool, path: str, error: type[InputError]) -> None:
     for name, (shape, dtype, _) in in_file.items():
         variable = in_model.get(name)
         if variable is not None and (shape_of(variable), tf.as_dtype(variable.dtype).name) != (shape, dtype):
-            raise InputError(
+            raise error(
                 f"{path} is of another model: {_title(name, variable)} has shape {_shown(shape_of(variable))} and dtype "
                 f"{tf.as_dtype(variable.dtype).name} here, {_shown(shape)} and {dtype} in the file."
             )
@@ -62,10 +82,11 @@ def _compare(in_file: dict[str, Any], in_model: dict[str, Any], is_built: bool, 
                 f"The checkpoint cannot be restored, since the model has no {path_there} before it is built. "
                 "Call the model on a batch, or give it an Input."
             )
-        raise NotBuilt(f"{path} is of another model: only the file has {path_there}, of shape {_shown(shape)}.")
+        kind = error if error is OptimizersDiffer else NotBuilt
+        raise kind(f"{path} is of another model: only the file has {path_there}, of shape {_shown(shape)}.")
     for name in added:
         variable = in_model[name]
-        raise InputError(
+        raise error(
             f"{path} is of another model: only this model has {_title(name, variable)}, of shape {_shown(shape_of(variable))}."
         )
 

@@ -17,7 +17,7 @@ from callbacks.fit_hooks import fit_hooks_of
 from callbacks.keras_private import can_build_symbolically, set_initial_epoch
 from callbacks.learning_rates import begin_fit as begin_rates
 from callbacks.learning_rates import choose_rates
-from callbacks.model_match import NotBuilt
+from callbacks.model_match import NotBuilt, OptimizersDiffer
 from callbacks.ranks import ranks
 from callbacks.restored_variables import RestoredVariables
 from callbacks.restoring import Checkpoint, find_on_chief, named_checkpoint, own_checkpoints, search
@@ -191,8 +191,9 @@ class Resumption:
         try:
             self._assign(self._lacking)
         except InputError as error:
-            if isinstance(error, NotBuilt) and not is_last_try and self._first_batch_makes_variables():
-                fit_hooks_of(self._model).before_first_batch(lambda: self._restore_late(is_last_try=True), lacks=True)
+            lacks = isinstance(error, NotBuilt) and self._first_batch_makes_variables()
+            if not is_last_try and (lacks or isinstance(error, OptimizersDiffer)):
+                fit_hooks_of(self._model).before_first_batch(lambda: self._restore_late(is_last_try=True), lacks=lacks)
                 return
             resumed_epoch_of(self._model).resume(self._earlier, {}, lambda: None)
             data_position_of(self._model).resume(None, self._earlier)

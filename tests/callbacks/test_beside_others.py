@@ -8,7 +8,7 @@ from compare import assert_same_rest, assert_same_weights
 from curves import curves
 from small import Do, arrays, fit, names, small_model
 
-from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, counters_of, latest_checkpoint
+from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, counters_of, latest_checkpoint
 
 EPOCHS = 3
 
@@ -57,9 +57,10 @@ def marked_model():
     return model
 
 
-def life(directory, *others, crash_at=None, first=False, **options):
+def life(directory, *others, crash_at=None, first=False, trains=True, **options):
     """Runs a `fit` that resumes, with other callbacks after or before ours."""
     model = marked_model()
+    model.layers[0]._kernel.trainable = trains
     own = GlobalStepCheckpoint(directory / "b{batch:02d}.weights.h5", save_freq=4, resume=True)
     listed = [*others, own] if first else [own, *others]
     crashes = [Do(crash_at, crash)] if crash_at else []
@@ -175,22 +176,41 @@ def test_callbacks_may_evaluate_predict_export_and_clear_the_session(tmp_path):
 
 
 class Compiles(keras.callbacks.Callback):
-    """Unfreezes layers and compiles the model when the second epoch begins."""
+    """Compiles the model when the second epoch begins.
+
+    Args:
+        trains: whether the kernel is trained from then on.
+    """
+
+    def __init__(self, trains):
+        super().__init__()
+        self.trains = trains
 
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 1:
+            self.model.layers[0]._kernel.trainable = self.trains
             self.model.compile(keras.optimizers.SGD(0.01, momentum=0.5), "mse", metrics=["mae"])
             self.model.make_train_function()
 
 
+@pytest.mark.parametrize("first, then", [(True, True), (False, True), (True, False)], ids=["the same", "unfreezes", "freezes"])
 @pytest.mark.parametrize("crash_at", [8, 18])
-def test_callbacks_may_compile(tmp_path, crash_at):
-    whole = life(tmp_path / "whole", Compiles())
+def test_callbacks_may_compile(tmp_path, crash_at, first, then):
+    whole = life(tmp_path / "whole", Compiles(then), trains=first)
     with pytest.raises(Stop):
-        life(tmp_path / "cut", Compiles(), crash_at=crash_at)
-    cut = life(tmp_path / "cut", Compiles())
+        life(tmp_path / "cut", Compiles(then), trains=first, crash_at=crash_at)
+    cut = life(tmp_path / "cut", Compiles(then), trains=first)
     assert cut[1].history == whole[1].history
     assert_same_weights(tmp_path / "cut" / "b30.weights.h5", tmp_path / "whole" / "b30.weights.h5")
+
+
+def test_a_callback_that_does_not_freeze_again_after_a_resume_is_refused_before_the_first_batch(tmp_path):
+    with pytest.raises(Stop):
+        life(tmp_path, Compiles(False), crash_at=28)
+    seen = Do(1, crash)
+    with pytest.raises(InputError, match="only this model has sgd/dense_kernel_momentum, of shape"):
+        life(tmp_path, Compiles(False), seen)
+    assert seen.seen == 0
 
 
 def test_our_callbacks_take_part_in_an_evaluation_before_any_fit(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small import Do, fit, small_model
 
-from callbacks import GlobalStepCheckpoint, latest_checkpoint
+from callbacks import GlobalStepCheckpoint, InputError, latest_checkpoint
 from callbacks.restoring import restore_weights
 
 
@@ -108,6 +108,19 @@ def test_a_schedule_is_that_of_compile(tmp_path):
         with silent():
             fit(small_model(schedule(rate)), halved, checkpoint, epochs=1 if rate == 0.04 else 2)
     assert halved.rate == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    "then, now, words", [(True, False, "a schedule as .* a number"), (False, True, "a number as .* a schedule")]
+)
+def test_a_schedule_in_place_of_a_number_is_refused_with_both_and_the_other_way_round(tmp_path, then, now, words):
+    def adam(is_schedule):
+        return keras.optimizers.Adam(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.5) if is_schedule else 0.1)
+
+    train(tmp_path, adam(then), epochs=1)
+    with pytest.raises(InputError, match=f"b10.weights.h5: its run was compiled with {words}"):
+        train(tmp_path, adam(now), epochs=2)
+    assert train(tmp_path, adam(then), epochs=2)
 
 
 def test_a_finished_run_says_that_nothing_is_left(tmp_path, capsys):
