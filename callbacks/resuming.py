@@ -187,7 +187,8 @@ class Resumption:
         Raises:
             InputError: if variables are still missing, or differ. The counters and the place in the data are reset then.
         """
-        assert self._lacking is not None
+        if self._lacking is None:
+            return
         try:
             self._assign(self._lacking)
         except InputError as error:
