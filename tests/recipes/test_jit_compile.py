@@ -286,11 +286,11 @@ def test_a_second_fit_follows_its_own_flag(strategy):
 @pytest.mark.slow
 @pytest.mark.parametrize("replicas, compiles", [(1, WHOLE), (2, PART)])
 def test_a_compiled_run_that_is_killed_ends_with_the_same_bits(recipe, tmp_path, replicas, compiles):
-    flags = ["--epochs", 3, "--no-deterministic", "--jit-compile", "on", "--virtual-devices", replicas]
-    whole = recipe(*flags, "--save-freq", 1000, "--workdir", tmp_path / "whole")
+    flags = ["--epochs", 3, "--no-deterministic", "--jit-compile", "on", "--virtual-devices", replicas, "--save-freq", 6]
+    whole = recipe(*flags, "--workdir", tmp_path / "whole")
     checkpoints = tmp_path / "killed" / "checkpoints"
-    command = [*flags, "--save-freq", 1, "--workdir", tmp_path / "killed"]
-    for batch in (10, 30):
+    command = [*flags, "--workdir", tmp_path / "killed"]
+    for batch in (12, 36):
         recipe(*command).kill_when((checkpoints / f"model_batch_at_{batch:05d}.weights.h5").exists)
     code, out, errors = recipe(*command).finish()
     assert code == 0, errors
