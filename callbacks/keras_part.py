@@ -49,6 +49,9 @@ class PlanOfKerasPart(Protocol):
     def variables(self) -> Iterable[Variable]:
         """Returns the variables whose values the file holds as they are."""
 
+    def variables_to_repeat(self) -> Iterable[Variable]:
+        """Returns those of them that the user's own code saves and loads, which may not give back what was saved."""
+
     def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
         """Returns the groups of the file, with their values.
 
@@ -79,7 +82,10 @@ class _FoundByWalk:
         _visit(model, "", self._objects, set())
 
     def variables(self) -> Iterable[Variable]:
-        return (value for each in self._objects for value in each.values.values() if isinstance(value, VARIABLES))
+        return (variable for each in self._objects for variable in each.variables())
+
+    def variables_to_repeat(self) -> Iterable[Variable]:
+        return (variable for each in self._objects if not each.is_saved_by_keras for variable in each.variables())
 
     def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
         return [each.read(tensors, self._names) for each in self._objects]
@@ -111,6 +117,9 @@ class _WrittenByKeras:
 
     def variables(self) -> Iterable[Variable]:
         return ()  # which dataset holds which variable is not known, so all variables are saved beside Keras's part
+
+    def variables_to_repeat(self) -> Iterable[Variable]:
+        return ()
 
     def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
         found: list[Group] = []
@@ -157,6 +166,16 @@ class _SavedObject:
     path: str
     saveable: Any
     values: dict[str, Variable | np.ndarray]
+
+    def variables(self) -> Iterable[Variable]:
+        """Returns the variables whose values its group holds as they are."""
+        return (value for value in self.values.values() if isinstance(value, VARIABLES))
+
+    @property
+    def is_saved_by_keras(self) -> bool:
+        """Whether Keras's own code saves and loads the object, and not the user's."""
+        methods = (getattr(type(self.saveable), name, None) for name in ("save_own_variables", "load_own_variables"))
+        return all(getattr(method, "__module__", "").startswith("keras") for method in methods)
 
     def read(self, tensors: Mapping[int, tf.Tensor], names: Mapping[int, str]) -> Group:
         values: dict[str, Any] = {key: tensors[of] for key, of in self._keys.items()}

@@ -12,14 +12,13 @@ from callbacks.counters import counters_of
 from callbacks.data_position import data_position_of
 from callbacks.errors import InputError
 from callbacks.fit_hooks import fit_hooks_of
-from callbacks.keras_private import can_build_symbolically, set_initial_epoch
+from callbacks.keras_private import set_initial_epoch
 from callbacks.learning_rates import choose_rates
 from callbacks.model_match import NotBuilt
 from callbacks.ranks import ranks
 from callbacks.restored_variables import RestoredVariables
 from callbacks.restoring import Checkpoint, find_on_chief, named_checkpoint, own_checkpoints, search
 from callbacks.resumed_epoch import resumed_epoch_of
-from callbacks.state_tree import StateTree
 from callbacks.template import Template
 from callbacks.trainable_flags import trainable_flags_of
 
@@ -117,11 +116,12 @@ class Resumption:
         To be called after every callback's `on_train_begin`, in which they forget their state. What they do to the model there,
         an earlier process has done.
         """
+        if self._lacking or self._restored:
+            trainable_flags_of(self._model).put_back(self._flags)
         if self._lacking:
             self._restore_what_lacked()
         elif self._restored:
             self._restored.put_back()
-            trainable_flags_of(self._model).restore(self._flags)
         if self._states:
             callback_state.give_back(callbacks, self._states)
         if self._counts.epoch_ended:
@@ -162,12 +162,12 @@ class Resumption:
             self._lacking = stored
 
     def _restore_what_lacked(self, is_last_try: bool = False) -> None:
-        """Restores the variables, or leaves it to the first batch, which may make them; or refuses, and leaves no trace."""
+        """Restores the variables, or leaves it to the first batch, by which they may be made; or refuses, and leaves no trace."""
         assert self._lacking is not None
         try:
             self._assign(self._lacking)
         except InputError as error:
-            if isinstance(error, NotBuilt) and not is_last_try and self._first_batch_makes_variables():
+            if isinstance(error, NotBuilt) and not is_last_try:
                 fit_hooks_of(self._model).before_first_batch(lambda: self._restore_what_lacked(is_last_try=True), lacks=True)
                 return
             resumed_epoch_of(self._model).resume(self._earlier, {}, lambda: None)
@@ -175,9 +175,6 @@ class Resumption:
             set_initial_epoch(self._model, None)
             raise
         self._lacking = None
-
-    def _first_batch_makes_variables(self) -> bool:
-        return not (StateTree(self._model).is_built and can_build_symbolically(self._model))
 
     def _assign(self, stored: state.StoredState) -> None:
         stored.assign_to(self._model)

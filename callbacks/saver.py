@@ -52,14 +52,28 @@ class Saver:
         self._costs = save_costs_of(model)
         self._plan: SnapshotPlan | None = None
         self._seeds: keras.random.SeedGenerator | None = None
-        self._is_prepared = self._has_told_of_wait = self._has_told_of_nan = False
+        self._is_prepared = self._has_told_of_wait = self._has_told_of_nan = self._has_told_of_change = False
 
     def plan(self) -> SnapshotPlan:
         """Returns what a snapshot of the model reads, as the model is now."""
         if self._plan is None or not self._plan.is_current():
             self._seeds = self._seeds or global_seed_generator()
-            self._plan = SnapshotPlan(self._model, self._is_archive, self._seeds)
+            earlier, self._plan = self._plan, SnapshotPlan(self._model, self._is_archive, self._seeds)
+            if earlier is not None:
+                self._tell_of_change(earlier, self._plan)
         return self._plan
+
+    def _tell_of_change(self, earlier: SnapshotPlan, now: SnapshotPlan) -> None:
+        """Says, once, that the model that a restart makes may not be the one that is saved."""
+        changed = [name for name, of in now.layer_variables.items() if earlier.layer_variables.get(name) != of]
+        if changed and not self._has_told_of_change and ranks().is_chief:
+            self._has_told_of_change = True
+            warnings.warn(
+                f"The model has other variables than when training began, first {now.layer_variables[changed[0]][2]}. A restart "
+                "resumes only where it has them by its first batch: make them before fit, or in each on_epoch_begin that lacks "
+                "them.",
+                stacklevel=2,
+            )
 
     def prepare(self) -> None:
         """Does, once, what the first save would have to do; called when the first batch has made every variable."""

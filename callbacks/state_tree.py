@@ -8,7 +8,7 @@ import functools
 import operator
 import sys
 import types
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from enum import Enum
 from typing import Any, TypeAlias
 
@@ -49,6 +49,7 @@ class _Kind(Enum):
 
 
 _CONTAINERS = (_Kind.SEQUENCE, _Kind.MAPPING)
+_CLASS = operator.attrgetter("__class__")  # `type` would see what TensorFlow wraps tuples and dicts in
 
 
 class StateTree:
@@ -86,10 +87,7 @@ class StateTree:
         if any(self._empty) or (self._seeds is None and global_seed_generator() is not None):
             return False
         for container, contents in self._contents:
-            if isinstance(container, dict):
-                now = container.values()
-            else:
-                now = container if isinstance(container, (list, tuple)) else _attributes(container).values()
+            now = container.values() if isinstance(container, dict) else _contents_of(container)
             if len(now) != len(contents) or not all(map(operator.is_, now, contents)):
                 return False
         return True
@@ -147,7 +145,7 @@ class StateTree:
                 self._visit_attributes(value, place)
             elif kind is _Kind.SEQUENCE:
                 self._contents.append((value, tuple(value)))
-                if any((_KINDS.get(of) or _kind(of)) is not _Kind.OTHER for of in set(map(type, value))):  # it may be long
+                if any((_KINDS.get(of) or _kind(of)) is not _Kind.OTHER for of in set(map(_CLASS, value))):  # it may be long
                     self._visit_items(enumerate(value), place)
             elif kind is _Kind.MAPPING:
                 self._contents.append((value, tuple(value.values())))
@@ -159,7 +157,7 @@ class StateTree:
         found = [
             (name.startswith("_"), name, child, kind)
             for name, child in attributes.items()
-            if (kind := _KINDS.get(type(child)) or _kind(type(child))) is not _Kind.OTHER
+            if (kind := _KINDS.get(child.__class__) or _kind(child.__class__)) is not _Kind.OTHER
             and id(child) not in self._seen
             and (kind not in _CONTAINERS or self._has_content(child))
             and name not in BOOKKEEPING  # half the time of a visit
@@ -176,7 +174,7 @@ class StateTree:
 
     def _visit_items(self, items: Iterable[tuple[Any, Any]], place: int) -> None:
         for number, (key, child) in enumerate(items):
-            kind = _KINDS.get(type(child)) or _kind(type(child))
+            kind = _KINDS.get(child.__class__) or _kind(child.__class__)
             if kind is not _Kind.OTHER and id(child) not in self._seen:
                 self._add(child, kind, place, f"[{key!r}]" if isinstance(key, (int, str, tuple)) else f"[#{number}]")
 
@@ -220,6 +218,10 @@ class StateTree:
         ]
 
 
+def _contents_of(container: Any) -> Collection[Any]:
+    return container if isinstance(container, (list, tuple)) else _attributes(container).values()
+
+
 def _attributes(owner: Any) -> dict[str, Any]:
     """Returns the attributes of an object, by name."""
     slots = _slots(type(owner))
@@ -228,14 +230,16 @@ def _attributes(owner: Any) -> dict[str, Any]:
     return {name: getattr(owner, name) for name in slots if hasattr(owner, name)} | getattr(owner, "__dict__", {})
 
 
-@functools.cache
 def _slots(of: type) -> tuple[str, ...]:
     """Returns the attributes that the objects of a class keep outside their dict, as those of a dataclass with slots do."""
-    named = [vars(each).get("__slots__", ()) for each in of.__mro__]
-    slots = [name for names in named for name in ([names] if isinstance(names, str) else names)]
-    return tuple(name for name in slots if not name.startswith("__"))
+    if of not in _SLOTS:
+        named = [vars(each).get("__slots__", ()) for each in of.__mro__]
+        slots = [name for names in named for name in ([names] if isinstance(names, str) else names)]
+        _SLOTS[of] = tuple(name for name in slots if not name.startswith("__"))
+    return _SLOTS[of]
 
 
+_SLOTS: dict[type, tuple[str, ...]] = {}
 _KINDS: dict[type, _Kind] = {}
 
 
