@@ -50,7 +50,7 @@ class PlanOfKerasPart(Protocol):
         """Returns the variables whose values the file holds as they are."""
 
     def variables_to_repeat(self) -> Iterable[Variable]:
-        """Returns those of them that the user's own code saves and loads, which may not give back what was saved."""
+        """Returns those of them that loading may not give back: of objects that make arrays, or that the user's code saves."""
 
     def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
         """Returns the groups of the file, with their values.
@@ -85,7 +85,7 @@ class _FoundByWalk:
         return (variable for each in self._objects for variable in each.variables())
 
     def variables_to_repeat(self) -> Iterable[Variable]:
-        return (variable for each in self._objects if not each.is_saved_by_keras for variable in each.variables())
+        return (variable for each in self._objects if not each.loads_as_saved for variable in each.saveable.variables)
 
     def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
         return [each.read(tensors, self._names) for each in self._objects]
@@ -172,10 +172,10 @@ class _SavedObject:
         return (value for value in self.values.values() if isinstance(value, VARIABLES))
 
     @property
-    def is_saved_by_keras(self) -> bool:
-        """Whether Keras's own code saves and loads the object, and not the user's."""
-        methods = (getattr(type(self.saveable), name, None) for name in ("save_own_variables", "load_own_variables"))
-        return all(getattr(method, "__module__", "").startswith("keras") for method in methods)
+    def loads_as_saved(self) -> bool:
+        """Whether Keras's own code saves and loads the object, and saves its variables as they are."""
+        methods = (getattr(type(self.saveable), name) for name in ("save_own_variables", "load_own_variables"))
+        return len(self._keys) == len(self.values) and all(method.__module__.startswith("keras") for method in methods)
 
     def read(self, tensors: Mapping[int, tf.Tensor], names: Mapping[int, str]) -> Group:
         values: dict[str, Any] = {key: tensors[of] for key, of in self._keys.items()}

@@ -118,10 +118,9 @@ class Resumption:
         """
         if self._lacking or self._restored:
             trainable_flags_of(self._model).put_back(self._flags)
-        if self._lacking:
-            self._restore_what_lacked()
-        elif self._restored:
+        if self._restored:
             self._restored.put_back()
+        self._restore_what_lacked()
         if self._states:
             callback_state.give_back(callbacks, self._states)
         if self._counts.epoch_ended:
@@ -163,7 +162,8 @@ class Resumption:
 
     def _restore_what_lacked(self, is_last_try: bool = False) -> None:
         """Restores the variables, or leaves it to the first batch, by which they may be made; or refuses, and leaves no trace."""
-        assert self._lacking is not None
+        if self._lacking is None:
+            return
         try:
             self._assign(self._lacking)
         except InputError as error:

@@ -82,6 +82,7 @@ class Saver:
         self._is_prepared = True
         plan = self.plan()
         plan.read_keras_part()
+        plan.members()  # Keras may refuse to serialize the model: now, and not hours later
         if ranks().is_chief:
             self._disk_room.warn(state_size(self._model))
         if self._writer.background and ranks().is_chief:
