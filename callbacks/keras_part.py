@@ -85,7 +85,9 @@ class _FoundByWalk:
         return (variable for each in self._objects for variable in each.variables())
 
     def variables_to_repeat(self) -> Iterable[Variable]:
-        return (variable for each in self._objects if not each.loads_as_saved for variable in each.saveable.variables)
+        return (
+            variable for each in self._objects if not each.loads_as_saved for variable in getattr(each.saveable, "variables", ())
+        )
 
     def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
         return [each.read(tensors, self._names) for each in self._objects]
@@ -174,8 +176,9 @@ class _SavedObject:
     @property
     def loads_as_saved(self) -> bool:
         """Whether Keras's own code saves and loads the object, and saves its variables as they are."""
-        methods = (getattr(type(self.saveable), name) for name in ("save_own_variables", "load_own_variables"))
-        return len(self._keys) == len(self.values) and all(method.__module__.startswith("keras") for method in methods)
+        methods = (getattr(type(self.saveable), name, None) for name in ("save_own_variables", "load_own_variables"))
+        are_of_keras = all(getattr(method, "__module__", "").startswith("keras") for method in methods)
+        return are_of_keras and len(self._keys) == len(self.values)
 
     def read(self, tensors: Mapping[int, tf.Tensor], names: Mapping[int, str]) -> Group:
         values: dict[str, Any] = {key: tensors[of] for key, of in self._keys.items()}
