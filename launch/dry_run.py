@@ -1,4 +1,4 @@
-"""What `--dry-run` prints: rank, host, devices, command and environment."""
+"""The table that `--dry-run` prints: rank, host, devices, command and environment."""
 
 import os
 import shlex
@@ -10,7 +10,7 @@ from launch.world import WorldSpec, environment_of
 
 
 def render(config: LaunchConfig, world: WorldSpec) -> str:
-    """The table. Of the other nodes it knows only the numbers: devices are this node's, addresses node 0's."""
+    """Returns the table. Other nodes have only their numbers in it: devices are those of this node, addresses those of node 0."""
     environments = [environment_of(world, rank, cpus=cpus(), already=os.environ) for rank in range(world.world_size)]
     same = set.intersection(*(set(environment.items()) for environment in environments))
     rows = [("rank", "host", "devices", "command", "environment")]
@@ -23,7 +23,7 @@ def render(config: LaunchConfig, world: WorldSpec) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     everywhere = _variables(dict(sorted(same)))
     return "\n".join(
-        [*lines, "", f"on every rank: {everywhere}", "Where Horovod's rendezvous server listens is known when it runs."]
+        [*lines, "", f"on every rank: {everywhere}", "The address of Horovod's rendezvous server is known when the run starts."]
     )
 
 

@@ -1,4 +1,4 @@
-"""Whoever asked for GPUs and trains on none is told."""
+"""A warning for a job with GPUs that TensorFlow does not see."""
 
 import pytest
 
@@ -18,6 +18,6 @@ from recipes.common.distribution.gpus import unseen_gpus
         ({"SLURM_GPUS_ON_NODE": "4"}, 0, "Slurm has allocated 4 on this node"),
     ],
 )
-def test_gpus_that_were_given_and_are_not_seen_are_named(environment, seen, given):
+def test_allocated_gpus_that_tensorflow_does_not_see_are_reported(environment, seen, given):
     said = unseen_gpus(environment, seen)
     assert said is None if given is None else f"THIS RUN USES NO GPU: {given}, and TensorFlow sees none." in said
