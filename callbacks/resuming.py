@@ -105,7 +105,8 @@ class Resumption:
         if self._states.has_stopped and planned_epochs is not None:
             self.initial_epoch = planned_epochs
         set_initial_epoch(model, self.initial_epoch)
-        if ranks().is_chief and planned_epochs and self.initial_epoch >= planned_epochs:
+        self._is_finished = planned_epochs is not None and 0 < planned_epochs <= self.initial_epoch
+        if ranks().is_chief and self._is_finished:
             why = "a callback has ended the training" if self._states.has_stopped else f"epochs is {planned_epochs}"
             where = f"{'at the end of' if self._counts.epoch_ended else 'in'} epoch {self._counts.epoch}"
             print(f"Nothing left to train: {checkpoint.path} stands {where}, and {why}.", flush=True)
@@ -167,6 +168,11 @@ class Resumption:
         try:
             self._assign(self._lacking)
         except InputError as error:
+            if isinstance(error, NotBuilt) and self._is_finished:
+                warnings.warn(
+                    f"No batch is left that could make what this model lacks, so it is not restored. {error}", stacklevel=2
+                )
+                return
             if isinstance(error, NotBuilt) and not is_last_try:
                 fit_hooks_of(self._model).before_first_batch(lambda: self._restore_what_lacked(is_last_try=True), lacks=True)
                 return
