@@ -1,6 +1,6 @@
-"""Callbacks for anybody's `model.fit`: checkpoints named by the global step, exact resume, and curves over it.
+"""Callbacks for any `model.fit`: checkpoints named by the global step, exact resume, and curves over the global step.
 
-They need Keras and TensorFlow and nothing else of this repository. Both are imported when a name is first used that needs them.
+They need Keras and TensorFlow and nothing else of this repository. Both are imported at the first use of a name that needs them.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""`BatchAwareCheckpoint`: the published idea, a callback around a stock ModelCheckpoint, made to work."""
+"""`BatchAwareCheckpoint`: a published idea, a callback around a stock ModelCheckpoint, in a form that works."""
 
 import keras
 
@@ -9,20 +9,20 @@ from callbacks.keras_private import mode_of
 class BatchAwareCheckpoint(GlobalStepCheckpoint):
     """Saves by the cumulative batch with the settings of a stock `keras.callbacks.ModelCheckpoint`.
 
-    For people who arrive with code that wraps a ModelCheckpoint to get the batch into the name:
+    Use it for code that wraps a ModelCheckpoint to put the batch into the name:
 
     ```python
     stock = keras.callbacks.ModelCheckpoint("model-batch-{batch}.weights.h5", save_freq=50, save_weights_only=True)
     model.fit(data, callbacks=[BatchAwareCheckpoint(stock)])   # model-batch-50.weights.h5, model-batch-100.weights.h5, ...
     ```
 
-    New code takes `GlobalStepCheckpoint`, which this is.
+    New code should use `GlobalStepCheckpoint`, its base class.
 
     Args:
-        model_checkpoint: where the settings come from; it is not to be given to `fit` as well.
+        model_checkpoint: the callback with the settings. Do not pass it to `fit` as well.
 
     Raises:
-        InputError: if its settings are not ones that GlobalStepCheckpoint takes: a legacy `.h5` file of a whole model, say.
+        InputError: if GlobalStepCheckpoint does not accept the settings, for example a legacy `.h5` file of a whole model.
     """
 
     def __init__(self, model_checkpoint: keras.callbacks.ModelCheckpoint):

@@ -1,4 +1,4 @@
-"""What a point of the curves shows of the batches since the point before."""
+"""Computes the values of a point in the curves, from the batches since the previous point."""
 
 import socket
 import warnings
@@ -16,14 +16,14 @@ from callbacks.step_statistics import StepStatistics
 
 
 class BatchCurves:
-    """The curves of one training. To be made on every rank, before the first batch.
+    """The curves of one training. Make it on every rank, before the first batch.
 
     Args:
-        model: in training.
-        statistics: the times of its batches.
-        costs: what its checkpoints have cost.
-        data_sample: one batch in how many tells how long it waited for data.
-        peak_tflops: of a device; None for that of a table.
+        model: the model in training.
+        statistics: the durations of its batches.
+        costs: the costs of its checkpoints.
+        data_sample: the wait for data is measured for one batch in `data_sample`.
+        peak_tflops: the peak of a device; None looks it up.
 
     Attributes:
         loss: the loss of single batches.
@@ -42,8 +42,8 @@ class BatchCurves:
         """Returns curve -> value, on the chief.
 
         Args:
-            counts: the counters now.
-            ends_batch: whether the point stands at the end of a batch, and not of an epoch.
+            counts: the current counters.
+            ends_batch: whether the point is at the end of a batch, and not of an epoch.
         """
         values = self._statistics.throughput(counts) | self._statistics.step_times()
         if ends_batch and self.loss.alone is not None:
@@ -54,13 +54,13 @@ class BatchCurves:
         return values | self._statistics.checkpoints(self._costs)
 
     def compare_ranks(self) -> dict[str, float]:
-        """Returns the curves of the ranks, and names the one that the others wait for. All ranks have to call it."""
+        """Returns the curves that compare ranks, and warns of a rank that the others wait for. All ranks must call it."""
         if ranks().size == 1:
             return {}
-        told = ranks().gather([self._statistics.own_median(), socket.gethostname()])
-        seconds = [each for each, _ in told]
+        measured = ranks().gather([self._statistics.own_median(), socket.gethostname()])
+        seconds = [each for each, _ in measured]
         named = self._slowest.note(seconds)
         if named is not None and ranks().is_chief:
-            warnings.warn(verdict(seconds, named, told[named][1]), stacklevel=2)
+            warnings.warn(verdict(seconds, named, measured[named][1]), stacklevel=2)
         slowest = max(seconds)
         return {"ranks/step_spread_ms": 1e3 * (slowest - min(seconds)), "ranks/slowest": seconds.index(slowest)}

@@ -1,11 +1,11 @@
-"""The loss of a batch alone, from what Keras tells: the mean over the batches of the epoch so far."""
+"""Computes the loss of a single batch from Keras's running mean over the batches of the epoch."""
 
 
 class BatchLoss:
-    """Follows the mean through an epoch.
+    """Computes single losses from the running mean.
 
     Attributes:
-        alone: the loss of the last batch; of several, where one call of the device trains on several; None if it is not known.
+        alone: the loss of the last batch, or the mean over the batches of one execution; None if unknown.
 
     Example:
 
@@ -21,7 +21,7 @@ class BatchLoss:
         self.begin_epoch(0)
 
     def begin_epoch(self, batch: int) -> None:
-        """To be called when an epoch begins, or is resumed.
+        """Starts an epoch, or resumes one.
 
         Args:
             batch: the batch counter when the epoch began.
@@ -30,11 +30,11 @@ class BatchLoss:
         self.alone: float | None = None
 
     def end_batch(self, batch: int, mean: float | None) -> None:
-        """To be called after a batch; a second call for the same batch does nothing.
+        """Notes the mean after a batch. A second call for the same batch does nothing.
 
         Args:
             batch: the batch counter.
-            mean: of the loss, over the batches of the epoch so far; None if nobody tells it.
+            mean: the mean loss over the batches of the epoch so far; None if unknown.
         """
         done = batch - self._began
         if mean is None or done <= self._done:

@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks.counters import Counters
+from callbacks.errors import InputError
 from callbacks.ranks import ranks
 
 
@@ -17,9 +18,14 @@ class BatchProfiler:
     Args:
         first, last: the range of global batches; 0 for no profile.
         profiled_ranks: the ranks to profile.
+
+    Raises:
+        InputError: if the run has no such rank.
     """
 
     def __init__(self, first: int, last: int, profiled_ranks: Sequence[int]):
+        if not set(profiled_ranks) <= set(range(ranks().size)):
+            raise InputError(f"profile_ranks must be ranks of this run, 0 to {ranks().size - 1}. Received: {list(profiled_ranks)}")
         self._first, self._last, self._ranks = first, last, profiled_ranks
         self._is_done = last == 0
         self._running: tempfile.TemporaryDirectory | None = None

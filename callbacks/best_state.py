@@ -1,4 +1,4 @@
-"""Which state is the best so far, by the metric and the direction that `keras.callbacks.ModelCheckpoint` is told."""
+"""Finds the best state so far by a monitored metric, as `keras.callbacks.ModelCheckpoint` does."""
 
 import warnings
 
@@ -9,22 +9,22 @@ from callbacks.logged_metrics import scalar
 
 
 class BestState(keras.callbacks.ModelCheckpoint):
-    """The part of `ModelCheckpoint` that compares metrics; what saves in Keras's way is replaced by a subclass."""
+    """Compares metrics as `ModelCheckpoint` does. A subclass replaces the part that saves."""
 
-    best: float | None  # of the monitored metric
+    best: float | None  # the best value of the monitored metric
 
     def _is_best(self, metrics):
-        """Whether the monitored metric is better than ever before; if so, it is the one to beat from now on."""
+        """Returns whether the monitored metric is better than before, and keeps it as the best one if so."""
         value = metrics.get(self.monitor)
         if value is None:
-            warnings.warn(f"Can save best model only with {self.monitor} available.", stacklevel=4)
+            warnings.warn(f"Can save best model only with {self.monitor} available.", stacklevel=5)
             return True
         received, value = value, scalar(value)
         if value is None:
             warnings.warn(
                 f"Can save best model only when `monitor` is a scalar value. Received: {received}. "
                 "Falling back to `save_best_only=False`.",
-                stacklevel=4,
+                stacklevel=5,
             )
             return True
         if self.monitor_op is None:
@@ -35,10 +35,10 @@ class BestState(keras.callbacks.ModelCheckpoint):
         return True
 
     def _check_direction(self):
-        """Checks that the monitored metric is known to be better when it is lower, or higher.
+        """Checks that Keras knows whether a lower or a higher value of the monitored metric is better.
 
         Raises:
-            InputError: if it is not.
+            InputError: if it does not.
         """
         try:
             self._lower_is_better()

@@ -101,10 +101,10 @@ def give_back(callbacks: Iterable[keras.callbacks.Callback], states: CallbackSta
 
 
 def check(callbacks: Iterable[keras.callbacks.Callback]) -> None:
-    """Checks that every state is plain data; to be called when training begins, after every `on_train_begin`.
+    """Checks that every state is plain data. Call it when training begins, after every `on_train_begin`.
 
     Raises:
-        InputError: if one is not.
+        InputError: if a state is not plain data.
     """
     try:
         gather(callbacks, "on_train_begin")
@@ -122,7 +122,7 @@ def as_json(value: Any) -> Any:
         return value
     try:
         array = np.asarray(value)
-    except Exception:  # an object of somebody's own class
+    except Exception:  # an object of a user's class
         return str(value)
     return array.tolist() if array.dtype.kind in "biuf" else str(value)
 
@@ -181,7 +181,7 @@ def _states(callbacks: Iterable[keras.callbacks.Callback]) -> Iterator[tuple[str
 
 
 class _Place:
-    """Where a value is in a callback's state, for messages."""
+    """The place of a value in a callback state, for messages."""
 
     def __init__(self, owner: str, path: str = "state"):
         self._owner, self._path = owner, path
@@ -237,7 +237,7 @@ def _decode(tree: Any, arrays: list[np.ndarray]) -> Any:
 
 
 def _stored(value: np.ndarray | np.generic) -> np.ndarray:
-    """Returns an array that nobody changes and that HDF5 can store: what HDF5 has no type for becomes bytes."""
+    """Returns an array that does not change and that HDF5 can store: values without an HDF5 type become bytes."""
     array = np.asarray(value)
     array = np.array(array, order="C") if array.flags.writeable else np.ascontiguousarray(array).reshape(array.shape)
     return array if array.dtype.kind in "biuf" and array.dtype.itemsize <= _NATIVE else array.reshape(-1).view("uint8")

@@ -1,50 +1,46 @@
-"""`GlobalStepCheckpoint`: checkpoints named by the global step, from which training goes on exactly.
+"""`GlobalStepCheckpoint`: checkpoints named by the global step, from which training resumes exactly.
 
-The hooks of Keras are here. When a checkpoint is due: `save_policy.py`. How it is made and written: `saver.py`. What happens
-when training resumes: `resuming.py`.
+This file has the hooks that Keras calls. `save_policy.py` decides when a checkpoint is due, `checkpoint_maker.py` and `saver.py`
+make it, and `resuming.py` resumes from it.
 """
 
-import functools
 import math
 import os
 
 import keras
 
-from callbacks import callback_state, preemption, state
+from callbacks import callback_state, preemption
 from callbacks.best_state import BestState
 from callbacks.checkpoint_arguments import check_alone, check_arguments
 from callbacks.checkpoint_directory import CheckpointDirectory
+from callbacks.checkpoint_maker import CheckpointMaker
 from callbacks.copyable import Copyable
 from callbacks.counters import counters_of
 from callbacks.data_position import data_position_of
 from callbacks.device_memory import DeviceMemory
 from callbacks.disk_room import DiskRoom
-from callbacks.epoch_state import EpochState
-from callbacks.fit_hooks import fit_hooks_of, running_fit
+from callbacks.fit_hooks import running_fit
 from callbacks.keras_private import set_initial_epoch
 from callbacks.last_in_list import LastInList
-from callbacks.learning_rates import begin_fit as begin_rates
 from callbacks.logged_metrics import LoggedMetrics
-from callbacks.own_loop_checks import OwnLoopChecks
+from callbacks.loop_checks import CustomLoopChecks, FitChecks
 from callbacks.pruner import Pruner
 from callbacks.ranks import ranks
 from callbacks.restoring import Checkpoint
 from callbacks.resumed_epoch import resumed_epoch_of
-from callbacks.resuming import Resumption, find_checkpoint, warn_of_later_checkpoints
+from callbacks.resuming import Resumption, warn_of_later_checkpoints
 from callbacks.save_costs import save_costs_of
 from callbacks.save_policy import SavePolicy
 from callbacks.save_schedule import SaveSchedule
 from callbacks.saver import Saver
-from callbacks.snapshot import KerasPart
 from callbacks.template import Template
-from callbacks.tensorboard import GlobalStepTensorBoard
 from callbacks.trainable_flags import trainable_flags_of
 from callbacks.unseen_state import warn_of_unseen_state
-from callbacks.writer import Writer, finish_writes
+from callbacks.writer import Writer
 
 
 class GlobalStepCheckpoint(Copyable, BestState):
-    """Saves the whole state of training every so many global batches, under names that count them over all restarts.
+    """Saves the whole state of training at regular batches, to files named by the global batch.
 
     ```python
     model.fit(data, epochs=20, callbacks=[
@@ -53,37 +49,37 @@ class GlobalStepCheckpoint(Copyable, BestState):
     ```
 
     writes `run/model_batch_at_00050.weights.h5`, `run/model_batch_at_00100.weights.h5`, and so on. Stock Keras loads each of
-    them. Started again after a crash, the same lines resume from the newest intact file, in the middle of an epoch too, and
-    end with the weights, the learning rates and the history of the uninterrupted run. It takes the place of
-    `keras.callbacks.ModelCheckpoint` as it is, except that `{batch}` counts all batches ever trained on.
+    these files. Run again after a crash, the same lines resume from the newest intact file, even in the middle of an epoch, and
+    end with the weights, learning rates and history of an uninterrupted run. The callback replaces
+    `keras.callbacks.ModelCheckpoint`, except that `{batch}` counts all batches since training began.
 
     Args:
-        filepath: the template of the files' names (`callbacks.template.Template`): the fields `{batch}` `{epoch}` `{samples}`
-            `{step}` `{replicas}`, and any logged metric. Without a counter it is one file, replaced at each save. A file
-            whose name needs a metric of the validation waits for the first one. A relative path starts at the directory that
-            is current when the callback is made; `~` is the home directory. A save replaces a symbolic link in the place of
-            a file, not the file that it names.
+        filepath: the template of the file names (`callbacks.template.Template`). Its fields are `{batch}`, `{epoch}`,
+            `{samples}`, `{step}`, `{replicas}` and any logged metric. A template without a counter names one file, which each
+            save replaces. If a name needs a validation metric, the first save waits for the first validation. A relative path
+            starts at the current directory when the callback is made; `~` is the home directory. If the path is a symbolic
+            link, a save replaces the link, not its target.
         monitor, save_best_only, mode, initial_value_threshold: as in ModelCheckpoint. `keep_best` uses the same monitor.
-        verbose: 0 for silence, 1 for a line at each save.
+        verbose: 0 prints nothing, 1 prints a line at each save.
         save_weights_only: None lets the suffix decide. As in Keras, True needs `.weights.h5` and False `.keras`.
-        save_freq: `"epoch"`; or global batches between saves: at the first boundary at or after each multiple; or `"auto"`: as
-            often as pays, within a budget (`callbacks.save_interval.SaveInterval`).
-        save_secs: also every so many seconds.
-        max_overhead: under `"auto"`, the share of time that saves may cost.
-        keep_last: keep the newest so many files.
-        keep_every: keep the first file at or after each multiple of so many batches.
-        keep_best: keep the so many files with the best `monitor`. A file stays if any rule keeps it; without a rule all stay.
-        background: write in a thread while training goes on; it waits, with a warning, only for a disk that is too slow.
-        resume: True resumes from the newest checkpoint that verifies and is finite, if there is one; a path resumes from that file.
+        save_freq: `"epoch"`; a number of global batches, to save at the first boundary at or after each multiple; or `"auto"`,
+            to save as often as it pays (`callbacks.save_interval.SaveInterval`).
+        save_secs: also saves when so many seconds have passed since the last save.
+        max_overhead: under `"auto"`, the largest share of time that saves may cost.
+        keep_last: the number of newest files to keep.
+        keep_every: keeps the first file at or after each multiple of this number of batches.
+        keep_best: the number of files with the best `monitor` to keep. A file stays if any rule keeps it; without rules, all stay.
+        background: writes in a thread while training continues. Training waits, with a warning, only if the disk is too slow.
+        resume: True resumes from the newest finite checkpoint that verifies, if there is one; a path resumes from that file.
 
     Attributes:
-        resumed_from: the checkpoint that training has resumed from; None if from none.
-        initial_epoch: the epoch, 0-based, with which a loop of one's own begins; known after `on_train_begin`.
+        resumed_from: the checkpoint that training resumed from; None if there was none.
+        initial_epoch: the 0-based epoch with which a custom training loop begins; set in `on_train_begin`.
 
     Raises:
-        InputError: if an argument is not one of these; or when training begins, before anything is written: for an unusable
-            directory, a template in use by another run, a checkpoint of another model, a name or `keep_best` with a metric
-            that this run will never have, a metric without a known direction, or a callback whose state is not plain data.
+        InputError: if an argument is invalid; or when training begins, before anything is written, for an unusable directory, a
+            template in use by another run, a checkpoint of another model, a metric that this run never logs, a metric without a
+            known direction, or a callback whose state is not plain data.
         CheckpointWriteError: at the batch after a checkpoint could not be written.
     """
 
@@ -112,30 +108,24 @@ class GlobalStepCheckpoint(Copyable, BestState):
         weights_only = self.template.suffix == ".weights.h5"
         super().__init__(self.template.text, monitor, verbose, save_best_only, weights_only, mode, "epoch", initial_value_threshold)
         self.save_freq, self.save_secs, self.max_overhead = save_freq, save_secs, max_overhead
-        self.resume = resume
-        self._keep = keep
-        self._background = background
+        self.resume, self._keep, self._background = resume, keep, background
         self._settings = frozenset(vars(self)) - {"_model"}
         self._forget_run()
 
     def _forget_run(self):
-        """Sets what belongs to a run, and is not copied with the callback."""
+        """Resets the attributes of a run, which are not copied with the callback."""
         self._model = None
         self.resumed_from: Checkpoint | None = None
+        self.initial_epoch = 0
         self._policy = SavePolicy(self.save_freq, self.save_secs, self.max_overhead)
         self._writer = Writer(self._background)
-        self._resumption: Resumption | None = None
         self._last_in_list = LastInList(self)
         self._callbacks: list[keras.callbacks.Callback] = []
-        self._has_list = self._trains = self._epoch_is_saved = False
-        self._keras_part: KerasPart | None = None
-        self._last_path: str | None = None
-        self._own_loop: OwnLoopChecks | None = None
-        self._epoch = EpochState()
-        self.initial_epoch = 0
+        self._trains = False
 
-    _saver: Saver  # from `on_train_begin` on, as are the next ones
-    _schedule: SaveSchedule
+    _maker: CheckpointMaker  # from `on_train_begin` on, as are the next ones
+    _loop: FitChecks | CustomLoopChecks
+    _resumption: Resumption
     _logged: LoggedMetrics
     _directory: CheckpointDirectory
     disk_room: DiskRoom
@@ -149,127 +139,98 @@ class GlobalStepCheckpoint(Copyable, BestState):
 
     def on_train_begin(self, logs=None):
         fit = running_fit(self)
-        loop = fit.loop
+        loop, self._callbacks = fit.loop, fit.callbacks
         preemption.training_begins(lambda: loop.is_running)
-        self._callbacks = fit.callbacks
-        self._has_list = fit.has_list
-        self._last_in_list.join(self._callbacks)
-        check_alone(self, self._callbacks)
-        self._directory = directory = CheckpointDirectory(self.template)
-        finish = functools.partial(finish_writes, self.template.matches)
-        ranks().on_chief(lambda: directory.claim(fit.loop, finish))
-        self._counters.begin_training(in_fit=not fit.is_own_loop)
-        resumed_epoch_of(self.model).batches_per_epoch = (self.params or {}).get("steps")
+        self._last_in_list.join(fit.callbacks if fit.has_list else None)
+        check_alone(self, fit.callbacks)
+        self._directory = CheckpointDirectory(self.template)
+        ranks().on_chief(lambda: self._directory.claim(loop))
+        self._counters.begin_training(in_fit=not fit.is_custom_loop)
+        resumed_epoch_of(self.model).batches_per_epoch = self._planned("steps")
         self._data.begin(fit, will_resume=self.resume is not False)
-        self._resume(fit)
-        begins_at = self._counters.read().batch
-        if ranks().is_chief and self.resume is not True:
-            warn_of_later_checkpoints(self.template, begins_at)
-        self._policy.begin(begins_at)
-        self._schedule = SaveSchedule(self._policy, self._counters, self._costs, self._writer)
-        pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, begins_at)
-        self.disk_room = DiskRoom(self.template, self._keep, *self._policy.still_to_come(self.params, begins_at))
-        self._saver = Saver(
-            self.model, self.template, self._writer, directory, pruner, self.disk_room, DeviceMemory(), self.verbose
-        )
-        self._own_loop = OwnLoopChecks(self.model, self.template, self.initial_epoch) if fit.is_own_loop else None
-        if self._own_loop is None and (self.template.metrics or self._keep["keep_best"] or self.save_best_only):
-            fit_hooks_of(self.model).before_first_batch(self._check_metrics)
+        self._resumption = earlier = Resumption(self.model, self.template, self.resume, self._planned("epochs"))
+        self.resumed_from, self.initial_epoch = earlier.checkpoint, earlier.initial_epoch
+        monitor = self.monitor if self._keep["keep_best"] else None
+        self._logged = LoggedMetrics(self.template, fit.validates, fit.callbacks, earlier.logs, earlier.metrics, monitor)
+        self._prepare_saves()
+        self._loop = self._checks_of(fit)
         self._trains = True
-        if not self._has_list:
-            self.on_all_callbacks_began()
+        self._last_in_list.run_without_list("on_train_begin")
 
     def on_all_callbacks_began(self):
-        """Comes after every callback's `on_train_begin`, in which callbacks forget their state."""
-        if self._resumption:
-            self._resumption.set_states(self._callbacks)
+        """Runs after every callback's `on_train_begin`, in which callbacks reset their state."""
+        self._resumption.set_states(self._callbacks)
         callback_state.check(self._callbacks)
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._leave_if_asked("on_epoch_begin")
-        if self._own_loop:
-            self._own_loop.begin_epoch(epoch)
+        self._stop_if_requested("on_epoch_begin")
+        self._loop.begin_epoch(epoch)
         self._counters.begin_epoch(epoch)
         self._data.begin_epoch()
-        self._epoch.begin()
-        if not self._has_list:
-            self.on_all_callbacks_began_epoch()
+        self._maker.epoch.begin()
+        self._last_in_list.run_without_list("on_epoch_begin", epoch)
 
     def on_all_callbacks_began_epoch(self):
-        """Comes after every callback's `on_epoch_begin`."""
-        if self._own_loop and self._resumption and self._counters.batches_done:
-            self._resumption.set_states(self._callbacks)  # the loop may begin behind the place of the save
+        """Runs after every callback's `on_epoch_begin`."""
+        if self._loop.is_custom and self._counters.batches_done:
+            self._resumption.set_states(self._callbacks)  # the loop may skip the batch of the save itself
 
     def on_train_batch_begin(self, batch, logs=None):
-        if self._own_loop:
-            self._own_loop.begin_batch(batch)
-        self._set_states_again("on_train_batch_begin", batch)
-        if batch:  # here, and not at the end of the batch before, where some callbacks have yet to see that batch
-            self._leave_if_asked("on_train_batch_begin")
-        self._schedule.begin_batch()
+        self._loop.begin_batch(batch)
+        self._resumption.set_states_again(self._callbacks, "on_train_batch_begin", batch)
+        if batch:  # not in `on_train_batch_end`, since later callbacks have not seen that batch yet
+            self._stop_if_requested("on_train_batch_begin")
+        self._maker.begin_batch()
 
     def on_train_batch_end(self, batch, logs=None):
         self._logged.last = logs or {}
-        if self._counters.end_batch(self) and self._own_loop:
-            self._own_loop.end_unseen_batch()
-        self._set_states_again("on_train_batch_end", batch)
-        self._saver.prepare()
-        self._writer.raise_failure()
-        if self._schedule.is_due():
-            self._save("on_train_batch_end")
-        preemption.ask_before_job_ends(2 * self._writer.slowest)
-        if not self._has_list:
-            self.on_all_callbacks_ended_batch(batch)
+        if self._counters.end_batch(self):
+            self._loop.end_unseen_batch()
+        self._resumption.set_states_again(self._callbacks, "on_train_batch_end", batch)
+        self._maker.end_batch()
+        preemption.request_stop_before_job_ends(2 * self._writer.slowest)
+        self._last_in_list.run_without_list("on_train_batch_end", batch)
 
     def on_all_callbacks_ended_batch(self, batch):
-        """Comes after every callback's `on_train_batch_end`."""
-        self._set_states_again("on_all_callbacks_ended_batch", batch)
-        if self._own_loop is None and self.model.stop_training:
-            self._stop_in_epoch()
+        """Runs after every callback's `on_train_batch_end`."""
+        self._resumption.set_states_again(self._callbacks, "on_all_callbacks_ended_batch", batch)
+        if not self._loop.is_custom and self.model.stop_training:
+            self._maker.stop_in_epoch(self._planned("steps"))
 
     def on_test_begin(self, logs=None):
         if self._trains:
-            self._set_states_again("on_test_begin")
-            self._leave_if_asked("on_test_begin")
-            self._epoch.begin_validation(self.model)
+            self._resumption.set_states_again(self._callbacks, "on_test_begin")
+            self._stop_if_requested("on_test_begin")
+            self._maker.epoch.begin_validation(self.model)
 
     def on_test_batch_end(self, batch, logs=None):
-        if self._trains and ranks().asked_to_leave():
-            # Validation is done again by the next run; until then the epoch's own metrics are those of its training.
-            self._epoch.restore_metrics()
-            self._leave_if_asked("on_test_begin")
+        if self._trains and ranks().stop_requested():
+            # The next run repeats the validation; until then the epoch's metrics are those of its training.
+            self._maker.epoch.restore_metrics()
+            self._stop_if_requested("on_test_begin")
 
     def on_epoch_end(self, epoch, logs=None):
-        if self._epoch.states is None:
+        if self._maker.epoch.states is None:
             self._counters.end_epoch()
         self._logged.end_epoch(logs or {})
-        self._epoch_is_saved = self._policy.is_due_after_epoch()
-        # The weights in the file are those of this place in the list, as with ModelCheckpoint. The state that training resumes
-        # from is that after all callbacks.
-        self._keras_part = self._saver.plan().read_keras_part() if self._epoch_is_saved else None
-        if not self._has_list:
-            self.on_all_callbacks_ended_epoch(epoch)
+        self._maker.end_epoch()
+        self._last_in_list.run_without_list("on_epoch_end", epoch)
 
     def on_all_callbacks_ended_epoch(self, epoch):
-        """Comes after every callback's `on_epoch_end`."""
+        """Runs after every callback's `on_epoch_end`."""
         self._logged.check_after_epoch()
-        if self._epoch.states:
-            self._epoch.restore_metrics()
-        if self._epoch_is_saved and not (self._epoch.states and self._is_saved()):
-            self._save("on_epoch_end")
-        self._keras_part = None
-        epochs = (self.params or {}).get("epochs") or math.inf
+        self._maker.save_epoch()
+        epochs = self._planned("epochs") or math.inf
         if getattr(self.model, "stop_training", False) or epoch + 1 >= epochs:  # no such attribute before `compile`
-            self._save_if_trained("on_epoch_end")
+            self._maker.save_last("on_epoch_end")
 
     def on_train_end(self, logs=None):
-        self._save_if_trained("on_train_end")
+        self._maker.save_last("on_train_end")
         self._trains = False
         self._last_in_list.leave(self._callbacks)
         set_initial_epoch(self.model, None)
-        self._schedule.finish()
-        self._saver.free_memory()
-        self._resumption = None
+        self._maker.finish()
+        self._resumption.forget()
         self._directory.release()
         preemption.training_ends()
 
@@ -281,87 +242,50 @@ class GlobalStepCheckpoint(Copyable, BestState):
 
     @property
     def batches_done(self) -> int:
-        """How many batches of the epoch that begins are trained on already, for a loop of one's own to leave out."""
+        """The number of batches of this epoch that are trained on already, which a custom training loop skips."""
         return self._counters.batches_done
 
     @property
     def newest(self) -> str | None:
-        """The path of the checkpoint saved last, or resumed from."""
-        return self._last_path or (self.resumed_from.path if self.resumed_from else None)
+        """The path of the checkpoint saved last or resumed from; None before the first one."""
+        return self._maker.newest if hasattr(self, "_maker") else None
 
-    def _resume(self, fit):
-        logs, metrics, self._resumption = {}, {}, None
-        self.resumed_from = find_checkpoint(self.template, self.resume)
-        rates = begin_rates(self.model)
-        if self.resumed_from:
-            self._costs.newest = (self.resumed_from.batch, self.resumed_from.path)
-            self._resumption = Resumption(self.model, self.resumed_from, (self.params or {}).get("epochs"), rates)
-            logs, metrics = self._resumption.logs, self.resumed_from.metrics
-        self.initial_epoch = self._resumption.initial_epoch if self._resumption else 0
-        monitor = self.monitor if self._keep["keep_best"] else None
-        self._logged = LoggedMetrics(self.template, fit.validates, fit.callbacks, logs, metrics, monitor)
+    def _planned(self, name):
+        """Returns the `epochs` of the training, or the `steps` of an epoch; None if unknown."""
+        return (self.params or {}).get(name)
+
+    def _prepare_saves(self):
+        begins_at = self._counters.read().batch
+        if ranks().is_chief and self.resume is not True:
+            warn_of_later_checkpoints(self.template, begins_at)
+        self._policy.begin(begins_at)
+        schedule = SaveSchedule(self._policy, self._counters, self._costs, self._writer)
+        pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, begins_at)
+        room = self.disk_room = DiskRoom(self.template, self._keep, *self._policy.still_to_come(self.params, begins_at))
+        saver = Saver(self.model, self.template, self._writer, self._directory, pruner, room, DeviceMemory(), self.verbose)
+        is_best = self._is_best if self.save_best_only else None
+        newest = self.newest or (self.resumed_from.path if self.resumed_from else None)
+        self._maker = CheckpointMaker(self.model, self.template, self._callbacks, schedule, saver, self._logged, is_best, newest)
+
+    def _checks_of(self, fit):
+        if fit.is_custom_loop:
+            return CustomLoopChecks(self.model, self.template, self.initial_epoch)
+        needs_metrics = self.template.metrics or self._keep["keep_best"] or self.save_best_only
+        return FitChecks(self.model, self._check_metrics if needs_metrics else None)
 
     def _check_metrics(self):
         self._logged.check_before_first_batch(self.model)
         if self._keep["keep_best"] or self.save_best_only:
             self._check_direction()
 
-    def _set_states_again(self, hook, batch=0):
-        if self._resumption:
-            self._resumption.set_states_again(self._callbacks, hook, batch)
-
-    def _save_if_trained(self, hook):
-        """Makes a last save, unless that very state was just saved."""
-        if not self.save_best_only and not self._is_saved():
-            self._policy.ends = True
-            self._save(hook)
-
-    def _is_saved(self):
-        return not self._counters.reached(self._policy.saved_batch + 1)
-
-    def _stop_in_epoch(self):
-        """Keras ends the epoch after this batch. Where batches are left, a resume finishes it, as if nobody had stopped."""
-        steps = (self.params or {}).get("steps")
-        if steps is None or self._counters.read().batches_in_epoch < steps:
-            self._epoch.stop(self._callbacks)
-            if not self.template.metrics:  # these come when the epoch ends
-                self._save_if_trained("on_all_callbacks_ended_batch")
-
-    def _leave_if_asked(self, hook):
-        """Saves and leaves where any rank was asked to; all ranks come here after the same batch, or none."""
-        code = ranks().asked_to_leave()
-        if not code:
+    def _stop_if_requested(self, hook):
+        """Saves and ends the process if a stop was requested on any rank. All ranks call it after the same batch."""
+        if not (code := ranks().stop_requested()):
             return
-        self._save_if_trained(hook)
-        self._schedule.finish()
-        ranks().settle()
+        self._maker.save_last(hook)
+        self._maker.finish()
+        ranks().wait()
         ranks().barrier()
         self._directory.release()
         preemption.ignore_signals()
         raise preemption.Preempted(code, self.newest, preemption.reason(code))
-
-    def _save(self, hook):
-        """Takes a snapshot and has it written, unless its name needs a metric that is yet to come, or it is not the best."""
-        metrics = self._logged.newest()
-        if self.template.missing(metrics):
-            self._policy.postpone()
-            return
-        if self.save_best_only and not self._is_best(metrics):
-            return
-        for callback in self._callbacks:
-            if isinstance(callback, GlobalStepTensorBoard):
-                callback.end_batch(self._logged.last)  # its curves and its state are those after this batch
-        began = self._policy.clock()
-        self._saver.want_memory()
-        self._writer.make_room(f"The save of batch {self._counters.read().batch}")
-        states = self._epoch.states or callback_state.gather(self._callbacks, hook)
-        snapshot = state.take(self.model, self._saver.plan(), states, self._logged.last, metrics, self._keras_part)
-        place = self._data.place(snapshot.counts)
-        snapshot.header["data"] = place and place.to_json()
-        snapshot.header["template"] = self.template.last_part
-        path = self.template.format(snapshot.counts, metrics)
-        self._policy.saved(snapshot.counts.batch)
-        self._last_path = path
-        if ranks().is_chief:
-            self._saver.submit(snapshot, path)
-        self._schedule.note_blocked(self._policy.clock() - began)

@@ -1,4 +1,4 @@
-"""The checks of `GlobalStepCheckpoint`'s arguments: when it is made, and when training begins."""
+"""Checks the arguments of `GlobalStepCheckpoint`, when it is made and when training begins."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -20,10 +20,10 @@ def check_arguments(
     keep: Mapping[str, int | None],
     resume: bool | str | os.PathLike,
 ) -> None:
-    """Checks what can be checked without a model; the arguments are those of `GlobalStepCheckpoint`.
+    """Checks the arguments of `GlobalStepCheckpoint` as far as that needs no model.
 
     Raises:
-        InputError: if one of them is wrong, or two contradict each other.
+        InputError: if an argument is invalid, or two contradict each other.
     """
     files.check_name_lengths(template)
     weights_only = template.suffix == ".weights.h5"
@@ -33,13 +33,15 @@ def check_arguments(
             f"Received: save_weights_only={save_weights_only} with {template.text!r}"
         )
     if save_freq not in ("epoch", "auto") and not _is_positive(save_freq):
-        raise InputError(f"Unrecognized save_freq: {save_freq!r}. Expected 'epoch', 'auto' or a number of batches, 1 or more.")
+        raise InputError(f"Unrecognized save_freq: {save_freq!r}. Expected 'epoch', 'auto' or a positive number of batches.")
     if not 0 < max_overhead < 1:
-        raise InputError(f"max_overhead is a share of time above 0 and below 1, 0.01 for 1 %. Received: {max_overhead!r}")
+        raise InputError(
+            f"max_overhead must be a share of time above 0 and below 1, such as 0.01 for 1 %. Received: {max_overhead!r}"
+        )
     if save_secs is not None and not save_secs > 0:
-        raise InputError(f"save_secs is a number of seconds above 0, or None. Received: {save_secs!r}")
+        raise InputError(f"save_secs must be a number of seconds above 0, or None. Received: {save_secs!r}")
     if not isinstance(resume, (bool, str, os.PathLike)) or resume == "":
-        raise InputError(f"resume is True, False, or the path of a checkpoint. Received: {resume!r}")
+        raise InputError(f"resume must be True, False, or the path of a checkpoint. Received: {resume!r}")
     for name, value in keep.items():
         _check_rule(template, name, value)
 
@@ -48,11 +50,10 @@ def _check_rule(template: Template, name: str, value: Any) -> None:
     if value is None:
         return
     if not _is_positive(value):
-        raise InputError(f"{name} is a whole number, 1 or more, or None. Received: {value!r}")
+        raise InputError(f"{name} must be a positive integer, or None. Received: {value!r}")
     if not template.counters:
         raise InputError(
-            f"{name} needs names that differ: a template with a counter, such as model_batch_at_{{batch:05d}}. "
-            f"Received: {template.text!r}"
+            f"{name} needs a template with a counter, such as model_batch_at_{{batch:05d}}. Received: {template.text!r}"
         )
 
 
@@ -61,10 +62,10 @@ def _is_positive(value: Any) -> bool:
 
 
 def check_alone(callback: keras.callbacks.ModelCheckpoint, callbacks: Iterable[keras.callbacks.Callback]) -> None:
-    """Checks that no other callback of the `fit` has the same template.
+    """Checks that no other callback of the training has the same template.
 
     Raises:
-        InputError: if one has.
+        InputError: if another callback has it.
     """
     template = callback.template
     if any(each is not callback and getattr(each, "template", None) == template for each in callbacks):

@@ -1,26 +1,23 @@
-"""The directory that a run's checkpoints go to: one run at a time writes there, and only while it is the same directory."""
+"""The directory of a run's checkpoints. One run at a time writes there, and only while it is the same directory."""
 
 import contextlib
+import functools
 import os
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from callbacks import files
-from callbacks.errors import InputError
+from callbacks.errors import DirectoryLost, InputError
 from callbacks.file_identity import identity
 from callbacks.folders import flush_folder, make_folder
 from callbacks.lock import Lock, LockLost
 from callbacks.template import Template
 from callbacks.training_loop import Loop
-
-
-class DirectoryLost(RuntimeError):
-    """The directory was deleted, moved or unmounted while training ran."""
+from callbacks.writer import finish_writes
 
 
 class CheckpointDirectory:
-    """The directory of a template, which one run claims when training begins.
+    """The directory of a template. One run claims it when training begins.
 
     Args:
         template: the names of the checkpoints.
@@ -31,16 +28,16 @@ class CheckpointDirectory:
         self._path = template.directory
         self._lock = Lock(template.text, template.directory)
 
-    def claim(self, loop: Loop, finish: Callable[[], None]) -> None:
-        """Makes the directory, takes its lock, and removes what dead processes have left half written.
+    def claim(self, loop: Loop) -> None:
+        """Creates the directory, takes its lock, and removes unfinished files of dead processes.
 
         Args:
             loop: the training loop that writes there.
-            finish: waits for writes of this process that are in flight there.
 
         Raises:
             InputError: if the directory cannot be written to, or another run writes to the template.
         """
+        finish = functools.partial(finish_writes, self._template.matches)
         _check_writable(self._path)
         finish()
         self._lock.acquire(loop, finish)
@@ -48,16 +45,16 @@ class CheckpointDirectory:
         files.sweep(self._template, self._lock.taken_from)
 
     def check(self) -> None:
-        """To be called before anything in the directory is changed.
+        """Checks that this run may still write here. Call it before each change in the directory.
 
         Raises:
-            DirectoryLost: if it is no longer there, or another directory has its name.
-            LockLost: if another run has taken over, or the lock cannot be read.
+            DirectoryLost: if the directory is gone, or another directory has its name.
+            LockLost: if another run has taken the lock, or the lock cannot be read.
         """
         try:
             self._lock.check()
         except LockLost:
-            # The lock says more than the identity: a file system that was unmounted and mounted again may have another one.
+            # The lock decides, since a file system that was unmounted and mounted again may have another identity.
             if identity(self._path) != self._identity:
                 raise DirectoryLost(
                     f"the directory {self._path} was deleted, moved or unmounted while training ran. Nothing was written in its "
@@ -66,12 +63,12 @@ class CheckpointDirectory:
             raise
 
     def make_parents(self, path: str) -> None:
-        """Makes the directories between this one and a checkpoint, where the template has counters in their names.
+        """Creates the directories between this one and a checkpoint, if their names in the template have counters.
 
-        Their entries are flushed, so that they outlast a crash of the machine.
+        Their entries are flushed, so they survive a crash of the machine.
 
         Raises:
-            OSError: if one cannot be made; this directory itself is never made again.
+            OSError: if one cannot be created. This directory itself is never created again.
         """
         parent = self._path
         for part in Path(path).relative_to(self._path).parts[:-1]:
@@ -82,7 +79,7 @@ class CheckpointDirectory:
             parent = folder
 
     def release(self) -> None:
-        """Gives the lock back; more than once does no harm."""
+        """Releases the lock. Repeated calls do nothing."""
         self._lock.release()
 
 

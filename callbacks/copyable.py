@@ -4,16 +4,16 @@ from typing import Any
 
 
 class Copyable:
-    """Leaves what belongs to a run out of copies: threads, files, the model.
+    """Copies the settings of a callback, but not what belongs to a run: threads, files, the model.
 
-    A subclass sets `_settings` to the names of the attributes that a copy has, at the end of its constructor, and then calls
-    `_forget_run`, which sets all others. A copy goes through `_forget_run` too.
+    At the end of its constructor, a subclass sets `_settings` to the names of the attributes to copy, and then calls `_forget_run`,
+    which sets all other attributes. A copy calls `_forget_run` too.
     """
 
     _settings: frozenset[str]
 
     def _forget_run(self) -> None:
-        """Sets the attributes of a run to what they are before the first one."""
+        """Sets the attributes of a run to their values before the first run."""
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,9 +1,8 @@
-"""Counts what a model has been trained on: batches, steps, epochs and samples.
+"""Counts the batches, steps, epochs and samples that a model has been trained on.
 
-No stock number is right: `batch` in a callback counts planned batches, `optimizer.iterations` counts updates, and both start
-again with each `fit`. So the counters belong to the model. A few operations in its train step count on the device what was
-really trained on, under any `steps_per_execution`. A bound on the host says when a read of the device can matter, so that no
-batch waits for the device.
+Keras has no such counters: `batch` in a callback counts planned batches of an epoch, and `optimizer.iterations` counts updates. So
+the counters belong to the model. A few operations in its train step count on the device, exactly under any `steps_per_execution`.
+An upper bound on the host tells whether a read of the device is needed, so that most batches do not wait for the device.
 """
 
 import contextlib
@@ -16,9 +15,9 @@ import tensorflow as tf
 
 from callbacks.attached import attach, attached
 from callbacks.counts import Counts
+from callbacks.custom_loop_counts import CustomLoopCounts
 from callbacks.fit_hooks import fit_hooks_of, tensors_of
 from callbacks.keras_private import iterations_of
-from callbacks.own_loop import OwnLoop
 from callbacks.ranks import ranks
 from callbacks.state_tree import StateTree
 
@@ -26,13 +25,13 @@ from callbacks.state_tree import StateTree
 class Counters:
     """The counters of one model. `counters_of(model)` makes them.
 
-    They count in `fit` and `train_on_batch` alike, with or without callbacks. In a loop of the user's own with callbacks, the calls
-    of `on_train_batch_end` count, since the step may be one that nobody sees; then its samples are unknown.
+    They count in `fit` and `train_on_batch`, with or without callbacks. In a custom training loop they count the calls of
+    `on_train_batch_end`, since the loop may have a step of its own; samples are unknown then.
 
     Attributes:
-        batch_bound: the batch counter without a read of the device: it is at most this, and mostly exactly this.
-        unfinished: the counts of the checkpoint whose epoch the next batches finish; None once one of them was trained on.
-        data_seeks: whether the data begins by itself where training stands; set by `position`.
+        batch_bound: an upper bound of the batch counter, mostly exact, that needs no read of the device.
+        unfinished: the counts of the checkpoint whose epoch is to be finished; None after the next batch is trained on.
+        data_seeks: whether the data itself starts at the position of the resume; `position` sets it.
     """
 
     def __init__(self, model: keras.Model):
@@ -40,7 +39,7 @@ class Counters:
         self._strategy = model.distribute_strategy
         self._optimizers: list[keras.optimizers.Optimizer] = []
         self._device = self._make_device_counters()
-        self._offset = [0, 0, 0]  # added to what the device counts
+        self._offset = [0, 0, 0]  # added to the counts of the device
         self.batch_bound = 0
         self._bound_is_exact = True
         self._epoch = 0
@@ -48,8 +47,8 @@ class Counters:
         self._epoch_ended = False
         self._epoch_was_announced = False
         self._positioned_at = 0
-        self._loop: OwnLoop | None = None
-        self._executed = False  # since a batch of such a loop has ended
+        self._loop: CustomLoopCounts | None = None
+        self._executed = False  # since the last batch of a custom training loop
         self.unfinished: Counts | None = None
         self.data_seeks = False
         hooks = fit_hooks_of(model)
@@ -58,8 +57,8 @@ class Counters:
         hooks.around_train_step(self._count)
 
     def read(self) -> Counts:
-        """Reads the counters from the device (waits for the batches under way)."""
-        self._count_own_loop()
+        """Reads the counters from the device. This waits for the batches in flight."""
+        self._count_custom_loop()
         batch, step, samples = self._read_device()
         self.batch_bound, self._bound_is_exact = batch, True
         return Counts(
@@ -74,7 +73,7 @@ class Counters:
         )
 
     def reached(self, batch: float) -> bool:
-        """Whether that many batches were trained on. Reads the device only where the answer may be yes."""
+        """Returns whether the batch counter has reached `batch`. Reads the device only if that is possible."""
         if self.batch_bound < batch:
             return False
         if not self._bound_is_exact:
@@ -82,27 +81,27 @@ class Counters:
         return self.batch_bound >= batch
 
     def begin_training(self, in_fit: bool) -> None:
-        """To be called in `on_train_begin`; more than once does no harm.
+        """Starts a training. Call it in `on_train_begin`; repeated calls do nothing.
 
         Args:
-            in_fit: whether `fit` calls the callbacks, and no loop of the user's own.
+            in_fit: whether `fit` calls the callbacks, and not a custom training loop.
         """
         if in_fit:
-            self._count_own_loop()
+            self._count_custom_loop()
             self._loop = None
         elif self._loop is None or self._loop.batches:
-            self._count_own_loop()
+            self._count_custom_loop()
             self._find_optimizers()
-            self._begin_own_loop()
+            self._begin_custom_loop()
 
     def end_batch(self, caller: object) -> bool:
-        """To be called first in `on_train_batch_end`.
+        """Counts a batch of a custom training loop. Call it first in `on_train_batch_end`.
 
         Args:
-            caller: the callback.
+            caller: the callback that calls.
 
         Returns:
-            Whether a loop of the user's own has trained on a batch that no train step of the model has seen.
+            Whether the batch went through no train step of the model.
         """
         if self._loop is None or self._loop.has_skipped:
             return False
@@ -113,20 +112,20 @@ class Counters:
         return self._loop.is_unseen
 
     def skip_batch(self, skips: bool) -> None:
-        """Notes, in a loop of the user's own, whether the train step trains on the batch or skips it."""
+        """Notes whether the train step skips this batch of a custom training loop."""
         if self._loop:
             self._loop.has_skipped = skips
 
     @property
-    def in_own_loop(self) -> bool:
-        """Whether a loop of the user's own trains."""
+    def in_custom_loop(self) -> bool:
+        """Whether a custom training loop trains the model."""
         return self._loop is not None
 
     def begin_epoch(self, epoch: int) -> None:
-        """To be called in `on_epoch_begin`; more than once does no harm.
+        """Starts an epoch. Call it in `on_epoch_begin`; repeated calls do nothing.
 
         Args:
-            epoch: 0-based, as Keras gives it.
+            epoch: the 0-based epoch, as Keras gives it.
         """
         self._epoch, self._epoch_ended, self._epoch_was_announced = epoch, False, True
         if self.unfinished and self.unfinished.epoch == epoch + 1:
@@ -136,7 +135,7 @@ class Counters:
             self._epoch_began_at = self.read()
 
     def end_epoch(self) -> None:
-        """To be called in `on_epoch_end`, after validation; more than once does no harm."""
+        """Ends an epoch. Call it in `on_epoch_end`; repeated calls do nothing."""
         self._epoch_ended = self._epoch_was_announced = True
 
     def resume(self, counts: Counts) -> None:
@@ -148,32 +147,33 @@ class Counters:
         self._epoch_began_at = _begin_of_epoch(counts)
         self.unfinished, self.data_seeks = None if counts.epoch_ended else counts, False
         if self._loop:
-            self._begin_own_loop()
+            self._begin_custom_loop()
 
     @property
     def batches_done(self) -> int:
-        """How many batches of the epoch that begins are trained on already: above 0 only behind a resume in mid-epoch."""
+        """The batches of this epoch that are trained on already; above 0 only after a resume in the middle of an epoch."""
         return self.unfinished.batches_in_epoch if self.unfinished else 0
 
     @property
     def epoch_to_begin(self) -> int:
-        """The 0-based epoch that the next `fit` has to begin (or to finish)."""
+        """The 0-based epoch that the next `fit` begins or finishes."""
         return self._epoch + 1 if self._epoch_ended else self._epoch
 
     def position(self) -> tuple[int, int]:
-        """Where the data of the epoch that begins has to start, for data that can seek.
+        """Returns where the data of this epoch starts. Data that can seek calls it and starts there.
+
+        If the data does not call it, a resume reads and drops the batches that are trained on already.
 
         Returns:
-            The 0-based epoch, and how many of its samples were already trained on. The caller has to start there; where nobody
-            calls this, the batches that are done are read and dropped.
+            The 0-based epoch, and the number of its samples that are trained on already.
 
         Raises:
-            RuntimeError: if training has reached another epoch and no callback has counted it.
+            RuntimeError: if an epoch has begun that no callback has counted.
         """
         batch = self._read_device()[0]
         if batch != self._positioned_at and not self._epoch_was_announced:
             raise RuntimeError(
-                "Data whose order follows the epochs needs somebody to count them. "
+                "The order of this data depends on the epoch, but no callback counts the epochs. "
                 "Add GlobalStepCheckpoint, or any other callback of this package, to the callbacks of fit."
             )
         self._positioned_at, self._epoch_was_announced, self.data_seeks = batch, False, True
@@ -181,12 +181,12 @@ class Counters:
             return self._epoch, 0
         return self._epoch, self.unfinished.samples_in_epoch
 
-    def _begin_own_loop(self) -> None:
+    def _begin_custom_loop(self) -> None:
         batch, step, _ = self._read_device()
-        self._loop = OwnLoop(batch, step, self._read_updates())
+        self._loop = CustomLoopCounts(batch, step, self._read_updates())
 
-    def _count_own_loop(self) -> None:
-        """Adds what a loop of the user's own has trained on and the device has not counted."""
+    def _count_custom_loop(self) -> None:
+        """Adds the batches of a custom training loop that the device has not counted."""
         if self._loop:
             batch, step, _ = self._read_device()
             batches, steps = self._loop.uncounted(batch, step, self._read_updates())
@@ -199,11 +199,11 @@ class Counters:
         parts = self._strategy.experimental_local_results(self._device)
         counted = [part.value().numpy().tolist() for part in parts]  # `part.numpy()` takes four times as long
         batches, samples, *steps = map(sum, zip(*counted, strict=True))
-        samples *= ranks().size  # each rank has its own
+        samples *= ranks().size  # each rank trains on its own
         return [n + offset for n, offset in zip((batches, max(steps), samples), self._offset, strict=True)]
 
     def _make_device_counters(self) -> tf.Variable:
-        """Batches, samples, and the steps of each optimizer; each replica adds its part, so counting needs no communication."""
+        """Makes the counters: batches, samples, steps of each optimizer. Each replica adds its part without communication."""
         with self._strategy.scope():
             return tf.Variable(
                 np.zeros(2 + max(len(self._optimizers), 1), "int64"),
@@ -214,7 +214,7 @@ class Counters:
             )
 
     def _find_optimizers(self) -> None:
-        """Counts the steps of each optimizer that the model has now."""
+        """Makes new counters if the model has other optimizers than before."""
         found = StateTree(self._model).outer_optimizers
         if [id(each) for each in found] != [id(each) for each in self._optimizers]:
             self._offset = self._read_device()
@@ -222,7 +222,7 @@ class Counters:
             self._device = self._make_device_counters()
 
     def _count(self, train_step: Callable[[Any], Any], data: Any) -> Any:
-        """Counts a batch in the graph: the data first, then a reading, the step, and the counting.
+        """Counts a batch in the graph, in this order: data, read of the updates, train step, count.
 
         Ops that do not depend on the data run once more when an iterator of unknown length ends; ops that may run in parallel
         with the step wake an extra thread per batch. XLA runs a step as one op, and cannot create variables under control
@@ -254,10 +254,10 @@ class Counters:
 
 
 def counters_of(model: keras.Model) -> Counters:
-    """Returns the counters of a model, the same object each time; at first they are zero.
+    """Returns the counters of a model, the same object each time. They start at zero.
 
     Args:
-        model: a model, made under the scope of the strategy that it is trained with.
+        model: a model that was made in the scope of its strategy.
     """
     return attached(model, Counters) or attach(model, Counters(model))
 
@@ -267,9 +267,9 @@ def _begin_of_epoch(counts: Counts) -> Counts:
 
 
 def batch_size(data: Any) -> tf.Tensor:
-    """Returns how many samples a batch has: the leading dimension of its parts, or 1 where all are scalars.
+    """Returns the number of samples in a batch: the leading dimension of its parts, or 1 if all are scalars.
 
-    Where the leading dimensions differ, it is one that varies from batch to batch, else the most frequent one.
+    If the leading dimensions differ, it is one that varies from batch to batch, else the most frequent one.
     """
     parts = [part for part in keras.tree.flatten(data) if part is not None and tf.TensorShape(part.shape).rank != 0]
     if not parts:

@@ -1,21 +1,21 @@
-"""One reading of what a model has been trained on. It imports nothing, so that files can be listed in a moment."""
+"""A reading of the counters. This file imports neither Keras nor TensorFlow, so that listing files is fast."""
 
 from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
 class Counts:
-    """One reading of the counters, and where in the epoch it was taken.
+    """A reading of the counters, with its position in the epoch.
 
     Args:
         batch: global batches trained on since training began, over all restarts.
-        step: optimizer updates; where there are several optimizers, of the one that was stepped most.
-        epoch: the epoch that the last batch belongs to, 1-based as in Keras.
+        step: optimizer updates; with several optimizers, those of the one that was updated most often.
+        epoch: the 1-based epoch of the last batch.
         samples: examples trained on.
         replicas: devices that share each global batch.
-        batches_in_epoch: how many of the batches are of this epoch.
-        samples_in_epoch: how many of the samples are of this epoch.
-        epoch_ended: whether this epoch's validation and `on_epoch_end` have ended too.
+        batches_in_epoch: the batches of this epoch.
+        samples_in_epoch: the samples of this epoch.
+        epoch_ended: whether the validation and `on_epoch_end` of this epoch are over too.
     """
 
     batch: int = 0

@@ -18,7 +18,7 @@ class DataArrival:
     so it is not made for each batch, nor where several batches are one execution. XLA does not support it.
 
     Attributes:
-        act: the function to call, in a thread of TensorFlow's.
+        acts: name -> function to call, in a TensorFlow thread.
         every: the sampling interval, in batches.
     """
 
@@ -57,9 +57,9 @@ class DataArrival:
 
 
 def data_arrival_of(model: keras.Model, every: int) -> DataArrival | None:
-    """Returns the model's only DataArrival, which looks at one batch in `every`, or at more of them.
+    """Returns the model's only DataArrival, which samples at least one batch in `every`.
 
-    None if XLA compiles the model, or it runs eagerly or several batches at once.
+    Returns None if XLA compiles the model, or it runs eagerly, or an execution has several batches.
     """
     if model.jit_compile or model.run_eagerly or model.steps_per_execution > 1:
         return None

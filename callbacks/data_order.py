@@ -1,6 +1,6 @@
-"""What a `tf.data` pipeline says about the order of its batches: seeds, and what nobody can repeat.
+"""Inspects the order of a `tf.data` pipeline: its seeds, and the steps whose order cannot be repeated.
 
-Every iterator of a dataset begins anew. Only a shuffle with `reshuffle_each_iteration` remembers how many iterators there were.
+Each iterator of a data set starts from the beginning. Only a shuffle with `reshuffle_each_iteration` depends on earlier iterators.
 """
 
 import re
@@ -13,12 +13,12 @@ import tensorflow as tf
 
 from callbacks import keras_private
 
-PYTHON = "Python code yields it (a generator, a PyDataset, a py_function), which may yield other batches this time"
-UNSEEDED = "it is shuffled or drawn without a seed (call keras.utils.set_random_seed first, or give the shuffle a seed)"
+PYTHON = "it comes from Python code (a generator, a PyDataset, a py_function), which may yield other batches"
+UNSEEDED = "it is shuffled or sampled without a seed (call keras.utils.set_random_seed first, or give the shuffle a seed)"
 PARALLEL = "random operations run in a parallel map"
-STATEFUL = "a function in it keeps state of its own, as a Keras layer with random operations does"
-ANY_ORDER = "it does not ask for a fixed order (deterministic=False)"
-UNKNOWN = "it is not a tf.data.Dataset that can be looked into"
+STATEFUL = "a function in it has state, such as a Keras layer with random operations"
+ANY_ORDER = "it has no fixed order (deterministic=False)"
+UNKNOWN = "it is not a tf.data.Dataset that can be inspected"
 _KEEPS_SHUFFLES = "a shuffle comes before a repeat, a cache or a concatenation"
 
 _RANDOM = re.compile("Random|Multinomial|SampleDistorted|TruncatedNormal")
@@ -26,22 +26,22 @@ _STATEFUL = re.compile("Assign|Stateful(?!PartitionedCall)|RngSkip|RngReadAndSki
 
 
 class Replay(Enum):
-    """How the shuffles of a new process get to where those of an earlier one were."""
+    """How a new process brings the shuffles to their earlier state."""
 
-    NOTHING = "no iterator depends on those before it"
-    CREATE = "create the iterators that there were before"
-    DRAW = "draw an element from each of them too, which creates the iterators of the shuffles within"
-    IMPOSSIBLE = "read all of them"
+    NOTHING = "no iterator depends on earlier ones"
+    CREATE = "create the earlier iterators again"
+    DRAW = "create them and draw an element from each, which creates the iterators of inner shuffles"
+    IMPOSSIBLE = "create them and read them to their ends"
 
 
 @dataclass
 class DataOrder:
-    """What is known of the order of a dataset.
+    """The known facts about the order of a data set.
 
     Args:
-        seeds: of all random operations, in the order of the pipeline. Where they are equal, so is the order.
-        doubts: why the order may differ in another process even so, for messages.
-        replay: what an iterator after the first one needs.
+        seeds: the seeds of all random operations, in the order of the pipeline. Equal seeds mean equal order.
+        doubts: reasons why the order may still differ in another process, for messages.
+        replay: how to bring shuffles to their state before an iterator after the first one.
     """
 
     seeds: list[list[int]] = field(default_factory=list)
@@ -49,13 +49,13 @@ class DataOrder:
     replay: Replay = Replay.NOTHING
 
     def doubt(self, why: str) -> None:
-        """Adds a reason, once."""
+        """Adds a reason, unless it is there already."""
         if why not in self.doubts:
             self.doubts.append(why)
 
 
 def order_of(dataset: Any) -> DataOrder:
-    """Looks through a pipeline.
+    """Inspects a pipeline.
 
     Args:
         dataset: a `tf.data.Dataset`, or one that a strategy distributes.
@@ -68,8 +68,8 @@ def order_of(dataset: Any) -> DataOrder:
     if dataset.options().deterministic is False:
         order.doubt(ANY_ORDER)
     try:
-        _look_at(dataset, order, ())
-    except AttributeError:  # a version that lacks a private name
+        _inspect(dataset, order, ())
+    except AttributeError:  # a version of TensorFlow without a private name
         order.doubt(UNKNOWN)
     return order
 
@@ -79,26 +79,28 @@ def doubts_of_replay(order: DataOrder) -> list[str]:
     return [_KEEPS_SHUFFLES] if order.replay is Replay.IMPOSSIBLE else []
 
 
-def _look_at(dataset: tf.data.Dataset, order: DataOrder, after: tuple[str, ...]) -> None:
-    """Looks at a step of a pipeline and at those before it.
+def _inspect(dataset: tf.data.Dataset, order: DataOrder, after: tuple[str, ...]) -> None:
+    """Inspects a step of a pipeline and the steps before it.
 
     Args:
-        after: the kinds of the steps that come after it, the last one first.
+        dataset: the step.
+        order: receives the findings.
+        after: the kinds of the later steps, the last one first.
     """
     kind = type(dataset).__name__
     seeds = keras_private.seeds_of(dataset)
     if seeds is not None:
         _note_seeds(order, seeds)
-        if keras_private.is_anew_for_each_iterator(dataset):
+        if keras_private.reshuffles_each_iterator(dataset):
             _note_reshuffle(order, after)
     if "Service" in kind:
         order.doubt(UNKNOWN)
     if keras_private.is_in_any_order(dataset):
         order.doubt(ANY_ORDER)
     for graph in keras_private.graphs_of(dataset):
-        _look_into(graph, order, is_parallel="Parallel" in kind)
+        _inspect_graph(graph, order, is_parallel="Parallel" in kind)
     for each in keras_private.inputs_of(dataset):
-        _look_at(each, order, (*after, kind))
+        _inspect(each, order, (*after, kind))
 
 
 def _note_seeds(order: DataOrder, seeds: list[int]) -> None:
@@ -114,8 +116,8 @@ def _note_reshuffle(order: DataOrder, after: tuple[str, ...]) -> None:
         order.replay = Replay.CREATE if order.replay is Replay.NOTHING else Replay.DRAW
 
 
-def _look_into(graph: tf.Graph, order: DataOrder, is_parallel: bool) -> None:
-    """Looks at the operations of a function, which begin anew with each iterator."""
+def _inspect_graph(graph: tf.Graph, order: DataOrder, is_parallel: bool) -> None:
+    """Inspects the operations of a function, which start again with each iterator."""
     for node, constants in _nodes(graph.as_graph_def()):
         if "PyFunc" in node.op or node.op == "GeneratorDataset":
             order.doubt(PYTHON)
@@ -132,7 +134,7 @@ def _look_into(graph: tf.Graph, order: DataOrder, is_parallel: bool) -> None:
 
 
 def _nodes(graph: Any) -> Iterator[tuple[Any, dict[str, int]]]:
-    """Yields each operation of a graph and of the functions in it, and the integers among the constants beside it."""
+    """Yields each operation of a graph and of its functions, with the integer constants of the same function."""
     for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
         constants = {
             node.name: int(tf.make_ndarray(node.attr["value"].tensor))

@@ -1,8 +1,8 @@
-"""Where training stands in its data, and how a resume gets there again.
+"""The position of training in its data, and how a resume returns to it.
 
-`fit` draws its batches from iterators: a new one for each epoch, or with `steps_per_epoch` one that several epochs share. A
-checkpoint stores how many iterators there were before the one that the next batch comes from, and how many of its batches are
-gone. A resume creates as many, so that shuffles draw their next order, and reads and drops the batches that are gone.
+`fit` draws its batches from iterators: a new one for each epoch, or with `steps_per_epoch` one for several epochs. A checkpoint
+stores the number of iterators before the current one, and the number of batches drawn from it. A resume creates as many iterators,
+so that shuffles reach the same order, and reads and drops the batches that were drawn.
 """
 
 import random
@@ -21,24 +21,24 @@ from callbacks.counters import batch_size, counters_of
 from callbacks.counts import Counts
 from callbacks.data_order import DataOrder, Replay, doubts_of_replay, order_of
 from callbacks.errors import InputError
+from callbacks.fit_data import FitData
 from callbacks.fit_hooks import RunningFit, fit_hooks_of
-from callbacks.keras_private import FitData
 from callbacks.ranks import ranks
 
 
 @dataclass(frozen=True)
 class Place:
-    """A place in the data of a training: that of the next batch.
+    """The place of the next batch in the data.
 
     Args:
-        created: iterators that were made before the one that the batch comes from.
-        used: how many of them were read.
-        drawn: batches that this one has given.
-        samples: samples in them.
-        length: batches that it has; None if unknown.
-        epochs: epochs that this data has ended.
-        seeds: of the data's random operations.
-        random: the state of Python's `random` when the iterator began, where Keras shuffles by it.
+        created: the number of iterators before the current one.
+        used: the number of these that were read.
+        drawn: the number of batches drawn from the current iterator.
+        samples: the number of samples in these batches.
+        length: the number of batches in an iterator; None if unknown.
+        epochs: the number of epochs that have ended on this data.
+        seeds: the seeds of the data's random operations.
+        random: the state of Python's `random` when the iterator was made, if Keras shuffles with it.
     """
 
     created: int = 0
@@ -52,7 +52,7 @@ class Place:
 
     @property
     def is_at_end(self) -> bool:
-        """Whether the iterator has no further batch, and nothing of it has to be read."""
+        """Whether the iterator has no more batches, so that none has to be read."""
         return self.length is not None and self.drawn >= self.length
 
     def to_json(self) -> dict[str, Any]:
@@ -62,12 +62,12 @@ class Place:
 
 @dataclass
 class _Reading:
-    """What this process has read of some data, by any model.
+    """The iterators that this process has made of some data, for any model.
 
     Args:
-        created: iterators that were made.
-        used: those that were read.
-        first_epoch: 0-based, in which the first one was made.
+        created: the number of iterators.
+        used: the number of iterators that were read.
+        first_epoch: the 0-based epoch of the first one.
     """
 
     created: int = 0
@@ -79,10 +79,10 @@ _readings: weakref.WeakKeyDictionary[Any, _Reading] = weakref.WeakKeyDictionary(
 
 
 class DataPosition:
-    """The place of one model's training in its data. `data_position_of(model)` makes it.
+    """The position of one model's training in its data. `data_position_of(model)` makes it.
 
     Attributes:
-        ends_epoch: whether a resume has reached a place at the end of its data, and of its epoch.
+        ends_epoch: whether a resume is at the end of the data, so that the epoch has no more batches.
     """
 
     def __init__(self, model: keras.Model):
@@ -91,8 +91,8 @@ class DataPosition:
         self._fit_data: Callable[[], FitData | None] = lambda: None
         self._order: DataOrder | None = None
         self._reading = _Reading()
-        self._is_used = False  # whether the newest iterator is
-        self._began_at = Counts()  # what the counters read when the newest iterator was made, less what a resume dropped
+        self._is_used = False  # whether the newest iterator was read
+        self._began_at = Counts()  # the counters when the newest iterator was made, minus the dropped batches
         self._random_at_begin: list[Any] | None = None
         self._resume_at: Place | None = None
         self._begun_from: Place | None = None
@@ -102,11 +102,11 @@ class DataPosition:
         fit_hooks_of(model).around_execution(self._before_execution)
 
     def begin(self, fit: RunningFit, will_resume: bool) -> None:
-        """Follows the data of a `fit`; to be called in `on_train_begin`, more than once does no harm.
+        """Observes the data of a `fit`. Call it in `on_train_begin`; repeated calls do nothing.
 
         Args:
             fit: the running `fit`.
-            will_resume: whether a later process will want to resume from its checkpoints.
+            will_resume: whether a later process is expected to resume, so that doubts about the order are reported.
         """
         self._will_resume |= will_resume
         if fit.epoch_iterator is None or (self._fit and self._fit.epoch_iterator is fit.epoch_iterator):
@@ -116,11 +116,11 @@ class DataPosition:
         self._order, self._will_resume, self._counters.data_seeks = None, will_resume, False
 
     def resume(self, place: dict[str, Any] | None, counts: Counts) -> None:
-        """Has the next `fit` go on from a place.
+        """Makes the next `fit` resume from a place.
 
         Args:
-            place: as a checkpoint stores it; None in files that do not say, and in loops of the user's own.
-            counts: of the checkpoint.
+            place: the place in the checkpoint; None in older files and after a custom training loop.
+            counts: the counters of the checkpoint.
         """
         if place is None:
             drawn = (0, 0) if counts.epoch_ended else (counts.batches_in_epoch, counts.samples_in_epoch)
@@ -129,13 +129,13 @@ class DataPosition:
             self._resume_at = Place(**place)
 
     def begin_epoch(self) -> None:
-        """To be called in `on_epoch_begin`, before Keras makes the iterator; more than once does no harm."""
+        """Prepares the data of an epoch. Call it before Keras makes the iterator, in `on_epoch_begin`. It may be repeated."""
         place, self._begun_from = self._resume_at if self._resume_at is not self._begun_from else None, self._resume_at
         if self._fit is None:
             return
         if place is not None and self._fit.py_dataset is not None:
             seen = self._epochs(self._counters.read()) if self._reading.created else 0
-            for _ in range(place.epochs - seen):  # what these methods do to the data is done again
+            for _ in range(place.epochs - seen):  # repeat what these methods did to the data
                 self._fit.py_dataset.on_epoch_begin()
                 self._fit.py_dataset.on_epoch_end()
         if self._fit.shuffles_by_python:
@@ -146,15 +146,15 @@ class DataPosition:
                 self._random_at_begin = list(random.getstate())
 
     def place(self, counts: Counts) -> Place | None:
-        """Returns the place of the next batch; None in a loop of the user's own.
+        """Returns the place of the next batch; None in a custom training loop.
 
         Args:
-            counts: what was trained on by now.
+            counts: the current counters.
         """
         if self._fit is None or self._order is None:
             return None
         data = Place(length=self._fit.length, epochs=self._epochs(counts), seeds=self._order.seeds)
-        if self._counters.data_seeks:  # a resume makes one iterator, which begins at its place
+        if self._counters.data_seeks:  # a resume makes one iterator, which starts at the place
             return data if counts.epoch_ended else replace(data, drawn=counts.batches_in_epoch, samples=counts.samples_in_epoch)
         if counts.epoch_ended and not self._fit.continues:
             state = list(random.getstate()) if self._fit.shuffles_by_python else None
@@ -183,7 +183,7 @@ class DataPosition:
             self._reading.first_epoch = counts.epoch - 1 - (place.epochs if place else 0)
         if self._order is None:
             self._order = DataOrder() if self._counters.data_seeks else order_of(self._fit.dataset)
-            self._tell(place)
+            self._warn(place)
         self.ends_epoch = place is not None and place.is_at_end and not self._fit.takes_steps
         if place is not None:
             self._replay(place)
@@ -195,7 +195,7 @@ class DataPosition:
         return iterator
 
     def _before_execution(self, execute: Callable[[Any], Any], iterator: Any) -> Any:
-        if self._resume_at is not None:  # nobody follows the data, as no callback of ours is in the list
+        if self._resume_at is not None:  # no callback of this package observes the data
             place, self._resume_at = self._resume_at, None
             if hasattr(iterator, "element_spec"):
                 self._drop(iterator, place)
@@ -208,7 +208,7 @@ class DataPosition:
         return execute(iterator)
 
     def _replay(self, place: Place) -> None:
-        """Makes the iterators that there were before."""
+        """Makes the earlier iterators again."""
         assert self._fit is not None and self._order is not None
         reading = self._reading
         behind, unread = place.created - reading.created, place.used - reading.used
@@ -220,7 +220,7 @@ class DataPosition:
         reading.created, reading.used = max(reading.created, place.created), max(reading.used, place.used)
 
     def _drop(self, iterator: Any, place: Place) -> None:
-        """Reads and drops the batches that were trained on already.
+        """Reads and drops the batches that are trained on already.
 
         Raises:
             InputError: if the data has fewer batches, or batches of another size.
@@ -234,32 +234,32 @@ class DataPosition:
                 batch = next(iterator)
             except (StopIteration, tf.errors.OutOfRangeError):
                 raise InputError(
-                    f"The data ends after {done} batches, and the checkpoint stands behind batch {place.drawn} of it. "
-                    "Resume with the data and the batch size that it was trained with."
+                    f"The data ends after {done} batches, but the checkpoint was saved after batch {place.drawn} of it. "
+                    "Resume with the same data and batch size."
                 ) from None
             dropped.update(self._sizes(batch))
         if dropped and place.samples not in dropped.values() and ranks().size == 1:
             raise InputError(
-                f"The checkpoint stands behind {place.drawn} batches of this data with {place.samples} samples, and here they "
-                f"have {dropped.most_common(1)[0][1]}. In the middle of the data, resume with the batch size of the checkpoint."
+                f"The checkpoint was saved after {place.drawn} batches with {place.samples} samples, but here these batches have "
+                f"{dropped.most_common(1)[0][1]}. In the middle of the data, resume with the batch size of the checkpoint."
             )
         self._began_at = Counts(batch=counts.batch - place.drawn, samples=counts.samples - place.samples)
         self._unseen = place.drawn - counts.batches_in_epoch
 
     @property
     def _must_read(self) -> bool:
-        """Whether what later iterators give depends on a read of this one."""
+        """Whether the order of later iterators depends on a read of this one."""
         draws = self._order is not None and self._order.replay is Replay.DRAW
         return draws or (self._fit is not None and self._fit.shuffles_by_python)
 
     def _sizes(self, batch: Any) -> dict[int, int]:
-        """Returns how many samples a batch has, on all replicas, if each of its parts is asked."""
+        """Returns the number of samples in a batch on all replicas, as counted in each part of the batch."""
         local = self._model.distribute_strategy.experimental_local_results
         parts = [local(part) for part in tf.nest.flatten(batch) if part is not None]
         return {number: sum(int(batch_size(share)) for share in part) for number, part in enumerate(parts)}
 
-    def _tell(self, place: Place | None) -> None:
-        """Says why a resume may not see the batches that would have come."""
+    def _warn(self, place: Place | None) -> None:
+        """Warns if a resume may see other batches than the uninterrupted run."""
         assert self._order is not None
         if self._counters.data_seeks or not ranks().is_chief or not (place or self._will_resume):
             return
@@ -270,9 +270,9 @@ class DataPosition:
         if place is not None:
             is_ahead = self._reading.created > place.created and not place.is_at_end
             if self._order.replay is not Replay.NOTHING and is_ahead:
-                doubts.append("this process has read it already, and its shuffles have gone on since")
+                doubts.append("this process has read it already, which advanced its shuffles")
             if place.seeds is not None and place.seeds != self._order.seeds:
-                doubts.append("its seeds are not those of the run that is resumed")
+                doubts.append("its seeds differ from those of the resumed run")
         if doubts:
             warnings.warn(_warning(doubts, place), stacklevel=3)
 
@@ -281,20 +281,20 @@ def _warning(doubts: list[str], place: Place | None) -> str:
     why = "; ".join(doubts)
     if place is None:
         return (
-            f"A resume may see this data in another order: {why}. It will read and drop as many batches as were trained on and "
-            "train on the next ones, so some samples may come twice and others not at all."
+            f"A resume may see this data in another order: {why}. It reads and drops as many batches as were trained on and "
+            "continues with the next ones, so some samples may be repeated and others missed."
         )
-    what = f"reads and drops {place.drawn} batches" if place.drawn else "begins its next pass"
+    what = f"reads and drops {place.drawn} batches" if place.drawn else "begins the next pass"
     return (
-        f"The data may come in another order than without the interruption: {why}. Training {what} and goes on with what comes "
-        "then, so some samples may come twice and others not at all."
+        f"The data may come in another order than without the interruption: {why}. Training {what} and continues with the "
+        "next batches, so some samples may be repeated and others missed."
     )
 
 
 def _reading_of(source: Any) -> _Reading:
     try:
         return _readings.setdefault(source, _Reading())
-    except TypeError:  # arrays and lists, which have no state that goes on
+    except TypeError:  # arrays and lists, whose iterators do not depend on earlier ones
         return _Reading()
 
 

@@ -1,4 +1,4 @@
-"""How much of the hardware a training uses: arithmetic of the devices, memory of devices and host."""
+"""Measures the use of the hardware: FLOPs utilization, and memory of devices and host."""
 
 import os
 
@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from callbacks.flops import ModelFlops, model_flops_of
 
-# TFLOPS of a device without sparsity: in half precision (float16, bfloat16), and in float32, for which TensorFlow uses TF32 where
-# the device has it. The first name that a device's name contains counts.
+# TFLOPS of a device without sparsity: in half precision (float16, bfloat16), and in float32, where TensorFlow uses TF32 if the
+# device has it. The first entry whose name is part of the device's name counts.
 # Sources, NVIDIA's data sheets:
 # V100   https://images.nvidia.com/content/technologies/volta/pdf/volta-v100-datasheet-update-us-1165301-r5.pdf
 # T4     https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/tesla-t4/t4-tensor-core-datasheet-951643.pdf
@@ -31,22 +31,22 @@ PEAK_TFLOPS = {
 
 
 def peak_tflops(device: str, compute_dtype: str) -> float | None:
-    """Returns the TFLOPS that a device reaches at most; None if it is not in the table.
+    """Returns the peak TFLOPS of a device; None if it is not in the table.
 
     Args:
-        device: its name, as `tf.config.experimental.get_device_details` tells it.
-        compute_dtype: of the model's layers.
+        device: its name, as in `tf.config.experimental.get_device_details`.
+        compute_dtype: the compute dtype of the model's layers.
     """
     half, single = next((peaks for name, peaks in PEAK_TFLOPS.items() if name in device), (None, None))
     return half if compute_dtype in ("float16", "bfloat16") else single
 
 
 class DeviceUsage:
-    """The usage of one training's devices.
+    """The use of the hardware by one training.
 
     Args:
-        model: in training; asked for its operations only if the devices' peak is known.
-        peak: TFLOPS of a device; None for the table's.
+        model: the model in training. Its operations are counted only if the peak of the devices is known.
+        peak: the peak TFLOPS of a device; None looks it up in the table.
     """
 
     def __init__(self, model: keras.Model, peak: float | None):
@@ -76,7 +76,7 @@ class DeviceUsage:
 
 
 def _resident_bytes() -> int | None:
-    """Memory of the host that this process holds; None where the system does not tell."""
+    """Returns the host memory that this process uses, in bytes; None if unknown."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")

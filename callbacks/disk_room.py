@@ -1,4 +1,4 @@
-"""How much disk the checkpoints of a run take, and whether there is room for them."""
+"""Estimates the disk space that the checkpoints of a run need, and warns if there is too little."""
 
 import math
 import os
@@ -16,13 +16,13 @@ from callbacks.template import Template
 
 @dataclass(frozen=True)
 class DiskRoom:
-    """The disk that the checkpoints of a run need.
+    """The disk space that the checkpoints of a run need.
 
     Args:
         template: the names of the checkpoints.
-        keep: the rules of retention, as `retention.to_delete` takes them.
-        saves: the most checkpoints that the run still makes; infinity if unknown.
-        batches: the batches that it still trains on; infinity if unknown.
+        keep: the rules of retention, the arguments of `retention.to_delete`.
+        saves: the largest number of checkpoints to come; infinity if unknown.
+        batches: the number of batches to come; infinity if unknown.
     """
 
     template: Template
@@ -32,7 +32,7 @@ class DiskRoom:
 
     @property
     def most_files(self) -> float:
-        """The most files that are there at once, with the one that is being written; infinity if unknown.
+        """The largest number of files at one time, including the one being written; infinity if unknown.
 
         Example:
 
@@ -50,10 +50,10 @@ class DiskRoom:
         return min(self.saves, kept + 1)
 
     def warn(self, size: int) -> None:
-        """Warns if the disk has no room for the checkpoints that are still to come.
+        """Warns if the disk has no room for the checkpoints to come.
 
         Args:
-            size: bytes of one checkpoint.
+            size: the size of one checkpoint, in bytes.
         """
         has_rule, present = any(self.keep.values()), len(self.template.files())
         count = self.most_files - (present if has_rule else 0)
@@ -63,20 +63,20 @@ class DiskRoom:
             return
         at_least = "" if math.isfinite(count) else "at least "
         warnings.warn(
-            f"The disk of {self.template.directory} has {in_units(free)} free, and the checkpoints of this run need {at_least}"
-            f"{in_units(files * size)} more: {files:.0f} files of {in_units(size)}. Free some, save less often, or keep fewer "
-            "(keep_last).",
+            f"The disk of {self.template.directory} has {in_units(free)} free, but the checkpoints of this run need {at_least}"
+            f"{in_units(files * size)} more: {files:.0f} files of {in_units(size)}. Free some space, save less often, or keep "
+            "fewer files (keep_last).",
             stacklevel=2,
         )
 
 
 def state_size(model: keras.Model) -> int:
-    """Returns the bytes of all variables that a checkpoint of a model holds: nearly the size of the file."""
+    """Returns the total size of the variables in a checkpoint of a model, in bytes: nearly the size of the file."""
     return sum(size_of(native_variable(v)) for v in StateTree(model).variables.values())
 
 
 def in_units(size: float) -> str:
-    """Returns a number of bytes for a reader.
+    """Returns a number of bytes as text.
 
     >>> in_units(1_234_000_000)
     '1.23 GB'

@@ -1,4 +1,4 @@
-"""What an epoch was after its last batch, before validation resets the metrics and callbacks see its end."""
+"""Keeps the state of an epoch after its last batch, before validation resets the metrics and callbacks end the epoch."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,25 +10,25 @@ from callbacks.metric_results import noted_metrics
 
 
 class EpochState:
-    """The state of the epoch in progress, for a checkpoint from which the same epoch is to be resumed.
+    """The state of the epoch in progress, for a checkpoint that resumes the same epoch.
 
     Attributes:
-        states: the states of callbacks, if one of them has ended training in mid-epoch; else None.
-        restore_metrics: sets the running metrics that training had, once validation has begun.
+        states: the callback states, if a callback has stopped training in the middle of the epoch; else None.
+        restore_metrics: restores the running metrics of training after validation has begun.
     """
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
-        """To be called when an epoch begins."""
+        """Starts an epoch."""
         self.states: CallbackStates | None = None
         self.restore_metrics: Callable[[], None] = lambda: None
 
     def begin_validation(self, model: keras.Model) -> None:
-        """To be called before a validation."""
+        """Keeps the running metrics. Call it before a validation."""
         self.restore_metrics = noted_metrics(model)
 
     def stop(self, callbacks: Sequence[keras.callbacks.Callback]) -> None:
-        """Notes that no more batches of the epoch come, though some are left."""
+        """Keeps the callback states, since training stops though batches of the epoch are left."""
         self.states = callback_state.gather(callbacks, "on_all_callbacks_ended_batch")

@@ -1,4 +1,4 @@
-"""TensorBoard's event files of one run: points on one axis, and restarts that take back what they do not go on from."""
+"""TensorBoard's event files: points over one axis; on restart, events after the resumed checkpoint are discarded."""
 
 import itertools
 import os
@@ -19,22 +19,22 @@ from callbacks.file_identity import identity
 from callbacks.folders import make_folder
 from callbacks.regular_file import NotRegular, open_regular
 
-LIFE = uuid.uuid4().hex  # of this process; each event file tells it, so that restarts can be counted
+ATTEMPT = uuid.uuid4().hex  # names this process in each event file, so that restarts can be counted
 _PATTERN = "events.out.tfevents.*"
-_FRAME = 16  # bytes of a record beside its data
+_FRAME = 16  # bytes of a record other than its data
 _Event = tf.compat.v1.Event
 
 
 class EventFile:
-    """What this process adds to a directory that TensorBoard reads as one run.
+    """Adds a file to a directory that TensorBoard reads as one run.
 
-    TensorBoard reads a directory's files in the order of their names, each to its end, and gives up the earlier ones: so
-    there is one writer for each directory, and its file has to sort after the others. If the directory is deleted, moved or
-    unmounted while training runs, a warning says so, and nothing is written from then on.
+    TensorBoard reads a directory's files in the order of their names, each to its end, and never returns to earlier ones. So
+    each directory has one writer, and its file must sort last. If the directory is deleted, moved or unmounted during training,
+    a warning says so and nothing more is written.
 
     Args:
-        directory: where; it is made.
-        describe: what TensorBoard shall say about a tag, in Markdown.
+        directory: the directory, which is created.
+        describe: returns the description of a tag, in Markdown.
 
     Raises:
         InputError: if nothing can be written there.
@@ -47,7 +47,7 @@ class EventFile:
         self._is_lost = False
         try:
             make_folder(directory)
-            name = f"events.out.tfevents.{_next_second(directory):010d}.{socket.gethostname()}.{os.getpid()}.{LIFE}"
+            name = f"events.out.tfevents.{_next_second(directory):010d}.{socket.gethostname()}.{os.getpid()}.{ATTEMPT}"
             self._path = os.path.join(directory, name)
             self._records = tf.io.TFRecordWriter(self._path)
             self._write(_Event(wall_time=time.time(), file_version="brain.Event:2"))
@@ -57,7 +57,7 @@ class EventFile:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the file is no longer where it was made. That is said once; training does not need the file to continue."""
+        """Whether the file is no longer where it was created. A warning says so once, and training continues."""
         try:
             is_in_place = self._is_lost or identity(self._path) == self._identity
         except OSError as error:
@@ -65,33 +65,33 @@ class EventFile:
         if not is_in_place:
             self._is_lost = True
             warnings.warn(
-                f"The curves in {self._directory} are lost from here on: it was deleted, moved or unmounted while training ran. "
-                "Training continues without them; the next start makes the directory again.",
+                f"The curves in {self._directory} are lost from here on: the directory was deleted, moved or unmounted during "
+                "training. Training continues without curves; the next start creates the directory again.",
                 stacklevel=2,
             )
         return self._is_lost
 
     def begin(self, step: int, wall_time: float) -> None:
-        """Says that training goes on: TensorBoard drops what it has read of this step and later ones.
+        """Starts an attempt: TensorBoard discards the events of this step and later ones.
 
         Args:
-            step: the first one that this process may write.
+            step: the first step that this process may write.
             wall_time: now, in seconds since 1970.
         """
-        start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START, msg=LIFE)
+        start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START, msg=ATTEMPT)
         self._add(_Event(wall_time=wall_time, step=step, session_log=start))
 
     def scalars(self, step: int, wall_time: float, values: Mapping[str, float]) -> None:
-        """Adds a point to each tag. On return it has left the process: a kill does not lose it.
+        """Adds a point to each tag. After the return a kill does not lose it.
 
         Args:
-            step: the place on the axis.
+            step: the step of the point.
             wall_time: now, in seconds since 1970.
             values: tag -> value.
         """
         event = _Event(wall_time=wall_time, step=step)
         for tag, number in values.items():
-            # As a plain number, not as the tensor of `tf.summary.scalar`: those EventAccumulator does not drop at a restart.
+            # A plain number, since EventAccumulator does not discard the tensors of `tf.summary.scalar` at a restart.
             value = event.summary.value.add(tag=tag, simple_value=number)
             if tag not in self._described:  # TensorBoard takes a tag's description from its first point
                 self._described.add(tag)
@@ -101,19 +101,20 @@ class EventFile:
         self._add(event)
 
     def summary(self, serialized: bytes, wall_time: float) -> None:
-        """Adds a summary, as TensorBoard's own code makes them, that belongs to no step."""
+        """Adds a serialized summary without a step."""
         self._add(_Event(wall_time=wall_time, summary=tf.compat.v1.Summary.FromString(serialized)))
 
     def text(self, step: int, wall_time: float, tag: str, markdown: str) -> None:
-        """Adds a text. On return it has left the process: a kill does not lose it.
+        """Adds a text. After the return a kill does not lose it.
 
-        No restart takes texts back: TensorBoard drops numbers and pictures only. Ask `steps` before writing one again.
+        A restart does not discard texts: TensorBoard discards numbers and images only. Look in `steps` before you write a text
+        again.
 
         Args:
-            step: the place on the axis.
+            step: the step of the text.
             wall_time: now, in seconds since 1970.
             tag: TensorBoard's name for texts of one kind.
-            markdown: what TensorBoard shows.
+            markdown: the text.
         """
         event = _Event(wall_time=wall_time, step=step)
         value = event.summary.value.add(tag=tag, tensor=tf.make_tensor_proto(markdown.encode()))
@@ -123,12 +124,12 @@ class EventFile:
         self._add(event)
 
     def adopt(self, directory: str) -> None:
-        """Adds what `tf.summary` has written to another directory. On return it has left the process."""
+        """Adds the events that `tf.summary` wrote to another directory. After the return a kill does not lose them."""
         for path in Path(directory).glob(_PATTERN):
             self.add(event for event in _events(path) if event.HasField("summary"))
 
     def add(self, events: Iterable[tf.compat.v1.Event]) -> None:
-        """Adds events with the steps that they have. On return they have left the process."""
+        """Adds events with their own steps. After the return a kill does not lose them."""
         for event in events:
             self._add(event)
 
@@ -147,26 +148,26 @@ class EventFile:
         return f"TensorBoard's events cannot be written to {self._directory}: {error}"
 
 
-def lives(directory: str) -> dict[str, float]:
-    """The processes that have written to a directory, each with the time at which it began, in seconds since 1970."""
+def attempts(directory: str) -> dict[str, float]:
+    """Returns the attempts that wrote to a directory: name -> when it began, in seconds since 1970."""
     began: dict[str, float] = {}
     for path in Path(directory).glob(_PATTERN):
         for event in _head(path):
             if event.session_log.status == tf.compat.v1.SessionLog.START:
-                life = event.session_log.msg
-                began[life] = min(event.wall_time, began.get(life, event.wall_time))
+                attempt = event.session_log.msg
+                began[attempt] = min(event.wall_time, began.get(attempt, event.wall_time))
     return began
 
 
 def replace_summary(directory: str, describe: Callable[[str], str], serialized: bytes, wall_time: float) -> None:
-    """Writes a summary of no step, and removes the files of earlier processes that hold nothing but the same tags.
+    """Writes a summary without a step, and removes files of earlier attempts with only the same tags.
 
-    Of several values that a tag has in a directory, TensorBoard shows the first one.
+    If a tag has several values in a directory, TensorBoard shows the first one.
 
     Args:
-        directory: where.
-        describe: what TensorBoard shall say about a tag, in Markdown.
-        serialized: the summary, as TensorBoard's own code makes it.
+        directory: the directory.
+        describe: returns the description of a tag, in Markdown.
+        serialized: the serialized summary.
         wall_time: now, in seconds since 1970.
 
     Raises:
@@ -179,16 +180,18 @@ def replace_summary(directory: str, describe: Callable[[str], str], serialized: 
         for path in earlier:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"TensorBoard's events cannot be removed: {path}: {error.strerror}") from None
+        raise InputError(
+            f"Cannot remove TensorBoard's events {path}: {error.strerror}. Give a directory that can be written to."
+        ) from None
 
 
 def is_empty(directory: str) -> bool:
-    """Whether no process has opened an event file in a directory."""
+    """Returns whether a directory has no event file."""
     return next(Path(directory).glob(_PATTERN), None) is None
 
 
 def steps(directory: str) -> set[int]:
-    """The steps at which any process has written something to a directory."""
+    """Returns the steps of the summaries that any process wrote to a directory."""
     paths = Path(directory).glob(_PATTERN)
     return {event.step for path in paths for event in _events(path) if event.HasField("summary")}
 
@@ -198,12 +201,12 @@ def _tags(path: Path) -> set[str]:
 
 
 def _head(path: Path) -> Iterator[tf.compat.v1.Event]:
-    """The first two events of a file: its version, and the START; fewer where a kill has cut it short."""
+    """Yields the first two events of a file, its version and the START; fewer if a kill has cut the file short."""
     return itertools.islice(_events(path), 2)
 
 
 def _events(path: Path) -> Iterator[tf.compat.v1.Event]:
-    """All events of a file, up to where a kill has cut it short or a power cut has left something else.
+    """Yields the events of a file up to the first one that a kill or a power cut has left incomplete.
 
     Raises:
         InputError: if the file cannot be read.
@@ -218,11 +221,11 @@ def _events(path: Path) -> Iterator[tf.compat.v1.Event]:
 
 
 def read_events(file: BinaryIO) -> Iterator[tf.compat.v1.Event]:
-    """Yields the events from the file's position on; it stays behind the last one that is complete."""
+    """Yields the events from the file's position on, and leaves the position after the last complete event."""
     left = os.fstat(file.fileno()).st_size - file.tell()
     while left >= _FRAME:
         begin = file.tell()
-        (size,) = struct.unpack("<Q", file.read(12)[:8])  # uint64, and its checksum
+        (size,) = struct.unpack("<Q", file.read(12)[:8])  # uint64 and its checksum
         left -= _FRAME + size
         if left < 0:
             file.seek(begin)
@@ -234,7 +237,7 @@ def read_events(file: BinaryIO) -> Iterator[tf.compat.v1.Event]:
 
 
 def _next_second(directory: str) -> int:
-    """The time for a new file's name: now, or the second after the newest file's where that is ahead of the clock."""
+    """Returns the time in a new file's name: now, or the second after the newest file's if that is later."""
     seconds = [path.name.split(".")[3] for path in Path(directory).glob(_PATTERN)]
     newest = max((int(second) for second in seconds if second.isdecimal()), default=0)
     return max(int(time.time()), newest + 1)

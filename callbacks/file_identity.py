@@ -1,10 +1,10 @@
-"""Whether a name still stands for the same file or directory."""
+"""Identifies files, to find out whether a path still leads to the same one."""
 
 import os
 
 
 def identity(path: str) -> tuple[int, int] | None:
-    """Returns the device and inode of a file or directory; None if there is none of that name.
+    """Returns the device and inode of a file or directory; None if the path does not exist.
 
     Raises:
         OSError: if the file system does not answer.

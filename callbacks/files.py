@@ -1,16 +1,15 @@
-"""The file of a checkpoint: how it becomes visible intact, and how damage is found.
+"""Writes checkpoint files so that they become visible only when intact, and detects corrupt ones.
 
-A checkpoint is a file of Keras (`.weights.h5` or `.keras`) that stock Keras loads, with two things added: a group
-`global_step` with the training state that Keras does not store (`callbacks/state.py`), and a trailer of 64 bytes at the
-very end of the file:
+A checkpoint is a Keras file (`.weights.h5` or `.keras`) that stock Keras loads, with two additions: a group `global_step` with
+the training state that Keras does not store (`callbacks/state.py`), and a trailer of 64 bytes at the end of the file:
 
     8 bytes   magic and version     b"GSTEP" 0 0 2
     4 x 8     batch, step, epoch, samples (unsigned, big-endian)
     8         size of everything before the trailer
     16        XXH3-128 of everything before it
 
-HDF5 ignores what follows its data; in a `.keras` archive the trailer is the archive's comment. The counters in the trailer
-let a directory with thousands of checkpoints be ordered without opening one. Version 1 (`callbacks/format_1.py`) is read too.
+HDF5 ignores bytes after its data; in a `.keras` archive the trailer is the archive's comment. The counters in the trailer order
+a directory of thousands of checkpoints without opening them as HDF5. Version 1 (`callbacks/format_1.py`) can be read too.
 """
 
 import contextlib
@@ -36,18 +35,18 @@ MAGIC = b"GSTEP\x00\x00\x02"
 _HEAD = struct.Struct(">8s5Q")
 TRAILER_SIZE = _HEAD.size + checksum.SIZE
 _DIGEST_SIZES = {MAGIC: checksum.SIZE, format_1.MAGIC: format_1.DIGEST_SIZE}
-_NAME_BYTES = 255  # of a file on Linux
-_in_flight: set[str] = set()  # temporaries that this process is writing
+_NAME_BYTES = 255  # limit of a file name on Linux
+_in_flight: set[str] = set()  # temporary files that this process is writing
 _TEMPORARY = re.compile(r"\.tmp-(?P<pid>\d+)@(?P<space>[^@]+)@(?P<name>.+)")
 
 
-class Damaged(Exception):
-    """The file is not what its trailer says, or has none. The message says why, without the file's name."""
+class Corrupt(Exception):
+    """The file does not match its trailer, or has none. The message says why, without the file's name."""
 
 
 @dataclass(frozen=True)
 class Trailer:
-    """The counters of a checkpoint, as its last bytes tell them."""
+    """The counters in the last bytes of a checkpoint."""
 
     batch: int
     step: int
@@ -56,12 +55,12 @@ class Trailer:
 
 
 class Output:
-    """A new file that is written from its beginning to its end, and compared with what was to be written.
+    """Writes a new file from beginning to end, and compares the file with the data.
 
-    A thread flushes what is there and reads it back, while the rest is still being written.
+    A thread flushes the written part and reads it back while the rest is being written.
 
     Args:
-        descriptor: of the empty file.
+        descriptor: the descriptor of the empty file.
     """
 
     _FLUSHED_AT_ONCE = 1 << 27  # bytes
@@ -75,10 +74,10 @@ class Output:
         self._checksum_of_file = checksum.Checksum()
 
     def write(self, data: Any) -> int:
-        """Writes all of a buffer.
+        """Writes a whole buffer.
 
         Raises:
-            OSError: of the first write that fails.
+            OSError: if a write fails.
         """
         left = memoryview(data).cast("B")
         self.checksum.update(left)
@@ -91,26 +90,26 @@ class Output:
         return size
 
     def tell(self) -> int:
-        """Returns how many bytes were written."""
+        """Returns the number of bytes written."""
         return self._position
 
     def flush(self) -> None:
-        """Does nothing, since nothing waits to be written; `zipfile` asks for it."""
+        """Does nothing, since writes are not buffered; `zipfile` calls it."""
 
     def finish(self) -> None:
-        """Waits until all of it is on the disk, and compares what is there with what was to be written.
+        """Waits until the file is on the disk, and compares it with the data.
 
         Raises:
-            OSError: of the first flush that fails, since the system tells of an error only once; EIO if the bytes differ.
+            OSError: the error of the first flush that failed, since Linux reports an error only once; EIO if the bytes differ.
         """
         self.wait()
         os.fsync(self._descriptor)
         self._read_back(self._position)
         if self._read != self._position or self._checksum_of_file.digest() != self.checksum.digest():
-            raise OSError(errno.EIO, "what was read back is not what was written")
+            raise OSError(errno.EIO, "the file differs from the data that was written")
 
     def wait(self) -> None:
-        """Waits for the flush that was begun.
+        """Waits for the flush in the thread.
 
         Raises:
             OSError: if a flush has failed.
@@ -127,7 +126,7 @@ class Output:
     def _begin_flush(self):
         self.wait()
         flusher = threading.Thread(target=self._flush, args=[self._position], name="checkpoint-flush", daemon=True)
-        with contextlib.suppress(RuntimeError):  # Python is about to exit and starts no thread any more
+        with contextlib.suppress(RuntimeError):  # Python is exiting and starts no more threads
             flusher.start()
             self._flusher = flusher
 
@@ -143,23 +142,23 @@ class Output:
 
 
 def commit(path: str, trailer: Trailer, write: Callable[[Output], None], check: Callable[[], None] = lambda: None) -> int:
-    """Writes a checkpoint so that it is either not there or intact, whenever the process or the machine dies.
+    """Writes a checkpoint so that the file is either missing or intact, whenever the process or the machine dies.
 
-    Everything goes to a hidden file beside the target, which is flushed to the disk, read back, and then renamed over it: a
-    rename within a directory is atomic (POSIX), and the flush of the directory makes the new name last.
+    The data goes to a hidden file beside the target. That file is flushed to the disk, read back and then renamed to the target.
+    A rename within a directory is atomic (POSIX), and a flush of the directory makes the new name permanent.
 
     Args:
-        path: the file to make or to replace.
+        path: the file to create or to replace.
         trailer: the counters for the trailer.
-        write: called with the hidden file, writes a file of Keras.
-        check: called before the rename; raises if this process may not commit any more. Whoever takes over from a process then
-            removes its hidden file (`sweep`), so that no rename can come after a check that was true once.
+        write: receives the hidden file and writes a Keras file.
+        check: called before the rename; raises if this process may not commit any more. A process that takes the lock removes
+            hidden files of the earlier owner (`sweep`), so a rename after an outdated check fails.
 
     Returns:
         The file's size in bytes.
 
     Raises:
-        OSError: if the disk is full, the directory gone, and so on. The hidden file is removed, `path` is as it was.
+        OSError: if the disk is full, the directory is gone, and so on. The hidden file is removed, and `path` is unchanged.
     """
     directory, name = os.path.split(path)
     temporary = os.path.join(directory, temporary_name(name))
@@ -171,20 +170,20 @@ def commit(path: str, trailer: Trailer, write: Callable[[Output], None], check: 
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        check()  # whoever has taken over has removed the hidden file: that is the cause then, and not what came of it
+        check()  # a lost lock is the cause of the error if another process has removed the hidden file
         raise
     finally:
         _in_flight.discard(os.path.abspath(temporary))
     try:
         flush_folder(directory or ".")
     except OSError as error:
-        lasts = "its name could not be flushed, so it may not outlast a crash of the machine"
-        raise OSError(error.errno, f"{error.strerror}: {lasts}") from error
+        lost = "the directory could not be flushed, so the file may be lost if the machine crashes"
+        raise OSError(error.errno, f"{error.strerror}: {lost}") from error
     return size
 
 
 def _rename(temporary: str, path: str) -> None:
-    """Renames, and again where a signal interrupts it: after some interruptions the rename is done, after some it is not."""
+    """Renames a file, and repeats a rename that a signal interrupted: it may or may not have happened."""
     while True:
         try:
             os.replace(temporary, path)
@@ -209,40 +208,40 @@ def _write_durably(path: str, trailer: Trailer, write: Callable[[Output], None])
         with contextlib.suppress(OSError):
             os.close(descriptor)
         raise
-    with contextlib.suppress(InterruptedError):  # all of it is on the disk and was read back, whoever holds the descriptor now
-        os.close(descriptor)  # some file systems tell of a failed write only here
+    with contextlib.suppress(InterruptedError):  # the file is on the disk and was read back already
+        os.close(descriptor)  # some file systems report a failed write only here
     return output.tell()
 
 
 def temporary_name(name: str) -> str:
-    """The hidden name under which this process writes `name`; it keeps the suffix, which Keras insists on."""
+    """Returns the hidden name under which this process writes `name`. It keeps the suffix, which Keras requires."""
     return f".tmp-{os.getpid()}@{pid_space()}@{name}"
 
 
 def check_name_lengths(template: Template) -> None:
-    """Checks that the file system takes every name of a template, and the hidden name beside it.
+    """Checks that the names of a template, and the hidden names beside them, are not too long for the file system.
 
     Raises:
         InputError: if a name may be too long.
     """
     *directories, name = template.longest().split("/")
-    spare = len("4194304") - len(str(os.getpid()))  # a later process may have a pid of more digits
+    spare = len("4194304") - len(str(os.getpid()))  # a later process may have a longer pid
     for part in (*directories, temporary_name(name) + "_" * spare):
         if len(os.fsencode(part)) > _NAME_BYTES:
             raise InputError(
-                f"A name has at most {_NAME_BYTES} bytes, hidden prefix and large counters included. Give a template with "
-                f"shorter names. Received: {template.text!r}, with names of up to {len(os.fsencode(part))} bytes."
+                f"A file name may have at most {_NAME_BYTES} bytes, including a hidden prefix and large counters. Received: "
+                f"{template.text!r}, whose names have up to {len(os.fsencode(part))} bytes. Give a shorter template."
             )
 
 
 def sweep(template: Template, fenced: Owner | None = None) -> None:
-    """Removes what dead processes have left of writes under this template; what a living one writes stays.
+    """Removes unfinished files of dead processes. Files that a living process is writing stay.
 
-    A process of another host or container counts as dead when its file has not grown for as long as a silent lock takes to die.
+    A process of another host or container counts as dead if its file has not changed for `SILENCE` seconds.
 
     Args:
-        template: whose files.
-        fenced: a process whose lock was taken: it may live, and writes for nothing.
+        template: the template of the files.
+        fenced: a process that has lost its lock. Its files are removed even if it is alive, since it may not commit them.
     """
     for path in glob.iglob(os.path.join(os.path.dirname(template.pattern), ".tmp-*")):
         parent, hidden = os.path.split(path)
@@ -258,15 +257,15 @@ def sweep(template: Template, fenced: Owner | None = None) -> None:
 
 def _is_stale(path: str, pid: int, space: str) -> bool:
     if space == pid_space():
-        return pid == os.getpid() or not is_running(pid)  # ours, and not in flight: of an earlier process with our pid
+        return pid == os.getpid() or not is_running(pid)  # not in flight here, so an earlier process had our pid
     return time.time() - os.stat(path).st_mtime > SILENCE
 
 
 def read_trailer(path: str) -> Trailer:
-    """The counters of a checkpoint, without a look at the rest of the file.
+    """Returns the counters of a checkpoint without reading the rest of the file.
 
     Raises:
-        Damaged: if the file does not end as a checkpoint of this format does.
+        Corrupt: if the file does not end with a trailer.
         OSError: if it cannot be read.
     """
     with _open(path) as file:
@@ -274,17 +273,17 @@ def read_trailer(path: str) -> Trailer:
 
 
 def verify(path: str) -> Trailer:
-    """Reads the whole file and returns its counters, or finds that a byte of it has changed.
+    """Reads the whole file, verifies its checksum and returns its counters.
 
     Raises:
-        Damaged: if any byte differs from what was written.
+        Corrupt: if any byte differs from what was written.
         OSError: if it cannot be read.
     """
     with _open(path) as file:
         trailer, size, head, digest = _read_trailer(file)
         found = _digest(file.fileno(), size, head)
     if found != digest:
-        raise Damaged("its checksum does not match its content")
+        raise Corrupt("its checksum does not match its content")
     return trailer
 
 
@@ -293,10 +292,10 @@ def _digest(descriptor: int, size: int, head: bytes) -> bytes:
         try:
             return format_1.digest(descriptor, size, head)
         except EOFError:
-            raise Damaged("it ends early") from None
+            raise Corrupt("it ends early") from None
     found, end = checksum.Checksum(), size + len(head)
     if checksum.update_from_file(found, descriptor, 0, end) != end:
-        raise Damaged("it ends early")
+        raise Corrupt("it ends early")
     return found.digest()
 
 
@@ -304,22 +303,22 @@ def _open(path: str) -> BinaryIO:
     try:
         return open_regular(path)
     except NotRegular as error:
-        raise Damaged(str(error)) from None
+        raise Corrupt(str(error)) from None
 
 
 def _read_trailer(file: BinaryIO) -> tuple[Trailer, int, bytes, bytes]:
     total = os.fstat(file.fileno()).st_size
     if total < TRAILER_SIZE:
-        raise Damaged(f"it has {total} bytes, too few for a checkpoint")
+        raise Corrupt(f"it has {total} bytes, too few for a checkpoint")
     for magic, digest_size in _DIGEST_SIZES.items():
         trailer_size = _HEAD.size + digest_size
         raw = os.pread(file.fileno(), trailer_size, max(total - trailer_size, 0))
         if len(raw) == trailer_size and raw.startswith(magic):
             break
     else:
-        raise Damaged("it does not end with a checkpoint's trailer: truncated, or not written by GlobalStepCheckpoint")
+        raise Corrupt("it does not end with a checkpoint's trailer: truncated, or not written by GlobalStepCheckpoint")
     head, digest = raw[: _HEAD.size], raw[_HEAD.size :]
     _, batch, step, epoch, samples, size = _HEAD.unpack(head)
     if size != total - trailer_size:
-        raise Damaged(f"it has {total - trailer_size} bytes before its trailer, which says {size}")
+        raise Corrupt(f"it has {total - trailer_size} bytes before its trailer, but the trailer says {size}")
     return Trailer(batch, step, epoch, samples), size, head, digest

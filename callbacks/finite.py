@@ -1,4 +1,4 @@
-"""Whether a state of training can be trained on: its values are numbers."""
+"""Checks whether training can resume from a snapshot: its values must be finite."""
 
 from collections.abc import Iterator
 
@@ -7,17 +7,17 @@ import numpy as np
 
 from callbacks.snapshot import Snapshot, to_host
 
-_AT_ONCE = 1 << 18  # values, which stay in a core's cache meanwhile
+_AT_ONCE = 1 << 18  # values, few enough for a core's cache
 
 
 def first_not_finite(snapshot: Snapshot) -> str | None:
-    """Finds a variable that training has spoilt.
+    """Finds a variable with NaN or infinite values.
 
-    The variables that an optimizer updates, and its own, have to be finite. Others (statistics, masks) may be infinite, but not
-    NaN. Running metrics do not count: the next epoch resets them.
+    Variables of an optimizer and variables that it updates must be finite. Others (statistics, masks) may be infinite, but not NaN.
+    Running metrics are ignored, since the next epoch resets them.
 
     Args:
-        snapshot: with all values in the host's memory.
+        snapshot: a snapshot with all values in host memory.
 
     Returns:
         The path of the first such variable, as Keras shows it; None if there is none.
@@ -36,7 +36,7 @@ def first_not_finite(snapshot: Snapshot) -> str | None:
 
 
 def _named_values(snapshot: Snapshot) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the name of a variable and its value; an empty name for what a layer makes for the file."""
+    """Yields the name and value of each variable; an empty name for values that a layer computes for the file."""
     for group in snapshot.groups:
         yield from ((group.variables.get(key, ""), np.asarray(to_host(value))) for key, value in group.values.items())
     for name, parts in snapshot.beside.items():

@@ -36,7 +36,8 @@ class FitHooks:
 
     def __init__(self, model: keras.Model):
         self._model = model
-        self._model_train_step = self._train_step = model.train_step
+        self._model_train_step = self._innermost_train_step = model.train_step
+        self._train_step: Callable[[Any], Any] = lambda data: self._innermost_train_step(data)
         self._make_keras_train_function = model.make_train_function
         self._keras_train_function: Callable[[Any], Any] | None = None
         self._execution: Callable[[Any], Any] = self._execute
@@ -54,30 +55,46 @@ class FitHooks:
         """Registers a function to call in place of the train step; each replica traces it.
 
         Args:
-            call: gets the train step and the batch, and returns the logs: `lambda train_step, data: train_step(data)`.
+            call: receives the train step and the batch, and returns the logs: `lambda train_step, data: train_step(data)`.
         """
         self._train_step = functools.partial(call, self._train_step)
         self.trace_again()
 
+    @property
+    def has_keras_train_step(self) -> bool:
+        """Whether the model's train step is the one of `keras.Model`."""
+        return getattr(self._model_train_step, "__func__", None) is keras.Model.train_step
+
+    def train_with(self, train_step: Callable[[Any], Any] | None) -> None:
+        """Replaces the model's train step, within the registered functions around it.
+
+        Args:
+            train_step: gets the batch and returns the logs; None for the model's own.
+        """
+        train_step = train_step or self._model_train_step
+        if train_step is not self._innermost_train_step:
+            self._innermost_train_step = train_step
+            self.trace_again()
+
     def before_tracing(self, act: Callable[[], None]) -> None:
-        """Registers a function to call before each making of a train function, which then traces the train step."""
+        """Registers a function to call each time before a train function is made, which traces the train step."""
         self._before_tracing.append(act)
 
     def around_execution(self, call: Callable[[Callable, Any], Any]) -> None:
         """Registers a function to call in place of an execution.
 
         Args:
-            call: gets the execution and the data iterator, and returns the logs: `lambda execute, iterator: execute(iterator)`.
+            call: receives the execution and the data iterator, and returns the logs: `lambda execute, iterator: execute(iterator)`.
         """
         self._execution = functools.partial(call, self._execution)
 
     def before_first_batch(self, act: Callable[[], None], build: bool = True, lacks: bool = False) -> None:
-        """Registers a function to call just before the first batch of the running `fit`; to be called in `on_train_begin`.
+        """Registers a function to call just before the first batch of the running `fit`. Call it in `on_train_begin`.
 
         Args:
             act: the function.
-            build: whether it needs the variables that the first batch would make, of metrics and of layers.
-            lacks: whether it needs variables that layers which are built do not have: a train step of the user's may make them.
+            build: whether it needs the variables of metrics and layers that the first batch would create.
+            lacks: whether it needs variables that even built layers do not have, since a user's train step may create them.
         """
         history = getattr(self._model, "history", None)  # Keras makes a new one for each `fit`
         if self._history is not history:
@@ -85,20 +102,20 @@ class FitHooks:
         self._before_first_batch.append((act, build))
         self._lacks_variables |= lacks
 
-    def begin_batch_of_own_loop(self) -> None:
-        """Does what is to be done before the first batch, in a loop of the user's own, which may train without an execution."""
+    def begin_batch_of_custom_loop(self) -> None:
+        """Calls the functions for before the first batch in a custom training loop, which may train without an execution."""
         if self._before_first_batch and StateTree(self._model).is_built:
             self._act_before_first_batch(None)
 
-    def end_batch_of_own_loop(self) -> None:
-        """Checks that it was done.
+    def end_batch_of_custom_loop(self) -> None:
+        """Checks that the functions for before the first batch were called.
 
         Raises:
-            InputError: if the model was not built when its first batch began.
+            InputError: if they were not, since the model was not built when its first batch began.
         """
         if self._before_first_batch:
             raise InputError(
-                "A checkpoint fills the variables of a model, and this loop's first batch has made them: nothing is restored. "
+                "The checkpoint could not be restored, since the model had no variables before its first batch. "
                 "Build the model before on_train_begin: call it on a batch, or give it an Input."
             )
 
@@ -106,7 +123,7 @@ class FitHooks:
         """Registers a function that may take the place of Keras's train function.
 
         Args:
-            call: gets the data iterator. Returns the logs if the batches are not to be trained on, else None.
+            call: receives the data iterator. Returns the logs to skip the batches, or None to train on them.
         """
         self._instead.append(call)
 
@@ -115,29 +132,29 @@ class FitHooks:
         self._after.append(act)
 
     def around_epoch_logs(self, call: Callable[[Callable, dict], dict]) -> None:
-        """Registers a function to call where Keras makes the logs of an epoch or of a validation from its metrics.
+        """Registers a function to call in place of the method that makes the logs of an epoch or a validation.
 
         Args:
-            call: gets Keras's method and the logs of the last batch, and returns the logs:
+            call: receives Keras's method and the logs of the last batch, and returns the logs:
                 `lambda make_logs, logs: make_logs(logs)`.
         """
         make_logs = keras_private.needed(self._model, keras_private.EPOCH_LOGS)
         _replace(self._model, keras_private.EPOCH_LOGS, functools.partial(call, make_logs))
 
     def trace_again(self) -> None:
-        """Has the next batch trace the train step, if `fit` has made a train function already."""
+        """Makes the next batch trace the train step again, if a train function exists already."""
         if self._model.train_function is not None:
             self._model.make_train_function(force=True)
 
     def build(self, iterator: Any) -> None:
-        """Makes the variables that the first batch would make, without training on it or drawing from the data.
+        """Creates the variables that the first batch would create, without training and without drawing from the data.
 
         Args:
             iterator: the data iterator of the execution.
         """
         model, spec, strategy = self._model, iterator.element_spec, self._model.distribute_strategy
         if keras_private.can_build_symbolically(model):
-            if strategy.num_replicas_in_sync == 1:  # with several, `fit` has built them already
+            if strategy.num_replicas_in_sync == 1:  # with several replicas, `fit` has built them already
                 with strategy.scope():
                     keras_private.symbolic_build(model, spec)
         elif (
@@ -145,7 +162,7 @@ class FitHooks:
             or not StateTree(model).is_built
             or not all(getattr(each, "built", True) for each in model.metrics)
         ):
-            # Without the registered functions: initial values must not depend on the data, as what they add does.
+            # The registered functions are left out, since they depend on data and initial values must not.
             step = tf.function(lambda data: strategy.run(self._model_train_step, args=(data,)), autograph=False)
             step.get_concrete_function(spec)
 
@@ -182,10 +199,10 @@ class FitHooks:
 
 
 class _OneBatch:
-    """The iterator of `train_on_batch`, with its spec.
+    """The iterator of `train_on_batch`, with an `element_spec`.
 
     Args:
-        batches: the iterator that Keras makes of the one batch.
+        batches: Keras's iterator over the single batch.
     """
 
     def __init__(self, batches: Iterator[Any]):
@@ -207,20 +224,20 @@ def around_apply(optimizer: keras.optimizers.Optimizer, call: Callable[..., None
 
     Args:
         optimizer: the optimizer.
-        call: gets `apply`, the gradients, and the variables or nothing:
+        call: receives `apply`, the gradients, and optionally the variables:
             `lambda apply, grads, trainable_variables=None: apply(grads, trainable_variables)`.
     """
     _replace(optimizer, "apply", functools.partial(call, optimizer.apply))
 
 
 def take_over_all_reduce(optimizer: keras.optimizers.Optimizer, call: Callable[[Callable, Any, Any], None]) -> None:
-    """Registers a function that sums gradients over the replicas before the optimizer clips and accumulates them.
+    """Registers a function that reduces gradients over the replicas before the optimizer clips and accumulates them.
 
-    Keras sums after that; now it does not.
+    Keras reduces them after that. Its own reduction is switched off.
 
     Args:
         optimizer: the optimizer, not one that wraps another.
-        call: gets, on each replica, Keras's method that clips, accumulates and updates, the gradients and the variables.
+        call: receives, on each replica, Keras's method that clips, accumulates and updates; the gradients; the variables.
     """
     update = keras_private.needed(optimizer, keras_private.APPLY_GRADIENTS)
     keras_private.needed(optimizer, keras_private.ALL_REDUCE)
@@ -233,22 +250,21 @@ def _replace(owner: keras.Model | keras.optimizers.Optimizer, method: str, by: C
 
 
 def tensors_of(data: Any) -> list[tf.Tensor]:
-    """Returns the tensors of any structure, those of ragged and sparse ones too."""
+    """Returns the tensors in any structure, including the components of ragged and sparse tensors."""
     return [leaf for leaf in tf.nest.flatten(data, expand_composites=True) if isinstance(leaf, tf.Tensor)]
 
 
 @dataclass(frozen=True)
 class RunningFit:
-    """The `fit` that runs a callback: what it knows and passes to no callback.
+    """Facts about the `fit` that runs a callback, which Keras does not pass to callbacks.
 
     Args:
-        loop: the `fit`, or a loop of the user's own, for the lock.
-        callbacks: all callbacks of it, in their order: the list itself, over which Keras iterates. Only the callback that asks
-            where there is no `CallbackList`.
-        has_list: whether there is one.
-        validates: whether it was given validation data; None where nobody calls `fit`.
-        source: what `fit` was given to train on.
-        epoch_iterator: Keras's iterator over it; None where nobody calls `fit`.
+        loop: the `fit` or the custom training loop, for the lock.
+        callbacks: the list of all callbacks that Keras iterates over; only the asking callback if there is no `CallbackList`.
+        has_list: whether there is a `CallbackList`.
+        validates: whether `fit` has validation data; None in a custom training loop.
+        source: the training data that was passed to `fit`.
+        epoch_iterator: Keras's iterator over the epochs; None in a custom training loop.
     """
 
     loop: Loop
@@ -259,16 +275,15 @@ class RunningFit:
     epoch_iterator: Any = None
 
     @property
-    def is_own_loop(self) -> bool:
-        """Whether a loop of the user's own calls the callbacks, and no `fit`."""
+    def is_custom_loop(self) -> bool:
+        """Whether a custom training loop runs the callbacks, and not `fit`."""
         return self.loop.fit is None
 
 
 def running_fit(asking: keras.callbacks.Callback) -> RunningFit:
-    """Looks up the stack for the `fit` that runs a callback; to be called in `on_train_begin`.
+    """Searches the call stack for the `fit` that runs a callback. Call it in `on_train_begin`.
 
-    Keras has no public way: a callback can neither save the state of EarlyStopping beside it nor tell a name that waits for
-    `val_loss` from one that would wait forever.
+    Keras has no public way to find the other callbacks of a `fit`, or whether it has validation data.
     """
     callbacks, has_list, validates, loop = [asking], False, None, Loop(threading.get_ident())
     source, epoch_iterator = None, None

@@ -1,9 +1,9 @@
-"""The floating-point operations that a model needs for training on a sample, counted in its own graph.
+"""Counts the floating-point operations that training on one sample needs, in the graph of the model.
 
-Counted are the products of matrices and the convolutions of the forward pass, two operations for each multiplication with its
-addition; all else (activations, norms, embeddings that are looked up) is left out, as is usual. Attention counts in full, causal or
-not. Training needs three times as many: the backward pass computes gradients of inputs and of weights [1, 2]. What is computed
-twice to save memory does not count again, so that the result is that of the model and not of the implementation.
+The count includes the matrix products and convolutions of the forward pass, two operations for each multiplication and addition. It
+leaves out everything else (activations, norms, embedding lookups), as is usual. Attention counts in full, causal or not. Training
+needs three times as many, since the backward pass computes gradients of inputs and of weights [1, 2]. Operations that are repeated
+to save memory do not count again, so the result belongs to the model and not to the implementation.
 
 [1] Kaplan et al. 2020, section 2.1, https://arxiv.org/abs/2001.08361
 [2] Chowdhery et al. 2022 (PaLM), appendix B: model FLOPs utilization, https://arxiv.org/abs/2204.02311
@@ -24,7 +24,7 @@ _CALLS = ("While", "StatelessWhile", "If", "StatelessIf", "PartitionedCall", "St
 
 
 class ModelFlops:
-    """Counts for one model. `model_flops_of(model)` makes it, before the first batch."""
+    """Counts the operations of one model. `model_flops_of(model)` makes it, before the first batch."""
 
     def __init__(self, model: keras.Model):
         self._model = model
@@ -34,9 +34,9 @@ class ModelFlops:
         fit_hooks_of(model).around_train_step(self._look)
 
     def per_sample(self) -> float | None:
-        """Returns the operations of training on one sample; None before the first batch, and if they cannot be counted.
+        """Returns the operations for training on one sample; None before the first batch, or if they cannot be counted.
 
-        They cannot where a shape is unknown, or the graph has loops (recurrent layers) or functions of their own (grouped
+        They cannot be counted if a shape is unknown, or the graph has loops (recurrent layers) or calls functions (grouped
         convolutions). The first call traces the model once.
         """
         if not self._is_counted and self._inputs is not None:
@@ -52,7 +52,7 @@ class ModelFlops:
 
 
 def model_flops_of(model: keras.Model) -> ModelFlops:
-    """Returns the object of a model, the same each time."""
+    """Returns the counts of a model, the same object each time."""
     return attached(model, ModelFlops) or attach(model, ModelFlops(model))
 
 
@@ -64,7 +64,7 @@ def _forward_flops(model: keras.Model, inputs: Any) -> float | None:
 
 
 def graph_flops(graph: tf.Graph) -> float | None:
-    """Returns the operations of a graph's matrix products and convolutions; None if a shape is unknown, or it calls functions."""
+    """Returns the operations of a graph's matrix products and convolutions; None if a shape is unknown or functions are called."""
     total = 0.0
     for op in graph.get_operations():
         if op.type in _CALLS:
@@ -85,7 +85,7 @@ def _matrix_product(op, shapes):
 
 
 def _einsum(op, shapes):
-    """The product of the sizes of all labels."""
+    """Returns the product of the sizes of all labels."""
     operands = op.get_attr("equation").decode().replace(" ", "").partition("->")[0].split(",")
     sizes: dict[str, int] = {}
     for labels, shape in zip(operands, shapes, strict=False):

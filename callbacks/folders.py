@@ -1,4 +1,4 @@
-"""Paths of local folders; new folders, and new names in folders, that survive a crash of the machine."""
+"""Paths of local folders; creates folders, and flushes them so that new names survive a crash of the machine."""
 
 import contextlib
 import os
@@ -9,12 +9,12 @@ from callbacks.errors import InputError
 
 
 def is_url(path: str) -> bool:
-    """Whether a path names remote storage: `gs://bucket/run`."""
+    """Returns whether a path is a URL, such as `gs://bucket/run`."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
 def local_folder(path: str | os.PathLike) -> str:
-    """Returns the path of a folder from the root, with the home directory in place of a leading `~`.
+    """Returns the absolute path of a folder, with the home directory in place of a leading `~`.
 
     Raises:
         InputError: if the path is a URL.
@@ -26,16 +26,16 @@ def local_folder(path: str | os.PathLike) -> str:
 
 
 def make_folder(path: str | os.PathLike) -> None:
-    """Makes a folder and its missing parents, and flushes the entry of each to the disk.
+    """Creates a folder and its missing parents, and flushes the entry of each to the disk.
 
-    A folder that exists is fine. Its entry is flushed too: whoever made it may have died before that.
+    The entry of an existing folder is flushed too, since the process that created it may have died before its own flush.
 
     Raises:
-        OSError: if it cannot be made.
+        OSError: if the folder cannot be created.
     """
     folder = Path(path)
     if folder.is_dir():
-        with contextlib.suppress(PermissionError):  # somebody else's parent, who had rights that we lack
+        with contextlib.suppress(PermissionError):  # the parent belongs to another user
             flush_folder(folder.parent)
         return
     make_folder(folder.parent)
@@ -44,7 +44,7 @@ def make_folder(path: str | os.PathLike) -> None:
 
 
 def flush_folder(path: str | os.PathLike) -> None:
-    """Flushes the entries of a folder to the disk: a file in it keeps its name after a crash.
+    """Flushes the entries of a folder to the disk, so that its files keep their names after a crash.
 
     Raises:
         OSError: if the disk reports an error.

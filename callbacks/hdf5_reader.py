@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks.hdf5_file import WEIGHTS_MEMBER, Part, open_part, plain_dataset, read_dataset
-from callbacks.keras_private import array_view, as_store, load_state
+from callbacks.keras_private import KERAS_STORE, LOAD_STATE, array_view
 
 
 def load_weights(model: keras.Model, path: str, skip: Iterable[Any] = ()) -> None:
@@ -29,8 +29,8 @@ def load_weights(model: keras.Model, path: str, skip: Iterable[Any] = ()) -> Non
         ValueError: if the file does not fit the model.
         OSError: if it cannot be read.
     """
-    with open_part(path, WEIGHTS_MEMBER) as content, contextlib.closing(as_store(_ReadStore)(path, content)) as store:
-        errors = load_state(model, store, skip)
+    with open_part(path, WEIGHTS_MEMBER) as content, contextlib.closing(_store(path, content)) as store:
+        errors = _load_state(model, store, skip)
     if errors is None:
         kept = [(variable, variable.numpy()) for each in skip for variable in each.variables]
         model.load_weights(path)
@@ -39,6 +39,23 @@ def load_weights(model: keras.Model, path: str, skip: Iterable[Any] = ()) -> Non
         return
     for name, error in errors.items():
         raise ValueError(f"{len(errors)} objects could not be loaded from {path}, first {name}: {error}")
+
+
+def _store(path: str, content: Part) -> Any:
+    """Returns a `_ReadStore` that Keras accepts as its own store."""
+    kind = _ReadStore if KERAS_STORE is None else type(_ReadStore.__name__, (_ReadStore, KERAS_STORE), {})
+    return kind(path, content)
+
+
+def _load_state(model: keras.Model, store: Any, skip: Iterable[Any]) -> dict[str, Exception] | None:
+    """Loads the objects of a model, and returns the errors by their names; None if this version of Keras cannot do that."""
+    if None in (LOAD_STATE, KERAS_STORE):
+        return None
+    failed: set[int] = set()
+    errors: dict[int, tuple[Any, Exception]] = {}
+    visited = {id(each) for each in skip}
+    LOAD_STATE(model, store, None, "", visited_saveables=visited, failed_saveables=failed, error_msgs=errors)
+    return {str(getattr(each, "name", each)): error for each, error in errors.values()} if failed else {}
 
 
 def _group(file: h5py.File, path: str) -> h5py.Group | dict:

@@ -1,4 +1,4 @@
-"""What the JSON part of a checkpoint has to look like, before anybody relies on it."""
+"""Parses the header of a checkpoint, its JSON part, and checks the types in it."""
 
 import json
 from dataclasses import fields
@@ -9,8 +9,8 @@ from callbacks.errors import InputError
 from callbacks.template import Template
 
 _LARGEST = 1 << 63
-_LONGEST = 255  # characters of a template: a file's name has no more
-_TYPES = {  # key -> type, and whether each file has it
+_LONGEST = 255  # characters of a template, at most the length of a file name
+_TYPES = {  # key -> type, and whether every file has it
     "template": (str, True),
     "counts": (dict, True),
     "logs": (dict, True),
@@ -25,22 +25,22 @@ _TYPES = {  # key -> type, and whether each file has it
 
 
 def parse_header(content: bytes, path: str, formats: tuple[int, int]) -> dict[str, Any]:
-    """Reads a header, and checks it.
+    """Parses and checks a header.
 
     Args:
         content: the JSON text.
-        path: of the checkpoint, for messages.
-        formats: the versions that are understood.
+        path: the path of the checkpoint, for messages.
+        formats: the versions of the format that can be read.
 
     Raises:
-        ValueError: if it is none.
-        InputError: if it is of another version.
+        ValueError: if the text is not a valid header.
+        InputError: if it has another version.
     """
     header = json.loads(content)
     _expect(header, "format", int)
     if header["format"] not in formats:
         raise InputError(
-            f"{path} has format {header['format']!s:.20}; this version of the callbacks reads formats "
+            f"{path} has format {header['format']!s:.20}, but this version of the callbacks reads formats "
             f"{' and '.join(map(str, formats))}. Read it with the version that wrote it."
         )
     check_header(header)
@@ -48,10 +48,10 @@ def parse_header(content: bytes, path: str, formats: tuple[int, int]) -> dict[st
 
 
 def check_header(header: Any) -> None:
-    """Checks the types of all that a resume reads from a header of format 1 or 2; further keys are left alone.
+    """Checks the types of everything that a resume reads from a header of format 1 or 2. Other keys are ignored.
 
     Raises:
-        ValueError: for the first part that is missing or is of another type.
+        ValueError: if a part is missing or has another type. The message names it.
     """
     for key, (kind, is_needed) in _TYPES.items():
         if is_needed or key in header:

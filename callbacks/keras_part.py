@@ -20,7 +20,8 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks.hdf5_file import WEIGHTS_MEMBER, read_dataset
-from callbacks.keras_private import CONTAINERS, KNOWS_WALK, KerasSaveable, child_names, model_archive_json, saved_children
+from callbacks.keras_private import CONTAINERS, KNOWS_WALK, KerasSaveable, model_archive_json
+from callbacks.keras_walk import child_names, saved_children
 from callbacks.state_tree import VARIABLES, Variable
 
 
@@ -99,7 +100,7 @@ class _FoundByWalk:
         return {name: text.encode() for name, text in members.items()} | self._assets()
 
     def _assets(self) -> dict[str, bytes]:
-        """The contents of the files that layers add to an archive, such as vocabularies, by member name."""
+        """Returns the contents of files that layers add to an archive, such as vocabularies, by member name."""
         found = {}
         for each in self._objects:
             if hasattr(each.saveable, "save_assets"):

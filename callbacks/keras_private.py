@@ -1,15 +1,13 @@
-"""The private names of Keras and TensorFlow that this repository needs, and what is done where a version lacks one.
+"""The private names of Keras and TensorFlow that this repository uses, with a fallback for versions that lack one.
 
-Seen in Keras 3.5 to 3.15 and TensorFlow 2.17 to 2.21. Where a name is missing, the public way is taken, which is slower: Keras
-writes and reads its part of a file itself, variables are read one by one, the first batch is traced once more. What has no
-public way is refused in one line when training begins.
+Seen in Keras 3.5 to 3.15 and TensorFlow 2.17 to 2.21. If a name is missing, a slower public way replaces it: Keras writes and reads
+its part of a file itself, variables are read one by one, the first batch is traced again. If there is no public way, training is
+refused in one line when it begins.
 """
 
 import functools
 import importlib
-import re
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -19,11 +17,11 @@ import tensorflow as tf
 from callbacks import versions
 from callbacks.errors import InputError
 
-versions.say_if_untested(tf.__version__, keras.__version__)  # first: a name that nobody has thought of may be missing below
+versions.warn_if_untested(tf.__version__, keras.__version__)  # before the lookups, which may fail on an unknown version
 
 
 def _find(module: str, *names: str) -> Any:
-    """Returns what a private module has under the first of these names that it knows; None where it knows none."""
+    """Returns the object of the first name that a private module has; None if it has none of them."""
     try:
         found = importlib.import_module(module)
     except ImportError:
@@ -34,30 +32,34 @@ def _find(module: str, *names: str) -> Any:
 _SAVING = "keras.src.saving.saving_lib"
 _skipset = _find(_SAVING, "get_attr_skipset", "get_attr_skiplist")
 _save_state = _find(_SAVING, "_save_state")
-_load_state = _find(_SAVING, "_load_state")
 _model_as_json = _find(_SAVING, "_serialize_model_as_json")
 _saveable = _find("keras.src.saving.keras_saveable", "KerasSaveable")
-_keras_store = _find(_SAVING, "H5IOStore")
 _get_global = _find("keras.src.backend.common.global_state", "get_global_attribute")
 _make_global_seeds = _find("keras.src.random.seed_generator", "global_seed_generator")
 _GLOBAL_SEEDS = _find("keras.src.random.seed_generator", "GLOBAL_SEED_GENERATOR") or "global_seed_generator"
+_unscale_loss = _find("keras.src.losses.loss", "unscale_loss_for_distribution")
+_is_deterministic = _find("tensorflow.python.framework.config", "is_op_determinism_enabled")
 _list_devices = _find("tensorflow.python.client.device_lib", "list_local_devices")
 _execute = _find("tensorflow.python.eager.execute", "execute")
 _context = _find("tensorflow.python.eager.context", "context")
 
-# All variables of Keras. In Keras 3.5 and 3.6, those of layers are not instances of `keras.Variable`.
+# Keras's loading of a model's part of a file, and the store that it loads from; None if this version has others.
+LOAD_STATE = _find(_SAVING, "_load_state")
+KERAS_STORE = _find(_SAVING, "H5IOStore")
+
+# The class of all Keras variables. In Keras 3.5 and 3.6, those of layers are not instances of `keras.Variable`.
 KerasVariable = _find("keras.src.backend.common.variables", "KerasVariable", "Variable") or keras.Variable
 
-# Everything that Keras saves.
+# The classes of objects that Keras saves.
 KerasSaveable = _saveable or (keras.Layer, keras.optimizers.Optimizer, keras.metrics.Metric, keras.losses.Loss)
 
-# Whether Keras's walk over a model is known, so that what it would write can be read from the model itself.
+# Whether Keras's walk over a model is known, so that Keras's part of a file can be read from the model.
 KNOWS_WALK = None not in (_skipset, _save_state) and hasattr(_saveable, "_obj_type")
 
-# The containers in which the walk looks for more: in most versions before 3.15 sets too.
+# The containers that the walk visits; in most versions before 3.15 also sets.
 CONTAINERS = tuple(each for each in (list, dict, tuple, set) if KNOWS_WALK and each.__name__ in _save_state.__code__.co_names)
-# Some versions (3.12.4, 3.15) also visit containers within containers.
-_VISITS_NESTED_CONTAINERS = _find(_SAVING, "_container_path_present") is not None
+# Whether the walk visits containers in containers, as in Keras 3.12.4 and 3.15.
+VISITS_NESTED_CONTAINERS = _find(_SAVING, "_container_path_present") is not None
 
 # Methods that `fit_hooks` replaces.
 EPOCH_LOGS = "_get_metrics_result_or_logs"  # of a model: logs of the last batch -> logs of an epoch or of a validation
@@ -71,96 +73,31 @@ BOOKKEEPING = frozenset(
 
 
 def needed(owner: keras.Model | keras.optimizers.Optimizer, name: str) -> Any:
-    """Returns a private attribute that nothing public stands in for.
+    """Returns a private attribute without a public replacement.
 
     Raises:
-        InputError: if this version of Keras has none of that name.
+        InputError: if this version of Keras has no such attribute.
     """
     if not hasattr(owner, name):
         raise InputError(
-            f"Keras {keras.__version__} has no {type(owner).__name__}.{name}, which is needed here. Install {versions.TESTED}."
+            f"Keras {keras.__version__} has no {type(owner).__name__}.{name}, which this package needs. Install {versions.TESTED}."
         )
     return getattr(owner, name)
 
 
-def saved_children(saveable: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the attributes that Keras's saving walk visits, in its order.
-
-    `saving_lib._walk_saveable` does the same, but Keras 3.15 makes a reference layer for each call of it, since it looks for
-    its cache under another name than it stores it under.
-    """
-    kind = saveable._obj_type()
-    skipped = _skipped_attributes(kind)
-    if kind in ("Sequential", "Functional"):
-        yield "layers", saveable.layers
-    for name in sorted(dir(saveable), key=lambda name: f"~{name}" if name.startswith("_") else name):
-        if name.startswith("__") or name in skipped:
-            continue
-        try:
-            child = getattr(saveable, name)
-        except Exception:  # a property that raises; Keras passes over it too
-            continue
-        yield name, child
+def saved_kind(saveable: Any) -> str:
+    """Returns the kind that Keras's saving walk takes an object for: `"Layer"`, `"Functional"`, `"Optimizer"`, ..."""
+    return saveable._obj_type()
 
 
 @functools.cache
-def _skipped_attributes(kind: str) -> frozenset[str]:
+def skipped_attributes(kind: str) -> frozenset[str]:
+    """Returns the attributes that the walk does not visit in objects of this kind."""
     return frozenset(_skipset(kind))
 
 
-def child_names(container: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    """Yields the saveables and containers in a container, named as in Keras's files: `dense`, `dense_1`, `container`."""
-    seen: dict[str, int] = {}
-    for child in container.values() if isinstance(container, dict) else container:
-        if isinstance(child, KerasSaveable):
-            name = _to_snake_case(type(child).__name__)
-        elif isinstance(child, CONTAINERS) and _VISITS_NESTED_CONTAINERS:
-            name = "container"
-        else:
-            continue
-        number = seen[name] = seen.get(name, -1) + 1
-        yield f"{name}_{number}" if number else name, child
-
-
-def _to_snake_case(name: str) -> str:
-    """As Keras names groups: `Conv2D` -> `conv2d`, `LayerNormalization` -> `layer_normalization`."""
-    name = re.sub(r"\W+", "", name)
-    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
-
-
-def as_store(reader: type) -> type:
-    """Returns a class that does what another one does, and that Keras takes for its own store of weights.
-
-    Args:
-        reader: has `get(path)`, which returns the values of an object by their names, and `has_path(path)`.
-    """
-    return reader if _keras_store is None else type(reader.__name__, (reader, _keras_store), {})
-
-
-def load_state(model: keras.Model, store: Any, skip: Iterable[Any] = ()) -> dict[str, Exception] | None:
-    """Loads Keras's part of a file into a model.
-
-    Args:
-        model: a model that has its variables.
-        store: of a class that `as_store` returned.
-        skip: objects of the model that stay as they are.
-
-    Returns:
-        The error of each object that could not be loaded, by its name. None if nothing was loaded, since this version of Keras
-        does not do that.
-    """
-    if None in (_load_state, _keras_store):
-        return None
-    failed: set[int] = set()
-    errors: dict[int, tuple[Any, Exception]] = {}
-    visited = {id(each) for each in skip}
-    _load_state(model, store, None, "", visited_saveables=visited, failed_saveables=failed, error_msgs=errors)
-    return {str(getattr(saveable, "name", saveable)): error for saveable, error in errors.values()} if failed else {}
-
-
 def model_archive_json(model: keras.Model) -> dict[str, str] | None:
-    """Returns the JSON members of the model's `.keras` archive: file name -> text. None if this version does not tell."""
+    """Returns the JSON members of the model's `.keras` archive: file name -> text. None if unknown."""
     if _model_as_json is None:
         return None
     config, metadata = _model_as_json(model)
@@ -168,7 +105,7 @@ def model_archive_json(model: keras.Model) -> dict[str, str] | None:
 
 
 def read_variables(handles: Sequence[Any], types: Sequence[int]) -> list[tf.Tensor]:
-    """Reads variables of one device, with one operation where that is known: a call for each takes ten times as long.
+    """Reads variables of one device with one operation if possible: one call for each takes ten times as long.
 
     Args:
         handles: resource handles of the variables.
@@ -181,18 +118,18 @@ def read_variables(handles: Sequence[Any], types: Sequence[int]) -> list[tf.Tens
 
 
 def global_seed_generator() -> keras.random.SeedGenerator | None:
-    """Returns the generator that Keras draws from where no seed is given; None before the first such draw."""
+    """Returns the generator that Keras draws from if no seed is given; None before the first such draw."""
     return _get_global and _get_global(_GLOBAL_SEEDS)
 
 
 def make_global_seed_generator() -> None:
-    """Makes the same generator where it does not exist yet."""
+    """Makes that generator if it does not exist yet."""
     if _make_global_seeds is not None:
         _make_global_seeds()
 
 
 def memory_limits() -> dict[str, int]:
-    """Returns the bytes that TensorFlow's allocator may take on each GPU, as far as they are known: `"/gpu:0"` -> bytes."""
+    """Returns the bytes that TensorFlow may allocate on each GPU, if known: `"/gpu:0"` -> bytes."""
     gpus = [device for device in (_list_devices or list)() if device.device_type == "GPU"]
     return {f"/gpu:{device.name.rpartition(':')[2]}": device.memory_limit for device in gpus}
 
@@ -205,12 +142,12 @@ def native_variable(variable: keras.Variable | tf.Variable) -> tf.Variable:
 
 
 def array_view(tensor: tf.Tensor) -> np.ndarray:
-    """Returns a writable view of a tensor's memory on the CPU, a copy of it from another device; `numpy()` always copies."""
+    """Returns a writable view of a tensor on the CPU, or a copy of a tensor on another device; `numpy()` always copies."""
     return tensor._numpy()
 
 
 def can_build_symbolically(model: keras.Model) -> bool:
-    """Whether `symbolic_build` can build the model."""
+    """Returns whether `symbolic_build` can build the model."""
     return type(model).train_step is keras.Model.train_step and hasattr(model, "_symbolic_build")
 
 
@@ -219,7 +156,7 @@ def symbolic_build(model: keras.Model, element_spec: Any) -> None:
 
     Args:
         model: a compiled model with Keras's own train step.
-        element_spec: of a batch of its data.
+        element_spec: the `element_spec` of the model's data.
     """
 
     def symbol(spec):
@@ -229,11 +166,33 @@ def symbolic_build(model: keras.Model, element_spec: Any) -> None:
     needed(model, "_symbolic_build")(data_batch=batch)
 
 
+def forward(model: keras.Model, x: Any, y: Any, sample_weight: Any) -> tuple[Any, tf.Tensor]:
+    """Returns the predictions for a batch and its loss in training, as Keras's own train step computes them."""
+    y_pred = model(x, training=True) if needed(model, "_call_has_training_arg") else model(x)
+    return y_pred, needed(model, "_compute_loss")(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+
+
+def log_loss(model: keras.Model, loss: tf.Tensor, samples: tf.Tensor) -> None:
+    """Adds the loss of a batch to the logged loss, as Keras's own train step does.
+
+    Args:
+        model: a compiled model.
+        loss: what `forward` returned. Keras divides it by the number of replicas; older versions also log it so.
+        samples: how many samples the batch has.
+    """
+    needed(model, "_loss_tracker").update_state(_unscale_loss(loss) if _unscale_loss else loss, sample_weight=samples)
+
+
+def is_op_determinism_enabled() -> bool:
+    """Returns whether TensorFlow's deterministic operations are enabled."""
+    return _is_deterministic is not None and _is_deterministic()
+
+
 def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
-    """Sets the epoch, 0-based, with which the running `fit` begins, in `on_train_begin`; None leaves it to `fit`'s argument.
+    """Sets the 0-based epoch with which the running `fit` begins; None for the argument of `fit`. Call it in `on_train_begin`.
 
     Raises:
-        InputError: if this version of Keras has another way to do that.
+        InputError: if this version of Keras has no such attribute.
     """
     if epoch is not None:
         needed(model, "_initial_epoch")
@@ -241,7 +200,7 @@ def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
 
 
 def have_fit_take(adapter: type) -> None:
-    """Has `fit` take data adapters of a class as they are; all but the oldest versions do.
+    """Makes `fit` accept data adapters of a class as data. Only the oldest versions do not do that themselves.
 
     Args:
         adapter: a subclass of Keras's `DataAdapter`.
@@ -262,60 +221,24 @@ def layers_of(model: keras.Model) -> list[keras.Layer]:
     return needed(model, "_flatten_layers")()
 
 
-class FitData:
-    """The training data of a running `fit`. It lives as long as the `fit`.
-
-    Args:
-        epoch_iterator: Keras's iterator over the epochs, the same through one `fit`.
-        make: called wherever Keras would make an iterator of `dataset`; each epoch takes one, and may drop others.
-    """
-
-    def __init__(self, epoch_iterator: Any, make: Callable[[], Any]):
-        self.dataset = epoch_iterator._distributed_dataset
-        self._epoch_iterator = weakref.ref(epoch_iterator)
-        epoch_iterator._distributed_dataset = _Iterable(self, make)
-
-    @property
-    def epoch_iterator(self) -> Any:
-        """Keras's iterator over the epochs."""
-        return self._epoch_iterator()
-
-    @property
-    def length(self) -> int | None:
-        """Batches that an iterator has; None if unknown."""
-        return self.epoch_iterator.data_adapter.num_batches
-
-    @property
-    def takes_steps(self) -> bool:
-        """Whether an epoch has a number of steps of its own, so that several may share an iterator."""
-        return bool(self.epoch_iterator.steps_per_epoch)
-
-    @property
-    def continues(self) -> bool:
-        """Whether the next epoch goes on with the iterator of the last one, as with `steps_per_epoch`."""
-        return self.takes_steps and self.epoch_iterator._current_iterator is not None
-
-    def count_as_seen(self, batches: int) -> None:
-        """Counts further batches as drawn from the iterator, of which Keras may know the length."""
-        self.epoch_iterator._steps_seen += batches
-
-    @property
-    def py_dataset(self) -> keras.utils.PyDataset | None:
-        """The `PyDataset` that the data comes from."""
-        return getattr(self.epoch_iterator.data_adapter, "py_dataset", None)
-
-    @property
-    def shuffles_by_python(self) -> bool:
-        """Whether Keras shuffles the batches of a `PyDataset`, with the generator of Python's `random`."""
-        return self.py_dataset is not None and bool(self.epoch_iterator.data_adapter.shuffle)
+def dataset_of(epoch_iterator: Any) -> Any:
+    """Returns the data set that `fit` draws its batches from."""
+    return epoch_iterator._distributed_dataset
 
 
-class _Iterable:
-    def __init__(self, data: FitData, make: Callable[[], Any]):
-        self._data, self._make = data, make
+def replace_dataset(epoch_iterator: Any, dataset: Any) -> None:
+    """Makes `fit` draw its batches from another data set."""
+    epoch_iterator._distributed_dataset = dataset
 
-    def __iter__(self):
-        return self._make()
+
+def has_open_iterator(epoch_iterator: Any) -> bool:
+    """Returns whether the last epoch left its iterator to the next one, as with `steps_per_epoch`."""
+    return epoch_iterator._current_iterator is not None
+
+
+def count_as_seen(epoch_iterator: Any, batches: int) -> None:
+    """Counts batches as drawn from the iterator, whose length Keras may know."""
+    epoch_iterator._steps_seen += batches
 
 
 def undistributed(dataset: Any) -> Any:
@@ -334,7 +257,7 @@ def graphs_of(dataset: tf.data.Dataset) -> list[tf.Graph]:
 
 
 def operations_of(graph: tf.Graph) -> set[str]:
-    """Returns the kinds of operations in a graph and in the functions that it calls."""
+    """Returns the types of the operations in a graph and in the functions that it calls."""
     functions = getattr(graph, "_functions", {}).values()
     within = {
         node.op for function in functions if hasattr(function, "cached_definition") for node in function.cached_definition.node_def
@@ -343,37 +266,37 @@ def operations_of(graph: tf.Graph) -> set[str]:
 
 
 def seeds_of(dataset: tf.data.Dataset) -> list[int] | None:
-    """Returns the two seeds of a shuffle, both 0 if it takes others each time; None for a step without."""
+    """Returns the two seeds of a step, both 0 if it draws new ones each time; None if it has no seeds."""
     if not hasattr(dataset, "_seed2"):
         return None
     return [int(keras.ops.convert_to_numpy(seed)) for seed in (dataset._seed, dataset._seed2)]
 
 
-def is_anew_for_each_iterator(dataset: tf.data.Dataset) -> bool:
-    """Whether each iterator of a step with seeds has another order than the one before."""
+def reshuffles_each_iterator(dataset: tf.data.Dataset) -> bool:
+    """Returns whether each new iterator of a step with seeds has another order."""
     return bool(getattr(dataset, "_reshuffle_each_iteration", False) or getattr(dataset, "_rerandomize", False))
 
 
 def is_in_any_order(dataset: tf.data.Dataset) -> bool:
-    """Whether a step may give its elements in any order (`deterministic=False`)."""
+    """Returns whether a step may yield its elements in any order (`deterministic=False`)."""
     return getattr(dataset, "_deterministic", None) == "false"
 
 
 def batches_of_validation(model: keras.Model) -> int | None:
-    """Returns how many batches the validation of the running `fit` has; None if unknown, or in an `evaluate` outside `fit`."""
+    """Returns the number of batches in the validation of the running `fit`; None if unknown, or in `evaluate` outside `fit`."""
     validation = getattr(model, "_eval_epoch_iterator", None)
     return validation and validation.num_batches
 
 
 def updated_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
-    """Returns the variables that an optimizer was built for, or the one within it, where the outer one keeps no list."""
+    """Returns the variables that an optimizer was built for; those of its inner optimizer if it has no list."""
     own = getattr(optimizer, "_trainable_variables", [])
     inner = getattr(optimizer, "inner_optimizer", None)
     return updated_variables(inner) if inner is not None and not own else own
 
 
 def iterations_of(optimizer: keras.optimizers.Optimizer) -> Any:
-    """Returns how often an optimizer has updated; an older one that scales the loss counts nothing itself."""
+    """Returns the update count of an optimizer; for a loss-scaling one, that of its inner optimizer."""
     return getattr(optimizer, "inner_optimizer", optimizer).iterations
 
 
@@ -384,7 +307,7 @@ def constant_learning_rate(optimizer: keras.optimizers.Optimizer) -> keras.Varia
 
 
 def keep_best(callback: keras.callbacks.Callback) -> None:
-    """Keeps the `best` of a callback where it has yet to choose its direction; older versions begin `best` anew when it does."""
+    """Keeps a callback's `best` when it chooses its direction later, which resets `best` in older versions."""
     choose = getattr(type(callback), "_set_monitor_op", None)
     if choose is None or callback.monitor_op is not None or not hasattr(callback, "best"):
         return
@@ -399,26 +322,26 @@ def keep_best(callback: keras.callbacks.Callback) -> None:
 
 
 def mode_of(checkpoint: keras.callbacks.ModelCheckpoint) -> str:
-    """Returns in which direction a checkpoint's metric gets better: `"min"`, `"max"` or, where it is not chosen yet, `"auto"`."""
+    """Returns the direction in which a checkpoint's metric improves: `"min"`, `"max"`, or `"auto"` if it is not chosen yet."""
     if hasattr(checkpoint, "mode"):
         return checkpoint.mode
     return "min" if checkpoint.monitor_op(0.0, 1.0) else "max"
 
 
 def accumulated_gradients(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
-    """Returns the sums of the gradients of some variables since the last update."""
+    """Returns the accumulated gradients of variables since the last update."""
     return [optimizer._accumulated_gradients[optimizer._get_variable_index(variable)] for variable in variables]
 
 
 def accumulate_gradients(
     optimizer: keras.optimizers.Optimizer, grads: Sequence[tf.Tensor], accumulated: Sequence[keras.Variable]
 ) -> None:
-    """Adds gradients to their sums."""
+    """Adds gradients to the accumulated ones."""
     optimizer._backend_increment_gradient_accumulators(grads, accumulated)
 
 
 def is_update_due(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
-    """Returns whether this batch is the last of an accumulation, before it is counted in `iterations`."""
+    """Returns whether this batch is the last of an accumulation. Call it before `iterations` counts the batch."""
     return tf.equal((tf.convert_to_tensor(optimizer._iterations) + 1) % optimizer.gradient_accumulation_steps, 0)
 
 

@@ -1,4 +1,4 @@
-"""The learning rate of a run that resumes: that of the checkpoint, unless the user has compiled with another one since."""
+"""Chooses the learning rate of a resumed run: the checkpoint's, unless the user has compiled with another rate since."""
 
 import warnings
 from dataclasses import dataclass
@@ -14,15 +14,15 @@ from callbacks.state_tree import StateTree
 
 @dataclass
 class _Compiled:
-    """The rate that an optimizer had when a `fit` first saw it, before callbacks changed it."""
+    """The rate of an optimizer when training first began, before callbacks changed it."""
 
     rate: float
 
 
 def compiled_rates(tree: StateTree) -> dict[str, float]:
-    """Returns the learning rate that each optimizer was compiled with, by its name; those under a schedule have none.
+    """Returns optimizer name -> the learning rate it was compiled with. Optimizers with a schedule are left out.
 
-    To be called first in `on_train_begin`, before anything is restored; later calls return the same.
+    Call it first in `on_train_begin`, before a restore. Later calls return the same rates.
     """
     found = {}
     for name, optimizer in tree.optimizers.items():
@@ -35,20 +35,20 @@ def compiled_rates(tree: StateTree) -> dict[str, float]:
 
 @dataclass
 class _OfFit:
-    """The rates that a model's optimizers were compiled with when a `fit` began, by their names."""
+    """Optimizer name -> compiled rate at the beginning of a `fit`."""
 
     rates: dict[str, float]
 
 
 def begin_fit(model: keras.Model) -> dict[str, float]:
-    """Notes and returns the rates that the user has chosen; to be called in `on_train_begin`, before anything is restored."""
+    """Keeps and returns the compiled rates. Call it in `on_train_begin`, before a restore."""
     return attach(model, _OfFit(compiled_rates(StateTree(model)))).rates
 
 
 def rates_of_fit(model: keras.Model, tree: StateTree) -> dict[str, float]:
-    """Returns what `compiled_rates` does, with the user's rates for optimizers that callbacks have put in the places of others.
+    """Returns `compiled_rates`, with the user's rates for optimizers that callbacks have replaced.
 
-    A callback that compiles the model in the middle of a `fit` gives it another rate, as one that lowers the rate does.
+    If a callback compiles the model in the middle of a `fit`, its new rate counts as a change by a callback.
     """
     noted = attached(model, _OfFit)
     for name, rate in (noted.rates if noted else {}).items():
@@ -59,16 +59,16 @@ def rates_of_fit(model: keras.Model, tree: StateTree) -> dict[str, float]:
 
 
 def choose_rates(model: keras.Model, compiled: dict[str, float], header: dict[str, Any], path: str) -> None:
-    """Sets the rates of a model that was just restored.
+    """Sets the learning rates of a model that was just restored.
 
-    A rate that the user has changed since the checkpoint was saved is used in place of the checkpoint's, which callbacks may have
-    lowered. Where the two differ and the rate is not the same as when the run was compiled, a warning says which one is used.
+    If the user has changed a rate in `compile` since the checkpoint was saved, the new rate replaces the checkpoint's, which
+    callbacks may have lowered. A warning says which rate is used, unless both are equal or `compile` is unchanged.
 
     Args:
         model: the model.
-        compiled: `compiled_rates` of it.
-        header: of the checkpoint.
-        path: of the checkpoint.
+        compiled: the result of `compiled_rates`.
+        header: the header of the checkpoint.
+        path: the path of the checkpoint.
     """
     earlier = header.get("learning_rates", {})
     for name, optimizer in StateTree(model).optimizers.items():
@@ -80,7 +80,7 @@ def choose_rates(model: keras.Model, compiled: dict[str, float], header: dict[st
             with model.distribute_strategy.scope():
                 rate.assign(mine)
         else:
-            why = f"it is the checkpoint's, and not compile's {mine:.7g}: {path} does not say what its run was compiled with"
+            why = f"it is the checkpoint's rate, and not {mine:.7g} from compile, since {path} has no compiled rate to compare"
         if ranks().is_chief:
             warnings.warn(f"The learning rate is {_value(rate):.7g}: {why}.", stacklevel=2)
 

@@ -1,4 +1,4 @@
-"""One run at a time on a template: who holds it, and when a holder counts as dead."""
+"""The lock that allows one run at a time to write to a template, and when its owner counts as dead."""
 
 import atexit
 import contextlib
@@ -19,29 +19,29 @@ from callbacks.errors import InputError
 from callbacks.regular_file import open_regular
 from callbacks.training_loop import Loop
 
-SILENCE = 60  # seconds without a sign of life after which a holder counts as dead, on whatever host
+SILENCE = 60  # seconds without a heartbeat after which an owner counts as dead, on any host
 _HEARTBEAT = 15
-_WAKE_UP = 1  # seconds between two looks at the training loop
+_WAKE_UP = 1  # seconds between checks of the training loop
 _MORE_THAN_ANY_PID = 1 << 31
-_LONGEST = 1 << 16  # bytes of a lock file that are read
+_LONGEST = 1 << 16  # most bytes to read from a lock file
 _acquiring = threading.Lock()
-_held: dict[str, "Lock"] = {}  # by token: the locks that this process has taken
+_held: dict[str, "Lock"] = {}  # token -> lock that this process has taken
 
 
 @dataclass(frozen=True)
 class Owner:
-    """A process that holds a template, as the lock file names it.
+    """The process that holds a lock, as described in the lock file.
 
     Args:
-        host: its host's name.
+        host: the name of its host.
         pid: its process id, in its PID namespace.
-        started: when that process started, in clock ticks since the host's start: a pid is used again, the pair is not.
+        started: the start of the process, in clock ticks since boot. Pids are reused, pairs of pid and start are not.
         job: the Slurm job, the same through all requeues; empty without Slurm.
-        restart: which attempt of the job.
-        since: when it took the lock, for the message.
+        restart: the number of requeues of the job.
+        since: when it took the lock, for messages.
         boot: the id of the host's boot. Empty in a lock file of an older version, as are the next two.
-        pid_namespace: the namespace that `pid` counts in. Two containers may have one host name and equal pids.
-        token: differs for each lock that is taken, also by one process.
+        pid_namespace: the namespace of `pid`. Two containers may have the same host name and equal pids.
+        token: unique to each lock that is taken, even by the same process.
     """
 
     host: str
@@ -56,7 +56,7 @@ class Owner:
 
     @classmethod
     def this_process(cls) -> "Owner":
-        """The owner that this process would be."""
+        """Returns the owner that describes this process."""
         environment = os.environ
         job = environment.get("SLURM_ARRAY_JOB_ID", environment.get("SLURM_JOB_ID", ""))
         restart = environment.get("SLURM_RESTART_COUNT", "")
@@ -74,7 +74,7 @@ class Owner:
 
     @classmethod
     def from_json(cls, content: bytes) -> "Owner | None":
-        """The owner that a lock file names; None where the file is of an unknown version, or was cut off by a crash."""
+        """Returns the owner in a lock file; None if the version is unknown, or a crash has truncated the file."""
         try:
             stored = json.loads(content)
             owner = cls(**{field.name: stored[field.name] for field in fields(cls) if field.name in stored})
@@ -85,21 +85,21 @@ class Owner:
 
     @property
     def pid_space(self) -> str:
-        """What its pid counts in, as the names of temporary files give it: the host and the PID namespace."""
+        """The host and the PID namespace of its pid, as in the names of temporary files."""
         return _pid_space(self.host, self.pid_namespace)
 
     def shares_pids_with(self, other: "Owner") -> bool:
-        """Whether both count pids in one namespace of one boot, so that each can see whether the other is there."""
+        """Returns whether both are in the same PID namespace and boot, so that each can see whether the other is alive."""
         same_boot = self.boot == other.boot and self.pid_namespace == other.pid_namespace
-        return self.host == other.host and (same_boot or not (self.boot and other.boot))  # an older version names the host only
+        return self.host == other.host and (same_boot or not (self.boot and other.boot))  # an older version has the host only
 
     def is_process_of(self, other: "Owner") -> bool:
-        """Whether both are one process."""
+        """Returns whether both are the same process."""
         return self.shares_pids_with(other) and (self.pid, self.started) == (other.pid, other.started)
 
 
 class LockLost(RuntimeError):
-    """The lock was taken from this process while it lived."""
+    """Another run has taken the lock while this process was alive."""
 
 
 class Lock:
@@ -107,7 +107,10 @@ class Lock:
 
     Args:
         template: the template's text.
-        directory: where the lock file goes.
+        directory: the directory of the lock file.
+
+    Attributes:
+        taken_from: the earlier owner, which counts as dead but may be alive; None if there was none.
     """
 
     def __init__(self, template: str, directory: str):
@@ -117,19 +120,19 @@ class Lock:
         self._released = threading.Event()
         self._owner: Owner | None = None
         self._loop = Loop(threading.get_ident())
-        self.taken_from: Owner | None = None  # whoever held it before, and counts as dead, but may not know that
+        self.taken_from: Owner | None = None
 
     def acquire(self, loop: Loop | None = None, finish: Callable[[], None] = lambda: None) -> None:
-        """Takes the lock, from a dead holder too, and shows a sign of life until `release`.
+        """Takes the lock, also from a dead owner, and sends heartbeats until `release`.
 
-        The lock is also released when the training loop has ended without a `release`, by an exception say.
+        If the training loop ends without `release`, for example by an exception, the lock is released too.
 
         Args:
-            loop: the training loop that needs the lock; by default all that this thread runs.
-            finish: called before a lock is released whose loop has failed: waits for what is still being written.
+            loop: the training loop that needs the lock; by default, everything that this thread runs.
+            finish: waits for writes in flight; called before the lock of a failed loop is released.
 
         Raises:
-            InputError: if a living run holds it, or if the lock file cannot be read or written.
+            InputError: if a living run holds the lock, or the lock file cannot be read or written.
         """
         self._loop, self._finish = loop or Loop(threading.get_ident()), finish
         mine = Owner.this_process()
@@ -137,34 +140,32 @@ class Lock:
             holder = self._read()
             if holder is not None:
                 self._refuse_living(holder, mine)
-            if not self._write(mine) or self._read() != mine:  # somebody else took it from the dead at the same moment
-                raise InputError(
-                    f"{self._template} was taken by another run at this very moment. Use another template or directory."
-                )
+            if not self._write(mine) or self._read() != mine:  # another run took it from the dead owner at the same time
+                raise InputError(f"{self._template} was just taken by another run. Use another template or directory.")
             if holder is not None and holder.token in _held:
-                _held.pop(holder.token)._released.set()  # its loop has ended, and its heartbeat has not
+                _held.pop(holder.token)._released.set()  # its loop has ended, but its heartbeat continues
             _held[mine.token] = self
         self.taken_from, self._owner = holder, mine
         self._sweep()
         self._released.clear()
-        threading.Thread(target=self._show_life, name="checkpoint-lock", daemon=True).start()
+        threading.Thread(target=self._send_heartbeats, name="checkpoint-lock", daemon=True).start()
         atexit.register(self.release)
 
     def check(self) -> None:
-        """To be called before anything of the run is changed.
+        """Checks that this process still holds the lock. Call it before each change to the files of the run.
 
         Raises:
-            LockLost: if somebody else has taken the lock: this process was taken for dead. Also if the lock cannot be read.
+            LockLost: if another run has taken the lock since this process counted as dead, or the lock cannot be read.
         """
         with self._naming(LockLost):
             holder = self._read()
         if holder is None:
-            raise LockLost(f"the lock {self.path} is gone, so a later life of this run has begun and ended")
+            raise LockLost(f"the lock {self.path} is gone, so a later attempt of this run has begun and ended")
         if holder != self._owner:
-            raise LockLost(f"process {holder.pid} on {holder.host}, a later life of this run, has taken over at {holder.since}")
+            raise LockLost(f"process {holder.pid} on {holder.host}, a later attempt of this run, took the lock at {holder.since}")
 
     def release(self) -> None:
-        """Gives the lock back, if it is still ours; more than once does no harm."""
+        """Releases the lock if this process still holds it. Repeated calls do nothing."""
         with _acquiring:
             if self._owner is None:
                 return
@@ -182,35 +183,35 @@ class Lock:
             if other is not None and other._loop.excludes(self._loop):
                 raise InputError(
                     f"{self._template} is in use by another training loop of this process, since {holder.since}. "
-                    "Wait for its end, or use another template or directory."
+                    "Wait until it ends, or use another template or directory."
                 )
         elif not is_dead(holder, mine, self._silent_for()):
             raise InputError(
                 f"{self._template} is in use by another run: process {holder.pid} on {holder.host}, since {holder.since}. "
-                f"{self._advice(holder, mine)} (It counts as dead after {SILENCE} s without a sign of life.)"
+                f"{self._advice(holder, mine)} (It counts as dead after {SILENCE} s without a heartbeat.)"
             )
 
     def _advice(self, holder, mine):
         array, _, element = mine.job.partition("_")
         if element and holder.job.startswith(f"{array}_"):
-            return f"It is element {holder.job} of the same job array: give each element a directory of its own."
+            return f"It is element {holder.job} of the same job array: give each element its own directory."
         return "Stop it, or use another template or directory."
 
-    def _show_life(self):
-        shown = time.monotonic()
+    def _send_heartbeats(self):
+        sent = time.monotonic()
         while not self._released.wait(min(_WAKE_UP, _HEARTBEAT)):
             if not self._loop.is_running:
                 self._finish()
                 self.release()
-            elif time.monotonic() - shown >= _HEARTBEAT:
-                shown = time.monotonic()
-                with contextlib.suppress(OSError):  # the file system may answer again at the next heartbeat
+            elif time.monotonic() - sent >= _HEARTBEAT:
+                sent = time.monotonic()
+                with contextlib.suppress(OSError):  # the file system may work again at the next heartbeat
                     if self._read() == self._owner:
                         os.utime(self.path)
 
     @contextlib.contextmanager
     def _naming(self, kind: type[Exception], advice: str = "") -> Iterator[None]:
-        """Turns an error of the file system into one line that names the lock."""
+        """Turns an error of the file system into a message that names the lock."""
         try:
             yield
         except OSError as error:
@@ -226,10 +227,10 @@ class Lock:
     def _write(self, owner):
         temporary = f"{self.path}.{owner.token}"
         try:
-            with open(temporary, "x") as file:  # with the mode of the umask: a group shares its directories
+            with open(temporary, "x") as file:  # its mode follows the umask, since groups share directories
                 json.dump(asdict(owner), file)
             os.replace(temporary, self.path)
-        except FileNotFoundError:  # swept away by whoever has the lock now
+        except FileNotFoundError:  # removed by the process that now has the lock
             return False
         except OSError:
             with contextlib.suppress(OSError):
@@ -238,33 +239,32 @@ class Lock:
         return True
 
     def _sweep(self):
-        """Removes what a process left that was killed while it took this lock."""
+        """Removes the files of processes that were killed while they took this lock."""
         for path in glob.glob(f"{glob.escape(self.path)}.*"):
-            with contextlib.suppress(OSError):  # gone, or another user's in a sticky directory
+            with contextlib.suppress(OSError):  # gone, or owned by another user in a sticky directory
                 os.unlink(path)
 
     def _silent_for(self):
-        """Seconds since the holder's last sign of life, by the file system's clock: hosts disagree about the time."""
+        """Returns the seconds since the owner's last heartbeat, by the file system's clock, since hosts' clocks differ."""
         directory, name = os.path.split(self.path)
         with tempfile.NamedTemporaryFile(prefix=f"{name}.", dir=directory or ".") as now:
             try:
-                # A sign of life from the future is old too: the clock was set back since.
+                # A heartbeat in the future is old too: the clock was set back.
                 return abs(os.fstat(now.fileno()).st_mtime - os.stat(self.path).st_mtime)
             except FileNotFoundError:  # released meanwhile
                 return float("inf")
 
 
 def is_dead(holder: Owner, mine: Owner, silent_for: float) -> bool:
-    """Whether a holder is no obstacle.
+    """Returns whether the owner of a lock counts as dead.
+
+    These count as dead: a process of this boot and PID namespace that has ended, an earlier attempt of the same Slurm job, and any
+    process without a heartbeat for `SILENCE` seconds.
 
     Args:
-        holder: who is named in the lock.
+        holder: the owner in the lock file.
         mine: this process.
-        silent_for: seconds since its last sign of life.
-
-    Returns:
-        True for a process of this boot and PID namespace that has ended, for an earlier attempt of the same Slurm job, and for
-        any process that has been silent for `SILENCE` seconds.
+        silent_for: seconds since the owner's last heartbeat.
     """
     earlier_attempt = bool(holder.job) and holder.job == mine.job and holder.restart < mine.restart
     ended = holder.shares_pids_with(mine) and not _is_alive(holder)
@@ -272,7 +272,7 @@ def is_dead(holder: Owner, mine: Owner, silent_for: float) -> bool:
 
 
 def pid_space() -> str:
-    """What the pids of this process count in: the host and the PID namespace. Two containers may have one host name."""
+    """Returns the host and the PID namespace of this process. Two containers may have the same host name."""
     return _pid_space(socket.gethostname(), _pid_namespace())
 
 
@@ -281,13 +281,13 @@ def _pid_space(host, namespace):
 
 
 def is_running(pid: int) -> bool:
-    """Whether this PID namespace has such a process."""
+    """Returns whether a process with this pid exists in this PID namespace."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True  # another user's
+        return True  # it exists, and belongs to another user
     return True
 
 
@@ -296,7 +296,7 @@ def _is_alive(owner):
 
 
 def _started(pid: int) -> int | None:
-    """A process's start in clock ticks since the host's (proc(5), field 22); None where /proc shows no such process."""
+    """Returns the start of a process in clock ticks since boot (proc(5), field 22); None if /proc does not show it."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return int(file.read().rpartition(")")[2].split()[19])

@@ -1,6 +1,6 @@
-"""What a training has logged so far, for the names of checkpoints and for whoever compares metrics.
+"""Collects the logged metrics of a training, for the names of checkpoints and for comparisons.
 
-Logs hold whatever metrics and callbacks put there: numbers of Python, numpy and TensorFlow, vectors, strings, None, dicts.
+Logs contain what metrics and callbacks put there: numbers of Python, numpy and TensorFlow, vectors, strings, None, dicts.
 """
 
 import warnings
@@ -14,17 +14,17 @@ from callbacks.errors import InputError
 from callbacks.metric_results import metric_results
 from callbacks.template import FIELDS, Template
 
-_TRUSTED = ("keras", __name__.partition(".")[0])  # packages whose callbacks log no metrics, but for the learning rate
+_TRUSTED = ("keras", __name__.partition(".")[0])  # packages whose callbacks log nothing but the learning rate
 
 
 def scalar(value: Any) -> float | None:
-    """Returns a logged value as a number; None if it is a vector, a string or anything else that is not one number."""
+    """Returns a logged value as a number; None if it is not a single number."""
     if isinstance(value, (str, bytes)):
         return None
     try:
         array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
         return float(array) if array.ndim == 0 else None
-    except Exception:  # an object of somebody's own class
+    except Exception:  # an object of a user's class
         return None
 
 
@@ -33,14 +33,14 @@ class LoggedMetrics:
 
     Args:
         template: the names of the checkpoints.
-        validates: whether `fit` has validation data; None if nobody knows.
+        validates: whether `fit` has validation data; None if unknown.
         callbacks: all callbacks of the training.
-        logs: the last logs before this training, which resumes.
-        earlier: the newest value of each metric then.
+        logs: the last logs before the resume.
+        earlier: the newest value of each metric before the resume.
         monitor: the metric that `keep_best` compares; None without that rule.
 
     Attributes:
-        last: the last logs that Keras reported. Callbacks may still add to them.
+        last: the last logs that Keras reported. Callbacks may still add metrics.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class LoggedMetrics:
         self._of_epoch, self.last = earlier, logs
 
     def end_epoch(self, logs: Mapping[str, Any]) -> None:
-        """Takes the logs of an epoch, which stay the newest of what no batch logs."""
+        """Keeps the logs of an epoch, for the metrics that batches do not log."""
         self._of_epoch = self.last = logs
 
     def newest(self) -> dict[str, Any]:
@@ -65,13 +65,13 @@ class LoggedMetrics:
         return {**self._of_epoch, **self.last}
 
     def check_before_first_batch(self, model: keras.Model) -> None:
-        """Checks the names as far as they can be before training: a callback or a train step of one's own may log anything.
+        """Checks the names before training, unless a user's callback or train step may log further metrics.
 
         Args:
-            model: the model, whose metrics are made.
+            model: the model, whose metrics are built.
 
         Raises:
-            InputError: if a name or `keep_best` needs a metric that will never come.
+            InputError: if a name or `keep_best` needs a metric that this run never logs.
         """
         has_own_step = type(model).train_step is not keras.Model.train_step
         if self._validates is not None and not has_own_step and all(map(_is_trusted, self._callbacks)):
@@ -79,46 +79,46 @@ class LoggedMetrics:
             valid = _results(model, self._validates)
             if self._monitor is not None and self._monitor not in valid:
                 raise InputError(
-                    f"keep_best compares {self._monitor!r}, which is no metric of this run. Give a monitor of: "
+                    f"keep_best compares {self._monitor!r}, which is not a metric of this run. Set monitor to one of: "
                     f"{', '.join(sorted(valid))}."
                 )
 
     def check_after_epoch(self) -> None:
-        """Checks that each metric in the names has come, or is one that the next validation brings.
+        """Checks that each metric in the names was logged, or may be logged by the next validation.
 
-        Warns where that of `keep_best` has not.
+        Warns if the metric of `keep_best` was not logged.
 
         Raises:
-            InputError: if one has not.
+            InputError: if a metric in the names was not logged.
         """
         newest = self.newest()
-        never = self._never_come(self._template.missing(newest))
-        if self._monitor is not None and self._never_come({self._monitor} - newest.keys()):
+        never = self._never_logged(self._template.missing(newest))
+        if self._monitor is not None and self._never_logged({self._monitor} - newest.keys()):
             warnings.warn(
-                f"keep_best compares {self._monitor!r}, which is in no logs at the end of the epoch. It keeps and deletes nothing. "
-                f"The logs have: {', '.join(map(str, newest))}.",
+                f"keep_best compares {self._monitor!r}, which was not logged by the end of the epoch, so it keeps and deletes "
+                f"nothing. Logged: {', '.join(map(str, newest))}.",
                 stacklevel=3,
             )
             self._monitor = None
         if never:
             raise InputError(
-                f"{{{never[0]}}} in {self._template.text!r} is in no logs at the end of the epoch. "
-                "Have a callback add it to the logs in on_epoch_end, or use one of: "
+                f"{{{never[0]}}} in {self._template.text!r} was not logged by the end of the epoch. "
+                "Let a callback add it to the logs in on_epoch_end, or use one of: "
                 + " ".join(f"{{{name}}}" for name in sorted(map(str, self.newest())))
             )
 
-    def _never_come(self, missing: Iterable[str]) -> list[str]:
+    def _never_logged(self, missing: Iterable[str]) -> list[str]:
         validated = self._validates is False or any(str(name).startswith("val_") for name in self._of_epoch)
         return [name for name in missing if validated or not name.startswith("val_")]
 
 
 def check_metrics(template: Template, model: keras.Model, validates: bool | None) -> None:
-    """Checks that the model's own metrics are all that the names need.
+    """Checks that the names need only metrics of the model.
 
     Args:
         template: the names.
-        model: the model in training, whose metrics are made.
-        validates: whether `fit` has validation data; None if nobody knows.
+        model: the model in training, whose metrics are built.
+        validates: whether `fit` has validation data; None if unknown.
 
     Raises:
         InputError: if a name needs another metric.

@@ -1,4 +1,4 @@
-"""The running metrics of a model, named as in its logs."""
+"""Reads and restores the running metrics of a model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from callbacks.replicas import components
 
 
 def metric_results(model: keras.Model) -> dict[str, Any]:
-    """Returns the running metrics of a model: scalars as numbers, others as arrays."""
+    """Returns the running metrics, named as in the logs: scalars as numbers, others as arrays."""
 
     def flat(results):
         for name, result in results.items():
@@ -23,7 +23,7 @@ def metric_results(model: keras.Model) -> dict[str, Any]:
 
 
 def noted_metrics(model: keras.Model) -> Callable[[], None]:
-    """Notes the values of a model's running metrics, and returns a function that sets them again."""
+    """Reads the running metrics of a model, and returns a function that restores them."""
     strategy = model.distribute_strategy
     parts = [part for variable in model.metrics_variables for part in components(strategy, variable)]
     noted = [(part, part.read_value()) for part in parts]

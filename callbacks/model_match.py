@@ -1,4 +1,4 @@
-"""Whether the variables of a checkpoint are those of a model."""
+"""Checks that a checkpoint has the variables of a model."""
 
 from typing import Any
 
@@ -10,23 +10,23 @@ from callbacks.state_tree import GLOBAL_SEEDS, StateTree, shape_of
 
 
 class NotBuilt(InputError):
-    """The model lacks variables, which a callback or its first batch may make."""
+    """The model lacks variables, which a callback or its first batch may create."""
 
 
 def check_match(header: dict[str, Any], tree: StateTree, path: str, with_optimizers: bool = True) -> None:
-    """Compares names, shapes and dtypes; metrics, which may be others, and what need not exist are left out.
+    """Compares the names, shapes and dtypes of variables. Metrics and optional variables are ignored.
 
-    The variables of layers come first: where they differ, so do those of the optimizers, and these would name no cause.
+    The variables of layers come first. If they differ, those of optimizers differ too, and a message about these would not help.
 
     Args:
-        header: the JSON part of the checkpoint's state.
+        header: the header of the checkpoint.
         tree: the variables of the model.
-        path: of the checkpoint, for messages.
+        path: the path of the checkpoint, for messages.
         with_optimizers: False compares layers only.
 
     Raises:
-        NotBuilt: if the model lacks variables of the checkpoint; the first one is named.
-        InputError: if the checkpoint is of another model; the first variable that does not fit is named.
+        NotBuilt: if the model lacks variables of the checkpoint. The message names the first one.
+        InputError: if the checkpoint is of another model. The message names the first variable that differs.
     """
     stored, here = header["variables"], tree.variables
     optional = {*header["metrics_variables"], *tree.metrics, *(each for each in (*stored, *here) if each.startswith(GLOBAL_SEEDS))}
@@ -59,8 +59,8 @@ def _compare(in_file: dict[str, Any], in_model: dict[str, Any], is_built: bool, 
         shape, _, path_there = in_file[name]
         if not is_built:
             raise NotBuilt(
-                f"A checkpoint fills the variables of a model. This one has no {path_there} before it is built: "
-                "call it on a batch, or give it an Input."
+                f"The checkpoint cannot be restored, since the model has no {path_there} before it is built. "
+                "Call the model on a batch, or give it an Input."
             )
         raise NotBuilt(f"{path} is of another model: only the file has {path_there}, of shape {_shown(shape)}.")
     for name in added:

@@ -5,9 +5,9 @@ A message is
     8 bytes   magic and version     b"PLAIN\\0\\0\\1"
     2 x 8     size of the JSON part, size of the array part (unsigned, big-endian)
               the JSON part
-              the array part: the contents of all arrays, in the order in which the JSON part names them
+              the array part: the contents of all arrays, in the order of the JSON part
 
-In the JSON part null, booleans, numbers, strings and lists stand for themselves. An object has one key, which says what it is:
+In the JSON part null, booleans, numbers, strings and lists stand for themselves. An object has one key, its type:
 
     {"dict": {...}}             a dict
     {"array": [DTYPE, SHAPE]}   a numpy array
@@ -27,20 +27,20 @@ import numpy as np
 _HEAD = struct.Struct(">8s2Q")
 _MAGIC = b"PLAIN\x00\x00\x01"
 _DEEPEST = 64  # levels of lists and dicts
-_BUILTIN = re.compile(r"[<>|][biufcSUmM][1-9][0-9]*(\[[0-9A-Za-z]+\])?")  # as `dtype.str` names them; no objects, no fields
+_BUILTIN = re.compile(r"[<>|][biufcSUmM][1-9][0-9]*(\[[0-9A-Za-z]+\])?")  # forms of `dtype.str`, without objects and fields
 _EXTENSIONS = {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4")}
 
 
 def encode(value: Any) -> bytes:
-    """Turns plain data into a message.
+    """Encodes plain data as a message.
 
     Args:
         value: None, a bool, int, float or str, a list or tuple, a dict with string keys, or a numpy array or scalar of any dtype
             without objects and fields; nested up to 64 levels.
 
     Raises:
-        TypeError: if a part of the value is anything else.
-        ValueError: if it is nested deeper, or has an integer of thousands of digits.
+        TypeError: if a part of the value has another type.
+        ValueError: if the value is nested deeper, or has an integer of thousands of digits.
     """
     contents: list[memoryview] = []
     text = json.dumps(_to_tree(value, contents, 0), separators=(",", ":")).encode("ascii")
@@ -49,14 +49,14 @@ def encode(value: Any) -> bytes:
 
 
 def decode(message: bytes | memoryview) -> Any:
-    """Turns a message back into the value. Tuples come back as lists, arrays as copies that can be written to.
+    """Decodes a message. Tuples become lists; arrays are writable copies.
 
     Raises:
-        ValueError: if this is not a message that `encode` can have made.
+        ValueError: if `encode` cannot have made the message.
     """
     view = memoryview(message)
     if len(view) < _HEAD.size or len(view) != size_of(view):
-        raise ValueError(f"Not a message of plain data: it has {len(view)} bytes, and its head says otherwise.")
+        raise ValueError(f"Not a message of plain data: it has {len(view)} bytes, which does not match its head.")
     _, text_size, _ = _HEAD.unpack_from(view)
     text, contents = view[_HEAD.size : _HEAD.size + text_size], view[_HEAD.size + text_size :]
     try:
@@ -66,12 +66,12 @@ def decode(message: bytes | memoryview) -> Any:
     reader = _Reader(contents)
     value = reader.value(tree, 0)
     if reader.left:
-        raise ValueError(f"Not a message of plain data: {reader.left} bytes belong to no array.")
+        raise ValueError(f"Not a message of plain data: {reader.left} bytes are left after the last array.")
     return value
 
 
 def size_of(message: bytes | memoryview) -> int:
-    """The bytes of the message that begins here, as its head says.
+    """Returns the size in bytes of the message that begins here, according to its head.
 
     Raises:
         ValueError: if this is not the beginning of a message.
@@ -85,7 +85,7 @@ def size_of(message: bytes | memoryview) -> int:
 
 def _to_tree(value, contents, depth):
     if depth > _DEEPEST:
-        raise ValueError(f"Plain data is nested up to {_DEEPEST} levels. Received: more.")
+        raise ValueError(f"Plain data must not be nested more than {_DEEPEST} levels.")
     if isinstance(value, (np.ndarray, np.generic)):
         name = dtype_name(value.dtype)
         contents.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
@@ -97,20 +97,20 @@ def _to_tree(value, contents, depth):
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
         return {"dict": {key: _to_tree(each, contents, depth + 1) for key, each in value.items()}}
     raise TypeError(
-        "Plain data is None, bool, int, float, str, lists, dicts with string keys, numpy arrays and scalars. "
+        "Plain data must be None, bool, int, float, str, lists, dicts with string keys, numpy arrays or scalars. "
         f"Received: {type(value).__name__} {value!r:.100}"
     )
 
 
 class _Reader:
-    """Builds a value from its JSON part, and takes the contents of arrays in the order in which it meets them."""
+    """Builds a value from its JSON part and reads the contents of the arrays in their order."""
 
     def __init__(self, contents: memoryview):
         self._contents = contents
 
     @property
     def left(self) -> int:
-        """Bytes that no array has taken."""
+        """The number of bytes that no array has read."""
         return len(self._contents)
 
     def value(self, tree: Any, depth: int) -> Any:
@@ -139,20 +139,20 @@ class _Reader:
         content, self._contents = self._contents[:size], self._contents[size:]
         array = np.ndarray(shape, dtype, content).copy()
         if dtype.kind == "U" and (array.reshape(-1).view(f"{dtype.str[0]}u4") > sys.maxunicode).any():
-            raise ValueError("Not a message of plain data: an array of text has a number that is no character.")
+            raise ValueError("Not a message of plain data: an array of text has an invalid character.")
         return array
 
 
 def dtype_name(dtype: np.dtype) -> str:
-    """Returns the name by which `dtype_named` finds a dtype.
+    """Returns the name of a dtype for `dtype_named`.
 
     Raises:
-        TypeError: if it is not one that plain data has.
+        TypeError: if plain data cannot have this dtype.
     """
     if dtype in _EXTENSIONS.values():
         return dtype.name
     if not _BUILTIN.fullmatch(dtype.str):
-        raise TypeError(f"Plain data has arrays of numbers, booleans, dates and text. Received: dtype {dtype}")
+        raise TypeError(f"Plain data may have only arrays of numbers, booleans, dates and text. Received: dtype {dtype}")
     return dtype.str
 
 
@@ -160,13 +160,13 @@ def dtype_named(name: str) -> np.dtype:
     """Returns the dtype of a name.
 
     Raises:
-        ValueError: if plain data has no such dtype.
+        ValueError: if plain data cannot have this dtype.
     """
     if name in _EXTENSIONS:
         return _EXTENSIONS[name]
     try:
         if _BUILTIN.fullmatch(name):
             return np.dtype(name)
-    except (TypeError, ValueError):  # a size that the kind does not have
+    except (TypeError, ValueError):  # the kind has no such size
         pass
     raise ValueError(f"Not a message of plain data: an array has the dtype {name!r:.100}.")

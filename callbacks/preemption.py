@@ -1,17 +1,17 @@
-"""Being asked to leave: by a signal, or by the end of the job that is near.
+"""Stops training after a signal, or before the job's time ends.
 
-Cluster managers signal a job before they take its nodes, and people press Ctrl-C. `catch_signals` lets that reach training: a
-handler does nothing but note the signal, `GlobalStepCheckpoint` looks at the note between two batches, saves, and leaves with
-`Preempted`. Without a call of `catch_signals` signals do what they always did.
+Cluster managers signal a job before they take its nodes, and people press Ctrl-C. After a call of `catch_signals`, a signal
+handler only notes that a stop is requested. Between two batches `GlobalStepCheckpoint` sees the note, saves, and raises
+`Preempted`. Without `catch_signals`, signals have their usual effect.
 
 | signal | meaning | exit code |
 |---|---|---|
-| USR1, USR2 | a warning: the run is to be started again | 75, `EX_TEMPFAIL` of sysexits(3) |
-| TERM | the end, of a cancelled job say | 143 |
-| INT | Ctrl-C; the second one ends the process at once | 130 |
+| USR1, USR2 | save and requeue the run | 75, `EX_TEMPFAIL` of sysexits(3) |
+| TERM | save and end, for example a cancelled job | 143 |
+| INT | Ctrl-C: save and end; a second one ends the process at once | 130 |
 
-A `KeyboardInterrupt` in the middle of a batch would not do: it can come out of TensorFlow as another exception, or abort the
-process there, and it leaves the other ranks waiting.
+`KeyboardInterrupt` in the middle of a batch cannot replace this: TensorFlow may turn it into another exception or abort the
+process, and other ranks would wait forever.
 """
 
 import os
@@ -24,31 +24,31 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-WARNED = os.EX_TEMPFAIL
+REQUEUE = os.EX_TEMPFAIL
 INTERRUPTED = 128 + signal.SIGINT
-ENDED = 128 + signal.SIGTERM
-CODES = {signal.SIGUSR1: WARNED, signal.SIGUSR2: WARNED, signal.SIGINT: INTERRUPTED, signal.SIGTERM: ENDED}
-BY_WEIGHT = (WARNED, INTERRUPTED, ENDED)  # of several reasons the first counts: a warning promises that the run is started again
-TIME_TO_LEAVE = 10  # seconds that a run needs beside the save, to agree with other ranks and to end
+TERMINATED = 128 + signal.SIGTERM
+CODES = {signal.SIGUSR1: REQUEUE, signal.SIGUSR2: REQUEUE, signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+BY_PRIORITY = (REQUEUE, INTERRUPTED, TERMINATED)  # after several signals the first of these counts, since a requeue is a promise
+TIME_TO_STOP = 10  # seconds beside the save, to agree with other ranks and to end
 JOB_END = "SLURM_JOB_END_TIME"  # seconds since 1970
 
-_asked = 0
+_requested = 0  # the exit code; 0 if no stop is requested
 _reason = ""
 _training = _interrupted = False
 _job_end: float | None = None
 _is_running: Callable[[], bool] | None = None  # whether training still runs
-_replaced: dict[int, Any] = {}  # signal -> what it did before; empty while signals are not caught
-_wakeup: int | None = None  # where signals are written to; None before `catch_signals`
+_replaced: dict[int, Any] = {}  # signal -> its earlier handler; empty while signals are not caught
+_wakeup: int | None = None  # descriptor that signals are written to; None before `catch_signals`
 _for_good = False
 
 
 class Preempted(SystemExit):
-    """Training was asked to leave, and has. Nobody has to catch it: it ends the process with the right exit code.
+    """Training has stopped on request. If nothing catches it, the process ends with its exit code.
 
     Args:
         code: 75, 130 or 143.
         path: the newest checkpoint, from which the next run resumes; None if nothing was trained yet.
-        reason: why the run leaves, for a message: "by TERM".
+        reason: why the run stops, for messages: "by TERM".
     """
 
     def __init__(self, code: int, path: str | None, reason: str):
@@ -58,14 +58,14 @@ class Preempted(SystemExit):
 
 
 def catch_signals(for_good: bool = False) -> None:
-    """Catches USR1, USR2, TERM and INT from now on, and takes note of the job's end; to be called in the main thread.
+    """Catches USR1, USR2, TERM and INT from now on, and reads when the job ends. Call it in the main thread.
 
-    Until `training_begins` there is nothing to save, and a signal ends the process at once. A thread sees to that, because
-    handlers of Python do not run while the main thread is in a library, waiting for other ranks say. When training has ended,
-    signals do again what they did before, until the next training begins.
+    Before `training_begins` there is nothing to save, so a signal ends the process at once. A thread does that, because Python's
+    handlers do not run while the main thread is inside a library, for example waiting for other ranks. After training, the earlier
+    handlers are restored until the next training begins.
 
     Args:
-        for_good: whether signals stay caught when training has ended, for programs that do nothing else.
+        for_good: whether signals stay caught after training, for programs that only train.
     """
     global _job_end, _wakeup, _for_good
     _job_end = _end_of_job(os.environ.get(JOB_END, ""))
@@ -74,23 +74,23 @@ def catch_signals(for_good: bool = False) -> None:
         reader, writer = socket.socketpair()
         writer.setblocking(False)
         _wakeup = writer.detach()
-        threading.Thread(target=_leave_at_once, args=(reader,), name="signals", daemon=True).start()
+        threading.Thread(target=_end_at_once, args=(reader,), name="signals", daemon=True).start()
     _catch()
 
 
 def ignore_signals() -> None:
-    """Has signals that come late do nothing: to be called when the exit code is decided, and no earlier."""
+    """Ignores later signals. Call it only when the exit code is final."""
     if signal.getsignal(signal.SIGTERM) is _note:
         for number in CODES:
             signal.signal(number, signal.SIG_IGN)
 
 
 def training_begins(is_running: Callable[[], bool] | None = None) -> None:
-    """From now on a signal is only noted, because other ranks, or files, depend on this process.
+    """Makes signals request a stop from now on, since other ranks and files depend on this process.
 
     Args:
-        is_running: whether this training still runs, which may fail without a call of `training_ends`; None for the whole life
-            of the process.
+        is_running: returns whether this training still runs, since it may fail before `training_ends`; None if signals request a
+            stop until the process ends.
     """
     global _training, _is_running, _interrupted
     _training, _is_running, _interrupted = True, is_running, False
@@ -99,7 +99,7 @@ def training_begins(is_running: Callable[[], bool] | None = None) -> None:
 
 
 def training_ends() -> None:
-    """Has signals do what they did before `catch_signals`."""
+    """Restores the handlers from before `catch_signals`."""
     global _training
     if _for_good or _wakeup is None or threading.current_thread() is not threading.main_thread():
         return
@@ -112,25 +112,25 @@ def training_ends() -> None:
             signal.signal(number, handler)
 
 
-def ask(code: int, reason: str) -> None:
-    """Notes that this process is to leave.
+def request_stop(code: int, reason: str) -> None:
+    """Requests that training stops after a save.
 
     Args:
         code: the exit code.
-        reason: why, for a message.
+        reason: the reason, for messages.
     """
-    global _asked, _reason
-    _asked = next(each for each in BY_WEIGHT if each in (code, _asked))
+    global _requested, _reason
+    _requested = next(each for each in BY_PRIORITY if each in (code, _requested))
     _reason = _reason or reason
 
 
-def asked() -> int:
-    """The exit code with which this process was asked to leave, or 0. What all ranks agree on: `callbacks.ranks`."""
-    return _asked
+def stop_requested() -> int:
+    """Returns the exit code of a requested stop of this process, or 0. `callbacks.ranks` has the code of all ranks."""
+    return _requested
 
 
 def reason(code: int) -> str:
-    """Why the run leaves, for a message: the reason that this process was given, or else what another rank was sent.
+    """Returns why the run stops, for messages: the reason of this process, or else that of another rank.
 
     Args:
         code: the exit code that all ranks agreed on.
@@ -139,24 +139,27 @@ def reason(code: int) -> str:
     return _reason or f"by {names} on another rank"
 
 
-def ask_before_job_ends(seconds: float) -> None:
-    """Notes that this process is to leave if its job ends so soon that a save would be cut off.
+def request_stop_before_job_ends(seconds: float) -> None:
+    """Requests a stop if the job ends so soon that a later save might not finish.
 
     Args:
-        seconds: what a save may take.
+        seconds: the longest duration of a save.
     """
-    if _job_end is not None and (left := _job_end - time.time()) < TIME_TO_LEAVE + seconds:
-        ask(WARNED, f"because the job ends in {max(left, 0):.0f} s")
+    if _job_end is not None and (left := _job_end - time.time()) < TIME_TO_STOP + seconds:
+        request_stop(REQUEUE, f"because the job ends in {max(left, 0):.0f} s")
 
 
-def _end_of_job(told: str) -> float | None:
-    """Returns the end of this job, in seconds since 1970; None if unknown. It may inherit the end of an earlier job."""
-    if not told.isdecimal():
+def _end_of_job(value: str) -> float | None:
+    """Returns the end of this job, in seconds since 1970; None if unknown. The variable may be inherited from an earlier job."""
+    if not value.isdecimal():
         return None
-    if float(told) < time.time():
-        warnings.warn(f"{JOB_END}={told} is past, so it is another job's. This run does not know when its job ends.", stacklevel=3)
+    if float(value) < time.time():
+        warnings.warn(
+            f"{JOB_END}={value} is in the past, so it belongs to another job. This run does not know when its job ends.",
+            stacklevel=3,
+        )
         return None
-    return float(told)
+    return float(value)
 
 
 def _catch() -> None:
@@ -174,14 +177,14 @@ def _note(number: int, frame: FrameType | None) -> None:
         os.kill(os.getpid(), number)
     else:
         name = signal.Signals(number).name.removeprefix("SIG")
-        ask(CODES[signal.Signals(number)], f"by {name}")
+        request_stop(CODES[signal.Signals(number)], f"by {name}")
 
 
-def _leave_at_once(reader: socket.socket) -> None:
+def _end_at_once(reader: socket.socket) -> None:
     global _interrupted
     while True:
         for number in reader.recv(64):
-            if not (number in CODES and _replaced):  # signals are given back meanwhile
+            if not (number in CODES and _replaced):  # the earlier handlers are restored meanwhile
                 continue
             if not _training:
                 name = signal.Signals(number).name

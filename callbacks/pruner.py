@@ -1,4 +1,4 @@
-"""Deletes the checkpoints that the rules of retention do not keep."""
+"""Deletes the checkpoints that no rule of retention keeps."""
 
 import contextlib
 import os
@@ -11,14 +11,14 @@ from callbacks.template import Template
 
 
 class Pruner:
-    """Deletes old checkpoints of one run after each save; only files of its template, by their names and by what they store.
+    """Deletes old checkpoints of one run after each save. It deletes only files whose name and content match the template.
 
     Args:
         template: the names of the checkpoints.
-        keep: `keep_last`, `keep_every` and `keep_best`, as `retention.to_delete` takes them.
+        keep: `keep_last`, `keep_every` and `keep_best`, the arguments of `retention.to_delete`.
         monitor: the metric that `keep_best` compares.
         lower_is_better: returns the direction of that metric; called only for `keep_best`.
-        begins_at: the batch that training began at. Checkpoints of later batches are another run's.
+        begins_at: the batch at which training began. Earlier files with later batches belong to another run.
     """
 
     def __init__(
@@ -34,12 +34,12 @@ class Pruner:
         self._kept: dict[str, retention.Kept] | None = None
 
     def prune(self, path: str, batch: int, metrics: Mapping[str, float], finite: bool) -> None:
-        """Deletes what no rule keeps, now that one more checkpoint is there.
+        """Deletes the files that no rule keeps after a save.
 
         Args:
-            path: of the new checkpoint.
-            batch: the batch stored in it.
-            metrics: the metrics stored in it.
+            path: the path of the new checkpoint.
+            batch: the batch counter in it.
+            metrics: the metrics in it.
             finite: whether its values are finite.
         """
         if not any(self._keep.values()):
@@ -49,7 +49,7 @@ class Pruner:
         self._kept[path] = self._candidate(path, batch, metrics, finite)
         lower = self._keep["keep_best"] is None or self._lower_is_better()
         for old in retention.to_delete(list(self._kept.values()), **self._keep, lower_is_better=lower):
-            stored = read_stored(old)  # once more: another program may have replaced the file since
+            stored = read_stored(old)  # read again, since another program may have replaced the file
             if stored is not None and stored.is_made_by(self._template, old):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(old)

@@ -1,6 +1,6 @@
-"""The ranks of a run: what the callbacks need of the processes that train one model together.
+"""The ranks of a run: how the processes that train one model together communicate.
 
-One process is the default. A run of many processes installs its own: `recipes.common.distribution.engine_ranks` has them.
+The default is one process. A run of several processes installs its own `Ranks`, as `recipes.common.distribution.engine_ranks` does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,22 +16,22 @@ Value = TypeVar("Value")
 
 
 class RanksDiffer(RuntimeError):
-    """The ranks of a run do not train one model: says which rank, in what, and since when."""
+    """The ranks of a run have different models. The message names the rank, the variable and the batch."""
 
 
 class Ranks:
-    """A world of one rank, and what a larger one has to offer.
+    """A world of one rank, and the interface of larger worlds.
 
-    Every method is a collective: all ranks have to call it, in the same order, or none.
+    Every method is a collective unless it says otherwise: all ranks call it, in the same order, or none.
 
-    Values travel as plain data (`callbacks.plain_data`): None, bool, int, float, str, lists, dicts with string keys, numpy
-    arrays and numpy scalars. Tuples arrive as lists. Code never travels: ranks cannot tell who sends in another's place.
+    Values are sent as plain data (`callbacks.plain_data`): None, bool, int, float, str, lists, dicts with string keys, numpy
+    arrays and numpy scalars. Tuples arrive as lists. Code is never sent, since ranks cannot authenticate each other.
 
     Attributes:
-        rank: this process, from 0. Rank 0 is the chief, the only one that writes.
-        size: how many there are.
-        gradients_ready_at: when this rank had the gradients of its last batch, and began to wait for the others, on
-            `time.perf_counter`; None where nobody waits.
+        rank: the number of this process, from 0. Rank 0 is the chief, the only one that writes.
+        size: the number of ranks.
+        gradients_ready_at: when this rank had the gradients of its last batch and began to wait for the others, on
+            `time.perf_counter`; None if ranks do not wait for each other.
     """
 
     rank = 0
@@ -40,29 +40,29 @@ class Ranks:
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process is the one that writes."""
+        """Whether this process is rank 0, which writes."""
         return self.rank == 0
 
     def gather(self, value: Any) -> Sequence[Any]:
-        """What each rank gave, in the order of ranks, for every rank. The value is plain data."""
+        """Returns the values of all ranks in their order, on every rank. The value is plain data."""
         return [value]
 
     def broadcast(self, value: Any) -> Any:
-        """What the chief gave, for every rank. The value is plain data; what other ranks give is not looked at."""
+        """Returns the chief's value on every rank. The value is plain data; values of other ranks are ignored."""
         return value
 
     def any(self, flag: bool) -> bool:
-        """Whether any rank has raised its flag."""
+        """Returns whether the flag of any rank is True."""
         return flag
 
-    def asked_to_leave(self) -> int:
-        """The exit code with which any rank was asked to leave (`callbacks.preemption`), or 0.
+    def stop_requested(self) -> int:
+        """Returns the exit code of a stop requested on any rank (`callbacks.preemption`), or 0.
 
-        Not a collective: ranks learn of it along with what they tell each other anyway, all of them after the same batch.
+        This is not a collective: ranks receive the request with the gradients, all of them after the same batch.
         """
-        return preemption.asked()
+        return preemption.stop_requested()
 
-    def give_chiefs_values(self, variables: Sequence[keras.Variable]) -> None:
+    def broadcast_variables(self, variables: Sequence[keras.Variable]) -> None:
         """Assigns the chief's value to each variable, on every rank.
 
         Args:
@@ -70,36 +70,36 @@ class Ranks:
         """
 
     def expect_equal(self, values: Mapping[str, tf.Tensor], when: str) -> None:
-        """Has it checked that every rank holds these values; training does not wait for that.
+        """Starts a check that every rank has these values. Training does not wait for the result.
 
         Args:
-            values: by the names that a message calls them.
-            when: for the message, "At batch 50" say.
+            values: name -> value; messages contain the names.
+            when: the time for messages, such as "At batch 50".
 
         Raises:
-            RanksDiffer: if the values of the call before differed.
+            RanksDiffer: if the values of the previous call differed.
         """
 
-    def settle(self) -> None:
-        """Finishes the check that `expect_equal` has begun.
+    def wait(self) -> None:
+        """Waits for the check that `expect_equal` started.
 
         Raises:
             RanksDiffer: if the values differ.
         """
 
     def barrier(self) -> None:
-        """Waits until every rank has come here."""
+        """Waits until every rank has called it."""
         self.gather(None)
 
     def on_chief(self, act: Callable[[], Value]) -> Value:
-        """Calls `act` on the chief alone. Every rank returns what it returned, or raises what it raised.
+        """Calls a function on the chief only. Every rank returns its result or raises its exception.
 
         Args:
             act: returns plain data.
 
         Raises:
-            Exception: on the chief, the very exception of `act`; on other ranks one of the same class and text, if the class is
-                in `_ERRORS` or an `OSError`, else a RuntimeError that names the class.
+            Exception: on the chief, the exception of `act`; on other ranks, an exception of the same class and text if the class
+                is in `_ERRORS` or is `OSError`, else a RuntimeError that names the class.
         """
         outcome: dict[str, Any] = {}
         raised = None
@@ -116,14 +116,14 @@ class Ranks:
         return outcome["value"]
 
 
-# Exceptions that arrive as what they are: the name that travels is only looked up here.
+# Exceptions that arrive with their own class; the received name is only looked up here.
 _ERRORS: dict[str, type[Exception]] = {
     each.__name__: each for each in (InputError, CheckpointWriteError, RanksDiffer, OSError, ValueError, RuntimeError)
 }
 
 
 def _to_plain(error: Exception) -> dict[str, Any]:
-    """An exception as plain data: the arguments of `_to_error`."""
+    """Returns an exception as plain data: the arguments of `_to_error`."""
     if isinstance(error, OSError) and isinstance(error.errno, int):
         paths = [None if path is None else str(path) for path in (error.filename, error.filename2)]
         return {"name": "OSError", "message": str(error.strerror), "number": error.errno, "paths": paths}
@@ -135,7 +135,7 @@ def _to_plain(error: Exception) -> dict[str, Any]:
 
 def _to_error(name: str, message: str, number: int | None = None, paths: Sequence[str | None] = (None, None)) -> Exception:
     if number is not None:
-        return OSError(number, message, paths[0], None, paths[1])  # Python makes it of the subclass that the number stands for
+        return OSError(number, message, paths[0], None, paths[1])  # Python chooses the subclass by the number
     return _ERRORS[name](message)
 
 
@@ -143,11 +143,11 @@ _current = Ranks()
 
 
 def ranks() -> Ranks:
-    """The ranks of the run that this process belongs to."""
+    """Returns the ranks of this process's run."""
     return _current
 
 
 def install(installed: Ranks) -> None:
-    """Makes these the ranks of this process's run; to be called before a model is made."""
+    """Sets the ranks of this process's run. Call it before a model is made."""
     global _current
     _current = installed

@@ -1,22 +1,22 @@
-"""The file that tells where the hours of a run went: one JSON object in a line, appended by one process after the other.
+"""The record of a run: where its time went, as one JSON object per line. Each process of the run appends lines.
 
-A process appends `begin` when training begins, `tick` now and then, and `end` when it leaves. What a kill or a power cut leaves
-of a last line is passed over.
+A process appends `begin` when training begins, `tick` from time to time, and `end` when it exits. A reader skips a last line that a
+kill or a power cut has left incomplete.
 
-| key | in | what |
+| key | in | meaning |
 |---|---|---|
 | `kind` | all | `begin`, `tick` or `end` |
-| `attempt` | all | a name for the process, of its own |
+| `attempt` | all | a unique name of the process |
 | `time` | all | when the line was written, in seconds since 1970 |
-| `batch` | all | global batches trained on, over all attempts |
+| `batch` | all | the batch counter, over all attempts |
 | `began` | begin | when the process was started, in seconds since 1970 |
-| `host`, `pid` | begin | where it runs |
+| `host`, `pid` | begin | the host and the process id |
 | `seconds` | all | name -> seconds of this attempt so far; they add up to `time - began` |
-| `batches` | all | `[batches, seconds]` of those after the first, which is compiled |
-| `beside` | all | the same, of those beside which a checkpoint was being written |
-| `sampled` | all | `[seconds waiting for data, seconds of the batches]`, of a sample |
-| `saved` | all | `[batch, path]` of the newest checkpoint; null while there is none |
-| `why` | end | what ended the attempt |
+| `batches` | all | `[count, seconds]` of the batches after the first, which is compiled |
+| `beside` | all | the same for the batches during which a checkpoint was being written |
+| `sampled` | all | `[seconds waiting for data, seconds of the batches]` for a sample of batches |
+| `saved` | all | `[batch, path]` of the newest checkpoint; null if there is none |
+| `why` | end | the reason of the end |
 """
 
 import contextlib
@@ -29,7 +29,7 @@ NAME = "record.jsonl"
 
 
 def create(path: str) -> None:
-    """Makes the file and its directory, or ends a line that a kill has cut short.
+    """Creates the file and its directory, or ends the last line of an existing file.
 
     Raises:
         OSError: if nothing can be written there.
@@ -43,12 +43,12 @@ def create(path: str) -> None:
 
 
 def append(path: str, line: Mapping[str, Any], *, flush: bool = False) -> None:
-    """Adds a line. On return it has left the process: a kill does not lose it.
+    """Appends a line. After the return a kill does not lose it.
 
     Args:
-        path: the file, which is never made again.
-        line: numbers, texts, lists and dicts.
-        flush: whether to wait for the disk, so that a power cut does not lose it either.
+        path: the file. It is not created again if it is missing.
+        line: plain data.
+        flush: whether to wait for the disk, so that a power cut does not lose the line either.
 
     Raises:
         OSError: if it cannot be written.
@@ -64,14 +64,14 @@ def append(path: str, line: Mapping[str, Any], *, flush: bool = False) -> None:
 
 
 def read(path: str) -> Iterator[dict[str, Any]]:
-    """Yields the whole lines of the file.
+    """Yields the complete lines of the file.
 
     Raises:
         OSError: if it cannot be read.
     """
     with open(path, "rb") as file:
         for text in file:
-            with contextlib.suppress(ValueError):  # cut short
+            with contextlib.suppress(ValueError):  # an incomplete line
                 line = json.loads(text)
                 if isinstance(line, dict) and line.get("kind") in ("begin", "tick", "end"):
                     yield line

@@ -1,4 +1,4 @@
-"""What each replica has of a variable."""
+"""Reads and assigns the values that each replica has of a variable."""
 
 import zlib
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ from callbacks.state_tree import Variable
 
 
 def components(strategy: tf.distribute.Strategy, variable: Variable) -> Sequence[tf.Variable]:
-    """Returns what each replica of this process has of a variable."""
+    """Returns the components of a variable: one for each replica of this process."""
     return strategy.experimental_local_results(native_variable(variable))
 
 
@@ -39,11 +39,11 @@ def assign_components(strategy: tf.distribute.Strategy, variable: Variable, valu
 
 
 def of_all_ranks(values: dict[str, list[Any]], summed: Iterable[str]) -> dict[str, list[Any]]:
-    """Returns what all ranks have of each variable; only the chief's where all have equal values.
+    """Returns the values of all ranks for each variable, or only the chief's values if all ranks have equal ones.
 
     Args:
-        values: the name of each variable and what the replicas of this process have of it, as tensors.
-        summed: names of variables that are summed over the ranks, so that equal values are not one value for all: metrics.
+        values: name of a variable -> the values of this process's replicas, as tensors.
+        summed: the names of variables that are summed over the ranks (metrics), so that even equal values are all needed.
     """
     world = ranks()
     if world.size == 1:

@@ -1,4 +1,4 @@
-"""`python -m callbacks report RUN`: where the hours of a run went, over all its attempts. Needs no TensorFlow."""
+"""`python -m callbacks report RUN`: shows where the time of a run went, over all its attempts, without TensorFlow."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 from callbacks import record_file, start_up
 
-PARTS = {  # name -> what it is called on the screen
+PARTS = {  # name in JSON -> name on the screen
     "queue": "queue",
     "start_up": "start-up",
     "training_kept": "kept",
@@ -24,22 +24,25 @@ PARTS = {  # name -> what it is called on the screen
 }
 START_UP = ("imports", "set-up", "data", "build", "restore", "trace")
 LEGEND = """\
-queue: until the process was started. start-up: until its first batch was trained on. kept: training that the model has.
-data: waiting for it. saves: training stood still for them. slower: batches took longer while a file was written.
-valid.: validation. others: all other callbacks. outside: before and after fit. lost: training that was or has to be repeated."""
-_SHOWN = 20  # attempts
-_SILENT = 180.0  # seconds after which a run on another host counts as ended
-_SAME_PROCESS = 2.0  # seconds between two tellings of when it was started
+queue: time before the process was started. start-up: until the end of its first batch. kept: training that the model has.
+data: waiting for data. saves: training stood still for saves. slower: batches took longer while a file was written.
+valid.: validation. others: all other callbacks. outside: before and after fit. lost: training that has to be repeated."""
+_SHOWN = 20  # most attempts on the screen
+_SILENT = 180.0  # seconds without a line after which a run on another host counts as ended
+_SAME_PROCESS = 2.0  # largest difference of two readings of a process's start, in seconds
 
 
 @dataclass
 class Attempt:
-    """One process of a run, as its lines tell.
+    """One process of a run, according to its lines in the record.
 
     Args:
-        lines: of this process, in their order; the first is `begin`.
-        queue: seconds from the end of the attempt before to the start of this one.
-        kept_to: the batch up to which the model has its training; None if to its end.
+        lines: the lines of this process in their order; the first is `begin`.
+        queue: seconds from the end of the previous attempt to the start of this one.
+        kept_to: the last batch of this attempt that the model still has; None if it has all.
+
+    Attributes:
+        why: the reason of its end, or "running".
     """
 
     lines: list[dict[str, Any]]
@@ -54,7 +57,7 @@ class Attempt:
 
     @property
     def last(self) -> dict[str, Any]:
-        """What it told last."""
+        """The last line."""
         return self.lines[-1]
 
     def parts(self) -> dict[str, float]:
@@ -85,7 +88,7 @@ class Attempt:
         return {name: self.last["seconds"][name] for name in START_UP if name in self.last["seconds"]}
 
     def _share_lost(self) -> float:
-        """The share of the training's seconds after the batch that is kept, between two lines in proportion to the batches."""
+        """Returns the share of the training time after the last kept batch, interpolated between two lines by batches."""
         if self.kept_to is None or self.kept_to >= self.last["batch"] or not self.last["batches"][1]:
             return 0.0
         earlier = max((line for line in self.lines if line["batch"] <= self.kept_to), key=lambda line: line["batch"], default=None)
@@ -101,8 +104,8 @@ class Report:
     """Where the time of a run went.
 
     Args:
-        path: the record.
-        now: seconds since 1970.
+        path: the path of the record.
+        now: the current time, in seconds since 1970.
 
     Raises:
         OSError: if it cannot be read.
@@ -112,7 +115,7 @@ class Report:
         self.path = path
         by_name: dict[str, list] = {}
         for line in record_file.read(path):
-            if line["kind"] == "begin" or line["attempt"] in by_name:  # else a power cut took its beginning
+            if line["kind"] == "begin" or line["attempt"] in by_name:  # without `begin`, a power cut has lost it
                 by_name.setdefault(line["attempt"], []).append(line)
         self.attempts = sorted(map(Attempt, by_name.values()), key=lambda attempt: attempt.began)
         for i, attempt in enumerate(self.attempts):
@@ -127,33 +130,33 @@ class Report:
 
     @property
     def wall(self) -> float:
-        """Seconds from the start of the first process to the last that is known."""
+        """Seconds from the start of the first process to the last line."""
         return self.attempts[-1].last["time"] - self.attempts[0].began
 
     def parts(self) -> dict[str, float]:
-        """Returns the seconds of each part, of all attempts."""
+        """Returns the seconds of each part over all attempts."""
         of_each = [attempt.parts() for attempt in self.attempts]
         return {name: sum(parts[name] for parts in of_each) for name in PARTS}
 
     def start_up(self) -> dict[str, float]:
-        """Returns the seconds of each phase of the start-ups of all attempts."""
+        """Returns the seconds of each start-up phase over all attempts."""
         of_each = [attempt.start_up() for attempt in self.attempts]
         return {name: sum(each.get(name, 0.0) for each in of_each) for name in START_UP if any(name in each for each in of_each)}
 
     def newest(self) -> dict[str, Any] | None:
-        """Returns the newest checkpoint that the run has told of, and whether it is still there."""
+        """Returns the newest checkpoint in the record and whether it still exists; None if there is none."""
         saved = [attempt.last["saved"] for attempt in self.attempts if attempt.last["saved"]]
         return {"batch": saved[-1][0], "path": saved[-1][1], "exists": os.path.exists(saved[-1][1])} if saved else None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns all of it, as plain data."""
+        """Returns the report as plain data."""
         parts = self.parts()
         return {
             "record": self.path,
             "wall_seconds": self.wall,
             "goodput": parts["training_kept"] / self.wall if self.wall else 0.0,
             "newest_checkpoint": self.newest(),
-            **_told(parts, self.start_up(), self.wall),
+            **_summary(parts, self.start_up(), self.wall),
             "attempts": [
                 {
                     "began": attempt.began,
@@ -162,14 +165,14 @@ class Report:
                     "host": attempt.lines[0]["host"],
                     "first_batch": attempt.lines[0]["batch"],
                     "last_batch": attempt.last["batch"],
-                    **_told(attempt.parts(), attempt.start_up(), _wall(attempt)),
+                    **_summary(attempt.parts(), attempt.start_up(), _wall(attempt)),
                 }
                 for attempt in self.attempts
             ],
         }
 
     def to_text(self) -> str:
-        """Returns one screen."""
+        """Returns the report as a table for the terminal."""
         parts, newest = self.parts(), self.newest()
         ended = datetime.fromtimestamp(self.attempts[-1].last["time"])
         rows = [_row("attempt", "began", "batches", "wall", *PARTS.values(), "ended by")]
@@ -194,7 +197,7 @@ class Report:
                 f"start-up    {phases}",
                 "",
                 *rows,
-                *([f"({hidden} earlier attempts are counted; --json shows them)"] if hidden > 0 else []),
+                *([f"({hidden} earlier attempts are included in the sums; --json shows them)"] if hidden > 0 else []),
                 "",
                 LEGEND,
             ]
@@ -202,11 +205,11 @@ class Report:
 
 
 def run(directory_or_file: str, as_json: bool) -> str:
-    """Returns what to print about a run.
+    """Returns the report on a run as text.
 
     Args:
         directory_or_file: the run's directory, or its record.
-        as_json: whether to print plain data.
+        as_json: whether the text is JSON.
 
     Raises:
         FileNotFoundError: if the run has no record.
@@ -215,11 +218,11 @@ def run(directory_or_file: str, as_json: bool) -> str:
     path = os.path.join(path, record_file.NAME) if os.path.isdir(path) else path
     if not os.path.isfile(path):
         raise FileNotFoundError(
-            f"there is no {record_file.NAME} at {directory_or_file}. RunRecord writes it; the recipes have one."
+            f"there is no {record_file.NAME} at {directory_or_file}. Add the callback RunRecord to a training; recipes have it."
         )
     report = Report(path, time.time())
     if not report.attempts:
-        raise FileNotFoundError(f"{path} tells of no attempt.")
+        raise FileNotFoundError(f"{path} contains no attempt.")
     return json.dumps(report.to_json(), indent=1) if as_json else report.to_text()
 
 
@@ -243,7 +246,7 @@ def _wall(attempt: Attempt) -> float:
     return attempt.queue + attempt.last["time"] - attempt.began
 
 
-def _told(parts: dict[str, float], start_up: dict[str, float], wall: float) -> dict[str, Any]:
+def _summary(parts: dict[str, float], start_up: dict[str, float], wall: float) -> dict[str, Any]:
     percent = {name: 100 * seconds / wall if wall else 0.0 for name, seconds in parts.items()}
     return {"wall_seconds": wall, "seconds": parts, "percent": percent, "start_up_seconds": start_up}
 
@@ -253,7 +256,7 @@ def _shares(parts: dict[str, float], wall: float) -> list[str]:
 
 
 def _clock(seconds: float) -> str:
-    """A time as people read it: 4.2 s, 12:07, 3:12:07."""
+    """Returns a duration as text: 4.2 s, 12:07, 3:12:07."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

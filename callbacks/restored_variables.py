@@ -1,4 +1,4 @@
-"""The values that the variables of a model were restored to, while callbacks may still change them."""
+"""Keeps the restored values of a model's variables while callbacks may still change the variables."""
 
 from collections.abc import Callable
 
@@ -10,13 +10,13 @@ from callbacks.state_tree import StateTree
 
 
 class RestoredVariables:
-    """Takes back what callbacks do to a restored model in hooks that an earlier process has been through.
+    """Undoes changes of a restored model by callbacks, in hooks that an earlier process has run already.
 
-    Holding the values costs no memory, except for those that are changed meanwhile. Metrics are left out: `fit` resets them.
+    The values cost no memory unless they are changed meanwhile. Metrics are left out, since `fit` resets them.
 
     Args:
-        model: a model that was restored just now.
-        restore: restores it once more, where callbacks have replaced variables: by `compile`, say.
+        model: a model that was just restored.
+        restore: restores the model again, for when callbacks have replaced variables, for example with `compile`.
     """
 
     def __init__(self, model: keras.Model, restore: Callable[[], None]):
@@ -27,7 +27,7 @@ class RestoredVariables:
         self._values: list[tuple[tf.Variable, tf.Tensor]] = [(part, part.read_value()) for part in parts]
 
     def put_back(self) -> None:
-        """Assigns the values once more."""
+        """Assigns the restored values again."""
         if not self._has_same_variables():
             self._restore()
             return
@@ -36,7 +36,7 @@ class RestoredVariables:
                 part.assign(value)
 
     def _has_same_variables(self) -> bool:
-        """Whether the model still has every variable under its name; metrics and losses may have come in addition."""
+        """Returns whether the model still has every variable under its name. New metrics and losses do not matter."""
         if self._tree.is_current():
             return True
         now = StateTree(self._model).variables

@@ -1,6 +1,6 @@
 """Finds the newest intact checkpoint and restores it.
 
-Only the restore imports TensorFlow, so `python -m callbacks` starts in a moment.
+TensorFlow is imported only for the restore, so that `python -m callbacks` starts fast.
 """
 
 import os
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on the disk that was read in full and found unchanged.
+    """A checkpoint on the disk whose checksum was verified.
 
     Args:
-        path: where it is.
-        step, batch, epoch, samples: the counters stored in it (see `callbacks.counters.Counts`).
-        metrics: the newest value of each logged metric when it was made, those of the last validation among them.
-        finite: False if it contains NaN or infinite values: a resume passes over it. True if the file does not say.
+        path: the path of the file.
+        step, batch, epoch, samples: the counters in the file (`callbacks.counts.Counts`).
+        metrics: the newest value of each logged metric at the save, including the last validation.
+        finite: False if it contains NaN or infinite values, so that a resume skips it. True if the file does not say.
     """
 
     path: str
@@ -40,37 +40,37 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Search:
-    """What a search for the newest checkpoint has found.
+    """The result of a search for the newest checkpoint.
 
     Args:
-        checkpoint: the newest one that verifies and is finite; None if there is none.
-        not_finite: the path and the batch of each newer one with NaN or infinite values, the newest first.
+        checkpoint: the newest finite checkpoint that verifies; None if there is none.
+        not_finite: path and batch of each newer checkpoint with NaN or infinite values, the newest first.
     """
 
     checkpoint: Checkpoint | None
     not_finite: list[tuple[str, int]]
 
     @property
-    def passed_over(self) -> str:
-        """Names what is not finite, for a message."""
+    def skipped(self) -> str:
+        """A sentence that names the checkpoints that are not finite."""
         path, batch = self.not_finite[-1]
         if len(self.not_finite) == 1:
-            return f"Passed over {path}: it holds NaN or infinite values."
+            return f"Skipped {path}: it contains NaN or infinite values."
         return (
-            f"Passed over {len(self.not_finite)} checkpoints with NaN or infinite values, of batches {batch} to "
+            f"Skipped {len(self.not_finite)} checkpoints with NaN or infinite values, of batches {batch} to "
             f"{self.not_finite[0][1]}, the first {path}."
         )
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a checkpoint stores about itself.
+    """The description that a checkpoint contains of itself.
 
     Args:
-        template: the last part of the template that made it.
+        template: the last part of the template that named it.
         counts: its counters.
-        metrics: the newest value of each logged metric when it was made.
-        finite: whether its values are neither NaN nor infinite; True also where the file does not say.
+        metrics: the newest value of each logged metric at the save.
+        finite: whether it contains no NaN and no infinite values; True if the file does not say.
     """
 
     template: str
@@ -79,27 +79,26 @@ class Stored:
     finite: bool
 
     def is_made_by(self, template: Template, path: str) -> bool:
-        """Whether the file stores this template, and the counters that give this path."""
+        """Returns whether the file contains this template, and counters that result in this path."""
         return self.template == template.last_part and template.makes(path, self.counts)
 
 
 def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | None:
-    """The checkpoint that a resume starts from: the one with the highest batch stored in it, of those that verify and are finite.
+    """Returns the checkpoint that a resume starts from: the one with the highest batch that verifies and is finite.
 
-    Damaged and foreign files are passed over, each with a warning that names it. So are files of another template whose names
-    this template matches too: `m_{batch}` and `m_{epoch}` in one directory are two runs, and neither resumes from the other.
-    Checkpoints with NaN or infinite values are passed over too, with one warning for all of them; where somebody names such a
-    file by its own path, it is returned.
+    Corrupt and foreign files are skipped, each with a warning that names it. So are files of another template whose names this
+    template also matches: `m_{batch}` and `m_{epoch}` in one directory are two runs, and neither resumes from the other.
+    Checkpoints with NaN or infinite values are skipped with one warning for all of them, unless the path of such a file is given.
 
     Args:
         template_or_directory: a template (`"run/model_batch_at_{batch:05d}.weights.h5"`), the path of one file, or a
-            directory, whose files may have been named by several templates. `~` is the home directory.
+            directory, which may contain files of several templates. `~` is the home directory.
 
     Returns:
-        The checkpoint, or None where there is none.
+        The checkpoint, or None if there is none.
 
     Raises:
-        InputError: if the template is not one.
+        InputError: if the template is invalid.
 
     Example:
 
@@ -108,16 +107,16 @@ def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | 
     """
     found = search(template_or_directory, finite_only=not _is_file(template_or_directory))
     if found.not_finite:
-        warnings.warn(found.passed_over, stacklevel=2)
+        warnings.warn(found.skipped, stacklevel=2)
     return found.checkpoint
 
 
 def search(template_or_directory: str | os.PathLike, finite_only: bool = True) -> Search:
-    """Looks for the newest checkpoint, and warns of each file that is passed over because it does not verify.
+    """Searches for the newest checkpoint, and warns of each file that does not verify.
 
     Args:
         template_or_directory: as for `latest_checkpoint`.
-        finite_only: False takes a checkpoint with NaN or infinite values, too.
+        finite_only: False also accepts checkpoints with NaN or infinite values.
     """
     template, not_finite = _template_with_fields(template_or_directory), []
     for path, trailer in newest_first(template_or_directory):
@@ -128,18 +127,18 @@ def search(template_or_directory: str | os.PathLike, finite_only: bool = True) -
             if finite_only and stored is not None and not stored.finite:
                 not_finite.append((path, trailer.batch))
             else:
-                return Search(read_whole(path), not_finite)
-        except (files.Damaged, OSError) as error:
-            _pass_over(path, error)
+                return Search(read_verified(path), not_finite)
+        except (files.Corrupt, OSError) as error:
+            _skip(path, error)
     return Search(None, not_finite)
 
 
-def read_whole(path: str) -> Checkpoint:
-    """Reads every byte of a checkpoint, and holds its name against the counters in it.
+def read_verified(path: str) -> Checkpoint:
+    """Reads every byte of a checkpoint, verifies its checksum and compares its name with its counters.
 
     Raises:
-        callbacks.files.Damaged: if it is not what was written, or its name lies.
-        InputError: if it is of a version of the format that this code does not know.
+        callbacks.files.Corrupt: if the file was changed, or its name does not match its counters.
+        InputError: if the version of its format is unknown.
         OSError: if it cannot be read.
     """
     trailer = files.verify(path)
@@ -148,42 +147,42 @@ def read_whole(path: str) -> Checkpoint:
         stored_header.check(path)
     except (InputError, OSError):
         raise
-    except Exception as error:  # h5py, zipfile and json raise errors of many classes for what nobody wrote this way
-        raise files.Damaged(f"its state cannot be read: {one_line(error)}") from None
+    except Exception as error:  # h5py, zipfile and json raise errors of many classes for a file that this code did not write
+        raise files.Corrupt(f"its state cannot be read: {one_line(error)}") from None
     if [header["counts"][name] for name in ("batch", "step", "epoch", "samples")] != list(astuple(trailer)):
-        raise files.Damaged("its trailer and its header name different counters")
+        raise files.Corrupt("its trailer and its header contain different counters")
     if not Template(header["template"]).is_true_of(path, Counts(**header["counts"])):
-        raise files.Damaged(f"its name lies: it holds batch {trailer.batch}")
+        raise files.Corrupt(f"its name does not match its content: it contains batch {trailer.batch}")
     finite = header.get("finite", True)
     return Checkpoint(path, trailer.step, trailer.batch, trailer.epoch, trailer.samples, header["metrics"], finite)
 
 
 def named_checkpoint(path: str) -> Checkpoint:
-    """A checkpoint that somebody names, which has to be there and whole.
+    """Returns the checkpoint at a path.
 
     Raises:
-        InputError: if it is not.
+        InputError: if there is none, or it is corrupt.
     """
     try:
-        return read_whole(path)
-    except (files.Damaged, OSError) as error:
-        raise InputError(f"No checkpoint to go on from at {path}: {one_line(error)}") from None
+        return read_verified(path)
+    except (files.Corrupt, OSError) as error:
+        raise InputError(f"Cannot resume from {path}: {one_line(error)}") from None
 
 
 def restore(model: "keras.Model", template_or_directory: str | os.PathLike) -> Checkpoint | None:
-    """Gives a model the whole state of the newest checkpoint that verifies.
+    """Restores the whole training state of a model from the newest checkpoint that verifies, as `resume=True` does in `fit`.
 
-    Weights, optimizer, seeds, statistics of each replica, and the counters: what `fit` with `resume=True` does at its start.
+    The state includes weights, optimizers, seeds, the statistics of each replica, and the counters.
 
     Args:
-        model: a built model, of the same shape as the one that was saved. One that is not compiled gets all but the optimizer.
-        template_or_directory: as for `latest_checkpoint`; a file's path restores that file, with NaN or infinite values too.
+        model: a built model with the variables of the saved one. Without `compile`, its optimizer is not restored.
+        template_or_directory: as for `latest_checkpoint`. A file's path restores that file, even with NaN or infinite values.
 
     Returns:
-        The checkpoint, or None where there is none; then the model is as it was.
+        The checkpoint, or None if there is none. The model is unchanged then.
 
     Raises:
-        InputError: if the checkpoint is of another model. Nothing is changed then.
+        InputError: if the checkpoint is of another model. The model is unchanged then.
 
     Example:
 
@@ -199,10 +198,10 @@ def restore(model: "keras.Model", template_or_directory: str | os.PathLike) -> C
 
 
 def restore_weights(model: "keras.Model", template_or_directory: str | os.PathLike) -> Checkpoint:
-    """Gives a model the weights of another run's newest checkpoint, and nothing else of it: a new run begins, at batch 0.
+    """Loads only the weights of another run's newest checkpoint, so that a new run begins at batch 0.
 
     Args:
-        model: a built model, with layers of the same shapes; its optimizer may be another one.
+        model: a built model with layers of the same shapes. Its optimizer may be another one.
         template_or_directory: as for `restore`.
 
     Returns:
@@ -221,7 +220,7 @@ def restore_weights(model: "keras.Model", template_or_directory: str | os.PathLi
 
 
 def find_on_chief(find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
-    """The checkpoint that the chief finds, for every rank."""
+    """Returns the checkpoint that the chief finds, on every rank."""
     from callbacks.ranks import ranks
 
     def found():
@@ -233,7 +232,7 @@ def find_on_chief(find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
 
 
 def own_checkpoints(template: Template) -> Iterator[tuple[str, files.Trailer, Stored]]:
-    """Yields the path, the trailer and the header of each checkpoint that this template made, the highest batch first."""
+    """Yields path, trailer and description of each checkpoint that this template named, the highest batch first."""
     for path, trailer in newest_first(template.text):
         stored = read_stored(path)
         if stored is not None and stored.is_made_by(template, path):
@@ -241,7 +240,7 @@ def own_checkpoints(template: Template) -> Iterator[tuple[str, files.Trailer, St
 
 
 def read_stored(path: str) -> Stored | None:
-    """Reads what a checkpoint stores about itself; None for a foreign or corrupt file, or one of an unknown format."""
+    """Returns the description in a checkpoint; None for a foreign or corrupt file, or one of an unknown format."""
     try:
         header = stored_header.read_header(path)
         return Stored(header["template"], Counts(**header["counts"]), header["metrics"], header.get("finite", True))
@@ -250,19 +249,19 @@ def read_stored(path: str) -> Stored | None:
 
 
 def newest_first(template_or_directory: str | os.PathLike) -> list[tuple[str, files.Trailer]]:
-    """The checkpoints with the counters that their trailers tell, the highest batch first; nothing else of them is read."""
+    """Returns the path and trailer of each checkpoint, the highest batch first. Only the trailers are read."""
     found = []
     for path in candidates(template_or_directory):
         try:
             found.append((path, files.read_trailer(path), os.path.getmtime(path)))
-        except (files.Damaged, OSError) as error:
-            _pass_over(path, error)
+        except (files.Corrupt, OSError) as error:
+            _skip(path, error)
     found.sort(key=lambda each: (each[1].batch, each[2]), reverse=True)
     return [(path, trailer) for path, trailer, _ in found]
 
 
 def candidates(template_or_directory: str | os.PathLike) -> list[str]:
-    """The paths that a template can have made, or a directory's files with a checkpoint's suffix."""
+    """Returns the paths that match a template, or the files in a directory with a checkpoint's suffix."""
     text = os.fspath(template_or_directory)
     directory = os.path.expanduser(text)
     if os.path.isdir(directory):
@@ -274,12 +273,12 @@ def candidates(template_or_directory: str | os.PathLike) -> list[str]:
 
 
 def _is_file(template_or_directory):
-    """Whether somebody names one file, and not all of a template or of a directory."""
+    """Returns whether a path names one file, and not a template or a directory."""
     return _template_with_fields(template_or_directory) is None and not os.path.isdir(os.path.expanduser(template_or_directory))
 
 
 def _template_with_fields(template_or_directory):
-    """The template; None for a directory or a file's path, which take checkpoints of any template."""
+    """Returns the template; None for a directory or a file, which may contain checkpoints of any template."""
     text = os.fspath(template_or_directory)
     if os.path.isdir(os.path.expanduser(text)):
         return None
@@ -288,10 +287,10 @@ def _template_with_fields(template_or_directory):
 
 
 def _refuse_another_template(template, stored):
-    """Raises if a file stores another template, before the whole file is read."""
+    """Raises if a file contains another template, before the whole file is read."""
     if stored.template != template.last_part:
-        raise files.Damaged(f"it was saved by another template, {stored.template}. To resume from it, give its path")
+        raise files.Corrupt(f"it was saved by another template, {stored.template}. Give its path to resume from it")
 
 
-def _pass_over(path, error):
-    warnings.warn(f"Passed over {one_line(path)}: {one_line(error)}.", stacklevel=4)
+def _skip(path, error):
+    warnings.warn(f"Skipped {one_line(path)}: {one_line(error)}.", stacklevel=4)

@@ -1,7 +1,7 @@
 """Finishes an epoch that an earlier process began.
 
-Keras runs whole epochs only. So `fit` runs the epoch from its first batch, and executions whose batches are trained on already
-return the restored logs and train on nothing. The data stands behind these batches then (`data_position.py`).
+Keras runs whole epochs only. So `fit` runs the epoch from its first batch, and executions of batches that are trained on already
+return the restored logs without training. The data starts after these batches (`data_position.py`).
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ class ResumedEpoch:
     """Skips the batches of a resumed epoch that are trained on already. `resumed_epoch_of(model)` makes it.
 
     Attributes:
-        batches_per_epoch: how many batches `fit` plans for an epoch; None if unknown.
-        begins_at: the batch of the epoch, 0-based, at which a loop of the user's own begins it.
+        batches_per_epoch: the number of batches that `fit` plans for an epoch; None if unknown.
+        begins_at: the 0-based batch at which a custom training loop begins the epoch.
     """
 
     def __init__(self, model: keras.Model):
@@ -37,23 +37,23 @@ class ResumedEpoch:
         self._hooks.instead_of_execution(self._skip)
 
     def resume(self, counts: Counts, logs: dict[str, Any], restore_metrics: Callable[[], None]) -> None:
-        """Sets the counters to those of a checkpoint; the next `fit` finishes the epoch that the checkpoint stands in.
+        """Sets the counters to those of a checkpoint, so that the next `fit` finishes its epoch.
 
         Args:
-            counts: what the checkpoint was trained on.
-            logs: the last logs that Keras reported.
-            restore_metrics: gives the model's metrics the values that they had then; called when `fit` has reset them.
+            counts: the counters of the checkpoint.
+            logs: the last logs that Keras reported before the checkpoint.
+            restore_metrics: restores the model's running metrics; called after `fit` has reset them.
         """
         self._counters.resume(counts)
         self._executions_to_skip, self._logs, self._restore_metrics = None, dict(logs), restore_metrics
 
     def _skip(self, iterator: Any) -> dict[str, Any] | None:
-        """Returns the logs of an execution that is skipped; None for one that trains."""
+        """Returns the logs of a skipped execution; None for one that trains."""
         counts = self._counters.unfinished
         if counts is None:
             return None
         if self._executions_to_skip is None:
-            begin = self._begin_in_own_loop if self._counters.in_own_loop else self._begin
+            begin = self._begin_in_custom_loop if self._counters.in_custom_loop else self._begin
             self._executions_to_skip = begin(counts, iterator)
         self._counters.skip_batch(self._executions_to_skip > 0)
         if self._executions_to_skip == 0:
@@ -61,8 +61,8 @@ class ResumedEpoch:
         self._executions_to_skip -= 1
         return self._logs
 
-    def _begin_in_own_loop(self, counts: Counts, iterator: Any) -> int:
-        """The loop has read the data itself, and `train_on_batch` resets the metrics at each batch."""
+    def _begin_in_custom_loop(self, counts: Counts, iterator: Any) -> int:
+        """Returns how many executions to skip. The loop reads the data itself; `train_on_batch` resets metrics at each batch."""
         self._logs = metric_results(self._model) | self._logs
         return max(counts.batches_in_epoch - self.begins_at, 0)
 
@@ -78,7 +78,7 @@ class ResumedEpoch:
         per_execution, planned = self._model.steps_per_execution, self.batches_per_epoch
         if planned is None:
             return done // per_execution
-        left = 0 if data_position_of(self._model).ends_epoch else max(planned - done, 0)  # of other batches than before, maybe
+        left = 0 if data_position_of(self._model).ends_epoch else max(planned - done, 0)  # the number of batches may have changed
         return -(-planned // per_execution) - -(-left // per_execution)
 
 

@@ -1,59 +1,63 @@
-"""Resuming a training: finds the checkpoint, restores everything before the first batch, and says what will not be resumed."""
+"""Resumes a training: finds the checkpoint and restores everything before the first batch."""
 
 import os
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import keras
 
 from callbacks import callback_state, state
 from callbacks.callback_state import CallbackStates
 from callbacks.counters import counters_of
+from callbacks.counts import Counts
 from callbacks.data_position import data_position_of
 from callbacks.errors import InputError
 from callbacks.fit_hooks import fit_hooks_of
 from callbacks.keras_private import set_initial_epoch
+from callbacks.learning_rates import begin_fit as begin_rates
 from callbacks.learning_rates import choose_rates
 from callbacks.model_match import NotBuilt
 from callbacks.ranks import ranks
 from callbacks.restored_variables import RestoredVariables
 from callbacks.restoring import Checkpoint, find_on_chief, named_checkpoint, own_checkpoints, search
 from callbacks.resumed_epoch import resumed_epoch_of
+from callbacks.save_costs import save_costs_of
 from callbacks.template import Template
 from callbacks.trainable_flags import trainable_flags_of
 
 
 def find_checkpoint(template: Template, resume: bool | str | os.PathLike) -> Checkpoint | None:
-    """Returns the checkpoint that a training resumes from, the same on every rank.
+    """Returns the checkpoint to resume from, the same on every rank; None if there is none.
 
     Args:
         template: the names of the run's checkpoints.
-        resume: True for the newest of them that verifies, False for none, or the path of one.
+        resume: True for the newest finite one that verifies, False for none, or the path of one.
 
     Raises:
-        InputError: if there is no intact checkpoint at that path, or all have NaN or infinite values.
+        InputError: if there is no intact checkpoint at the path, or all checkpoints have NaN or infinite values.
     """
     if resume is False:
         return None
     if resume is True:
-        return find_on_chief(lambda: _last_good(template))
+        return find_on_chief(lambda: _newest_finite(template))
     return find_on_chief(lambda: named_checkpoint(os.fspath(resume)))
 
 
-def _last_good(template: Template) -> Checkpoint | None:
-    """The newest finite checkpoint; what newer ones have come to is said, and how to get past it."""
+def _newest_finite(template: Template) -> Checkpoint | None:
+    """Returns the newest finite checkpoint, and warns of newer ones that are not finite."""
     found = search(template.text)
     if not found.not_finite:
         return found.checkpoint
     if found.checkpoint is None:
         raise InputError(
-            f"No checkpoint to resume from: those of {template.text} hold NaN or infinite values, from batch "
+            f"No checkpoint to resume from: those of {template.text} contain NaN or infinite values, from batch "
             f"{found.not_finite[-1][1]} on. Begin again in another directory, with a lower learning rate or other data."
         )
     first, last = found.checkpoint.batch + 1, found.not_finite[-1][1]
     warnings.warn(
-        f"{found.passed_over} Training resumes from batch {found.checkpoint.batch}. The same batches in the same order lead "
-        f"to the same values again: leave out batches {first} to {last} (in recipes: --skip-batches {first}:{last}), "
+        f"{found.skipped} Training resumes from batch {found.checkpoint.batch}. The same batches in the same order lead "
+        f"to the same values again: skip batches {first} to {last} (in recipes: --skip-batches {first}:{last}), "
         "or lower the learning rate.",
         stacklevel=2,
     )
@@ -61,108 +65,128 @@ def _last_good(template: Template) -> Checkpoint | None:
 
 
 def warn_of_later_checkpoints(template: Template, begins_at: int) -> None:
-    """Warns if the directory has checkpoints of another run that came further; to be called on the chief."""
+    """Warns if the directory has later checkpoints of another run. Call it on the chief."""
     if not template.counters:
         return
     newest = next(own_checkpoints(template), None)
     if newest and newest[1].batch > begins_at:
         warnings.warn(
-            f"{newest[0]} is of another run, which came to batch {newest[1].batch}; this one begins at {begins_at}. "
-            "It replaces files of equal names and deletes none of the others. Use another directory, or resume=True.",
+            f"{newest[0]} is of another run, which reached batch {newest[1].batch}. This run begins at batch {begins_at}, replaces "
+            "files of equal names and deletes no others. Use another directory, or resume=True.",
             stacklevel=3,
         )
 
 
 class Resumption:
-    """Restores a model from a checkpoint, and then the callbacks of the `fit` that resumes.
+    """Restores a model from the checkpoint that training resumes from, and then the callbacks. Without one it does nothing.
 
     Args:
-        model: a compiled model, in `on_train_begin` of the `fit`.
-        checkpoint: a checkpoint that was verified.
+        model: the model, in `on_train_begin` of the training.
+        template: the names of the run's checkpoints.
+        resume: as in `GlobalStepCheckpoint`.
         planned_epochs: the `epochs` of the `fit`; None if unknown.
-        compiled_rates: the learning rates that the model was compiled with.
 
     Attributes:
-        logs: the last logs that Keras reported before the checkpoint.
-        initial_epoch: the epoch, 0-based, with which training goes on.
+        checkpoint: the checkpoint, which has been verified; None if there is none.
+        logs: the last logs that Keras reported before it was saved.
+        metrics: the newest value of each metric then.
+        initial_epoch: the 0-based epoch in which training resumes.
 
     Raises:
-        InputError: if the checkpoint is of another model. Nothing is changed then.
+        InputError: if the checkpoint is of another model. The model is not changed then.
     """
 
-    def __init__(self, model: keras.Model, checkpoint: Checkpoint, planned_epochs: int | None, compiled_rates: dict[str, float]):
-        stored = state.read_state(checkpoint.path)
-        self._compiled_rates = compiled_rates
-        self._model, self._counters, self._counts = model, counters_of(model), stored.counts
-        self._earlier, self._flags = self._counters.read(), stored.header.get("trainable", {})
+    def __init__(self, model: keras.Model, template: Template, resume: bool | str | os.PathLike, planned_epochs: int | None):
+        self._model, self._counters, self._counts = model, counters_of(model), Counts()
+        self._states: CallbackStates | None = None
         self._restored: RestoredVariables | None = None
-        self._lacking: state.StoredState | None = None  # what is to be restored to variables that are yet to be made
+        self._lacking: state.StoredState | None = None  # to restore when the model has all its variables
+        self.logs: dict[str, Any] = {}
+        self.metrics: dict[str, Any] = {}
+        self.initial_epoch = 0
+        self.checkpoint = find_checkpoint(template, resume)
+        self._compiled_rates = begin_rates(model)
+        if self.checkpoint:
+            self._resume(self.checkpoint, planned_epochs)
+
+    def _resume(self, checkpoint: Checkpoint, planned_epochs: int | None) -> None:
+        stored = state.read_state(checkpoint.path)
+        self._earlier, self._flags = self._counters.read(), stored.header.get("trainable", {})
         self._restore_variables(stored)
-        stored.resume_epoch(model)
-        self.logs = stored.header["logs"]
-        self._states: CallbackStates | None = stored.callback_states
+        stored.resume_epoch(self._model)
+        save_costs_of(self._model).newest = (checkpoint.batch, checkpoint.path)
+        self.logs, self.metrics, self._counts = stored.header["logs"], checkpoint.metrics, stored.counts
+        self._states = stored.callback_states
         self.initial_epoch = self._counters.epoch_to_begin
         if self._states.has_stopped and planned_epochs is not None:
             self.initial_epoch = planned_epochs
-        set_initial_epoch(model, self.initial_epoch)
+        set_initial_epoch(self._model, self.initial_epoch)
         self._is_finished = planned_epochs is not None and 0 < planned_epochs <= self.initial_epoch
         if ranks().is_chief and self._is_finished:
             why = "a callback has ended the training" if self._states.has_stopped else f"epochs is {planned_epochs}"
             where = f"{'at the end of' if self._counts.epoch_ended else 'in'} epoch {self._counts.epoch}"
             print(f"Nothing left to train: {checkpoint.path} stands {where}, and {why}.", flush=True)
 
-    def set_states(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
-        """Sets the states of callbacks, and the variables once more, which callbacks may have changed since.
+    def forget(self) -> None:
+        """Frees the restored state. Call it when training ends."""
+        self._states = self._restored = None
 
-        To be called after every callback's `on_train_begin`, in which they forget their state. What they do to the model there,
-        an earlier process has done.
+    def set_states(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
+        """Restores the callback states, and again the variables, which callbacks may have changed since.
+
+        Call it after every callback's `on_train_begin`, in which callbacks reset their state. Their changes of the model there are
+        undone, since an earlier process has made them already.
         """
         if self._lacking or self._restored:
             trainable_flags_of(self._model).put_back(self._flags)
         if self._restored:
             self._restored.put_back()
-        self._restore_what_lacked()
+        self._restore_late()
         if self._states:
             callback_state.give_back(callbacks, self._states)
         if self._counts.epoch_ended:
-            self._restored = None  # what they do next to the model is new
+            self._restored = None  # later changes of the model are new
 
     def set_states_again(self, callbacks: Iterable[keras.callbacks.Callback], hook: str, batch: int = 0) -> None:
-        """Sets states and variables once more, in the hook in which they were saved.
+        """Restores callback states and variables again, in the hook of the save.
 
-        In the middle of an epoch Keras calls the hooks of the batches that were trained on already. So callbacks would see
-        these batches twice. The callbacks that stand behind the one that saves had not seen the last hook: they see it now.
+        In the middle of an epoch, Keras calls the hooks of batches that are trained on already, so callbacks see these batches
+        twice. The restore undoes that. Callbacks after the one that saves had not run the hook of the save, and run it now.
 
         Args:
             callbacks: all callbacks of the `fit`.
-            hook: the hook that the callback that saves is in.
-            batch: the hook's argument.
+            hook: the current hook of the callback that saves.
+            batch: the argument of the hook.
         """
         if self._states is None:
             return
         if self._counts.epoch_ended or self._counters.batch_bound > self._counts.batch:
-            self._states = self._restored = None  # training has gone on
+            self.forget()  # training has continued
         elif hook == self._states.hook and self._is_place_of_save(hook, batch):
             self.set_states(callbacks)
             self._restored = None
 
     def _is_place_of_save(self, hook, batch):
         done, execution = self._counts.batches_in_epoch, self._model.steps_per_execution
-        if hook in ("on_train_batch_end", "on_all_callbacks_ended_batch"):  # of the last batches that are skipped
+        if hook in ("on_train_batch_end", "on_all_callbacks_ended_batch"):  # in the last skipped execution
             return batch + execution >= done
-        if hook == "on_train_batch_begin":  # of the first batches that are trained on
+        if hook == "on_train_batch_begin":  # in the first trained execution
             return batch + execution > done
         return True
 
     def _restore_variables(self, stored: state.StoredState) -> None:
-        """Restores the variables; where some are lacking, once the other callbacks have begun, or just before the first batch."""
+        """Restores the variables. If the model lacks some, a callback or the first batch may create them: it is restored then."""
         try:
             self._assign(stored)
         except NotBuilt:
             self._lacking = stored
 
-    def _restore_what_lacked(self, is_last_try: bool = False) -> None:
-        """Restores the variables, or leaves it to the first batch, by which they may be made; or refuses, and leaves no trace."""
+    def _restore_late(self, is_last_try: bool = False) -> None:
+        """Restores the variables after all callbacks began, or before the first batch, which may create the missing ones.
+
+        Raises:
+            InputError: if variables are still missing, or differ. The counters and the place in the data are reset then.
+        """
         if self._lacking is None:
             return
         try:
@@ -170,11 +194,12 @@ class Resumption:
         except InputError as error:
             if isinstance(error, NotBuilt) and self._is_finished:
                 warnings.warn(
-                    f"No batch is left that could make what this model lacks, so it is not restored. {error}", stacklevel=2
+                    f"The model is not restored, since no batch is left that could create its missing variables. {error}",
+                    stacklevel=2,
                 )
                 return
             if isinstance(error, NotBuilt) and not is_last_try:
-                fit_hooks_of(self._model).before_first_batch(lambda: self._restore_what_lacked(is_last_try=True), lacks=True)
+                fit_hooks_of(self._model).before_first_batch(lambda: self._restore_late(is_last_try=True), lacks=True)
                 return
             resumed_epoch_of(self._model).resume(self._earlier, {}, lambda: None)
             data_position_of(self._model).resume(None, self._earlier)
@@ -185,5 +210,5 @@ class Resumption:
     def _assign(self, stored: state.StoredState) -> None:
         stored.assign_to(self._model)
         choose_rates(self._model, self._compiled_rates, stored.header, stored.path)
-        # An optimizer that a callback makes later has the checkpoint's rate: nobody has chosen another one for it.
+        # An optimizer that a callback makes later gets the checkpoint's rate, since the user has chosen no other.
         self._restored = RestoredVariables(self._model, lambda: stored.assign_to(self._model))

@@ -1,4 +1,4 @@
-"""Which checkpoints stay."""
+"""Decides which checkpoints to keep and which to delete."""
 
 import math
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Kept:
-    """A checkpoint in the eyes of the rules.
+    """A checkpoint, as the rules of retention see it.
 
     Args:
-        path: where it is.
-        batch: the batch stored in it.
-        value: the monitored metric stored in it; None where it has none.
-        finite: whether training can go on from it: its values are neither NaN nor infinite.
+        path: the path of the file.
+        batch: the batch counter in it.
+        value: the monitored metric in it; None if it has none.
+        finite: whether training can resume from it, since it contains no NaN and no infinite values.
     """
 
     path: str
@@ -30,18 +30,18 @@ def to_delete(
     keep_best: int | None = None,
     lower_is_better: bool = True,
 ) -> list[str]:
-    """The files that no rule keeps. Without a rule all stay; the newest always stays, and so does the newest finite one.
+    """Returns the files that no rule keeps. Without a rule all stay. The newest and the newest finite file always stay.
 
     Args:
-        present: the checkpoints that are there, in any order.
-        keep_last: keeps that many of the newest.
-        keep_every: keeps the first at or after each multiple of that many batches.
-        keep_best: keeps that many with the best value; of equal ones the older; one without a value is never best. As the only
-            rule, it deletes nothing until one has a value.
-        lower_is_better: the direction of the value.
+        present: the existing checkpoints, in any order.
+        keep_last: the number of newest files to keep.
+        keep_every: keeps the first file at or after each multiple of this number of batches.
+        keep_best: the number of files with the best value to keep. Of equal values the older file is better. A file without a
+            value is never best. As the only rule, it deletes nothing before a file has a value.
+        lower_is_better: whether a lower value is better.
 
     Returns:
-        Paths, oldest first.
+        The paths, oldest first.
 
     Example:
 
@@ -64,6 +64,6 @@ def to_delete(
             (sign * kept.value, kept.batch, kept.path) for kept in ordered if kept.value is not None and not math.isnan(kept.value)
         ]
         if not ranked and keep_last is None and keep_every is None:
-            return []  # nothing can be the best before the metric comes
+            return []  # no file is the best before the metric is logged
         stay |= {path for _, _, path in sorted(ranked)[:keep_best]}
     return [kept.path for kept in ordered if kept.path not in stay]

@@ -1,4 +1,4 @@
-"""`RunRecord`: writes down where the hours of a run go, for `python -m callbacks report`."""
+"""`RunRecord`: records where the time of a run goes, for `python -m callbacks report`."""
 
 import atexit
 import os
@@ -24,26 +24,26 @@ from callbacks.ranks import ranks
 from callbacks.save_costs import SaveCosts, save_costs_of
 from callbacks.time_account import TimeAccount
 
-_DATA_SAMPLE = 10  # one batch in so many tells how long it waited for data
+_DATA_SAMPLE = 10  # the wait for data is measured for one batch in ten
 _SIGNALS = {
-    preemption.WARNED: "stopped by USR1 or USR2, after a save",
-    preemption.ENDED: "stopped by TERM, after a save",
+    preemption.REQUEUE: "stopped by USR1 or USR2, after a save",
+    preemption.TERMINATED: "stopped by TERM, after a save",
     preemption.INTERRUPTED: "stopped by Ctrl-C, after a save",
 }
 _failure = ""
 
 
 def note_failure(why: str) -> None:
-    """Notes what is about to end this process, for an end that Python does not call an error."""
+    """Notes why this process is about to end, if no Python exception ends it."""
     global _failure
     _failure = why
 
 
 class _Attempt:
-    """What this process tells of one run: its account, and its lines in the record.
+    """This process's part of the record: its time account and its lines.
 
     Args:
-        path: the record.
+        path: the path of the record.
         clock: returns seconds since 1970.
     """
 
@@ -56,14 +56,14 @@ class _Attempt:
         self._saved: tuple[int, str] | None = None
         self.trains = self.has_trained = False
 
-    counters: Counters  # of the model in training, as are its costs
+    counters: Counters  # of the model in training, as are the costs
     costs: SaveCosts
 
     def begin(self) -> None:
         """Writes the first line.
 
         Raises:
-            InputError: if it cannot be written.
+            InputError: if the line cannot be written.
         """
         self.has_begun = True
         place = {"began": self.account.began, "host": socket.gethostname(), "pid": os.getpid()}
@@ -71,12 +71,14 @@ class _Attempt:
             record_file.create(self.path)
             record_file.append(self.path, self._line("begin") | place, flush=True)
         except OSError as error:
-            raise InputError(f"The record of the run cannot be written to {self.path}: {error.strerror}.") from None
+            raise InputError(
+                f"Cannot write the record of the run to {self.path}: {error.strerror}. Give a directory that can be written to."
+            ) from None
         self._writes = True
         atexit.register(self._end)
 
     def tick(self) -> None:
-        """Writes a line if one is due, or a checkpoint was saved."""
+        """Writes a line if it is time, or a checkpoint was saved."""
         if self._writes and (self.account.tick_is_due() or self.costs.newest != self._saved):
             self._append(self._line("tick"))
 
@@ -87,10 +89,10 @@ class _Attempt:
     def _why(self):
         if not self.trains:
             return "finished"
-        error = getattr(sys, "last_value", None)  # what Python has printed the traceback of
+        error = getattr(sys, "last_value", None)  # the error whose traceback Python has printed
         if error is not None:
             return f"{type(error).__name__}: {error}".partition("\n")[0]
-        return _failure or _SIGNALS.get(preemption.asked(), "left in the middle of training")
+        return _failure or _SIGNALS.get(preemption.stop_requested(), "exited in the middle of training")
 
     def _line(self, kind: str) -> dict[str, Any]:
         self._saved, account = self.costs.newest, self.account
@@ -114,8 +116,8 @@ class _Attempt:
         except OSError as error:
             self._writes = False
             warnings.warn(
-                f"{self.path} cannot be written any more: {error.strerror}. Training continues; "
-                "what python -m callbacks report shows of this attempt ends here.",
+                f"Cannot write {self.path} any more: {error.strerror}. Training continues, but python -m callbacks report does not "
+                "show the rest of this attempt.",
                 stacklevel=2,
             )
 
@@ -124,7 +126,7 @@ _attempts: dict[str, _Attempt] = {}  # of this process: path -> attempt
 
 
 class RunRecord(Copyable, keras.callbacks.Callback):
-    """Writes down where the time of a run goes, over all its restarts: `python -m callbacks report DIRECTORY` shows it.
+    """Records where the time of a run goes, over all its restarts. `python -m callbacks report DIRECTORY` shows it.
 
     ```python
     model.fit(data, epochs=20, callbacks=[
@@ -134,15 +136,15 @@ class RunRecord(Copyable, keras.callbacks.Callback):
     ])
     ```
 
-    It stands first in the list, on every rank; only the chief writes. A line of JSON is appended to `record.jsonl`
-    (`callbacks/record_file.py`) at each save, and so often that a kill leaves no more than half a percent of the time untold.
+    Attach it on every rank, as the first callback; only the chief writes. It appends lines of JSON to `record.jsonl`
+    (`callbacks/record_file.py`) at each save, and often enough that a kill loses at most half a percent of the time.
 
     Args:
         directory: the run's directory.
 
     Raises:
-        InputError: if it is a URL; when training begins, if nothing can be written there. Later, a warning says so, and training
-            continues.
+        InputError: if the directory is a URL; or when training begins, if nothing can be written there. If that happens later, a
+            warning says so.
     """
 
     def __init__(self, directory: str | os.PathLike):
@@ -153,7 +155,7 @@ class RunRecord(Copyable, keras.callbacks.Callback):
         self._forget_run()
 
     def _forget_run(self):
-        """Sets what belongs to a run, and is not copied with the callback."""
+        """Resets the attributes of a run, which are not copied with the callback."""
         self._model = None
         self._trains = self._is_first_of_epoch = False
 
@@ -162,7 +164,7 @@ class RunRecord(Copyable, keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         self._counters, self._costs = counters_of(self.model), save_costs_of(self.model)
-        self._counters.begin_training(in_fit=not running_fit(self).is_own_loop)
+        self._counters.begin_training(in_fit=not running_fit(self).is_custom_loop)
         _executions_of(self.model).record = self
         is_first = self._path not in _attempts
         self._attempt = _attempts[self._path] = _attempts.get(self._path) or _Attempt(self._path, self._time)
@@ -177,7 +179,7 @@ class RunRecord(Copyable, keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch, logs=None):
         self._counters.begin_epoch(epoch)
-        if not self._attempt.has_begun and ranks().is_chief:  # only now has every callback restored what it restores
+        if not self._attempt.has_begun and ranks().is_chief:  # all callbacks have restored their state by now
             self._charge("restore")
             self._attempt.begin()
         self._charge("callbacks")
@@ -189,7 +191,7 @@ class RunRecord(Copyable, keras.callbacks.Callback):
         self._bound, self._is_writing = self._counters.batch_bound, self._costs.is_writing
 
     def begin_execution(self) -> None:
-        """Comes just before Keras's train function."""
+        """Starts a batch, just before Keras's train function."""
         self._charge("callbacks")
         self._account.begin_batch()
 
@@ -231,10 +233,10 @@ class RunRecord(Copyable, keras.callbacks.Callback):
 
 
 class _Executions:
-    """Tells a record when an execution of a model begins.
+    """Notifies a record when an execution of a model begins.
 
     Attributes:
-        record: of the `fit` that runs; None where it has none.
+        record: the record of the running `fit`; None if it has none.
     """
 
     def __init__(self, model: keras.Model):

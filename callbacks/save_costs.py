@@ -1,4 +1,4 @@
-"""What the checkpoints of a model have cost."""
+"""The costs of the checkpoints of a model."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,15 @@ from callbacks.attached import attach, attached
 
 @dataclass
 class SaveCosts:
-    """What checkpoints have cost so far, in this process.
+    """The costs of checkpoints so far, in this process.
 
     Args:
         blocked: seconds that training stood still.
-        seconds: seconds that the files took to be written, mostly beside training.
-        size: their bytes.
-        is_writing: whether one is being written.
-        newest: batch and path of the one written last, or resumed from; None if there is none.
-        interval: seconds that pass between two of them under `save_freq="auto"`; None otherwise.
+        seconds: seconds of writing, mostly while training continued.
+        size: the total size of the files, in bytes.
+        is_writing: whether a checkpoint is being written.
+        newest: batch and path of the checkpoint written last or resumed from; None if there is none.
+        interval: seconds between checkpoints under `save_freq="auto"`; None otherwise.
     """
 
     blocked: float = 0.0

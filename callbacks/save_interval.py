@@ -1,25 +1,25 @@
-"""How many seconds should pass between two checkpoints. No file, no model and no device: only times that the caller reports."""
+"""Computes how many seconds to leave between two checkpoints, from times that the caller reports and nothing else."""
 
 import math
 import time
 from collections.abc import Callable
 from typing import Any
 
-PRIOR_COST = 0.1  # seconds of a save, until the first one has shown it
-PRIOR_FAILURES, PRIOR_SECONDS = 1, 86_400.0  # as if one failure in a day had been seen before the run began
-_FORGET = 0.8  # at each save, the part of what earlier ones have shown that still counts
-_WORTH_TELLING = 2.0  # ratio of two intervals
-_SHARE = 0.5  # of the time that is left, until the next look
+PRIOR_COST = 0.1  # seconds of a save before the first one is measured
+PRIOR_FAILURES, PRIOR_SECONDS = 1, 86_400.0  # assumes one failure in a day before the run began
+_FORGET = 0.8  # weight of earlier measurements, applied at each save
+_WORTH_REPORTING = 2.0  # ratio of two intervals
+_SHARE = 0.5  # part of the remaining time until the next check
 
 
 class SaveInterval:
-    """Chooses the seconds between two checkpoints from what they cost and how often the run fails.
+    """Chooses the seconds between two checkpoints from their cost and from how often the run fails.
 
-    A save costs the seconds that training stands still for it, and those that batches take longer while its file is written. A
-    failure costs what was trained since the last save. Both together are least at an interval of sqrt(2 x cost x mean time
-    between failures); where that would cost more than the budget, the interval is what the budget allows.
+    A save costs the seconds that training stands still, plus the seconds that batches take longer while its file is written. A
+    failure costs the training since the last save. The sum is smallest at an interval of sqrt(2 x cost x mean time between
+    failures). If that costs more than the budget, the interval is the shortest that the budget allows.
 
-    The time between failures comes from those that the run has seen over all its restarts, and from a prior: one in a day.
+    The mean time between failures is estimated from the failures over all restarts and a prior of one failure a day.
 
     Args:
         max_overhead: the share of time that saves may cost, 0.01 for 1 %.
@@ -44,7 +44,7 @@ class SaveInterval:
         self.begin()
 
     def begin(self) -> None:
-        """Starts a training. What an earlier one has learned is forgotten; `set_state` brings it back."""
+        """Starts a training and forgets the measurements of an earlier one. `set_state` restores them."""
         self._began = self._saved_at = self._clock()
         self._earlier_seconds, self._failures = 0.0, 0
         self._saves = self._blocked = 0.0
@@ -52,13 +52,13 @@ class SaveInterval:
         self._seconds = {False: 0.0, True: 0.0}
         self._seen = 0  # batches of this training
         self._is_first = True
-        self._told: float | None = None
+        self._reported: float | None = None
 
     def get_state(self, is_last: bool) -> dict[str, Any]:
-        """Returns what a checkpoint keeps, as plain data.
+        """Returns the measurements for a checkpoint, as plain data.
 
         Args:
-            is_last: whether training ends with this checkpoint, so that nothing is lost when it begins again.
+            is_last: whether training ends with this checkpoint, so that a restart loses nothing.
         """
         return {
             "seconds": self._exposure,
@@ -71,7 +71,7 @@ class SaveInterval:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `get_state` returned. A checkpoint that was not the last of its process tells of a failure."""
+        """Restores the measurements. A checkpoint that was not the last of its process counts as a failure."""
         self._earlier_seconds = state["seconds"]
         self._failures = state["failures"] + (not state["is_last"])
         self._saves, self._blocked = state["saves"], state["blocked"]
@@ -79,11 +79,11 @@ class SaveInterval:
         self._seconds = dict(zip((False, True), state["batch_seconds"], strict=True))
 
     def end_batches(self, batches: int, seconds: float, beside_write: bool) -> None:
-        """Notes how long batches took. The first ones of a training do not count: they are compiled.
+        """Notes how long batches took. The first ones of a training do not count, since they are compiled.
 
         Args:
-            batches: how many.
-            seconds: of all of them.
+            batches: the number of batches.
+            seconds: their total duration.
             beside_write: whether a checkpoint was being written meanwhile.
         """
         self._seen += batches
@@ -103,12 +103,12 @@ class SaveInterval:
             self._seconds[kind] *= _FORGET
 
     def note_blocked(self, seconds: float) -> None:
-        """Notes how long training stood still for the save before."""
+        """Notes how long training stood still for the previous save."""
         self._blocked += seconds
 
     @property
     def cost(self) -> float:
-        """Seconds that a save costs: mean of the last ones."""
+        """The cost of a save in seconds: a mean over the last saves."""
         if not self._saves:
             return PRIOR_COST
         slower = self._seconds[True] - self._batches[True] * self._batch_seconds
@@ -116,27 +116,27 @@ class SaveInterval:
 
     @property
     def between_failures(self) -> float:
-        """Seconds from one failure to the next, as far as the run tells."""
+        """The estimated mean time between failures, in seconds."""
         return (PRIOR_SECONDS + self._exposure) / (PRIOR_FAILURES + self._failures)
 
     @property
     def seconds(self) -> float:
-        """The interval: the first save comes as early as the budget allows, to show what one costs."""
+        """The interval in seconds. The first save comes as early as the budget allows, to measure the cost."""
         within_budget = self.cost / self._max_overhead
         return max(within_budget, math.sqrt(2 * self.cost * self.between_failures)) if self._saves else within_budget
 
     def is_due(self, is_writing: bool) -> bool:
-        """Whether the interval is over.
+        """Returns whether the interval is over.
 
         Args:
-            is_writing: whether a checkpoint is still being written; then none is due.
+            is_writing: whether a checkpoint is still being written. No checkpoint is due then.
         """
         return not is_writing and self._left <= 0
 
     def batches_to_next_look(self, is_writing: bool) -> int:
-        """Returns how many batches from now it has to be asked again whether a checkpoint is due.
+        """Returns the number of batches until the caller should ask `is_due` again.
 
-        Half the time that is left, because batches may come to take longer; and never more than were seen so far.
+        They take half the remaining time, because batches may become slower, and are never more than the batches so far.
 
         Args:
             is_writing: whether a checkpoint is still being written.
@@ -148,13 +148,13 @@ class SaveInterval:
         return max(1, min(wanted, self._seen))
 
     def news(self) -> str | None:
-        """Returns what to tell the user, when the first save has shown its cost, and when the interval has changed by much."""
-        if not self._saves or (self._told and 1 / _WORTH_TELLING < self.seconds / self._told < _WORTH_TELLING):
+        """Returns a line for the user after the first save and when the interval has changed by a factor of 2; else None."""
+        if not self._saves or (self._reported and 1 / _WORTH_REPORTING < self.seconds / self._reported < _WORTH_REPORTING):
             return None
-        self._told = self.seconds
+        self._reported = self.seconds
         return (
-            f"Saves every {_rounded(self.seconds)}: one costs {_rounded(self.cost)}, failures seen: {self._failures} in "
-            f"{_rounded(self._exposure)}, and {PRIOR_FAILURES} in {_rounded(PRIOR_SECONDS)} is assumed before."
+            f"Saving every {_rounded(self.seconds)}: a save costs {_rounded(self.cost)}; failures: {self._failures} in "
+            f"{_rounded(self._exposure)}, plus an assumed {PRIOR_FAILURES} in {_rounded(PRIOR_SECONDS)}."
         )
 
     @property
@@ -167,14 +167,14 @@ class SaveInterval:
 
     @property
     def _batch_seconds(self) -> float:
-        """Of a batch beside which nothing is written; of any batch, while there is none."""
+        """The mean duration of a batch without a write beside it; of any batch if there is none yet."""
         if self._batches[False]:
             return self._seconds[False] / self._batches[False]
         return self._seconds[True] / self._batches[True] if self._batches[True] else 0.0
 
 
 def _rounded(seconds: float) -> str:
-    """A time as people say it: 3 ms, 41 s, 12 min, 30 h."""
+    """Returns a duration as text: 3 ms, 41 s, 12 min, 30 h."""
     if seconds < 1:
         return f"{1e3 * seconds:.0f} ms"
     for limit, unit, name in ((120, 1, "s"), (7200, 60, "min")):

@@ -1,4 +1,4 @@
-"""When a checkpoint is due. No file, no model and no device: only counters that the caller reports, and a clock."""
+"""Decides when a checkpoint is due, from counters that the caller reports, a clock and nothing else."""
 
 import math
 import time
@@ -14,19 +14,19 @@ def next_multiple(batch: int, every: int) -> int:
 
 
 class SavePolicy:
-    """Decides when a checkpoint is due: after so many batches, after so many seconds, at the end of an epoch, or by its cost.
+    """Decides when a checkpoint is due: after a number of batches or seconds, at the end of an epoch, or by the cost of saves.
 
-    The caller compares its batch counter with the attributes, so that it reads the device only where a save may be due.
+    The caller compares its batch counter with `next_batch`, so that it reads the device only when a save may be due.
 
     Args:
         save_freq: `"epoch"`, `"auto"`, or global batches between two checkpoints.
-        save_secs: seconds between two checkpoints; None if time alone makes none due.
-        max_overhead: for `"auto"`, the share of time that checkpoints may cost.
+        save_secs: seconds between two checkpoints; None to ignore the time.
+        max_overhead: for `"auto"`, the largest share of time that checkpoints may cost.
         clock: returns seconds since any fixed moment.
 
     Attributes:
-        next_batch: `look` has to be asked at the first boundary at or after this batch; infinity for `"epoch"`.
-        saved_batch: the batch that was saved last, or that training began at.
+        next_batch: the caller has to call `look` at the first boundary at or after this batch; infinity for `"epoch"`.
+        saved_batch: the batch of the last save, or the batch at which training began.
         ends: whether training ends with the next save, as far as the caller knows.
         clock: as given.
         interval: the seconds between two checkpoints under `"auto"`; None otherwise.
@@ -55,7 +55,7 @@ class SavePolicy:
         self.begin(0)
 
     def begin(self, batch: int) -> None:
-        """Starts at a batch whose state needs no checkpoint: training begins there, or it was just restored."""
+        """Starts at a batch that needs no checkpoint, since training begins there or a checkpoint was just restored."""
         self._is_postponed = self.ends = False
         self.saved_batch, self._saved_at = batch, self.clock()
         self.next_batch = batch + 1 if self.interval else self._next_multiple(batch)
@@ -63,20 +63,20 @@ class SavePolicy:
             self.interval.begin()
 
     def saved(self, batch: int) -> None:
-        """Notes that the state after this batch was saved. Seconds count from here."""
+        """Notes that the state after this batch was saved, and restarts the seconds."""
         self.saved_batch, self._saved_at = batch, self.clock()
         if self.interval:
             self.interval.saved()
 
     def look(self, batch: int, is_writing: bool) -> dict[str, Any]:
-        """Decides at a batch, which is `next_batch` or a later one. Several ranks follow the chief's decision.
+        """Decides at a batch at or after `next_batch`. All ranks follow the chief's decision.
 
         Args:
-            batch: the batch.
+            batch: the batch counter.
             is_writing: whether a checkpoint is still being written.
 
         Returns:
-            Whether a checkpoint is due, and the `next_batch` to look at after this one.
+            Whether a checkpoint is due (`is_due`), and the new `next_batch`.
         """
         if self.interval is None:
             return {"is_due": True, "next_batch": self._next_multiple(batch)}
@@ -84,33 +84,33 @@ class SavePolicy:
         return {"is_due": is_due, "next_batch": batch + (1 if is_due else self.interval.batches_to_next_look(is_writing))}
 
     def get_state(self) -> dict[str, Any]:
-        """Returns what a checkpoint keeps, as plain data: under `"auto"`, what saves and failures have shown."""
+        """Returns the state for a checkpoint, as plain data: under `"auto"`, the measurements of saves and failures."""
         return self.interval.get_state(self.ends) if self.interval else {}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Takes over what `get_state` returned; to be called after `begin`."""
+        """Restores the state. Call it after `begin`."""
         if self.interval and state:
             self.interval.set_state(state)
 
     def postpone(self) -> None:
-        """Notes that a checkpoint was due, but its name needs a metric that the next validation will bring."""
+        """Notes that a checkpoint is due but has to wait for a metric of the next validation."""
         self._is_postponed = True
 
     @property
     def may_be_due_by_time(self) -> bool:
-        """Whether the clock can make a checkpoint due."""
+        """Whether the policy has `save_secs`."""
         return self._save_secs is not None
 
     def is_due_by_time(self) -> bool:
-        """Whether the last checkpoint is `save_secs` old. Several ranks follow one clock, the chief's."""
+        """Returns whether the last checkpoint is `save_secs` old. All ranks follow the chief's clock."""
         return self._save_secs is not None and self.clock() - self._saved_at >= self._save_secs
 
     def still_to_come(self, params: Mapping[str, Any] | None, batch: int) -> tuple[float, float]:
-        """Returns the most checkpoints that a training still makes, and the batches that it still trains on; infinity if unknown.
+        """Returns the largest number of checkpoints to come and the number of batches to come; infinity if unknown.
 
         Args:
-            params: what Keras tells callbacks of the `fit`: `epochs` and `steps`.
-            batch: where it stands.
+            params: the `params` that Keras gives to callbacks: `epochs` and `steps`.
+            batch: the batch counter.
         """
         epochs, steps = ((params or {}).get(name) or math.inf for name in ("epochs", "steps"))
         batches = max(epochs * steps - batch, 0)
@@ -121,7 +121,7 @@ class SavePolicy:
         return batches // (self._every or steps) + 1, batches
 
     def is_due_after_epoch(self) -> bool:
-        """Whether the end of this epoch makes a checkpoint due; to be called once in each epoch."""
+        """Returns whether a checkpoint is due at the end of this epoch. Call it once in each epoch."""
         is_postponed, self._is_postponed = self._is_postponed, False
         return is_postponed or self._after_epoch
 

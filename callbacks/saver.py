@@ -1,4 +1,4 @@
-"""From a snapshot to a checkpoint: what is read, where the values wait, and the thread that writes them."""
+"""Writes snapshots to checkpoints, in a thread or synchronously."""
 
 import time
 import warnings
@@ -7,6 +7,7 @@ import keras
 
 from callbacks import files, state
 from callbacks.checkpoint_directory import CheckpointDirectory
+from callbacks.counters import counters_of
 from callbacks.device_memory import DeviceMemory
 from callbacks.disk_room import DiskRoom, state_size
 from callbacks.finite import first_not_finite
@@ -21,16 +22,16 @@ from callbacks.writer import Writer
 
 
 class Saver:
-    """Has the checkpoints of one training written, beside training or at once.
+    """Writes the checkpoints of one training.
 
     Args:
         model: the model in training.
-        template: the names of the checkpoints; the suffix decides what a snapshot holds.
-        writer: runs the writing.
-        directory: where checkpoints go; claimed by this run.
+        template: the names of the checkpoints. The suffix decides what a snapshot contains.
+        writer: runs the writes, in a thread or synchronously.
+        directory: the directory of the checkpoints, claimed by this run.
         pruner: deletes old checkpoints.
-        disk_room: warns if the disk has no room for what is to come.
-        device_memory: tells whether the devices have room for copies.
+        disk_room: warns if the disk has too little room.
+        device_memory: finds devices without room for copies.
         verbose: whether to print a line for each checkpoint.
     """
 
@@ -49,25 +50,25 @@ class Saver:
         self._directory, self._pruner, self._disk_room = directory, pruner, disk_room
         self._device_memory, self._verbose = device_memory, verbose
         self._memory = HostMemory()
-        self._costs = save_costs_of(model)
+        self._counters, self._costs = counters_of(model), save_costs_of(model)
         self._plan: SnapshotPlan | None = None
         self._seeds: keras.random.SeedGenerator | None = None
-        self._is_prepared = self._has_told_of_wait = self._has_told_of_nan = self._has_told_of_change = False
+        self._is_prepared = self._has_warned_of_wait = self._has_warned_of_nan = self._has_warned_of_change = False
 
     def plan(self) -> SnapshotPlan:
-        """Returns what a snapshot of the model reads, as the model is now."""
+        """Returns the current plan of a snapshot of the model."""
         if self._plan is None or not self._plan.is_current():
             self._seeds = self._seeds or global_seed_generator()
             earlier, self._plan = self._plan, SnapshotPlan(self._model, self._is_archive, self._seeds)
             if earlier is not None:
-                self._tell_of_change(earlier, self._plan)
+                self._warn_of_change(earlier, self._plan)
         return self._plan
 
-    def _tell_of_change(self, earlier: SnapshotPlan, now: SnapshotPlan) -> None:
+    def _warn_of_change(self, earlier: SnapshotPlan, now: SnapshotPlan) -> None:
         """Says, once, that the model that a restart makes may not be the one that is saved."""
         changed = [name for name, of in now.layer_variables.items() if earlier.layer_variables.get(name) != of]
-        if changed and not self._has_told_of_change and ranks().is_chief:
-            self._has_told_of_change = True
+        if changed and not self._has_warned_of_change and ranks().is_chief:
+            self._has_warned_of_change = True
             warnings.warn(
                 f"The model has other variables than when training began, first {now.layer_variables[changed[0]][2]}. A restart "
                 "resumes only where it has them by its first batch: make them before fit, or in each on_epoch_begin that lacks "
@@ -76,7 +77,7 @@ class Saver:
             )
 
     def prepare(self) -> None:
-        """Does, once, what the first save would have to do; called when the first batch has made every variable."""
+        """Prepares the first save. Call it after each batch; only the first call, when all variables exist, has an effect."""
         if self._is_prepared:
             return
         self._is_prepared = True
@@ -88,23 +89,36 @@ class Saver:
         if self._writer.background and ranks().is_chief:
             self._writer.prepare(lambda: self._memory.provide(plan.memory))
 
-    def want_memory(self) -> None:
-        """Says that a snapshot comes, so that no more memory is provided meanwhile."""
+    def raise_failure(self) -> None:
+        """Raises the error of a checkpoint that could not be written.
+
+        Raises:
+            CheckpointWriteError: if there is one.
+        """
+        self._writer.raise_failure()
+
+    def make_room(self) -> None:
+        """Waits until the writer has room for another snapshot.
+
+        Raises:
+            CheckpointWriteError: if an earlier checkpoint could not be written.
+        """
         self._memory.want()
+        self._writer.make_room(f"The save of batch {self._counters.read().batch}")
 
     def free_memory(self) -> None:
-        """Frees the memory of the snapshots; no save may be in flight."""
+        """Frees the memory of snapshots. No save may be in flight."""
         self._memory, self._plan, self._seeds = HostMemory(), None, None
 
     def submit(self, snapshot: Snapshot, path: str) -> None:
-        """Has a snapshot written; the writer has to have room. To be called on the chief.
+        """Starts the write of a snapshot. Call it on the chief, after `make_room`.
 
         Args:
             snapshot: the state of training.
-            path: the checkpoint to make or to replace.
+            path: the checkpoint to create or replace.
 
         Raises:
-            CheckpointWriteError: if it is written at once and fails.
+            CheckpointWriteError: if the write is synchronous and fails.
         """
         if self._writer.background and (full := self._device_memory.full(snapshot.tensors())):
             self._fetch_at_once(snapshot, full)
@@ -112,27 +126,27 @@ class Saver:
         self._writer.submit(path, lambda: self._write(snapshot, path))
 
     def _fetch_at_once(self, snapshot: Snapshot, full: list[str]) -> None:
-        """Copies the values before the next batch would make TensorFlow copy them on a device that has no room for that."""
+        """Copies the values now, since a device has no room for the copies that TensorFlow would make in the next batch."""
         began = time.monotonic()
-        self._writer.prepare(lambda: snapshot.fetch(self._memory)).result()  # in the thread that may still be making the memory
-        if not self._has_told_of_wait:
-            self._has_told_of_wait = True
+        self._writer.prepare(lambda: snapshot.fetch(self._memory)).result()  # in the thread that may still be allocating the memory
+        if not self._has_warned_of_wait:
+            self._has_warned_of_wait = True
             warnings.warn(
                 f"Training waited {time.monotonic() - began:.2f} s while {snapshot.size / 1e6:.3g} MB were copied from "
-                f"{', '.join(full)}, which has no room for a second copy of the training state; so it will at each save. "
-                "A smaller batch leaves room.",
+                f"{', '.join(full)}, which has no room for a second copy of the training state. It will wait at each save. "
+                "A smaller batch leaves more room.",
                 stacklevel=2,
             )
 
     def _check_finite(self, snapshot: Snapshot, path: str) -> None:
-        """Notes in the header whether training can go on from this state, and warns of the first one from which it cannot."""
-        spoilt = first_not_finite(snapshot)
-        snapshot.header["finite"] = spoilt is None
-        if spoilt is not None and not self._has_told_of_nan:
-            self._has_told_of_nan = True
+        """Writes to the header whether all values are finite, and warns once if they are not."""
+        not_finite = first_not_finite(snapshot)
+        snapshot.header["finite"] = not_finite is None
+        if not_finite is not None and not self._has_warned_of_nan:
+            self._has_warned_of_nan = True
             warnings.warn(
-                f"{path} holds NaN or infinite values, first in {spoilt}. No resume starts from such a checkpoint, and the newest "
-                "one without them stays.",
+                f"{path} contains NaN or infinite values, first in {not_finite}. A resume skips such checkpoints and starts from "
+                "the newest finite one, which is never deleted.",
                 stacklevel=2,
             )
 

@@ -1,4 +1,4 @@
-"""Which rank the others wait for. Nothing here knows Keras or processes: only how long each rank took."""
+"""Finds the rank that the others wait for, from the durations of batches on each rank."""
 
 from collections import deque
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ THRESHOLD = 0.1
 
 
 class SlowestRank:
-    """Finds a rank that is slowest in most of the last windows by more than a threshold. Names each rank once.
+    """Finds a rank that is slowest by more than a threshold in most of the last windows. It reports each rank once.
 
     Example:
 
@@ -19,35 +19,35 @@ class SlowestRank:
 
     def __init__(self) -> None:
         self._last: deque[int | None] = deque(maxlen=WINDOWS)
-        self._named: set[int] = set()
+        self._reported: set[int] = set()
 
     def note(self, seconds: Sequence[float]) -> int | None:
         """Notes a window.
 
         Args:
-            seconds: how long each rank took for a batch, without waiting for others.
+            seconds: the duration of a batch on each rank, without waiting for other ranks.
 
         Returns:
-            A rank to name; None if there is none, or if it was named before.
+            A rank to report; None if there is none, or if it was reported before.
         """
         slowest = max(range(len(seconds)), key=seconds.__getitem__)
         self._last.append(slowest if excess(seconds, slowest) > THRESHOLD else None)
-        if self._last.count(slowest) * 2 <= WINDOWS or slowest in self._named:
+        if self._last.count(slowest) * 2 <= WINDOWS or slowest in self._reported:
             return None
-        self._named.add(slowest)
+        self._reported.add(slowest)
         return slowest
 
 
 def excess(seconds: Sequence[float], rank: int) -> float:
-    """Returns by which part of the median of the other ranks this rank is slower; below 0 if it is faster."""
+    """Returns how much slower a rank is, as a part of the median of the other ranks; below 0 if it is faster."""
     others = sorted([*seconds[:rank], *seconds[rank + 1 :]])
     median = others[len(others) // 2] if others else 0.0
     return seconds[rank] / median - 1 if median else 0.0
 
 
 def verdict(seconds: Sequence[float], rank: int, host: str) -> str:
-    """Returns what to tell the user about a rank to name."""
+    """Returns the warning about a rank."""
     return (
-        f"Rank {rank} on {host} is what the other ranks wait for: in most of the last {WINDOWS} points of the curves it was the "
-        f"slowest by more than {THRESHOLD:.0%}, now by {excess(seconds, rank):.0%} ({1e3 * seconds[rank]:.3g} ms for a batch)."
+        f"The other ranks wait for rank {rank} on {host}: it was the slowest by more than {THRESHOLD:.0%} in most of the last "
+        f"{WINDOWS} points of the curves, now by {excess(seconds, rank):.0%} ({1e3 * seconds[rank]:.3g} ms for a batch)."
     )

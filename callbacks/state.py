@@ -1,17 +1,17 @@
-"""The whole state of training: how it goes into a file, and how it comes back.
+"""Saves the whole state of training to a file, and restores it.
 
-Keras's part of a file holds weights and optimizers. The rest is in the group `global_step` of the same HDF5 file (in a
-`.keras` archive, of its member `model.weights.h5`):
+Keras's part of a file has weights and optimizers. The rest is in the group `global_step` of the same HDF5 file (in a `.keras`
+archive, of its member `model.weights.h5`):
 
-    header                  JSON: format, template, counters, logs, metrics, states of callbacks (`callback_state.py`), place
-                            in the data (`data_position.py`); name,
-                            shape and dtype of every variable of the state tree; which variables each optimizer updates;
-                            whether the values are finite (`finite.py`)
-    variables/<i>           what Keras's part does not hold bit for bit, shape [replicas, ...]: seeds, states, LoRA's adapters,
-                            what differs between replicas, running metrics; the header's list `beside` names them
-    callbacks/<name>/<i>    arrays in the states of callbacks (the best weights of EarlyStopping)
+    header                  JSON: format, template, counters, logs, metrics, callback states (`callback_state.py`), place in the
+                            data (`data_position.py`); name, shape and dtype of every variable of the state tree; the variables
+                            that each optimizer updates; whether the values are finite (`finite.py`)
+    variables/<i>           variables that Keras's part does not have bit for bit, shape [replicas, ...]: seeds, RNN states, LoRA
+                            adapters, values that differ between replicas, running metrics; the list `beside` in the header
+                            has their names
+    callbacks/<name>/<i>    arrays in callback states (the best weights of EarlyStopping)
 
-Nothing in it is code: it is read as JSON and as plain arrays.
+The file contains no code: only JSON and plain arrays.
 """
 
 import json
@@ -45,7 +45,7 @@ from callbacks.state_tree import GLOBAL_SEEDS, StateTree
 from callbacks.stored_header import FORMAT, GROUP, header_of, open_group
 from callbacks.trainable_flags import trainable_flags_of
 
-_COMMENT = bytes(TRAILER_SIZE)  # an archive's last record has to know the size of what follows it
+_COMMENT = bytes(TRAILER_SIZE)  # the last record of an archive contains the size of the trailer after it
 
 
 def take(
@@ -56,15 +56,15 @@ def take(
     metrics: Mapping[str, Any],
     earlier: KerasPart | None = None,
 ) -> Snapshot:
-    """Takes a snapshot between two batches. All ranks have to, at the same batch; what differs between them is gathered.
+    """Takes a snapshot between two batches. All ranks call it after the same batch, and their differing values are gathered.
 
     Args:
         model: the model in training.
-        plan: what to read.
-        states: of all callbacks of the running `fit`, read just now.
+        plan: the plan of the snapshot.
+        states: the current callback states.
         logs: the last logs that Keras reported, for the header.
         metrics: the newest value of each logged metric, for the header.
-        earlier: what Keras's part of the file is to hold, if that was read before; what was written since goes beside it.
+        earlier: an earlier reading to use as Keras's part of the file. Values that have changed since go beside it.
 
     Raises:
         RanksDiffer: if the ranks had different values at the snapshot before.
@@ -91,7 +91,7 @@ def take(
 
 
 def write(snapshot: Snapshot, output: Output) -> None:
-    """Writes a file that stock Keras loads, from any thread; needs neither the model nor Keras."""
+    """Writes a snapshot to a file that stock Keras loads. It needs neither the model nor Keras, and runs in any thread."""
     content = Hdf5File()
     for each in snapshot.groups:
         if each.values or each.name:
@@ -102,7 +102,7 @@ def write(snapshot: Snapshot, output: Output) -> None:
     if snapshot.members is None:
         content.write(output.write)
         return
-    with zipfile.ZipFile(_WithoutComment(output), "w") as archive:  # type: ignore[call-overload]  # it needs no more than that
+    with zipfile.ZipFile(_WithoutComment(output), "w") as archive:  # type: ignore[call-overload]  # it calls no other methods
         for name, member in snapshot.members.items():
             archive.writestr(name, member)
         with archive.open(WEIGHTS_MEMBER, "w", force_zip64=True) as file:
@@ -111,7 +111,7 @@ def write(snapshot: Snapshot, output: Output) -> None:
 
 
 class _WithoutComment:
-    """Where an archive is written to; its comment is the trailer, which follows."""
+    """The output of an archive, without the archive's comment: the trailer takes its place."""
 
     def __init__(self, output: Output):
         self._output = output
@@ -123,13 +123,13 @@ class _WithoutComment:
 
 @dataclass(frozen=True)
 class StoredState:
-    """The state in a file, beside Keras's part of it.
+    """The state in a file, other than Keras's part.
 
     Args:
-        path: of the file, which only the chief reads.
-        header: its JSON part.
-        beside: name of a variable -> values, shape [replicas, ...]. In a file of format 1 the names are places in lists.
-        arrays: name of a callback's state -> arrays.
+        path: the path of the file, which only the chief reads.
+        header: the header.
+        beside: name of a variable -> values, shape [replicas, ...]. In format 1 the names are indices in lists.
+        arrays: name of a callback state -> arrays.
     """
 
     path: str
@@ -144,36 +144,36 @@ class StoredState:
 
     @property
     def callback_states(self) -> CallbackStates:
-        """The states of callbacks."""
-        hook = self.header.get("hook", "on_train_batch_end")  # the first files of format 2 do not say
+        """The callback states."""
+        hook = self.header.get("hook", "on_train_batch_end")  # missing in the first files of format 2
         return CallbackStates(self.header["callbacks"], self.arrays, hook, self.header["stopped"])
 
     def assign_to(self, model: keras.Model) -> None:
-        """Gives a model all variables of the checkpoint; nothing is changed where the file does not fit.
+        """Assigns all variables of the checkpoint to a model. If the file does not match, the model is unchanged.
 
         Args:
-            model: a compiled model. An optimizer that was built at the save and is not yet is built for the same variables.
+            model: a compiled model. If an optimizer was built at the save and is not built yet, it is built for the same variables.
 
         Raises:
-            NotBuilt: if the model lacks variables, which a callback or its first batch may make.
-            InputError: if the file belongs to another model; the first variable that does not fit is named.
+            NotBuilt: if the model lacks variables, which a callback or its first batch may create.
+            InputError: if the file is of another model. The message names the first variable that differs.
         """
         if any(name.startswith(GLOBAL_SEEDS) for name in self.beside):
             make_global_seed_generator()
         tree = self._prepare(model)
         ranks().on_chief(lambda: self._load_keras_part(model))
-        ranks().give_chiefs_values([v for v in tree.variables.values() if isinstance(v, KerasVariable)])
+        ranks().broadcast_variables([v for v in tree.variables.values() if isinstance(v, KerasVariable)])
         self._assign(model, tree, set(tree.variables))
         trainable_flags_of(model).restore(self.header.get("trainable", {}))
 
     def assign_weights(self, model: keras.Model) -> None:
-        """Gives a model the weights of the checkpoint and nothing else: optimizers, seeds and counters stay as they are.
+        """Assigns only the weights of the checkpoint to a model. Optimizers, seeds and counters are unchanged.
 
         Args:
             model: a built model.
 
         Raises:
-            InputError: if the file belongs to another model; the first variable that does not fit is named.
+            InputError: if the file is of another model. The message names the first variable that differs.
         """
         tree, beside = StateTree(model), self.header["format"] == FORMAT
         if beside:
@@ -181,17 +181,17 @@ class StoredState:
         ranks().on_chief(lambda: self._load_keras_part(model, skip=tree.optimizers.values()))
         left_out, of_optimizers = tree.metrics | tree.seeds, tuple(f"{name}." for name in tree.optimizers)
         weights = {name: v for name, v in tree.variables.items() if name not in left_out and not name.startswith(of_optimizers)}
-        ranks().give_chiefs_values([v for v in weights.values() if isinstance(v, KerasVariable)])  # in one order on all ranks
+        ranks().broadcast_variables([v for v in weights.values() if isinstance(v, KerasVariable)])  # in the same order on all ranks
         if beside:
             self._assign(model, tree, set(weights))
 
     def assign_metrics(self, model: keras.Model) -> None:
-        """Gives the model's metrics, which `fit` resets when an epoch begins, the values that they had in the epoch."""
+        """Restores the running metrics of a model, which `fit` resets at the beginning of an epoch."""
         tree = StateTree(model)
         self._assign(model, tree, set(tree.metrics))
 
     def resume_epoch(self, model: keras.Model) -> None:
-        """Sets the counters and the place in the data; the next `fit` finishes the epoch that the checkpoint stands in."""
+        """Restores the counters and the place in the data, so that the next `fit` finishes the epoch of the checkpoint."""
         resumed_epoch_of(model).resume(self.counts, self.header["logs"], lambda: self.assign_metrics(model))
         data_position_of(model).resume(self.header.get("data"), self.counts)
 
@@ -203,7 +203,7 @@ class StoredState:
                     assign_components(model.distribute_strategy, tree.variables[name], value)
 
     def _prepare(self, model: keras.Model) -> StateTree:
-        """Builds optimizers as they were at the save, and compares the model with the file."""
+        """Builds optimizers as at the save, and compares the model with the file."""
         if self.header["format"] != FORMAT:
             format_1.prepare(model, self.header["variables"], self.path)
             return StateTree(model)
@@ -221,7 +221,9 @@ class StoredState:
 
     def _load_keras_part(self, model: keras.Model, skip: Iterable[keras.optimizers.Optimizer] = ()) -> None:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")  # it was not built, or is not
+            warnings.filterwarnings(
+                "ignore", message="Skipping variable loading for optimizer"
+            )  # the optimizer was not built at the save, or is not built now
             try:
                 load_weights(model, self.path, skip)
             except ValueError as error:
@@ -229,10 +231,10 @@ class StoredState:
 
 
 def read_state(path: str) -> StoredState:
-    """Reads the state of a checkpoint that was verified; the chief reads, and all ranks get it.
+    """Reads the state of a verified checkpoint. The chief reads the file, and all ranks receive the state.
 
     Raises:
-        InputError: if it cannot be read, or is not as this package writes it.
+        InputError: if the file cannot be read, or this package has not written it.
     """
 
     def read_or_refuse():
@@ -240,8 +242,8 @@ def read_state(path: str) -> StoredState:
             return read()
         except InputError:
             raise
-        except Exception as error:  # h5py, zipfile and json raise errors of many classes for what nobody wrote this way
-            raise InputError(f"The state in {path} cannot be read: {one_line(error)}") from None
+        except Exception as error:  # h5py, zipfile and json raise errors of many classes for a file that this code did not write
+            raise InputError(f"Cannot read the state in {path}: {one_line(error)}") from None
 
     def read():
         with open_group(path) as group:
@@ -265,14 +267,14 @@ def read_state(path: str) -> StoredState:
 
 
 def restore(model: keras.Model, path: str) -> StoredState:
-    """Gives a model the whole state of a checkpoint, counters too.
+    """Restores the whole state of a checkpoint, including the counters.
 
     Args:
         model: a built and compiled model.
-        path: a file that was verified.
+        path: the path of a verified file.
 
     Raises:
-        InputError: if the file belongs to another model.
+        InputError: if the file is of another model.
     """
     stored = read_state(path)
     stored.assign_to(model)
@@ -281,11 +283,11 @@ def restore(model: keras.Model, path: str) -> StoredState:
 
 
 def _stack(parts: list[Any]) -> np.ndarray:
-    return np.asarray(parts[0])[np.newaxis] if len(parts) == 1 else np.stack(parts)  # one large array is not copied
+    return np.asarray(parts[0])[np.newaxis] if len(parts) == 1 else np.stack(parts)  # avoids a copy of one large array
 
 
 def _typed(array: np.ndarray, dtype: str) -> np.ndarray:
-    """HDF5 returns what it has no type for, such as float8, as bytes."""
+    """Restores the dtype of an array whose type HDF5 does not know, such as float8, and returns as bytes."""
     return array.view(tf.as_dtype(dtype).as_numpy_dtype) if array.dtype.kind == "V" else array
 
 

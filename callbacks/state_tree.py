@@ -34,7 +34,7 @@ GLOBAL_SEEDS = "keras.random"  # the name of the generator that Keras draws from
 
 
 def shape_of(variable: Variable) -> list[int | None] | None:
-    """Returns the shape of a variable: None for a size that may change, and in place of a shape whose rank may."""
+    """Returns the shape of a variable, with None for a size that may change; None if the rank may change."""
     shape = tf.TensorShape(variable.shape)
     return None if shape.rank is None else shape.as_list()
 
@@ -87,7 +87,10 @@ class StateTree:
         if any(self._empty) or (self._seeds is None and global_seed_generator() is not None):
             return False
         for container, contents in self._contents:
-            now = container.values() if isinstance(container, dict) else _contents_of(container)
+            if isinstance(container, (list, tuple)):
+                now: Collection[Any] = container
+            else:
+                now = (container if isinstance(container, dict) else _attributes(container)).values()
             if len(now) != len(contents) or not all(map(operator.is_, now, contents)):
                 return False
         return True
@@ -128,7 +131,7 @@ class StateTree:
 
     @functools.cached_property
     def layers(self) -> dict[str, keras.Layer]:
-        """The model, under an empty name, and the layers in it, by name."""
+        """Name -> layer: the layers of the model, and the model itself under an empty name."""
         return {self._name(place): self._values[place] for place in self._places_of(keras.Layer)}
 
     @property
@@ -218,10 +221,6 @@ class StateTree:
         ]
 
 
-def _contents_of(container: Any) -> Collection[Any]:
-    return container if isinstance(container, (list, tuple)) else _attributes(container).values()
-
-
 def _attributes(owner: Any) -> dict[str, Any]:
     """Returns the attributes of an object, by name."""
     slots = _slots(type(owner))
@@ -230,16 +229,18 @@ def _attributes(owner: Any) -> dict[str, Any]:
     return {name: getattr(owner, name) for name in slots if hasattr(owner, name)} | getattr(owner, "__dict__", {})
 
 
-def _slots(of: type) -> tuple[str, ...]:
-    """Returns the attributes that the objects of a class keep outside their dict, as those of a dataclass with slots do."""
-    if of not in _SLOTS:
-        named = [vars(each).get("__slots__", ()) for each in of.__mro__]
-        slots = [name for names in named for name in ([names] if isinstance(names, str) else names)]
-        _SLOTS[of] = tuple(name for name in slots if not name.startswith("__"))
-    return _SLOTS[of]
-
-
 _SLOTS: dict[type, tuple[str, ...]] = {}
+
+
+def _slots(of: type) -> tuple[str, ...]:
+    """Returns the attributes that objects of a class keep outside their `__dict__`, as a dataclass with slots does."""
+    if of in _SLOTS:
+        return _SLOTS[of]
+    named = [vars(each).get("__slots__", ()) for each in of.__mro__]
+    slots = [name for names in named for name in ([names] if isinstance(names, str) else names)]
+    return _SLOTS.setdefault(of, tuple(name for name in slots if not name.startswith("__")))
+
+
 _KINDS: dict[type, _Kind] = {}
 
 

@@ -1,4 +1,4 @@
-"""Times of the batches between two points of the curves. Nothing here knows Keras, files or ranks; the clock is given."""
+"""Statistics of the batches between two points of the curves. They need no Keras, no files and no ranks, only a clock."""
 
 import dataclasses
 import time
@@ -9,13 +9,13 @@ from callbacks.save_costs import SaveCosts
 
 
 class StepStatistics:
-    """What passes from one point of the curves to the next: how long batches, waiting for data and checkpoints took.
+    """Collects how long batches, waits for data and checkpoints take from one point of the curves to the next.
 
     Args:
         clock: returns seconds since any fixed moment.
 
     Attributes:
-        kept_seconds: spent on the batches that the state of training holds, over all restarts.
+        kept_seconds: seconds spent on the batches that the model has, over all restarts.
 
     Example:
 
@@ -39,43 +39,43 @@ class StepStatistics:
         """Starts a new window.
 
         Args:
-            counts: the counters now.
-            costs: what checkpoints have cost until now.
+            counts: the current counters.
+            costs: the current costs of checkpoints.
         """
         self._counts, self._costs = counts, dataclasses.replace(costs)
         self._began = self._clock()
         self._validated_for = self._test_began = 0.0
         self._durations: list[float] = []  # seconds of each batch
-        self._alone: list[float] = []  # until this rank began to wait for the others
-        self._waits: dict[int, float] = {}  # for data, by the batch's place in the list of durations
+        self._alone: list[float] = []  # seconds of each batch until this rank began to wait for the others
+        self._waits: dict[int, float] = {}  # index in the list of durations -> seconds waiting for data
 
     def forget_batch(self) -> None:
-        """Forgets a batch that never ended."""
+        """Discards a batch that has not ended."""
         self._batch_began = None
 
     def begin_batch(self, bound: int) -> None:
-        """To be called before a batch, or an execution of several.
+        """Notes the start of a batch, or of an execution of several.
 
         Args:
-            bound: batches trained on until now, at most.
+            bound: an upper bound of the batch counter.
         """
         self._bound = bound
         self._batch_began = self._clock()
 
     def note_data(self) -> None:
-        """To be called, from any thread, when the data of the batch have arrived; not for every batch."""
+        """Notes that the data of the batch have arrived. Call it from any thread, for a sample of batches."""
         if self._batch_began is not None:
             self._waits[len(self._durations)] = self._clock() - self._batch_began
 
     def end_batch(self, bound: int, gradients_ready_at: float | None = None) -> bool:
-        """To be called after a batch; a second call for the same batch does nothing.
+        """Notes the end of a batch. A second call for the same batch does nothing.
 
         Args:
-            bound: batches trained on until now, at most.
-            gradients_ready_at: when this rank began to wait for the others, by the same clock; None if nobody waits.
+            bound: an upper bound of the batch counter.
+            gradients_ready_at: when this rank began to wait for the others, by the same clock; None if ranks do not wait.
 
         Returns:
-            Whether anything was trained on: not by a second call, and not by a batch that is skipped after a restart.
+            Whether the batch was trained on: False for a second call, and for a batch that a resume skips.
         """
         if self._batch_began is None:
             return False
@@ -89,18 +89,18 @@ class StepStatistics:
         return True
 
     def begin_validation(self) -> None:
-        """To be called before a validation."""
+        """Notes the start of a validation."""
         self._test_began = self._clock()
 
     def end_validation(self) -> None:
-        """To be called after a validation, whose time the speed of training leaves out."""
+        """Notes the end of a validation, whose time does not count for the throughput."""
         self._validated_for += self._clock() - self._test_began
 
     def throughput(self, counts: Counts) -> dict[str, float]:
         """Returns samples and batches per second.
 
         Args:
-            counts: the counters now.
+            counts: the current counters.
         """
         seconds = self._clock() - self._began - self._validated_for
         speed = ratio(counts.samples - self._counts.samples, seconds)
@@ -111,22 +111,22 @@ class StepStatistics:
         }
 
     def step_times(self) -> dict[str, float]:
-        """Returns the median and the 95th percentile of a batch's time, in milliseconds."""
+        """Returns the median and the 95th percentile of the duration of a batch, in milliseconds."""
         return {f"time/step_{name}_ms": 1e3 * percentile(self._durations, n) for name, n in (("median", 50), ("p95", 95))}
 
     def data_wait_share(self) -> float:
-        """Returns the share of the batches' time in which training waited for data, from those for which that was noted."""
+        """Returns the share of the batches' time in which training waited for data, from the sampled batches."""
         return ratio(sum(self._waits.values()), sum(self._durations[i] for i in self._waits))
 
     def own_median(self) -> float:
-        """Returns the median of the seconds from the begin of a batch until this rank waited for the others."""
+        """Returns the median seconds from the start of a batch until this rank waits for the others."""
         return percentile(self._alone, 50)
 
     def checkpoints(self, costs: SaveCosts) -> dict[str, float]:
-        """Returns what checkpoints have cost.
+        """Returns the costs of checkpoints in this window.
 
         Args:
-            costs: what they have cost until now.
+            costs: the current costs of checkpoints.
         """
         seconds = costs.seconds - self._costs.seconds
         chosen = {} if costs.interval is None else {"checkpoint/interval_seconds": costs.interval}
@@ -138,10 +138,10 @@ class StepStatistics:
 
 
 def percentile(values: Sequence[float], n: int) -> float:
-    """Returns the nearest of the values; ten times as fast as numpy's for as few as these."""
+    """Returns a percentile by the nearest value. For so few values, numpy's function takes ten times as long."""
     return sorted(values)[len(values) * n // 100] if values else 0.0
 
 
 def ratio(part: float, whole: float) -> float:
-    """Returns part / whole, and 0 where there is no whole."""
+    """Returns part / whole, or 0 if the whole is 0."""
     return part / whole if whole > 0 else 0.0

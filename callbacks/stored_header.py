@@ -1,4 +1,4 @@
-"""The JSON part of a checkpoint's state, read without TensorFlow; `state.py` says what is in it, `header.py` checks it."""
+"""Reads the header of a checkpoint without TensorFlow. `state.py` describes the header, and `header.py` checks it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -15,30 +15,30 @@ GROUP = "global_step"
 
 
 def check(path: str) -> None:
-    """Checks that reading a checkpoint opens no other file and makes nothing larger than the file.
+    """Checks that reading a checkpoint opens no other file and needs no more memory than the size of the file.
 
     Raises:
-        ValueError: if it does not hold plain arrays only.
+        ValueError: if the file contains anything but plain arrays.
         OSError: if it cannot be read.
     """
     check_file(path, (WEIGHTS_MEMBER, format_1.MEMBER) if path.endswith(".keras") else (WEIGHTS_MEMBER,))
 
 
 def read_header(path: str) -> dict[str, Any]:
-    """Returns the JSON part of a checkpoint's state.
+    """Returns the header of a checkpoint.
 
     Raises:
-        InputError: if it is of a version that this code does not know.
+        InputError: if the version of its format is unknown.
     """
     with open_group(path) as group:
         return header_of(group, path)
 
 
 def header_of(group: h5py.Group, path: str) -> dict[str, Any]:
-    """Returns the JSON part, from the open file.
+    """Returns the header in an open file.
 
     Raises:
-        InputError: if it is of a version that this code does not know.
+        InputError: if the version of its format is unknown.
     """
     return parse_header(read_dataset(group, "header").tobytes(), path, (1, FORMAT))
 

@@ -1,4 +1,4 @@
-"""The names of checkpoints: a template with counters, and the way back from a name to its counters."""
+"""Templates of checkpoint names: from counters to a name, and from a name back to its counters."""
 
 import contextlib
 import functools
@@ -18,15 +18,15 @@ COUNTERS = ("batch", "epoch", "samples", "step")
 FIELDS = (*COUNTERS, "replicas")
 SUFFIXES = (".weights.h5", ".keras")
 _VALID = ", ".join(f"{{{field}}}" for field in FIELDS) + ", or a logged metric such as {val_loss}"
-_LARGE = [int(f"{digit}0" * 30, 16) for digit in "123456789abcdef"]  # shows every digit of every base, and every separator
+_LARGE = [int(f"{digit}0" * 30, 16) for digit in "123456789abcdef"]  # contains every digit of every base, and every separator
 _LONG = 10**12  # a counter that no run exceeds
-_UNFIT = re.compile(r"[/\x00-\x1f\x7f]")  # what of a value would lead to another directory, or break a line of output
+_UNFIT = re.compile(r"[/\x00-\x1f\x7f]")  # characters that lead to another directory or break a line of output
 _NUMBER = "(?:[0-9][0-9.,_]*(?:[eE][-+][0-9]+)?|0*(?:nan|inf|NAN|INF))%?"
 
 
 @dataclass(frozen=True)
 class Template:
-    """A checkpoint's path with fields in braces, as `str.format` reads them.
+    """The path of checkpoints, with fields in braces as in `str.format`.
 
     ```
     model_batch_at_{batch:05d}.weights.h5    model_batch_at_00050.weights.h5
@@ -36,17 +36,17 @@ class Template:
     last.weights.h5                          last.weights.h5 (one file, replaced at each save)
     ```
 
-    A counter matches digits only, as its format spec writes them: `m_{batch:05d}.keras` matches neither `m_best_00050.keras`
-    nor `m_50.keras`. A metric with a format of numbers matches what a formatted number looks like, any other one any text. A
-    metric may have any name that Keras gives it: `{val_top-5:.3f}`, `{acc@1}`, `{a/b}`; `{f1[0]:.2f}` is the first number of
-    a vector. A slash in a value becomes `_`, so that no value leads to another directory.
+    A counter matches only digits in its format: `m_{batch:05d}.keras` matches neither `m_best_00050.keras` nor `m_50.keras`. A
+    metric with a number format matches numbers in that format; a metric without one matches any text. A metric may have any
+    name that Keras allows: `{val_top-5:.3f}`, `{acc@1}`, `{a/b}`; `{f1[0]:.2f}` is the first number of a vector. A slash in a
+    value becomes `_`, so that no value leads to another directory.
 
     Args:
         text: the path, relative or absolute. Its suffix decides what is saved: `.weights.h5`, or `.keras` for the whole model.
 
     Raises:
-        InputError: if the text is a URL, the suffix is unknown, a field has no name, has a conversion or a format that is
-            none of its values, or the braces do not close.
+        InputError: if the text is a URL, the suffix is unknown, a field has no name, a conversion or a format that does not fit
+            its values, or the braces do not match.
     """
 
     text: str
@@ -54,8 +54,8 @@ class Template:
     def __post_init__(self):
         if is_url(self.text):
             raise InputError(
-                "A checkpoint becomes visible by an atomic rename, so it needs a POSIX file system. Give a path on a local or "
-                f"mounted one. Received: {self.text!r}"
+                "Checkpoints need a POSIX file system, since an atomic rename makes them visible. Give a path on a local or "
+                f"mounted file system. Received: {self.text!r}"
             )
         if not self.text.endswith(SUFFIXES):
             raise InputError(
@@ -64,19 +64,19 @@ class Template:
         for field, spec, conversion in self._fields():
             name = re.split(r"[.\[]", field)[0]
             if not name.strip() or name.isdecimal() or (name != field and name in FIELDS):
-                raise InputError(f"A field is a name in braces, {_VALID}. Received: {{{field}}} in {self.text!r}")
+                raise InputError(f"A field must be a name in braces: {_VALID}. Received: {{{field}}} in {self.text!r}")
             if conversion:
                 raise InputError(
-                    f"A field takes no conversion. Use {{{field}}}. Received: {{{field}!{conversion}}} in {self.text!r}"
+                    f"A field must not have a conversion. Use {{{field}}}. Received: {{{field}!{conversion}}} in {self.text!r}"
                 )
             if "/" in spec:
                 raise InputError(f"A format must not put a slash into a name. Received: {{{field}:{spec}}} in {self.text!r}")
             try:
                 if re.search(r"[1-9]\d{3}", spec):
-                    raise ValueError("it is longer than a file's name")
+                    raise ValueError("it is longer than a file name")
                 _look(field, spec)
             except (ValueError, OverflowError) as error:
-                raise InputError(f"{{{field}:{spec}}} in {self.text!r} is no format of a number: {error}") from None
+                raise InputError(f"{{{field}:{spec}}} in {self.text!r} is not a number format: {error}") from None
 
     @property
     def suffix(self) -> str:
@@ -85,17 +85,17 @@ class Template:
 
     @property
     def directory(self) -> str:
-        """The part of the path that no field changes."""
+        """The directory before the first field."""
         return os.path.dirname(self._parts[0][0]) or "."
 
     @property
     def has_fields(self) -> bool:
-        """Whether the text differs from a plain path."""
+        """Whether the text has fields."""
         return any(True for _ in self._fields())
 
     @property
     def counters(self) -> tuple[str, ...]:
-        """The fields that change while training goes on; empty for a name that is replaced at each save."""
+        """The fields that change during training; empty if each save replaces the same file."""
         return tuple(field for field, _, _ in self._fields() if field != "replicas")
 
     @property
@@ -104,18 +104,18 @@ class Template:
         return tuple(field for field, _, _ in self._fields() if field not in FIELDS)
 
     def missing(self, metrics: Mapping[str, Any]) -> tuple[str, ...]:
-        """The fields that have no value, or None, among these metrics."""
+        """Returns the fields whose value is missing or None in these metrics."""
         return tuple(field for field in self.metrics if _find(field, metrics) is None)
 
     def format(self, counts: object, metrics: Mapping[str, Any]) -> str:
-        """The path of a checkpoint.
+        """Returns the path of a checkpoint.
 
         Args:
             counts: an object with the counters as attributes.
             metrics: a value for each of `self.metrics`.
 
         Raises:
-            InputError: if a value does not have the format that its field has.
+            InputError: if a value cannot be formatted as its field says.
         """
 
         def written(field, spec):
@@ -127,52 +127,52 @@ class Template:
             except (TypeError, ValueError) as error:
                 received = " ".join(f"{value!r:.200}".split())
                 raise InputError(
-                    f"{{{field}:{spec}}} in {self.text!r} is no format of the value that was logged: {error}. "
+                    f"{{{field}:{spec}}} in {self.text!r} cannot format the logged value: {error}. "
                     f"Use {{{field}}}, or a metric that is a number. Received: {received}"
                 ) from None
-            return re.sub(r"\A\.", "_", text) if _takes_texts(spec) else text  # no hidden file, and no `..`
+            return re.sub(r"\A\.", "_", text) if _takes_texts(spec) else text  # neither a hidden file nor `..`
 
         return "".join(literal + (written(field, spec) if field else "") for literal, field, spec, _ in self._parts)
 
     @property
     def last_part(self) -> str:
-        """The template of the file's name in its directory; the names of fields may have slashes too."""
+        """The template of the file name without its directory. Slashes in field names do not count."""
         masked = re.sub(r"\{\{|\}\}|\{[^{}]*\}", lambda braces: "." * len(braces[0]), self.text)
         return self.text[masked.rfind("/") + 1 :]
 
     def longest(self) -> str:
-        """A path as long as this template makes them: with large counters, and with metrics of many digits."""
+        """Returns a path of the greatest length: with large counters, and with metrics of many digits."""
         return "".join(literal + _longest(field, spec) for literal, field, spec, _ in self._parts)
 
     def expanded(self) -> "Template":
-        """The same template with the home directory in place of a leading `~`."""
+        """Returns the template with a leading `~` replaced by the home directory."""
         return Template(_with_home(self.text))
 
     def absolute(self) -> "Template":
-        """The same template from the root, so that a later change of the working directory does not move it."""
+        """Returns the template with an absolute path, which a change of the working directory does not move."""
         return Template(os.path.join(_escaped(os.getcwd()), _with_home(self.text)))
 
     @property
     def pattern(self) -> str:
-        """What `glob` finds the files with, and maybe others."""
+        """A `glob` pattern that finds the files of this template, and perhaps others."""
         return "".join(glob.escape(literal) + ("*" if field else "") for literal, field, _, _ in self._parts)
 
     def files(self) -> list[str]:
-        """The existing paths that this template can have made, in no particular order; they need not be files."""
+        """Returns the existing paths that match this template, in any order. They need not be files."""
         return [path for path in glob.iglob(self.pattern) if self.matches(path)]
 
     def matches(self, path: str) -> bool:
-        """Whether this template can have made the path."""
+        """Returns whether a path matches this template."""
         return self._regex.fullmatch(path) is not None
 
     def makes(self, path: str, counts: object) -> bool:
-        """Whether this template makes the path from these counters, with some value of each metric."""
+        """Returns whether this template gives the path for these counters and some value of each metric."""
         return re.fullmatch(self._expression(counts), path) is not None
 
     def is_true_of(self, path: str, counts: object) -> bool:
-        """Whether the counters in a file's name are these; a name that this template cannot have made claims nothing.
+        """Returns whether the counters in a file's name are these. A name that does not match the template has no counters.
 
-        The template may come from a file that was made to harm: this takes a time that grows with the name only.
+        The template may come from a hostile file, so the time is linear in the length of the name.
         """
         claims = _claims(Template(self.last_part)._parts, os.path.basename(path))
         return all(format(getattr(counts, field), spec) == text for field, spec, text in claims)
@@ -182,7 +182,7 @@ class Template:
         return re.compile(self._expression())
 
     def _expression(self, counts: object = None) -> str:
-        """A regular expression of the paths: of all, or of those with these counters."""
+        """Returns a regular expression of all paths, or of those with these counters."""
 
         def look(field, spec):
             known = counts is not None and field in FIELDS
@@ -195,7 +195,7 @@ class Template:
 
     @functools.cached_property
     def _parts(self) -> list[tuple[str, str | None, str, str | None]]:
-        """Literal text, and the field that follows it, its spec and its conversion; the field is None after the last one."""
+        """Literal text with the field that follows it, its spec and its conversion; None as field after the last text."""
         parts, literal = [], ""
         try:
             for text, field, spec, conversion in string.Formatter().parse(self.text):
@@ -209,12 +209,12 @@ class Template:
 
 
 def _look(field: str, spec: str) -> str:
-    """A regular expression of what a field looks like when it is formatted with the spec."""
+    """Returns a regular expression of the texts of a field in this format."""
     return _look_of_counter(spec) if field in FIELDS else _look_of_metric(spec)
 
 
 def _look_of_counter(spec: str) -> str:
-    """Only the shortest counters are filled up: a longer one starts with a digit above zero, or with the prefix of its base."""
+    """Returns the expression of a counter. A longer counter is not padded: it starts with a nonzero digit or a base's prefix."""
     shortest, large = format(0, spec), [format(number, spec) for number in _LARGE]
     unfilled = "".join(large)
     no_zero = "" if unfilled.startswith("0") else "(?!0)"
@@ -231,16 +231,16 @@ def _look_of_metric(spec: str) -> str:
 
 
 def _claims(parts: list[tuple[str, str | None, str, str | None]], name: str) -> list[tuple[str, str, str]]:
-    """The counters in a name, each with its spec and its text; none where the name is not of this kind.
+    """Returns the counters in a name, each with its spec and its text; none if the name does not match.
 
-    Of fields that stand side by side, nobody can tell which part of the name is whose: such a name claims nothing either.
+    Fields without text between them cannot be told apart, so such a name has no counters either.
     """
     first, last, found = parts[0][0], parts[-1][0], []
     if not (name.startswith(first) and name[len(first) :].endswith(last)):
         return []
     at, end = len(first), len(name) - len(last)
     for (_, field, spec, _), (literal, after, _, _) in itertools.pairwise(parts):
-        assert field is not None  # only after the last part there is none
+        assert field is not None  # None stands only after the last part
         until = end if after is None else name.find(literal, at + 1, end)  # a sign may be the literal's first character
         if until < 0 or (not literal and after is not None) or not re.fullmatch(_look(field, spec), name[at:until]):
             return []
@@ -259,7 +259,7 @@ def _takes_texts(spec: str) -> bool:
 
 
 def _find(field: str, metrics: Mapping[str, Any]) -> Any:
-    """The value of a field, found as `str.format` finds it; None if there is none."""
+    """Returns the value of a field, looked up as in `str.format`; None if there is none."""
     if field in metrics:
         return metrics[field]
     try:
@@ -273,7 +273,7 @@ def _longest(field: str | None, spec: str) -> str:
         return ""
     written = []
     for value in [_LONG] if field in FIELDS else [-_LONG / 7, -1 / _LONG / 7]:
-        with contextlib.suppress(ValueError):  # a format of texts, of which nobody knows the longest
+        with contextlib.suppress(ValueError):  # a format of text, whose length is unknown
             written.append(format(value, spec))
     return max(written, key=len, default="")
 
@@ -289,5 +289,5 @@ def _with_home(text: str) -> str:
 
 
 def _escaped(path: str) -> str:
-    """The text of a template that is this very path."""
+    """Returns the template text for a literal path."""
     return path.replace("{", "{{").replace("}", "}}")

@@ -1,24 +1,24 @@
-"""Where the seconds of a process go: each one is charged to one name. Nothing here knows Keras or files; the clock is given."""
+"""Charges each second of a process to a name. It knows neither Keras nor files, and receives its clock."""
 
 from collections.abc import Callable, Mapping
 
-FIRST_STEP, LARGEST_STEP, SHARE = 0.1, 60.0, 0.005  # seconds between two ticks: at least, at most, and of the time so far
+FIRST_STEP, LARGEST_STEP, SHARE = 0.1, 60.0, 0.005  # between ticks: fewest seconds, most seconds, share of the time so far
 
 
 class TimeAccount:
-    """Charges all time from a process's start to names, so that they add up to its age.
+    """Charges all time since a process's start to names, so that the seconds add up to its age.
 
     Args:
         clock: returns seconds since 1970.
         began: when the process was started.
-        phases: seconds that were spent already, by name.
+        phases: name -> seconds that are over already.
 
     Attributes:
         began: as given.
         seconds: name -> seconds.
-        batches: `[count, seconds]` of batches after the first.
-        beside: the same, of those beside which a checkpoint was written.
-        sampled: `[seconds waiting for data, seconds of the batches]`, of the batches for which that was noted.
+        batches: `[count, seconds]` of the batches after the first.
+        beside: the same for the batches during which a checkpoint was being written.
+        sampled: `[seconds waiting for data, seconds of the batches]` for a sample of batches.
 
     Example:
 
@@ -42,9 +42,9 @@ class TimeAccount:
         """Charges the time since the last call.
 
         Args:
-            name: what it was spent on.
-            blocked: seconds that training has stood still for saves, over all; what was added to them since the last call is
-                charged to `"blocked"`.
+            name: the name to charge.
+            blocked: the total seconds that training stood still for saves. Their increase since the last call is charged to
+                `"blocked"`.
 
         Returns:
             The seconds charged to the name.
@@ -61,18 +61,18 @@ class TimeAccount:
         return passed - newly_blocked
 
     def begin_batch(self) -> None:
-        """To be called when the train function begins, after a charge."""
+        """Notes that the train function begins. Call it after a charge."""
         self._batch_began, self._arrived = self._clock(), None
 
     def note_data(self) -> None:
-        """To be called, from any thread, when the data of the batch have arrived; not for every batch."""
+        """Notes that the data of the batch have arrived. Call it from any thread, for a sample of batches."""
         self._arrived = self._clock()
 
     def end_batch(self, count: int, beside_write: bool) -> None:
-        """Charges batches, but for the first one.
+        """Charges batches after the first.
 
         Args:
-            count: how many.
+            count: the number of batches.
             beside_write: whether a checkpoint was being written meanwhile.
         """
         began, arrived = self._batch_began, self._arrived
@@ -86,7 +86,7 @@ class TimeAccount:
             self.sampled[1] += seconds
 
     def tick_is_due(self) -> bool:
-        """Whether to write down the account: so often that no more than half a percent of the time is missing after a kill."""
+        """Returns whether to write the account to disk: often enough that a kill loses at most half a percent of the time."""
         now = self._clock()
         if now < self._next_tick:
             return False

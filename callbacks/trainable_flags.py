@@ -1,6 +1,6 @@
-"""Which layers are trained: what callbacks freeze and unfreeze is so after a restart too.
+"""Keeps the flags `trainable` of layers and variables, so that callbacks' changes survive a restart.
 
-Keras reads the flags when it traces the train step; what changes later has no effect before the next trace.
+Keras reads the flags when it traces the train step. Later changes have no effect before the next trace.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,20 +16,20 @@ from callbacks.state_tree import StateTree
 
 
 class TrainableFlags:
-    """The flags `trainable` of one model's layers and variables. `trainable_flags_of(model)` makes it, before training begins."""
+    """The flags of one model's layers and variables. `trainable_flags_of(model)` makes it, before training begins."""
 
     def __init__(self, model: keras.Model):
         self._model = model
         self._at_begin = self._of_fit = _flags(_owners(StateTree(model)))
-        self._traced: dict[str, bool] | None = None  # changes with which the train step was traced; None in eager training
+        self._traced: dict[str, bool] | None = None  # the changes when the train step was traced; None in eager training
         fit_hooks_of(model).around_train_step(self._trace)
 
     def begin_fit(self) -> None:
-        """Notes the flags with which the user begins a `fit`; to be called before callbacks change them."""
+        """Keeps the user's flags. Call it when a `fit` begins, before callbacks change them."""
         self._of_fit = _flags(_owners(StateTree(self._model)))
 
     def changes(self, tree: StateTree) -> dict[str, bool]:
-        """Returns the flags that train the model now, of those that were others when training began.
+        """Returns name -> flag for the flags that have changed since training began, as the train step uses them.
 
         Args:
             tree: the state tree of the model.
@@ -37,17 +37,17 @@ class TrainableFlags:
         return self._changes(tree) if self._traced is None else self._traced
 
     def restore(self, changes: Mapping[str, bool]) -> None:
-        """Sets flags that callbacks have changed in an earlier process.
+        """Restores the changes that callbacks made in an earlier process.
 
         Args:
-            changes: as `changes` returned them there.
+            changes: the result of `changes` in that process.
         """
         owners = _owners(StateTree(self._model))
         now = _flags(owners)
         wanted = {name: changes.get(name, flag) for name, flag in now.items()}
         if wanted == now:
             return
-        for _ in range(2):  # a layer hands its flag on to the layers in it, which may come before it
+        for _ in range(2):  # a layer passes its flag to its inner layers, which may come before it
             for name, owner in owners.items():
                 if bool(owner.trainable) is not wanted[name]:
                     owner.trainable = wanted[name]
@@ -62,7 +62,7 @@ class TrainableFlags:
         return {name: flag for name, flag in now.items() if self._at_begin.get(name, flag) is not flag}
 
     def _trace(self, train_step: Callable[[Any], Any], data: Any) -> Any:
-        """Notes the flags first: a train step may change them for its later parts, as those of GANs do."""
+        """Keeps the flags before the train step, which may change them for its later parts, as those of GANs do."""
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         if tf.executing_eagerly():
             self._traced = None

@@ -1,4 +1,4 @@
-"""`tf.summary` of the user's own, in layers, train steps and callbacks: what takes it in while a model trains."""
+"""Collects what the user's layers, train steps and callbacks write with `tf.summary` during training."""
 
 import contextlib
 import shutil
@@ -19,7 +19,7 @@ class UserSummaries:
     """The default writer of `tf.summary` for one model. `user_summaries_of(model)` makes it.
 
     A compiled train step keeps the writer, the step and the condition that it was traced with. So they belong to the model, the
-    step and the condition are variables, and the events wait in a file aside until somebody takes them.
+    step and the condition are variables, and the events stay in a temporary file until `take` reads them.
     """
 
     def __init__(self, model: keras.Model):
@@ -31,28 +31,28 @@ class UserSummaries:
             self._records = tf.Variable(False, trainable=False, name="records_summaries")
         self._is_recording = self._may_have_events = False
         self._entered: contextlib.ExitStack | None = None
-        self._position = 0  # bytes of the file that were taken
+        self._position = 0  # bytes of the file that `take` has read
         fit_hooks_of(model).trace_again()
 
     def enter(self) -> None:
-        """Becomes the default writer of this thread; more than once does no harm."""
+        """Becomes the default writer of this thread. Repeated calls do nothing."""
         if self._entered is None:
             self._entered = contextlib.ExitStack()
             self._entered.enter_context(self._writer.as_default(self._step))
             self._entered.enter_context(tf.summary.record_if(self._records.read_value))
 
     def leave(self) -> None:
-        """Gives the default writer back to whoever had it before."""
+        """Restores the earlier default writer."""
         self.record(None)
         if self._entered is not None:
             self._entered.close()
             self._entered = None
 
     def record(self, step: int | None) -> None:
-        """Sets the step of what is written from now on.
+        """Sets the step of the summaries from now on.
 
         Args:
-            step: the global batch; None if nothing is to be written.
+            step: the global batch; None to write no summaries.
         """
         if step is not None:
             self._step.assign(step)
@@ -62,7 +62,7 @@ class UserSummaries:
             self._records.assign(self._is_recording)
 
     def take(self) -> list[tf.compat.v1.Event]:
-        """Returns what was written since it was last called, scalars as plain numbers."""
+        """Returns the events since the last call, scalars as plain numbers."""
         if not self._may_have_events:
             return []
         self._may_have_events = self._is_recording
@@ -81,10 +81,10 @@ class UserSummaries:
 
 
 class SummaryRelay:
-    """Passes the user's summaries on to the files of a run, while a callback trains or evaluates. Otherwise it does nothing.
+    """Copies the user's summaries to the event files of a run. It does nothing before `enter` and after `leave`.
 
     Args:
-        file: returns the file of a name, `batches` or `validation`.
+        file: returns the event file of a name, `batches` or `validation`.
     """
 
     def __init__(self, file: Callable[[str], EventFile]):
@@ -93,11 +93,11 @@ class SummaryRelay:
         self._step: int | None = None
 
     def enter(self, model: keras.Model, step: int) -> None:
-        """Takes in what is written from now on.
+        """Begins to collect summaries.
 
         Args:
             model: the model.
-            step: batches trained on.
+            step: the batch counter.
         """
         self._summaries = user_summaries_of(model)
         self._summaries.enter()
@@ -114,18 +114,18 @@ class SummaryRelay:
             self._summaries.record(step)
 
     def end_validation(self) -> None:
-        """Passes on what was written in a validation, and goes back to the step of training."""
+        """Copies the summaries of a validation, and returns to the step of training."""
         self.pass_on("validation")
         self.record_in_validation(self._step)
 
     def pass_on(self, name: str = "batches") -> None:
-        """Passes on what was written until now."""
+        """Copies the summaries written until now."""
         events = self._summaries.take() if self._summaries else []
         if events:
             self._file(name).add(events)
 
     def leave(self) -> None:
-        """Passes on what was written, and takes in no more."""
+        """Copies the summaries written until now, and ends the collection."""
         self.pass_on()
         if self._summaries:
             self._summaries.leave()

@@ -1,8 +1,8 @@
-"""The versions of TensorFlow and Keras that the tests run on."""
+"""The tested versions of TensorFlow and Keras."""
 
 import logging
 
-# The first and the last release of each, with all between them; `make test-versions` runs them in pairs of their time.
+# The first and last tested release of each. `make test-versions` tests each TensorFlow with a Keras of its time.
 TENSORFLOW = ((2, 17), (2, 21))
 KERAS = ((3, 5), (3, 15))
 
@@ -14,8 +14,8 @@ def _text(tested: tuple[tuple[int, int], tuple[int, int]]) -> str:
 TESTED = f"TensorFlow {_text(TENSORFLOW)} with Keras {_text(KERAS)}"
 
 
-def say_if_untested(tensorflow: str, keras: str) -> None:
-    """Logs one line where a version is outside the range that is tested.
+def warn_if_untested(tensorflow: str, keras: str) -> None:
+    """Logs a line if a version is outside the tested range.
 
     Args:
         tensorflow, keras: the versions, as `"2.21.0"`.

@@ -7,8 +7,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-from callbacks.checkpoint_directory import DirectoryLost
-from callbacks.errors import CheckpointWriteError
+from callbacks.errors import CheckpointWriteError, DirectoryLost
 
 _WORTH_A_WARNING = 0.1  # seconds
 _writes: dict[Future, str] = {}  # the saves in flight of all writers of this process, with the path of each
@@ -136,7 +135,7 @@ class Writer:
 
 
 def finish_writes(matches: Callable[[str], bool]) -> None:
-    """Waits for saves of this process, whichever writer they belong to: a `fit` that failed leaves its last one in flight.
+    """Waits for saves of this process by any writer, since a failed `fit` leaves its last save in flight.
 
     Args:
         matches: receives the path of a save and returns whether to wait for it.

@@ -31,7 +31,6 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from callbacks import InputError
 from recipes.common.arguments import Parser, not_negative, parse, positive, recipe_parser
 from recipes.common.data import batches_per_epoch, training_data, validation_data
 from recipes.common.data.tokens import Windows, bytes_of_folder, standard_library, token_files
@@ -208,16 +207,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--sample-tokens", type=not_negative(int), metavar="N", default=200, help="tokens to generate at each validation; 0: none"
     )
-    parser.add_argument("--compile", action="store_true", help="have XLA compile the training step; one replica, or several GPUs")
     return parse(parser, argv)
-
-
-def check_compile(distribution: Distribution) -> None:
-    """Refuses `--compile` where XLA could not compile what the replicas do together."""
-    on_cpus = len(distribution.devices) > 1 and "cpu" in distribution.devices[0]
-    if distribution.ranks or on_cpus:
-        where = "several ranks" if distribution.ranks else "several CPU devices"
-        raise InputError(f"--compile does not go with {where}: XLA cannot compile their collectives. Leave the flag out.")
 
 
 def text_callbacks(args: argparse.Namespace, distribution: Distribution, validation: Windows) -> list[keras.callbacks.Callback]:
@@ -240,8 +230,6 @@ def main(argv: Sequence[str] | None = None) -> keras.Model:
     size = dataclasses.replace(SIZES[args.size], context=args.context)
     train, validation = load(args.data, args.context, args.vocabulary_size)
     distribution = get_distribution(args)
-    if args.compile:
-        check_compile(distribution)
     per_epoch = batches_per_epoch(train, args.global_batch_size, args.epochs_per_pass)
     start, peak = scaled_learning_rate(args.learning_rate, args.global_batch_size, args.base_batch_size)
     learning_rate = cosine_learning_rate(
@@ -253,7 +241,6 @@ def main(argv: Sequence[str] | None = None) -> keras.Model:
             optimizer=distribution.optimizer(build_optimizer(learning_rate, args.gradient_accumulation_steps)),
             loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             steps_per_execution=args.steps_per_execution,
-            jit_compile=args.compile,
         )
         model.optimizer.build(model.trainable_variables)  # otherwise, `fit` traces the train step twice
     batches = training_data(

@@ -82,7 +82,7 @@ def test_memory_grows_on_demand(tmp_path):
 def test_a_run_on_a_gpu_that_is_killed_ends_with_the_same_bits(tmp_path):
     """With BatchNorm and Dropout through cuDNN, with TensorFlow's deterministic operations."""
     command = ["-m", "recipes.mnist", "--epochs", "4"]
-    train(tmp_path / "whole", *command, "--save-freq", "1000")
+    train(tmp_path / "uninterrupted", *command, "--save-freq", "1000")
     killed = [sys.executable, *command, "--save-freq", "1", "--workdir", str(tmp_path / "killed")]
     for batch in (10, 25, 70):
         reached = tmp_path / "killed" / "checkpoints" / f"model_batch_at_{batch:05d}.weights.h5"
@@ -93,7 +93,7 @@ def test_a_run_on_a_gpu_that_is_killed_ends_with_the_same_bits(tmp_path):
         process.wait()
     train(tmp_path / "killed", *command, "--save-freq", "1")
     last = "checkpoints/model_batch_at_00088.weights.h5"
-    assert_same_weights(tmp_path / "whole" / last, tmp_path / "killed" / last)
+    assert_same_weights(tmp_path / "uninterrupted" / last, tmp_path / "killed" / last)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_ranks_on_one_gpu_train_like_a_cpu_without_xla(on_cpu, tmp_path, engine,
 def test_ranks_turn_off_xla_that_keras_has_turned_on(tmp_path):
     need_horovod()
     out = train(tmp_path, *MLP, "--strategy", "horovod", "--no-deterministic", launcher=["--nproc-per-node", "1"])
-    assert "jit_compile  off: XLA cannot compile Horovod's collectives" in out
+    assert "jit-compile  off on several replicas (not measured on a GPU)" in out
 
 
 def _built_with_nccl():

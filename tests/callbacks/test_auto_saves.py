@@ -55,7 +55,7 @@ def test_a_resume_knows_costs_and_failures_and_prints_the_interval(tmp_path, cap
     (tmp_path / "0310.weights.h5").unlink()  # as if it had been killed
     resumed = run(tmp_path, GlobalStepTensorBoard(tmp_path / "events", update_freq=5, write_graph=False), epochs=32)
     assert resumed._policy.interval.between_failures == pytest.approx((86400 + 320) / 2, rel=0.01)
-    assert "Saves every 3 min: one costs 500 ms, failures seen: 1 in" in capsys.readouterr().out.replace("\n", "")
+    assert "Saving every 3 min: a save costs 500 ms; failures: 1 in" in capsys.readouterr().out.replace("\n", "")
     reader = EventAccumulator(str(tmp_path / "events" / "batches")).Reload()
     intervals = [event.value for event in reader.Scalars("checkpoint/interval_seconds")]
     assert intervals == pytest.approx([(2 * 0.5 * 86400 / 2) ** 0.5] * len(intervals), rel=0.01)

@@ -148,16 +148,16 @@ class Ask(keras.callbacks.Callback):
     def _ask(self, *_, logs=None):
         self.seen += 1
         if self.seen == 4:
-            preemption.ask(75, "by USR1")
+            preemption.request_stop(75, "by USR1")
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_batch_begin"])
 def test_a_stopped_run_ends_like_the_uninterrupted_one(tmp_path, monkeypatch, uninterrupted, hook):
-    monkeypatch.setattr(preemption, "_asked", 0)
+    monkeypatch.setattr(preemption, "_requested", 0)
     with pytest.raises(Preempted):
         train(tmp_path, Ask(hook), save_freq=1000)
     assert len(names(tmp_path)) == 1
-    monkeypatch.setattr(preemption, "_asked", 0)
+    monkeypatch.setattr(preemption, "_requested", 0)
     for journal in train(tmp_path, save_freq=1000):
         assert journal.told() == uninterrupted
 

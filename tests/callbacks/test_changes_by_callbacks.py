@@ -211,7 +211,7 @@ def test_a_checkpoint_with_unknown_variables_is_refused_and_does_not_affect_the_
         np.testing.assert_array_equal(a, b)
     fit(model, GlobalStepCheckpoint(tmp_path / "other" / "b{batch:02d}.weights.h5"))
     assert names(tmp_path / "other") == [f"b{BATCHES}.weights.h5"]
-    with pytest.warns(UserWarning, match="so it is not restored.*only the file has"):
+    with pytest.warns(UserWarning, match="The model is not restored.*only the file has"):
         fit(two_layers(), GlobalStepCheckpoint(tmp_path / "b{batch:02d}.weights.h5", resume=True), epochs=1)
 
 

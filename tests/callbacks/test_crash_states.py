@@ -24,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from callbacks import event_files
 from callbacks.event_files import EventFile
 from callbacks.lock import Lock
-from callbacks.restoring import read_whole
+from callbacks.restoring import read_verified
 from recipes.common.data.tfrecord_index import read_or_make_index
 
 RUN = "new/run"
@@ -92,7 +92,7 @@ class Checkpoints:
         """Checks that every visible file is intact, and that the newest checkpoints that were reported as saved exist."""
         visible = {path for path, content in tree.items() if content is not None and not os.path.basename(path).startswith(".")}
         for path in visible:
-            assert self._batch(path, tree[path]) is not None, f"{path} is visible and damaged"
+            assert self._batch(path, tree[path]) is not None, f"{path} is visible and corrupt"
         for suffix in (".weights.h5", ".keras"):
             saved = [name for when, _, name in self._saved if when <= moment and name.endswith(suffix)]
             lost = {f"{RUN}/{name}" for name in saved[-KEPT:]} - visible
@@ -104,7 +104,7 @@ class Checkpoints:
             file = self._directory / key[0]
             file.write_bytes(content)
             try:
-                self._batches[key] = read_whole(str(file)).batch
+                self._batches[key] = read_verified(str(file)).batch
             except Exception:
                 self._batches[key] = None
         return self._batches[key]
@@ -143,7 +143,7 @@ def test_the_replay_detects_a_missing_flush(recorded, tmp_path, forgotten):
         dataclasses.replace(change, durable_from=float("inf")) if change.of in of and change.durable_from else change
         for change in recording.changes
     ]
-    with pytest.raises(AssertionError, match=r"is visible and damaged|were saved and are gone"):
+    with pytest.raises(AssertionError, match=r"is visible and corrupt|were saved and are gone"):
         check_checkpoints(dataclasses.replace(recording, changes=changes), tmp_path)
 
 
@@ -171,7 +171,7 @@ def test_after_a_power_cut_the_next_run_continues_the_curves(recorded, tmp_path)
     left = distinct(recorded[1], lambda path: path.startswith(f"{RUN}/events/batches/"))
     assert len(left) > 100
     for i, directory in directories_of(left, tmp_path):
-        assert len(event_files.lives(str(directory))) <= 1
+        assert len(event_files.attempts(str(directory))) <= 1
         assert event_files.steps(str(directory)) <= set(range(1, EPOCHS * BATCHES + 1))
         if i % 20 == 0:
             file = EventFile(str(directory), str)

@@ -214,8 +214,8 @@ def test_a_shuffle_without_a_seed_is_reported_before_the_first_batch_of_a_run_an
         assert texts.index(found) < texts.index("the first batch")
         return found
 
-    assert "shuffled or drawn without a seed (call keras.utils.set_random_seed first" in run(crash=3)
-    assert "Training reads and drops 3 batches and goes on with what comes then" in run()
+    assert "shuffled or sampled without a seed (call keras.utils.set_random_seed first" in run(crash=3)
+    assert "Training reads and drops 3 batches and continues with the next batches" in run()
 
 
 def test_nothing_is_printed_without_resume(tmp_path, no_seed, recwarn):
@@ -236,7 +236,7 @@ def test_a_shuffle_that_depends_on_all_earlier_epochs_is_reported_in_the_first_r
 def test_another_seed_is_reported(tmp_path):
     train(lambda: [samples().shuffle(40, seed=1).batch(BATCH)], {}, tmp_path, 3)
     _, said = train(lambda: [samples().shuffle(40, seed=2).batch(BATCH)], {}, tmp_path)
-    assert len(said) == 1 and "its seeds are not those of the run that is resumed" in said[0]
+    assert len(said) == 1 and "its seeds differ from those of the resumed run" in said[0]
 
 
 def test_images_of_a_directory_with_another_shuffle_seed_are_reported(tmp_path):
@@ -258,7 +258,7 @@ def test_images_of_a_directory_with_another_shuffle_seed_are_reported(tmp_path):
     assert_equal(stock, resumed)
     assert not said
     train(lambda: images(np.random.randint(10**6)), {}, tmp_path / "other", 7)
-    assert "its seeds are not those" in train(lambda: images(6), {}, tmp_path / "other")[1][0]
+    assert "its seeds differ from those" in train(lambda: images(6), {}, tmp_path / "other")[1][0]
 
 
 def test_a_dataset_whose_shuffle_has_advanced_in_this_process_is_reported(tmp_path):
@@ -290,7 +290,7 @@ def test_two_fits_of_a_script_on_one_dataset_resume_in_the_second_one(tmp_path):
 @pytest.mark.parametrize("other", [dict(batch_size=8), pytest.param(dict(batch_size=3), marks=pytest.mark.slow)])
 def test_another_batch_size_is_refused_in_the_middle_of_an_epoch_and_accepted_at_its_end(tmp_path, other):
     train(lambda: arrays(), dict(batch_size=BATCH), tmp_path, 4)
-    with pytest.raises(InputError, match=r"stands behind 4 batches of this data with 16 samples, and here they have \d+\. In the"):
+    with pytest.raises(InputError, match=r"was saved after 4 batches with 16 samples, but here these batches have \d+\. In the"):
         train(lambda: arrays(), other, tmp_path)
     train(lambda: arrays(), dict(batch_size=BATCH, epochs=1), tmp_path)
     model, _ = train(lambda: arrays(), {**other, "epochs": 2}, tmp_path)
@@ -299,7 +299,7 @@ def test_another_batch_size_is_refused_in_the_middle_of_an_epoch_and_accepted_at
 
 def test_data_with_fewer_batches_than_were_trained_on_is_refused(tmp_path):
     train(lambda: [batches()], {}, tmp_path, 7)
-    with pytest.raises(InputError, match="The data ends after 5 batches, and the checkpoint stands behind batch 7 of it"):
+    with pytest.raises(InputError, match="The data ends after 5 batches, but the checkpoint was saved after batch 7 of it"):
         train(lambda: [batches(5)], {}, tmp_path)
 
 

@@ -10,6 +10,7 @@ from compare import assert_same_weights
 from small import fit, small_model
 
 import callbacks.checkpoint
+import callbacks.checkpoint_maker
 from callbacks import GlobalStepCheckpoint
 from callbacks.device_memory import DeviceMemory
 
@@ -57,14 +58,14 @@ def test_training_waits_for_a_full_gpu_and_says_so_once_and_the_files_are_the_sa
 
     monkeypatch.setattr(callbacks.checkpoint, "DeviceMemory", Full)
     monkeypatch.setattr(callbacks.checkpoint.Writer, "submit", submit_fetched)
-    fetch = callbacks.checkpoint.state.Snapshot.fetch
+    fetch = callbacks.checkpoint_maker.state.Snapshot.fetch
 
     def fetch_and_note(snapshot, memory):
         if list(snapshot.tensors()):
             fetched.append("values")
         fetch(snapshot, memory)
 
-    monkeypatch.setattr(callbacks.checkpoint.state.Snapshot, "fetch", fetch_and_note)
+    monkeypatch.setattr(callbacks.checkpoint_maker.state.Snapshot, "fetch", fetch_and_note)
     np.random.seed(0)
     tf.keras.backend.clear_session()
     tf.keras.utils.set_random_seed(0)

@@ -263,7 +263,7 @@ def test_every_call_may_transfer_a_single_byte(trainer, tmp_path, call):
 def test_a_write_that_a_disk_silently_loses_is_detected_before_the_file_is_visible(trainer, tmp_path):
     attempts = list(indexes(trainer, tmp_path, "write", LOST))
     assert len(attempts) >= CALLS["write"]
-    assert all("what was read back is not what was written" in answer["error"] for answer, _, _ in attempts[:-1])
+    assert all("the file differs from the data that was written" in answer["error"] for answer, _, _ in attempts[:-1])
     for answer, found, directory in attempts:  # without the last one, the file ends early
         assert answer["type"] == "CheckpointWriteError", answer
         assert answer["error"].startswith(f"Could not write the checkpoint {directory}/{trainer.name(4)}: ")
@@ -278,7 +278,7 @@ def test_a_file_that_ends_early_when_it_is_read_back_is_named_as_the_cause(tmp_p
         os.ftruncate(output._descriptor, 10)
         os.lseek(output._descriptor, 0, os.SEEK_SET)
 
-    with pytest.raises(OSError, match="read back"):
+    with pytest.raises(OSError, match="differs from the data"):
         files.commit(str(tmp_path / "b1.weights.h5"), files.Trailer(1, 1, 1, 4), write)
 
 

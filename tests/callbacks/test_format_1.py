@@ -164,7 +164,7 @@ def test_a_flipped_byte_anywhere_is_detected(path, tmp_path):
         for place in (*range(0, len(content), 101), *range(len(content) - 100, len(content))):
             file.seek(place)
             file.write(bytes([content[place] ^ 1 << place % 8]))
-            with pytest.raises(files.Damaged):
+            with pytest.raises(files.Corrupt):
                 files.verify(str(copy))
             file.seek(place)
             file.write(content[place : place + 1])

@@ -73,9 +73,9 @@ def assert_refused(directory, older, newer, capsys, why=""):
         warnings.simplefilter("always")
         assert latest_checkpoint(directory).path == str(older)
         assert restore(small_model(), newer) is None
-    said = [str(each.message) for each in caught if "Passed over" in str(each.message)]
+    said = [str(each.message) for each in caught if "Skipped" in str(each.message)]
     assert len(said) == 2
-    assert all(each.startswith(f"Passed over {newer}: ") and why in each and "\n" not in each for each in said), said
+    assert all(each.startswith(f"Skipped {newer}: ") and why in each and "\n" not in each for each in said), said
     capsys.readouterr()
     assert main(["list", str(directory)]) == 0
     assert main(["verify", str(directory)]) == 1
@@ -204,7 +204,7 @@ def test_arrays_that_lie_over_each_other_are_refused(copies, capsys):
     before, after = (struct.pack("<QQ", place, 800) for place in reversed(places))
     assert raw.count(before) == 1
     put_hdf5(newer, raw.replace(before, after))
-    assert_refused(directory, older, newer, capsys, "are in one place")
+    assert_refused(directory, older, newer, capsys, "share bytes of the file")
 
 
 def with_header(path, change):
@@ -301,7 +301,7 @@ def type_that_is_code(header):
 def test_malformed_states_of_callbacks_are_refused_in_one_line(copies, change):
     _, _, newer = copies
     with_header(newer, change)
-    with pytest.raises(InputError, match=f"^The state in {newer} cannot be read: ") as raised:
+    with pytest.raises(InputError, match=f"^Cannot read the state in {newer}: ") as raised:
         restore(small_model(), newer)
     assert "\n" not in str(raised.value)
     with contextlib.suppress(ValueError):
@@ -353,7 +353,7 @@ def test_training_skips_a_hostile_file_and_resumes_from_the_checkpoint_before_it
         external_link_among_the_weights(file, str(directory / "elsewhere"))
     put_hdf5(newer, content.getvalue())
     checkpoint = GlobalStepCheckpoint(str(directory / older.name.replace("b5", "b{batch}")), save_freq=5, resume=True)
-    with pytest.warns(UserWarning, match=f"Passed over {newer}: its state cannot be read: layers/.* is a link"):
+    with pytest.warns(UserWarning, match=f"Skipped {newer}: its state cannot be read: layers/.* is a link"):
         fit(small_model(), checkpoint)
     assert checkpoint.resumed_from.batch == 5
     assert latest_checkpoint(directory).batch == 10

@@ -25,7 +25,7 @@ def flip(path, place, bit=0):
 
 
 def assert_passed_over(directory, newer, older, why):
-    with pytest.warns(UserWarning, match=rf"Passed over {newer}.*{why}"):
+    with pytest.warns(UserWarning, match=rf"Skipped {newer}.*{why}"):
         assert latest_checkpoint(directory).path == str(older)
 
 
@@ -37,7 +37,7 @@ def test_the_checksum_covers_every_byte_of_a_file(trained, tmp_path):
     with open(path, "r+b", buffering=0) as file:
         for place, byte in enumerate(whole):
             os.pwrite(file.fileno(), bytes([byte ^ 1 << place % 8]), place)
-            with pytest.raises(files.Damaged):
+            with pytest.raises(files.Corrupt):
                 files.verify(path)
             os.pwrite(file.fileno(), bytes([byte]), place)
     files.verify(path)
@@ -66,7 +66,7 @@ def test_a_trailer_that_contradicts_the_header_is_detected(copies):
     lying.write_bytes(with_trailer(newer.read_bytes(), 11))
     newer.unlink()
     files.verify(lying)
-    assert_passed_over(directory, lying, older, "its trailer and its header name different counters")
+    assert_passed_over(directory, lying, older, "its trailer and its header contain different counters")
     assert main(["verify", str(directory)]) == 1
 
 
@@ -83,15 +83,15 @@ def test_a_path_that_is_not_a_regular_file_is_skipped(copies, capsys, make):
     directory, older, newer = copies
     newer.unlink()
     make(newer)
-    assert_passed_over(directory, newer, older, "it is no regular file")
+    assert_passed_over(directory, newer, older, "it is not a regular file")
     template = str(directory / older.name.replace("b5", "b{batch}"))
-    assert_passed_over(template, newer, older, "it is no regular file")
-    with pytest.raises(files.Damaged):
+    assert_passed_over(template, newer, older, "it is not a regular file")
+    with pytest.raises(files.Corrupt):
         files.read_trailer(newer)
     assert main(["list", str(directory)]) == 0
     assert main(["verify", str(directory)]) == 1
-    assert f"{newer}: it is no regular file" in capsys.readouterr().out
-    with pytest.raises(InputError, match="it is no regular file"):
+    assert f"{newer}: it is not a regular file" in capsys.readouterr().out
+    with pytest.raises(InputError, match="it is not a regular file"):
         fit(small_model(), GlobalStepCheckpoint(template, resume=str(newer)))
 
 
@@ -137,7 +137,7 @@ def test_a_file_with_a_wrong_name_is_skipped(copies):
     directory, older, newer = copies
     lying = newer.with_name(newer.name.replace("10", "99"))
     newer.rename(lying)
-    assert_passed_over(directory, lying, older, "its name lies: it holds batch 10")
+    assert_passed_over(directory, lying, older, "its name does not match its content: it contains batch 10")
 
 
 def test_a_file_that_cannot_be_opened_is_skipped(copies):
@@ -151,9 +151,9 @@ def test_nothing_is_restored_if_all_files_are_corrupt(copies):
     directory, older, newer = copies
     for path in (older, newer):
         path.write_bytes(b"")
-    with pytest.warns(UserWarning, match="Passed over"):
+    with pytest.warns(UserWarning, match="Skipped"):
         assert latest_checkpoint(directory) is None
-    with pytest.warns(UserWarning, match="Passed over"):
+    with pytest.warns(UserWarning, match="Skipped"):
         assert restore(small_model(), directory) is None
 
 
@@ -195,7 +195,7 @@ def test_searching_a_thousand_checkpoints_reads_only_their_trailers(trained, tmp
     for batch in range(1000):
         (tmp_path / f"b{batch}{suffix}").write_bytes(bytes(10_000) + body[-64:] if batch != 5 else body)
     before = bytes_read()
-    with pytest.warns(UserWarning, match="Passed over"):
+    with pytest.warns(UserWarning, match="Skipped"):
         assert latest_checkpoint(str(tmp_path / ("b{batch}" + suffix))).batch == 5
     assert bytes_read() - before < 1000 * 1000 + 3 * len(body)
 
@@ -209,7 +209,7 @@ def run_cli(*args):
 def test_the_command_line_lists_and_verifies(copies):
     directory, older, newer = copies
     code, out, _ = run_cli("verify", directory)
-    assert code == 0 and "2 files, all whole" in out
+    assert code == 0 and "2 files, all intact" in out
     flip(newer, 1000)
     code, out, _ = run_cli("list", directory)
     rows = [line.split() for line in out.splitlines()[1:]]
@@ -219,7 +219,7 @@ def test_the_command_line_lists_and_verifies(copies):
         ("10", "10", "1", "40", str(newer)),
     ]
     code, out, _ = run_cli("verify", directory)
-    assert code == 1 and "2 files, 1 damaged" in out and f"{newer}: its checksum" in out
+    assert code == 1 and "2 files, 1 corrupt" in out and f"{newer}: its checksum" in out
     code, out, errors = run_cli("list", directory / "none_{batch}.keras")
     assert code == 2 and errors.splitlines()[-1].startswith("error: no checkpoints at")
 

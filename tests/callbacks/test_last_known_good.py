@@ -33,9 +33,11 @@ def fit_spoilt(model, *callbacks, **options):
 def gone_bad(tmp_path_factory):
     """A run with a checkpoint after every second batch; those of batches 8 and 10 contain NaN."""
     directory = tmp_path_factory.mktemp("bad")
-    with pytest.warns(UserWarning, match=r"b08\.weights\.h5 holds NaN or infinite values, first in \S*dense\S*/kernel") as warned:
+    with pytest.warns(
+        UserWarning, match=r"b08\.weights\.h5 contains NaN or infinite values, first in \S*dense\S*/kernel"
+    ) as warned:
         fit_spoilt(small_model(), GlobalStepCheckpoint(str(directory / TEMPLATE), save_freq=2))
-    assert len([each for each in warned if "holds NaN" in str(each.message)]) == 1
+    assert len([each for each in warned if "contains NaN" in str(each.message)]) == 1
     return directory
 
 
@@ -47,7 +49,7 @@ def test_retention_keeps_the_newest_finite_one_beside_what_the_rules_keep(keep_l
 
 
 def test_a_run_that_goes_bad_never_deletes_its_last_good_checkpoint(tmp_path):
-    with pytest.warns(UserWarning, match="holds NaN"):
+    with pytest.warns(UserWarning, match="contains NaN"):
         fit_spoilt(small_model(), GlobalStepCheckpoint(str(tmp_path / TEMPLATE), save_freq=1, keep_last=2))
     assert names(tmp_path) == ["b06.weights.h5", "b09.weights.h5", "b10.weights.h5"]
 
@@ -57,13 +59,13 @@ def test_a_good_checkpoint_after_a_bad_one_is_the_last_good_one(tmp_path):
     model = small_model("sgd")
     weights = model.get_weights()
     spoil, repair = (Do(at, lambda w=w: model.set_weights(w)) for at, w in ((3, [w * math.nan for w in weights]), (7, weights)))
-    with pytest.warns(UserWarning, match="holds NaN"):
+    with pytest.warns(UserWarning, match="contains NaN"):
         fit(model, spoil, repair, GlobalStepCheckpoint(str(tmp_path / TEMPLATE), save_freq=1, keep_last=2))
     assert names(tmp_path) == ["b09.weights.h5", "b10.weights.h5"]
 
 
 def test_the_newest_checkpoint_is_the_newest_good_one(gone_bad):
-    with pytest.warns(UserWarning, match=r"Passed over 2 checkpoints with NaN or infinite values, of batches 8 to 10, the first"):
+    with pytest.warns(UserWarning, match=r"Skipped 2 checkpoints with NaN or infinite values, of batches 8 to 10, the first"):
         found = latest_checkpoint(gone_bad)
     assert (found.batch, found.finite) == (6, True)
 
@@ -72,7 +74,7 @@ def test_a_resume_starts_from_the_last_good_one_and_says_how_to_get_past_the_nan
     for path in gone_bad.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     checkpoint, model = GlobalStepCheckpoint(str(tmp_path / TEMPLATE), save_freq=2, resume=True), small_model()
-    with pytest.warns(UserWarning, match=r"^Passed over 2.*resumes from batch 6\. .*again: .*--skip-batches 7:8") as warned:
+    with pytest.warns(UserWarning, match=r"^Skipped 2.*resumes from batch 6\. .*again: .*--skip-batches 7:8") as warned:
         fit(model, checkpoint, shuffle=False)
     assert "\n" not in str(warned[0].message)
     assert checkpoint.resumed_from.batch == 6
@@ -83,9 +85,11 @@ def test_a_resume_starts_from_the_last_good_one_and_says_how_to_get_past_the_nan
 def test_where_no_checkpoint_is_good_a_resume_is_refused(gone_bad, tmp_path):
     bad = gone_bad / "b10.weights.h5"
     (tmp_path / bad.name).write_bytes(bad.read_bytes())
-    with pytest.raises(InputError, match=r"No checkpoint to resume from: those of .* hold NaN or infinite values, from batch 10"):
+    with pytest.raises(
+        InputError, match=r"No checkpoint to resume from: those of .* contain NaN or infinite values, from batch 10"
+    ):
         fit(small_model(), GlobalStepCheckpoint(str(tmp_path / TEMPLATE), resume=True))
-    with pytest.warns(UserWarning, match=r"Passed over .*b10\.weights\.h5: it holds NaN or infinite values"):
+    with pytest.warns(UserWarning, match=r"Skipped .*b10\.weights\.h5: it contains NaN or infinite values"):
         assert latest_checkpoint(tmp_path) is None
     assert names(tmp_path) == ["b10.weights.h5"]
 

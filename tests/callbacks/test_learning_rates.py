@@ -90,7 +90,7 @@ def test_the_rate_of_a_file_without_compile_arguments_is_kept_and_reported(tmp_p
     with monkeypatch.context() as patch:
         patch.setattr("callbacks.snapshot.rates_of_fit", lambda model, tree: {})
         train(tmp_path, keras.optimizers.SGD(0.01), epochs=1)
-    with pytest.warns(UserWarning, match=r"The learning rate is 0\.01: it is the checkpoint's, and not compile's 0\.002"):
+    with pytest.warns(UserWarning, match=r"The learning rate is 0\.01: it is the checkpoint's rate, and not 0\.002"):
         assert set(train(tmp_path, keras.optimizers.SGD(0.002))) == {0.01}
 
 

@@ -127,7 +127,7 @@ def test_saves_by_batch_contain_the_newest_value_that_a_callback_has_logged(tmp_
 
 def test_a_metric_that_no_callback_logs_is_an_error_at_the_first_save(tmp_path):
     model = small_model()
-    with pytest.raises(InputError, match=r"\{val_f2\}.*is in no logs at the end of the epoch.*\{val_f1\}") as raised:
+    with pytest.raises(InputError, match=r"\{val_f2\}.*was not logged by the end of the epoch.*\{val_f1\}") as raised:
         checkpoint = GlobalStepCheckpoint(str(tmp_path / "{val_f2}.weights.h5"))
         fit(model, Logs("val_f1", score), checkpoint, epochs=2, validation_data=arrays())
     assert int(model.optimizer.iterations.numpy()) == 10 and "\n" not in str(raised.value)
@@ -145,7 +145,7 @@ def test_a_metric_of_a_callback_waits_for_the_epoch_that_validates(tmp_path):
 
 
 def test_a_format_that_does_not_fit_the_value_is_reported_in_one_line(tmp_path):
-    with pytest.raises(InputError, match=r"\{own:\.3f\}.*is no format of the value that was logged.*0\., 1\., 2\.") as raised:
+    with pytest.raises(InputError, match=r"\{own:\.3f\}.*cannot format the logged value.*0\., 1\., 2\.") as raised:
         checkpoint = GlobalStepCheckpoint(str(tmp_path / "{own:.3f}.weights.h5"))
         fit(small_model(), Logs("own", np.arange(3.0)), checkpoint)
     assert "\n" not in str(raised.value)

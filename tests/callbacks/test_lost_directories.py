@@ -221,7 +221,7 @@ def test_after_an_event_file_that_is_ahead_of_the_clock_the_next_one_still_sorts
 
 @pytest.mark.parametrize("resume", ["", None, 3])
 def test_an_invalid_resume_path_is_refused_in_one_line(resume):
-    with pytest.raises(InputError, match=r"^resume is True, False, or the path of a checkpoint. Received: .*$") as raised:
+    with pytest.raises(InputError, match=r"^resume must be True, False, or the path of a checkpoint. Received: .*$") as raised:
         GlobalStepCheckpoint("b{batch}.weights.h5", resume=resume)
     assert repr(resume) in str(raised.value)
 
@@ -232,4 +232,4 @@ def test_a_fifo_among_the_event_files_is_skipped(tmp_path):
     file = EventFile(str(tmp_path), str)
     file.scalars(3, time.time(), {"loss": 1.0})
     assert event_files.steps(str(tmp_path)) == {3}
-    assert event_files.lives(str(tmp_path)) == {}
+    assert event_files.attempts(str(tmp_path)) == {}

@@ -158,7 +158,7 @@ def test_the_error_for_a_model_that_is_not_built_says_what_to_do(tmp_path):
     trained.fit(*arrays(), batch_size=BATCH, verbose=0, callbacks=[GlobalStepCheckpoint(template)])
     model = Subclassed()
     model.compile("adam", "mse")
-    with pytest.raises(InputError, match="before it is built: call it on a batch, or give it an Input"):
+    with pytest.raises(InputError, match=r"before it is built\. Call the model on a batch, or give it an Input"):
         restore(model, template)
 
 

@@ -13,7 +13,7 @@ from kind_data import BATCHES
 from kinds import KINDS
 from small import Do, fit, names
 
-import callbacks.checkpoint
+import callbacks.checkpoint_maker
 from callbacks import GlobalStepCheckpoint, files, latest_checkpoint, restore, stored_header
 from callbacks.snapshot import Snapshot
 
@@ -33,7 +33,7 @@ def gate(monkeypatch):
         monkeypatch.setattr(owner, name, held)
         return opened
 
-    yield {"copied": lambda: hold(Snapshot, "fetch"), "written": lambda: hold(callbacks.checkpoint.state, "write")}
+    yield {"copied": lambda: hold(Snapshot, "fetch"), "written": lambda: hold(callbacks.checkpoint_maker.state, "write")}
     opened.set()
 
 

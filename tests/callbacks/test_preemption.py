@@ -144,12 +144,12 @@ def test_an_earlier_attempt_that_still_runs_cannot_commit_a_checkpoint(recipe, t
     old.process.send_signal(signal.SIGCONT)
     code, _, errors = old.finish()
     assert code == 1
-    assert "a later life of this run has begun and ended" in errors
+    assert "a later attempt of this run has begun and ended" in errors
     assert {path.name: path.stat() for path in checkpoints.iterdir()} == before
 
 
 def test_a_run_stops_while_there_is_time_for_another_save_before_its_job_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(preemption, "_asked", 0)
+    monkeypatch.setattr(preemption, "_requested", 0)
     monkeypatch.setattr(preemption, "_job_end", time.time() + 10_000)
     checkpoint = GlobalStepCheckpoint(str(tmp_path / "{batch}.weights.h5"), save_freq=3, background=False)
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
@@ -186,4 +186,4 @@ def test_the_past_end_time_of_another_job_does_not_end_a_run(recipe, tmp_path):
     process = recipe("--model", "mlp", "--epochs", "1", "--workdir", tmp_path, env={"SLURM_JOB_END_TIME": "1700000000"})
     code, _, errors = process.finish()
     assert code == 0
-    assert "SLURM_JOB_END_TIME=1700000000 is past, so it is another job's" in errors
+    assert "SLURM_JOB_END_TIME=1700000000 is in the past, so it belongs to another job" in errors

@@ -66,7 +66,7 @@ def test_old_files_are_deleted_and_other_files_are_kept(tmp_path):
     foreign = tmp_path / "b1.weights.h5"
     small_model().save_weights(foreign)  # matches the template, and is not of our format
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.warns(UserWarning, match=r"Passed over .*b1\.weights\.h5"):
+    with pytest.warns(UserWarning, match=r"Skipped .*b1\.weights\.h5"):
         fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=2, keep_last=2))
     assert names(tmp_path) == ["b1.weights.h5", "b10.weights.h5", "b8.weights.h5", "notes.txt"]
 
@@ -101,7 +101,7 @@ def test_the_best_by_validation_are_kept_after_a_restart(tmp_path):
 def test_later_files_of_another_run_are_named_and_not_deleted(tmp_path):
     template = str(tmp_path / "b{batch:02d}.weights.h5")
     fit(small_model(), GlobalStepCheckpoint(template, save_freq=5), epochs=2)
-    with pytest.warns(UserWarning, match=r"b20\.weights\.h5 is of another run, which came to batch 20; this one begins at 0"):
+    with pytest.warns(UserWarning, match=r"b20\.weights\.h5 is of another run, which reached batch 20. This run begins at batch 0"):
         fit(small_model(), GlobalStepCheckpoint(template, save_freq=4, keep_last=1))
     assert names(tmp_path) == [f"b{batch:02d}.weights.h5" for batch in (5, 10, 15, 20)]
 
@@ -119,7 +119,7 @@ def test_files_of_a_template_with_the_same_names_are_kept_and_no_run_resumes_fro
     os.utime(tmp_path / "m_10.weights.h5", (0, 0))  # of two files of one batch, the other one is read first
     again = GlobalStepCheckpoint(template, keep_last=1, resume=True)
     with pytest.warns(
-        UserWarning, match=r"Passed over .*m_40\.weights\.h5: it was saved by another template, m_{samples}\.weights\.h5"
+        UserWarning, match=r"Skipped .*m_40\.weights\.h5: it was saved by another template, m_{samples}\.weights\.h5"
     ):
         fit(small_model(), again, epochs=2)
     assert again.resumed_from.path == str(tmp_path / "m_10.weights.h5")
@@ -196,13 +196,13 @@ def test_a_file_that_is_already_gone_is_not_an_error(tmp_path):
 @pytest.mark.parametrize("rule", ["keep_last", "keep_every", "keep_best"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
 def test_a_rule_that_is_not_a_number_of_files_is_refused(rule, value):
-    with pytest.raises(InputError, match=rf"{rule} is a whole number, 1 or more.*{value!r}"):
+    with pytest.raises(InputError, match=rf"{rule} must be a positive integer.*{value!r}"):
         GlobalStepCheckpoint("b{batch}.keras", **{rule: value})
 
 
 @pytest.mark.parametrize("rule", ["keep_last", "keep_every", "keep_best"])
 def test_a_rule_for_a_template_without_a_counter_is_refused(rule):
-    with pytest.raises(InputError, match=rf"{rule} needs names that differ"):
+    with pytest.raises(InputError, match=rf"{rule} needs a template with a counter"):
         GlobalStepCheckpoint("last.keras", **{rule: 1})
 
 
@@ -288,7 +288,7 @@ def test_keeping_the_best_of_a_metric_that_cannot_exist_is_an_error_before_train
     for monitor, options in (("val_loss", {}), ("acuracy", {"validation_data": arrays()})):
         model = small_model()
         checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch}.keras"), monitor=monitor, mode="min", save_freq=1, keep_best=1)
-        with pytest.raises(InputError, match=rf"keep_best compares '{monitor}', which is no metric of this run.*loss") as raised:
+        with pytest.raises(InputError, match=rf"keep_best compares '{monitor}', which is not a metric of this run.*loss") as raised:
             fit(model, checkpoint, **options)
         assert "\n" not in str(raised.value)
         assert int(model.optimizer.iterations.numpy()) == 0
@@ -297,7 +297,7 @@ def test_keeping_the_best_of_a_metric_that_cannot_exist_is_an_error_before_train
 
 def test_a_metric_that_a_callback_never_adds_deletes_nothing_and_is_reported_once(tmp_path):
     options = {"monitor": "score", "mode": "max", "save_freq": 5, "keep_best": 1}
-    with pytest.warns(UserWarning, match="keep_best compares 'score', which is in no logs at the end of the epoch") as warned:
+    with pytest.warns(UserWarning, match="keep_best compares 'score', which was not logged by the end of the epoch") as warned:
         fit(small_model(), Scores(first=9), GlobalStepCheckpoint(str(tmp_path / "b{batch:02d}.keras"), **options), epochs=3)
     assert len([each for each in warned if "keep_best" in str(each.message)]) == 1
     assert names(tmp_path) == [f"b{batch:02d}.keras" for batch in (5, 10, 15, 20, 25, 30)]

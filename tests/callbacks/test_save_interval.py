@@ -217,9 +217,9 @@ def test_the_interval_is_printed_once_and_again_after_a_large_change(interval):
     assert interval.news() is None
     interval.saved()
     interval.note_blocked(0.5)
-    assert interval.news().startswith("Saves every 5 min: one costs 500 ms, failures seen: 0 in")
+    assert interval.news().startswith("Saving every 5 min: a save costs 500 ms; failures: 0 in")
     assert interval.news() is None
     interval.note_blocked(0.5)
     assert interval.news() is None
     interval.note_blocked(4.0)
-    assert interval.news().startswith("Saves every 15 min")
+    assert interval.news().startswith("Saving every 15 min")

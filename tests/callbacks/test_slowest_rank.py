@@ -30,6 +30,6 @@ def test_a_second_rank_is_named_too():
 
 def test_the_message_names_rank_host_and_delay():
     assert verdict([0.1, 0.13], 1, "node7") == (
-        "Rank 1 on node7 is what the other ranks wait for: in most of the last 10 points of the curves it was the slowest by more "
-        "than 10%, now by 30% (130 ms for a batch)."
+        "The other ranks wait for rank 1 on node7: it was the slowest by more than 10% in most of the last 10 points of the "
+        "curves, now by 30% (130 ms for a batch)."
     )

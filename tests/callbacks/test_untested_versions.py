@@ -20,7 +20,7 @@ from callbacks import GlobalStepCheckpoint
 
 @pytest.mark.parametrize("tensorflow, keras", [("2.17.0", "3.5.0"), ("2.21.0", "3.15.1"), ("2.19.1", "3.10.0")])
 def test_a_tested_version_causes_no_warning(caplog, tensorflow, keras):
-    versions.say_if_untested(tensorflow, keras)
+    versions.warn_if_untested(tensorflow, keras)
     assert not caplog.messages
 
 
@@ -28,7 +28,7 @@ def test_a_tested_version_causes_no_warning(caplog, tensorflow, keras):
     "tensorflow, keras", [("2.16.2", "3.5.0"), ("2.22.0-rc1", "3.15.1"), ("2.21.0", "3.16.0.dev0"), ("2.21.0", "4.0")]
 )
 def test_an_untested_version_is_named_with_the_tested_ones(caplog, tensorflow, keras):
-    versions.say_if_untested(tensorflow, keras)
+    versions.warn_if_untested(tensorflow, keras)
     (line,) = caplog.messages
     assert line == (
         f"callbacks: TensorFlow {tensorflow} with Keras {keras} is not tested. "

@@ -198,9 +198,9 @@ class Job:
         path = self._folder / f"slurm-{self.number}.out"
         return path.read_text() if path.exists() else ""
 
-    def wait_for_life(self, life, timeout=120):
+    def wait_for_attempt(self, attempt, timeout=120):
         """Waits for the first line of an attempt."""
-        wait_for(lambda: f"life {life}," in self.output, f"life {life} of the job: {self.output}", timeout)
+        wait_for(lambda: f"attempt {attempt}," in self.output, f"attempt {attempt} of the job: {self.output}", timeout)
 
     def end(self, timeout=240):
         """Waits until the job has ended for good. Returns its state."""

@@ -2,8 +2,8 @@
 
 unshare --mount python tests/programs/cut_run.py IMAGE DIRECTORY CUTS SEED
 
-IMAGE holds a file system, DIRECTORY is where it is mounted. Each life of the training resumes from what the cut before has left,
-and is cut at a random moment, most often in the middle of a save. The last one is left alone. Prints what was found, as JSON.
+IMAGE contains a file system, which is mounted at DIRECTORY. Each attempt of the training resumes from the state after the previous
+cut, and is cut at a random moment, most often during a save. The last attempt is not cut. Prints the results as JSON.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks import CheckpointWriteError, GlobalStepCheckpoint, files
-from callbacks.restoring import read_whole
+from callbacks.restoring import read_verified
 
 SHUT_DOWN = 0x8004587D  # FS_IOC_SHUTDOWN of ext4 and xfs
 FLUSH_JOURNAL, FLUSH_NOTHING = 1, 2
@@ -128,7 +128,7 @@ def main(image, directory, cuts, seed):
         visible = [name for name in found if not name.startswith(".")]
         places[cut.place] += 1
         for name in visible:
-            assert name == f"b{read_whole(os.path.join(checkpoints, name)).batch:05d}.weights.h5"
+            assert name == f"b{read_verified(os.path.join(checkpoints, name)).batch:05d}.weights.h5"
         lost = set(committed[-KEPT:]) - set(visible)
         assert not lost, f"{lost} were committed and are gone; {found} are there"
         unmount(directory)

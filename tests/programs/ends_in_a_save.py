@@ -9,7 +9,7 @@ import time
 
 from small import Do, fit, small_model
 
-import callbacks.checkpoint
+import callbacks.checkpoint_maker
 from callbacks import GlobalStepCheckpoint, state
 
 
@@ -24,5 +24,5 @@ def fail():
 
 if __name__ == "__main__":
     write = state.write
-    callbacks.checkpoint.state.write = slow
+    callbacks.checkpoint_maker.state.write = slow
     fit(small_model(), GlobalStepCheckpoint(sys.argv[2], save_freq=4), Do(5, fail))

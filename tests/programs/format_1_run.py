@@ -1,6 +1,6 @@
 """The training whose checkpoints of format 1 are in `tests/data/format_1`; its README tells how they were made.
 
-python tests/format_1_run.py DIRECTORY
+python tests/programs/format_1_run.py DIRECTORY
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Trains as standard input says: where to save, how far to train, and which system calls fail.
 
-LD_PRELOAD=io_errors.so python tests/io_errors_run.py
+LD_PRELOAD=io_errors.so python tests/programs/io_errors_run.py
 
 Each line of standard input is a task in JSON: `{"template": TEMPLATE, "batches": N, "fault": TEXT_FOR_SHIM_SET}` with other
 arguments of the callback, and is answered by a line `{"error": TEXT_OR_NULL, "type": CLASS, "seen": N}`.

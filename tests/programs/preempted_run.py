@@ -1,6 +1,6 @@
 """Runs a recipe that receives a real signal at an exact point.
 
-python tests/preempted_run.py PLACE SIGNAL RANK FLAGS...
+python tests/programs/preempted_run.py PLACE SIGNAL RANK FLAGS...
 
 PLACE is `begin`, when training begins; `train:N`, after batch N of the run; or `test:E`, after the first batch of the validation
 of epoch E. SIGNAL is sent three times, or once if it is SIGINT. RANK: the only rank that gets it.

@@ -216,7 +216,7 @@ def a_rank_that_drifts_later_is_found_at_a_save(two, one):
 
     callbacks = [Drift(), GlobalStepCheckpoint("drift/{batch}.weights.h5", save_freq=2)]
     error = error_of(lambda: train(two, lambda: optimizers.SGD(0.1), callbacks=callbacks))
-    two.ranks.settle()
+    two.ranks.wait()
     return error
 
 

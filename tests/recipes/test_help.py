@@ -17,8 +17,8 @@ def test_help_groups_the_flags_shows_examples_and_leaves_out_defaults_of_none(ca
     flags = {
         title: re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE) for title, text in zip(groups[1::2], groups[2::2], strict=True)
     }
-    titles = ["devices", "training", "checkpoints and resume", "watching", "computation", "only mnist", "examples"]
+    titles = ["devices", "training", "checkpoints", "watching", "computation", "only mnist", "examples"]
     assert [title for title in flags if title != "options"] == titles
-    assert "--strategy" in flags["devices"] and "--epochs" in flags["training"] and "--resume" in flags["checkpoints and resume"]
+    assert "--strategy" in flags["devices"] and "--epochs" in flags["training"] and "--resume" in flags["checkpoints"]
     assert flags["only mnist"] == ["--model", "--data"]
     assert shown.count("-m recipes.mnist") >= 4

@@ -76,8 +76,8 @@ def test_the_augmentation_of_a_picture_depends_only_on_its_seed():
 def test_about_half_of_the_pictures_are_flipped_and_all_crops_are_within_them():
     """The picture has a red gradient from left to right, and a green gradient from top to bottom."""
     red, green = np.meshgrid(np.arange(200), np.arange(100))
-    whole = np.stack([red, green, np.zeros_like(red)], axis=-1).astype("uint8")
-    record = example(tf.io.encode_png(whole).numpy(), 1)
+    image = np.stack([red, green, np.zeros_like(red)], axis=-1).astype("uint8")
+    record = example(tf.io.encode_png(image).numpy(), 1)
     flipped, widths = 0, []
     seeds = tf.data.Dataset.range(100).map(lambda number: augmented(record, tf.stack([number, 0]))[0])
     for image in seeds.as_numpy_iterator():
@@ -103,9 +103,9 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_gets_the_same_crops(pictures):
         counters_of(model).begin_epoch(1)
         data.on_epoch_begin()
         epochs.append([[part.numpy() for part in batch] for batch in data.get_tf_dataset()])
-    whole, rest = epochs
-    assert len(whole) == 6 and len(rest) == 2
-    for expected, found in zip(whole[4:], rest, strict=True):
+    uninterrupted, rest = epochs
+    assert len(uninterrupted) == 6 and len(rest) == 2
+    for expected, found in zip(uninterrupted[4:], rest, strict=True):
         for one, other in zip(expected, found, strict=True):
             np.testing.assert_array_equal(one, other)
 
@@ -261,7 +261,7 @@ BAD = [
 @pytest.mark.parametrize("bad, words", BAD, ids=[words.split()[0] for _, words in BAD])
 def test_an_unusable_first_record_is_named_before_training(tmp_path, bad, words):
     write_pictures(tmp_path, [example(jpeg(0), 1), bad])
-    with pytest.raises(InputError, match=rf"train-00001-of-00002, record 0 \(the first is 0\): .*({words})") as raised:
+    with pytest.raises(InputError, match=rf"train-00001-of-00002, record 0 \(counted from 0\): .*({words})") as raised:
         open_tfrecords(str(tmp_path), "train", use)
     assert "\n" not in str(raised.value)
 
@@ -274,7 +274,7 @@ def test_a_later_unusable_record_is_named_when_it_is_read(tmp_path, bad, words):
     data = training_data(records, model, SINGLE, global_batch_size=4, seed=3, prepare=augmented)
     data.on_epoch_begin()
     with (
-        pytest.raises(BadSample, match=rf"train-00001-of-00002, record 2 \(the first is 0\): .*({words})") as raised,
+        pytest.raises(BadSample, match=rf"train-00001-of-00002, record 2 \(counted from 0\): .*({words})") as raised,
         naming_bad_records(records, use=use),
     ):
         list(data.get_tf_dataset())
@@ -285,7 +285,7 @@ def test_digits_do_not_overwrite_anything(tmp_path):
     write(tmp_path / "digits")
     records = open_tfrecords(str(tmp_path / "digits"), "train", use)
     assert len(records) == 1437
-    with pytest.raises(InputError, match="cannot be one: Directory not empty"):
+    with pytest.raises(InputError, match="cannot be created: Directory not empty"):
         write(tmp_path / "digits")
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 
@@ -322,10 +322,10 @@ def test_mirrored_replicas_resume_bit_exactly_and_stock_keras_loads_the_whole_mo
         assert code == 0, errors
         return out
 
-    train("whole")
-    copy_until(tmp_path / "whole", tmp_path / "resumed", 4)
+    train("uninterrupted")
+    copy_until(tmp_path / "uninterrupted", tmp_path / "resumed", 4)
     assert "model_00004.keras: batch 4, epoch 1" in train("resumed")
-    last = [tmp_path / run / "model_00012.keras" for run in ("whole", "resumed")]
+    last = [tmp_path / run / "model_00012.keras" for run in ("uninterrupted", "resumed")]
     compared = run_program("compare_archives.py", *last, cwd="/", env=USER_ENVIRONMENT)
     assert compared.returncode == 0, compared.stderr
 
@@ -342,7 +342,7 @@ def test_ranks_resume_bit_exactly(tmp_path, pictures, engine):
             assert code == 0, errors
         return results[0][1]
 
-    train("whole")
-    copy_until(tmp_path / "whole", tmp_path / "resumed", 4)
+    train("uninterrupted")
+    copy_until(tmp_path / "uninterrupted", tmp_path / "resumed", 4)
     assert f"{name(4)}: batch 4, epoch 1" in train("resumed")
-    assert_same_weights(*(tmp_path / run / "checkpoints" / name(12) for run in ("whole", "resumed")))
+    assert_same_weights(*(tmp_path / run / "checkpoints" / name(12) for run in ("uninterrupted", "resumed")))

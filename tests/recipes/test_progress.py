@@ -111,6 +111,10 @@ def test_train_longer_suggests_more_epochs_than_were_reached(tmp_path, capsys, m
     for epochs, suggested in ((3, 6), (1, 6)):
         args = flags(tmp_path, "--epochs", str(epochs))
         checkpoint = checkpoint_callback(args)
-        train(epochs, checkpoint, RunSummary(args, SINGLE, SimpleNamespace(num_batches=10, skipped=None), checkpoint))
+        train(
+            epochs,
+            checkpoint,
+            RunSummary(args, SINGLE, SimpleNamespace(num_batches=10, skipped=None), checkpoint, SimpleNamespace(compiles="")),
+        )
         out = capsys.readouterr().out
         assert re.search(r"^train longer .*--epochs (\d+)$", out, re.MULTILINE)[1] == str(suggested), out

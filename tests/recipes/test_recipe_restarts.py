@@ -24,7 +24,7 @@ def moments(checkpoints, log):
 def test_five_kills_and_restarts_end_with_the_same_weights(recipe, tmp_path, strategy):
     flags = ["--epochs", EPOCHS, "--strategy", strategy]
     flags += ["--virtual-devices", 2] if strategy == "mirrored" else []
-    whole = recipe(*flags, "--save-freq", 1000, "--workdir", tmp_path / "whole")
+    uninterrupted = recipe(*flags, "--save-freq", 1000, "--workdir", tmp_path / "uninterrupted")
     checkpoints = tmp_path / "killed" / "checkpoints"
     command = [*flags, "--save-freq", 1, "--workdir", tmp_path / "killed"]
     for moment in moments(checkpoints, tmp_path):
@@ -33,10 +33,10 @@ def test_five_kills_and_restarts_end_with_the_same_weights(recipe, tmp_path, str
     assert code == 0, errors
     assert f"trained on   {PLANNED} batches, {PLANNED * 64} samples, {PLANNED} steps" in out
 
-    code, _, errors = whole.finish()
+    code, _, errors = uninterrupted.finish()
     assert code == 0, errors
     last = f"checkpoints/model_batch_at_{PLANNED:05d}.weights.h5"
-    assert_same_weights(tmp_path / "whole" / last, tmp_path / "killed" / last)
+    assert_same_weights(tmp_path / "uninterrupted" / last, tmp_path / "killed" / last)
     visible = {path.name for path in checkpoints.iterdir() if not path.name.startswith(".")}
     assert visible == {f"model_batch_at_{batch:05d}.weights.h5" for batch in range(1, PLANNED + 1)}
 
@@ -55,11 +55,11 @@ def test_a_finished_run_that_is_restarted_trains_nothing_and_says_so(recipe, tmp
 @pytest.mark.slow
 def test_more_epochs_continue_a_finished_run(recipe, tmp_path):
     flags = ["--model", "mlp", "--save-freq", "epoch"]
-    whole = recipe(*flags, "--epochs", 3, "--workdir", tmp_path / "whole")
+    uninterrupted = recipe(*flags, "--epochs", 3, "--workdir", tmp_path / "uninterrupted")
     assert recipe(*flags, "--epochs", 2, "--workdir", tmp_path / "longer").finish()[0] == 0
     code, out, _ = recipe(*flags, "--epochs", 3, "--workdir", tmp_path / "longer").finish()
     assert code == 0
     assert "batch 44, epoch 2" in out
-    assert whole.finish()[0] == 0
+    assert uninterrupted.finish()[0] == 0
     last = "checkpoints/model_batch_at_00066.weights.h5"
-    assert_same_weights(tmp_path / "whole" / last, tmp_path / "longer" / last)
+    assert_same_weights(tmp_path / "uninterrupted" / last, tmp_path / "longer" / last)

@@ -18,7 +18,7 @@ from callbacks import GlobalStepCheckpoint, InputError, latest_checkpoint
 from recipes.common.data import training_data, validation_data
 from recipes.common.distribution import Distribution
 from recipes.common.run.language import Bits, TextSamples
-from recipes.transformer_lm import Size, build_model, build_optimizer, check_compile, parse_args
+from recipes.transformer_lm import Size, build_model, build_optimizer, parse_args
 
 TINY = Size(blocks=1, heads=2, width=8, context=4, accumulated=1, training={})
 MODULE = "recipes.transformer_lm"
@@ -125,10 +125,10 @@ def test_a_text_is_written_once_even_if_its_validation_is_repeated(tmp_path):
     assert list(written) == [2, 4] and count == 2
     assert all(text.startswith("    [1 2 ") for text in written.values())
 
-    of_the_next_life = sampling()
-    of_the_next_life.set_model(model)
-    of_the_next_life.on_train_begin()
-    of_the_next_life.on_epoch_end(1, {"val_loss": 1.0})
+    of_the_next_attempt = sampling()
+    of_the_next_attempt.set_model(model)
+    of_the_next_attempt.on_train_begin()
+    of_the_next_attempt.on_epoch_end(1, {"val_loss": 1.0})
     assert texts(tmp_path / "samples") == (written, 2)
 
 
@@ -141,17 +141,6 @@ def test_only_the_chief_writes_texts(tmp_path):
 
 
 # Flags
-
-
-def test_compile_is_refused_if_xla_cannot_compile_the_collectives():
-    for where, words in (
-        (Distribution("horovod", ("/gpu:0",), ranks=types.SimpleNamespace(size=2)), "--compile does not go with several ranks"),
-        (Distribution("mirrored", ("/cpu:0", "/cpu:1")), "--compile does not go with several CPU devices"),
-    ):
-        with pytest.raises(InputError, match=words):
-            check_compile(where)
-    check_compile(SINGLE)
-    check_compile(Distribution("mirrored", ("/gpu:0", "/gpu:1")))
 
 
 def test_the_size_determines_the_defaults_of_training(tmp_path):
@@ -189,7 +178,7 @@ def checkpoint(workdir, batch):
 @pytest.mark.slow
 def test_kills_within_an_accumulation_do_not_change_the_result_of_two_replicas(recipe, tmp_path, flags):
     flags = [*flags, "--virtual-devices", 2]
-    code, out, errors = recipe(*flags, "--save-freq", LAST, "--workdir", tmp_path / "whole", module=MODULE).finish()
+    code, out, errors = recipe(*flags, "--save-freq", LAST, "--workdir", tmp_path / "uninterrupted", module=MODULE).finish()
     assert code == 0, errors
     assert f"trained on   {LAST} batches, {LAST * 12} samples, {LAST // 3} steps" in out
     killed = [*flags, "--save-freq", 1, "--workdir", tmp_path / "killed"]
@@ -197,20 +186,20 @@ def test_kills_within_an_accumulation_do_not_change_the_result_of_two_replicas(r
     code, out, errors = recipe(*killed, module=MODULE).finish()
     assert code == 0, errors
     assert "begins       from" in out and f"trained on   {LAST} batches" in out
-    assert_same_weights(checkpoint(tmp_path / "whole", LAST), checkpoint(tmp_path / "killed", LAST))
-    assert texts(tmp_path / "whole/tensorboard/samples") == texts(tmp_path / "killed/tensorboard/samples")
+    assert_same_weights(checkpoint(tmp_path / "uninterrupted", LAST), checkpoint(tmp_path / "killed", LAST))
+    assert texts(tmp_path / "uninterrupted/tensorboard/samples") == texts(tmp_path / "killed/tensorboard/samples")
 
 
 @pytest.mark.slow
 def test_a_restart_within_an_accumulation_does_not_change_the_result_of_two_ranks(tmp_path, flags, engine):
     command = ["-m", MODULE, *flags, "--strategy", engine, "--save-freq", 4, "--workdir"]
-    for workdir in ("whole", "resumed"):
+    for workdir in ("uninterrupted", "resumed"):
         for code, _, errors in run_ranks(2, *command, tmp_path / workdir, engine=engine):
             assert code == 0, errors
-        if workdir == "whole":
-            copy_until(tmp_path / "whole", tmp_path / "resumed", WITHIN_ACCUMULATION)
-    assert_same_weights(checkpoint(tmp_path / "whole", LAST), checkpoint(tmp_path / "resumed", LAST))
-    assert texts(tmp_path / "whole/tensorboard/samples") == texts(tmp_path / "resumed/tensorboard/samples")
+        if workdir == "uninterrupted":
+            copy_until(tmp_path / "uninterrupted", tmp_path / "resumed", WITHIN_ACCUMULATION)
+    assert_same_weights(checkpoint(tmp_path / "uninterrupted", LAST), checkpoint(tmp_path / "resumed", LAST))
+    assert texts(tmp_path / "uninterrupted/tensorboard/samples") == texts(tmp_path / "resumed/tensorboard/samples")
 
 
 @pytest.mark.slow
@@ -241,13 +230,13 @@ def test_gpt2_small_trains_and_resumes_exactly_in_the_middle_of_an_epoch(recipe,
     flags = ["--size", "small", "--data", data, "--context", 16, "--global-batch-size", 2, "--gradient-accumulation-steps", 1]
     flags += ["--epochs", 1, "--epochs-per-pass", 1, "--sample-tokens", 0]
     flags += ["--save-freq", 2]
-    code, _, errors = recipe(*flags, "--workdir", tmp_path / "whole", module=MODULE).finish()
+    code, _, errors = recipe(*flags, "--workdir", tmp_path / "uninterrupted", module=MODULE).finish()
     assert code == 0, errors
-    copy_until(tmp_path / "whole", tmp_path / "resumed", 2)
+    copy_until(tmp_path / "uninterrupted", tmp_path / "resumed", 2)
     code, out, errors = recipe(*flags, "--workdir", tmp_path / "resumed", module=MODULE).finish()
     assert code == 0, errors
     assert "begins       from" in out and "val_bits_per_token" in out
-    whole, resumed = (checkpoint(tmp_path / name, 4) for name in ("whole", "resumed"))
-    assert_same_weights(whole, resumed)
-    parameters = sum(value.size for name, value in datasets(whole).items() if name.startswith("layers/"))
+    uninterrupted, resumed = (checkpoint(tmp_path / name, 4) for name in ("uninterrupted", "resumed"))
+    assert_same_weights(uninterrupted, resumed)
+    parameters = sum(value.size for name, value in datasets(uninterrupted).items() if name.startswith("layers/"))
     assert parameters == 12 * 7_087_872 + 1536 + 50304 * 768  # without learned positions, with a padded vocabulary

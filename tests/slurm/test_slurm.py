@@ -66,19 +66,19 @@ def submit(cluster, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def whole(cluster, tmp_path_factory):
+def uninterrupted(cluster, tmp_path_factory):
     """The folder of an uninterrupted job."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = tmp_path_factory.mktemp("uninterrupted")
     job = cluster.submit("-N2", HOROVOD, *RECIPE, cwd=folder, env=ENVIRONMENT)
     assert job.end() == "COMPLETED", job.output
     assert job.restarts == 0
     return folder
 
 
-def assert_as_if_nothing_had_happened(job, folder, whole, restarts=1):
+def assert_same_end(job, folder, uninterrupted, restarts=1):
     assert job.end() == "COMPLETED", job.output
     assert job.restarts == restarts, job.output
-    assert_same_weights(last(whole), last(folder))
+    assert_same_weights(last(uninterrupted), last(folder))
 
 
 def test_two_nodes_with_two_ranks_each_write_the_files_of_a_single_run(submit, tmp_path, engine):
@@ -100,12 +100,12 @@ def test_two_nodes_with_two_ranks_each_write_the_files_of_a_single_run(submit, t
 
 
 @pytest.mark.parametrize("name, engine", [("USR1", "horovod"), ("USR2", "horovod"), ("USR1", "multiworker")])
-def test_after_a_warning_the_job_saves_is_requeued_and_resumes(submit, tmp_path, whole, name, engine):
+def test_after_a_warning_the_job_saves_is_requeued_and_resumes(submit, tmp_path, uninterrupted, name, engine):
     """Both engines give the same bits with two ranks, because a sum of two numbers has one order."""
     job = submit("-N2", recipe=[*RECIPE, "--strategy", engine])
     wait_for_batch(tmp_path, 40)
     job.signal(name, "--batch")
-    assert_as_if_nothing_had_happened(job, tmp_path, whole)
+    assert_same_end(job, tmp_path, uninterrupted)
     assert "has saved and is requeued" in job.output
 
 
@@ -117,7 +117,7 @@ def test_warnings_in_the_first_second_requeue_and_the_run_completes(submit, tmp_
         folder = tmp_path / str(i)
         folder.mkdir()
         job = submit(script=HOROVOD if i % 2 else MIRRORED, recipe=recipe, cwd=folder)
-        job.wait_for_life(1)
+        job.wait_for_attempt(1)
         time.sleep(i / 5)
         job.signal("USR1", "--batch")
         jobs.append((job, folder))
@@ -158,30 +158,30 @@ def rank_of(job, rank):
     raise AssertionError(f"no rank {rank}")
 
 
-def test_after_scontrol_requeue_the_job_saves_and_resumes(submit, tmp_path, whole, cluster):
+def test_after_scontrol_requeue_the_job_saves_and_resumes(submit, tmp_path, uninterrupted, cluster):
     job = submit("-N2")
     wait_for_batch(tmp_path, 40)
     cluster.run("scontrol", "requeue", job.number)
-    assert_as_if_nothing_had_happened(job, tmp_path, whole)
+    assert_same_end(job, tmp_path, uninterrupted)
 
 
-def test_a_node_that_goes_down_requeues_the_job(submit, tmp_path, whole, cluster):
+def test_a_node_that_goes_down_requeues_the_job(submit, tmp_path, uninterrupted, cluster):
     job = submit("-N2")
     wait_for_batch(tmp_path, 40)
     node = cluster.run("scontrol", "show", "hostnames", job.show("NodeList")).split()[1]
     cluster.run("scontrol", "update", f"NodeName={node}", "State=DOWN", "Reason=test")
     try:
-        assert_as_if_nothing_had_happened(job, tmp_path, whole)
+        assert_same_end(job, tmp_path, uninterrupted)
     finally:
         cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # it may have resumed already
 
 
-def test_a_preempted_job_saves_is_requeued_and_resumes(submit, tmp_path, whole, cluster):
+def test_a_preempted_job_saves_is_requeued_and_resumes(submit, tmp_path, uninterrupted, cluster):
     job = submit("-N2")
     wait_for_batch(tmp_path, 40)
     urgent = cluster.submit("-N3", "--partition=urgent", "--exclusive", "--wrap=sleep 1", cwd=tmp_path)
     assert urgent.end() == "COMPLETED"
-    assert_as_if_nothing_had_happened(job, tmp_path, whole)
+    assert_same_end(job, tmp_path, uninterrupted)
 
 
 ENDLESS = [*RECIPE[:4], "--epochs", 1000000, "--save-freq", 500, "--keep-last", 2]
@@ -189,10 +189,10 @@ ENDLESS = [*RECIPE[:4], "--epochs", 1000000, "--save-freq", 500, "--keep-last", 
 
 def test_before_its_time_limit_a_job_saves_is_requeued_and_resumes(submit, cluster):
     job = submit("--time=1", "--signal=B:USR1@15", script=MIRRORED, recipe=ENDLESS)
-    job.wait_for_life(2, timeout=180)
+    job.wait_for_attempt(2, timeout=180)
     assert "has saved and is requeued" in job.output
     assert "DUE TO TIME LIMIT" not in job.output
-    wait_for(lambda: "begins       from runs/mnist" in job.output, "the second life", timeout=120)
+    wait_for(lambda: "begins       from runs/mnist" in job.output, "the second attempt", timeout=120)
     cluster.run("scancel", job.number)
     assert job.end() == "CANCELLED"
 
@@ -203,12 +203,12 @@ def test_an_old_attempt_that_slurm_has_lost_cannot_commit_a_checkpoint(submit, c
     node, old = job.show("NodeList"), rank_of(job, "0")
     cluster.kill_slurmd(node)
     try:
-        job.wait_for_life(2, timeout=120)
+        job.wait_for_attempt(2, timeout=120)
         assert job.show("NodeList") != node
         os.kill(old, 0)  # the old attempt continues
         log = tmp_path / "runs/logs" / job.number / "rank-0.log"
-        wait_for(lambda: "a later life of this run, has taken over" in log.read_text(), "the end of the old life", timeout=120)
-        wait_for(lambda: not Path(f"/proc/{old}").exists(), "the end of the old life")
+        wait_for(lambda: "a later attempt of this run, took the lock" in log.read_text(), "the end of the old attempt", timeout=120)
+        wait_for(lambda: not Path(f"/proc/{old}").exists(), "the end of the old attempt")
     finally:
         cluster.start_node(node)
     assert "begins       from runs/mnist" in job.output
@@ -236,12 +236,12 @@ def test_the_first_node_of_a_list_is_that_of_scontrol(cluster):
         assert first_node(nodes) == cluster.run("scontrol", "show", "hostnames", nodes).split()[0], nodes
 
 
-def test_a_job_that_preemption_cancels_saves_and_is_requeued_by_the_batch_file(submit, tmp_path, whole, cluster):
+def test_a_job_that_preemption_cancels_saves_and_is_requeued_by_the_batch_file(submit, tmp_path, uninterrupted, cluster):
     job = submit("-N2", "--partition=cancelled")
     wait_for_batch(tmp_path, 40)
     urgent = cluster.submit("-N3", "--partition=urgent", "--exclusive", "--wrap=sleep 1", cwd=tmp_path)
     assert urgent.end() == "COMPLETED"
-    assert_as_if_nothing_had_happened(job, tmp_path, whole)
+    assert_same_end(job, tmp_path, uninterrupted)
     assert re.search(r"stopped +by TERM( on another rank)?; the same command resumes from", job.output), job.output
 
 
@@ -266,7 +266,7 @@ def test_elements_of_an_array_that_share_a_directory_are_refused(cluster, tmp_pa
     cluster.run("scancel", array.number)
     ended = {job.end(): job for job in jobs}
     assert sorted(ended) == ["CANCELLED", "FAILED"]
-    assert "same job array: give each element a directory of its own" in ended["FAILED"].output
+    assert "same job array: give each element its own directory" in ended["FAILED"].output
 
 
 def test_a_batch_file_that_is_not_submitted_says_how_to_submit_it():
@@ -314,8 +314,12 @@ def test_modules_are_loaded_and_a_missing_module_is_named(submit, tmp_path):
 
 def test_a_job_is_not_requeued_more_often_than_max_requeues(submit, tmp_path):
     job = submit("-N1", recipe=LONG, MAX_REQUEUES="1")
-    for life in (1, 2):
-        wait_for(lambda life=life: job.output.count("begins  ") == life, f"training in life {life}: {job.output}", timeout=120)
+    for attempt in (1, 2):
+        wait_for(
+            lambda attempt=attempt: job.output.count("begins  ") == attempt,
+            f"training in attempt {attempt}: {job.output}",
+            timeout=120,
+        )
         job.signal("USR1", "--batch")
     assert job.end() == "FAILED", job.output
     assert job.restarts == 1 and job.show("ExitCode") == "75:0"
@@ -351,8 +355,8 @@ def test_what_breaks_a_run_is_said_at_once(submit, tmp_path, cluster):
         assert job.show("ExitCode") == "2:0"
         return job.output
 
-    assert "mirrored.sbatch trains on one node. For 2: sbatch -N 2" in said("-N2", script=MIRRORED)
-    assert "one task runs on each node" in said("-N2", "-n3", "--ntasks-per-node=2")
+    assert "mirrored.sbatch trains on one node. For 2 nodes: sbatch -N 2" in said("-N2", script=MIRRORED)
+    assert "each node must run one task" in said("-N2", "-n3", "--ntasks-per-node=2")
     assert f"there is no Python environment at {tmp_path}/.venv" in said(VENV="")
     assert "there is no Python environment at /nowhere" in said(VENV="/nowhere")
     assert "unevenly over 2 nodes. Use --gpus-per-node" in said("-N2", "--gpus=5")

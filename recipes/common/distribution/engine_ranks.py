@@ -38,7 +38,7 @@ class EngineRanks(Ranks, abc.ABC):
         preemption.training_begins()  # from now on, a rank must not exit alone, because the others would wait for it
         self._checksums = ThreadPoolExecutor(1, "checksums")
         self._expected: tuple[str, list[str], Future] | None = None
-        self._asked_to_leave = 0
+        self._stop_requested = 0
 
     @abc.abstractmethod
     def gather_bytes(self, message: bytes) -> list[memoryview]:
@@ -94,26 +94,26 @@ class EngineRanks(Ranks, abc.ABC):
         Args:
             values: arrays with the same shapes on every rank.
         """
-        asked = preemption.asked()
+        asked = preemption.stop_requested()
         sent = [number for value in values for number in value.ravel().tolist()]
-        sent += [code == asked for code in preemption.BY_WEIGHT]
+        sent += [code == asked for code in preemption.BY_PRIORITY]
         rest = iter(self.gather_numbers(sent).mean(axis=0))
         means = [np.array([next(rest) for _ in range(value.size)]).reshape(value.shape)[()] for value in values]
-        self._asked_to_leave = next((code for code, said in zip(preemption.BY_WEIGHT, rest, strict=True) if said), 0)
+        self._stop_requested = next((code for code, said in zip(preemption.BY_PRIORITY, rest, strict=True) if said), 0)
         return means
 
-    def asked_to_leave(self) -> int:
-        return self._asked_to_leave
+    def stop_requested(self) -> int:
+        return self._stop_requested
 
-    def give_chiefs_values(self, variables: Sequence[keras.Variable]) -> None:
+    def broadcast_variables(self, variables: Sequence[keras.Variable]) -> None:
         for i, variable in enumerate(variables):
             variable.assign(self.broadcast_tensor(tf.convert_to_tensor(variable.value), f"chief_{i}"))
 
     def expect_equal(self, values: Mapping[str, tf.Tensor], when: str) -> None:
-        self.settle()
+        self.wait()
         self._expected = when, list(values), self._checksums.submit(lambda: [_checksum(value) for value in values.values()])
 
-    def settle(self) -> None:
+    def wait(self) -> None:
         if self._expected is None:
             return
         (when, names, sums), self._expected = self._expected, None

@@ -106,7 +106,7 @@ class RankSynchronization(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._training.end()
-        self._ranks.settle()
+        self._ranks.wait()
 
 
 def is_synchronized(model: keras.Model) -> bool:
@@ -151,7 +151,7 @@ class _Training:
 
     def _broadcast_local(self):
         if not self._local_is_broadcast:
-            self._ranks.give_chiefs_values(_local(self._model))
+            self._ranks.broadcast_variables(_local(self._model))
             self._local_is_broadcast = True
 
     def _synchronize(self, execute: Callable[[Any], Any], iterator: Any) -> Any:
@@ -172,7 +172,7 @@ class _Training:
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         self._broadcast_local()
-        self._ranks.give_chiefs_values(_shared(model))
+        self._ranks.broadcast_variables(_shared(model))
         self._averaged_before, self._trained_before = self._averaged(), self._counters.read().batch
         self._has_started = True
 
@@ -191,7 +191,7 @@ class _Training:
                 "call `optimizer.apply`. Every rank must call it in every batch."
             )
         self._ranks.expect_equal({v.path: v.value.read_value() for v in _shared(self._model)}, "After the first batch")
-        self._ranks.settle()
+        self._ranks.wait()
         for metric in self._model.metrics_variables:
             if metric.aggregation != "sum":
                 raise InputError(f"The metric variable {metric.path} cannot be summed over ranks. Remove the metric.")

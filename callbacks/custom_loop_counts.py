@@ -1,20 +1,20 @@
-"""Counting in a training loop of the user's own, which may call `train_on_batch` or a step that nobody sees."""
+"""Counting in a custom training loop, which may call `train_on_batch` or a step of its own that nothing here sees."""
 
 from collections import Counter
 from collections.abc import Sequence
 
 
-class OwnLoop:
-    """What such a loop has trained on, by the calls of `on_train_batch_end`.
+class CustomLoopCounts:
+    """Counts the batches of a custom training loop by its calls of `on_train_batch_end`.
 
     Args:
-        batch: batches trained on when it began.
-        step: optimizer updates then.
-        updates: of each optimizer by its own count, then.
+        batch: the batch counter when the loop began.
+        step: the step counter then.
+        updates: the update count of each optimizer then.
 
     Attributes:
-        has_skipped: whether the batch that ends now was not trained on.
-        is_unseen: whether no train step of the model has seen it.
+        has_skipped: whether the batch that ends now was skipped, since it was trained on before the resume.
+        is_unseen: whether the batch that ended last went through no train step of the model.
     """
 
     def __init__(self, batch: int, step: int, updates: Sequence[int]):
@@ -24,14 +24,14 @@ class OwnLoop:
 
     @property
     def batches(self) -> int:
-        """How many batches have ended."""
+        """The number of batches that have ended."""
         return max(self._calls.values(), default=0)
 
     def end_batch(self, caller: object) -> bool:
         """Counts a call of `on_train_batch_end`.
 
         Args:
-            caller: the callback; each of several counts its own calls.
+            caller: the callback that calls. The calls of each callback are counted apart.
 
         Returns:
             Whether this is the first call for the batch.
@@ -41,15 +41,15 @@ class OwnLoop:
         return self.batches > before
 
     def uncounted(self, batch: int, step: int, updates: Sequence[int]) -> tuple[int, int]:
-        """Returns the batches and the steps that the device has not counted.
+        """Returns the batches and steps that the device has not counted.
 
         Args:
-            batch: batches trained on, as far as the device has counted.
-            step: optimizer updates, likewise.
-            updates: of each optimizer by its own count, now.
+            batch: the batch counter according to the device.
+            step: the step counter according to the device.
+            updates: the update count of each optimizer now.
         """
         batches = self._batch + self.batches - batch
-        if batches <= 0:  # `train_on_batch`, maybe several times for each batch of the loop
+        if batches <= 0:  # `train_on_batch`, perhaps several calls for each batch of the loop
             return batches, 0
         made = [now - earlier for earlier, now in zip(self._updates, updates, strict=True)]
         return batches, self._step + max(made, default=self.batches) - step

@@ -154,7 +154,7 @@ def test_a_model_that_its_first_batch_builds_is_restored_by_train_on_batch_and_r
 
 def test_a_loop_that_repeats_batches_gets_a_warning(tmp_path):
     for where, options, words in (
-        ("epochs", {"from_epoch": 0}, "Training goes on in epoch 2, and this loop begins with epoch 1"),
+        ("epochs", {"from_epoch": 0}, "Training resumes in epoch 2, but this loop begins with epoch 1"),
         ("batches", {"leaves_out": False}, "The first 5 batches of this epoch are trained on twice"),
     ):
         template = str(tmp_path / where / "b{batch:02d}.weights.h5")
