@@ -1,11 +1,12 @@
 """The launcher's flags: torchrun's names and meanings, checked before anything starts."""
 
 import argparse
+import os
 import re
 import resource
 from collections.abc import Mapping, Sequence
 
-from launch import command, console, exit_codes, slurm
+from launch import command, console, exit_codes, numa, slurm
 from launch.config import LOOPBACK, LaunchConfig
 from launch.devices import cpus, gpus
 from launch.errors import LaunchError
@@ -68,6 +69,7 @@ def parse(argv: Sequence[str], environment: Mapping[str, str]) -> LaunchConfig:
         named_port=named,
         run_id=_run_id(args.rdzv_id or (step.run_id if step else None)),
         log_dir=args.log_dir,
+        cores=_cores(args.numa_binding, per_node, environment),
         shown=_filter(args.local_ranks_filter, per_node),
         max_restarts=args.max_restarts,
         monitor_interval=args.monitor_interval,
@@ -101,6 +103,13 @@ def _parser():
         default="1",
         metavar="N|auto|gpu|cpu",
         help="ranks on each node (1); auto: one for each GPU, or else core",
+    )
+    flag(
+        ranks,
+        "--numa-binding",
+        choices=numa.MODES,
+        help="run each rank on cores near its GPU: all of the NUMA node, or of its socket; an exclusive share of the node's; or "
+        "those that share a cache (off; not measured on a GPU yet)",
     )
     flag(ranks, "--local-ranks-filter", metavar="0,1,...", help="show the output of these local ranks only; logs have all")
     flag(ranks, "--log-dir", metavar="DIR", help="each rank's log, DIR/rank-N.log (runs/logs/RUN_ID)")
@@ -201,6 +210,15 @@ def _per_node(text, environment):
     if text == "gpu" and not found:
         raise LaunchError("--nproc-per-node gpu is one rank for each GPU, and there is none here. Use cpu, auto or a number.")
     return cpus() if text == "cpu" or not found else found
+
+
+def _cores(mode, per_node, environment):
+    if mode is None:
+        return None
+    visible = gpus(environment)
+    if "CUDA_VISIBLE_DEVICES" not in environment:
+        visible = [str(number) for number in range(len(visible))]  # as CUDA counts those that it finds
+    return numa.bind(mode, per_node, visible, frozenset(os.sched_getaffinity(0)))
 
 
 def _node_rank(text, nodes):

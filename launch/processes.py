@@ -29,7 +29,13 @@ def request_signal_at_parents_death(number: int) -> None:
     _prctl(PR_SET_PDEATHSIG, number)
 
 
-def spawn(command: list[str], environment: Mapping[str, str], output: int, ignored: Iterable[int] = ()) -> int:
+def spawn(
+    command: list[str],
+    environment: Mapping[str, str],
+    output: int,
+    ignored: Iterable[int] = (),
+    cores: Collection[int] | None = None,
+) -> int:
     """Starts a rank: in a process group of its own, killed when this process dies, reading nothing.
 
     Args:
@@ -37,6 +43,7 @@ def spawn(command: list[str], environment: Mapping[str, str], output: int, ignor
         environment: all of its environment.
         output: descriptor for its standard output and error.
         ignored: signals that it ignores until it has a handler; the others have their default effect.
+        cores: those that it and its children may run on; None: this process's.
 
     Returns:
         Its process id, which is its group's too.
@@ -63,6 +70,8 @@ def spawn(command: list[str], environment: Mapping[str, str], output: int, ignor
         if os.getppid() != parent:  # it died before the call above
             os._exit(CANNOT_EXECUTE)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)

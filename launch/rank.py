@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from launch import processes, world
 from launch.messages import ExitRecord
@@ -18,19 +18,28 @@ class Rank:
         command, environment: what it executes, and with what.
         stream: where its output goes.
         ignored: signals that it ignores until it has a handler.
+        cores: those that it runs on; None: the launcher's.
 
     Raises:
         OSError: if the system has no room for another process.
     """
 
-    def __init__(self, number: int, command: list[str], environment: Mapping[str, str], stream: Stream, ignored: Iterable[int]):
+    def __init__(
+        self,
+        number: int,
+        command: list[str],
+        environment: Mapping[str, str],
+        stream: Stream,
+        ignored: Iterable[int],
+        cores: Collection[int] | None = None,
+    ):
         self.number = number
         self.stream = stream
         self.pending: set[int] = set()  # signals that it gets when it has a handler for them
         self.exit_code: int | None = None  # negative for a signal
         self._progress = os.memfd_create("progress")
         channel = {world.PROGRESS: f"/proc/{os.getpid()}/fd/{self._progress}"}
-        self.pid = processes.spawn(command, {**environment, **channel}, stream.writer, ignored)
+        self.pid = processes.spawn(command, {**environment, **channel}, stream.writer, ignored, cores)
         os.close(stream.writer)
         self.pidfd = processes.open_pidfd(self.pid)
         self.alive_at = time.monotonic()

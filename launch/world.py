@@ -119,13 +119,13 @@ class WorldSpec:
         return range(node * self.per_node, (node + 1) * self.per_node)
 
 
-def environment_of(world: WorldSpec, rank: int, *, cpus: int, already: Mapping[str, str]) -> dict[str, str]:
+def environment_of(world: WorldSpec, rank: int, *, threads: int, already: Mapping[str, str]) -> dict[str, str]:
     """The variables that the launcher adds for one rank.
 
     Args:
         world: the run.
         rank: whose environment.
-        cpus: the cores of the rank's node, for its share of threads.
+        threads: how many the rank's libraries may take, where several ranks share the node.
         already: the launcher's own environment; a choice that the user made there stays.
     """
     node, local = divmod(rank, world.per_node)
@@ -152,14 +152,13 @@ def environment_of(world: WorldSpec, rank: int, *, cpus: int, already: Mapping[s
     found = {name: str(value) for name, value in numbers.items()}
     found["TF_CONFIG"] = _tf_config(world, rank)
     found["LAUNCH_RUN_ID"] = world.run_id
-    share = str(max(1, cpus // world.per_node))
     defaults = {
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
         "HOROVOD_GLOO_IFACE": world.interfaces[node],
         "HOROVOD_GLOO_TIMEOUT_SECONDS": "300",  # ranks meet after imports, which may take some longer than others by far
         "PYTHONFAULTHANDLER": "1",  # a rank that stalls or crashes shows its Python stacks
-        **(dict.fromkeys(THREADS, share) if world.per_node > 1 else {}),
+        **(dict.fromkeys(THREADS, str(threads)) if world.per_node > 1 else {}),
     }
     return found | {name: value for name, value in defaults.items() if name not in already}
 

@@ -184,7 +184,12 @@ def recipe_parser(
     )
     parser.add_argument("--steps-per-execution", type=positive(int), default=1, metavar="N", help="batches per call of the device")
     parser.add_argument("--mixed-precision", choices=("float16", "bfloat16"), help="compute in this type, keep weights in float32")
-    parser.add_argument("--no-deterministic", action="store_true", help="faster on GPUs, but two runs differ")
+    parser.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        help="deterministic operations: every batch after a restart is the same, bit for bit; slower on GPUs (default: on without "
+        "GPUs, off with them)",
+    )
     parser.begin_group(f"{name} alone")
     return parser
 

@@ -49,6 +49,7 @@ class RunSummary(keras.callbacks.Callback):
             return
         share = args.global_batch_size // distribution.replicas
         print(f"strategy     {distribution.name}, {_plural(distribution.replicas, 'replica')}: {distribution.hardware}")
+        print(f"determinism  {_determinism(args.deterministic)}")
         print(f"batch        {args.global_batch_size} samples, {share} on each replica")
         print(f"epochs       {args.epochs} of {self._batches.num_batches} batches")
         print(f"learning     rate {_rate(self.model.optimizer)}")
@@ -106,6 +107,13 @@ def _how_often(save_freq):
     if save_freq == "auto":
         return "as often as 1 % of the time allows and failures make worth"
     return "every epoch" if save_freq == "epoch" else f"every {save_freq} batches"
+
+
+def _determinism(is_on):
+    """What a restart repeats."""
+    if is_on:
+        return "on: a restart restores the state bit for bit, and every batch after it is the same, bit for bit"
+    return "off: a restart restores the state bit for bit; batches after it differ by rounding (--deterministic: they do not)"
 
 
 def _rate(optimizer):

@@ -1,0 +1,159 @@
+"""Which cores a rank runs on: those near its GPU, or without GPUs a share of the node's (`--numa-binding`, as torchrun's).
+
+A core reaches the memory of its own NUMA node faster than that of another, and a GPU hangs on one node. A process that is bound
+to a node's cores also gets its memory there, since Linux takes memory from the node of the core that first writes to it.
+
+Sources: the modes are those of torchrun, https://docs.pytorch.org/docs/stable/elastic/numa.html; the files those of
+https://docs.kernel.org/admin-guide/cputopology.html and https://docs.kernel.org/ABI/stable/sysfs-devices-node.html.
+Not measured on a GPU yet.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.errors import LaunchError
+
+MODES = ("node", "socket", "exclusive", "core-complex")
+ROOT = Path("/")  # above /sys, /proc and /dev; tests have another
+
+
+def bind(mode: str, ranks: int, gpus: Sequence[str], allowed: frozenset[int]) -> tuple[frozenset[int], ...]:
+    """Returns the cores of each local rank.
+
+    Args:
+        mode: `node`: all cores of the NUMA node of the rank's GPU; `socket`: of all nodes of that node's socket; `exclusive`: a
+            share of the node's cores that no other rank has; `core-complex`: the cores of that node which share a last cache,
+            another one for each rank as far as there are enough.
+        ranks: how many ranks this node has.
+        gpus: the visible GPUs, as `launch.devices.gpus` names them; rank i has GPU i modulo their number. Without GPUs the ranks
+            are spread evenly over the NUMA nodes.
+        allowed: the cores that this process may use.
+
+    Raises:
+        LaunchError: if the system does not tell where GPUs or cores are, or there are too few cores.
+    """
+    nodes = _nodes(allowed)
+    homes = _homes(ranks, gpus, sorted(nodes))
+    bound = []
+    for rank, home in enumerate(homes):
+        if home not in nodes:
+            raise LaunchError(
+                f"--numa-binding: rank {rank} of this node has its GPU on NUMA node {home}, of whose cores this process may use none."
+            )
+        neighbors = [other for other in range(ranks) if homes[other] == home]
+        place = neighbors.index(rank)
+        if mode == "node":
+            bound.append(nodes[home])
+        elif mode == "socket":
+            sockets = {node: _number(_topology(min(cores)) / "physical_package_id") for node, cores in nodes.items()}
+            bound.append(frozenset().union(*(nodes[node] for node in nodes if sockets[node] == sockets[home])))
+        elif mode == "exclusive":
+            bound.append(_share(_groups(nodes[home], _siblings), place, len(neighbors), home))
+        else:
+            largest_first = sorted(_groups(nodes[home], _last_cache), key=lambda cores: (-len(cores), min(cores)))
+            bound.append(largest_first[place % len(largest_first)])
+    return tuple(bound)
+
+
+def as_text(cores: frozenset[int]) -> str:
+    """Cores as Linux writes them.
+
+    >>> as_text(frozenset({0, 1, 2, 5, 7}))
+    '0-2,5,7'
+    """
+    starts = [core for core in sorted(cores) if core - 1 not in cores]
+    ends = [core for core in sorted(cores) if core + 1 not in cores]
+    return ",".join(f"{start}-{end}" if end > start else str(start) for start, end in zip(starts, ends, strict=True))
+
+
+def _nodes(allowed):
+    """The usable cores of each NUMA node that has some."""
+    found = {}
+    for path in (ROOT / "sys/devices/system/node").glob("node[0-9]*"):
+        cores = _list(path / "cpulist") & allowed
+        if cores:
+            found[int(path.name.removeprefix("node"))] = cores
+    if not found:
+        raise LaunchError("--numa-binding needs /sys/devices/system/node, where this system lists no node with cores.")
+    return found
+
+
+def _homes(ranks, gpus, nodes):
+    """The NUMA node of each local rank."""
+    if not gpus:
+        return [nodes[rank * len(nodes) // ranks] for rank in range(ranks)]
+    addresses = _addresses()
+    found = []
+    for gpu in gpus:
+        names = [name for name in addresses if name == gpu or (gpu.startswith("GPU-") and name.startswith(gpu))]
+        if not names:
+            raise LaunchError(
+                f"--numa-binding cannot tell where GPU {gpu} is: /proc/driver/nvidia/gpus has {', '.join(addresses) or 'none'}. "
+                "Leave the flag out."
+            )
+        address = addresses[names[0]]
+        found.append(_number(ROOT / "sys/bus/pci/devices" / address / "numa_node"))
+    return [max(found[rank % len(found)], 0) for rank in range(ranks)]  # -1: there is only one
+
+
+def _addresses():
+    """The PCI address of each GPU that this process may open, by number, in CUDA's order of equal GPUs, and by UUID."""
+    found, number = {}, 0
+    for path in sorted((ROOT / "proc/driver/nvidia/gpus").glob("*/information")):
+        facts = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
+        device = ROOT / f"dev/nvidia{facts.get('Device Minor', '').strip()}"
+        if os.access(device, os.R_OK | os.W_OK):  # Slurm's control groups leave the others in sight
+            found[str(number)] = found[facts.get("GPU UUID", "").strip()] = path.parent.name
+            number += 1
+    return found
+
+
+def _share(groups, place, of, node):
+    """The cores of the one at `place` of `of`, whole physical cores; the first ones get what is left over."""
+    if len(groups) < of:
+        raise LaunchError(
+            f"--numa-binding exclusive: NUMA node {node} has {len(groups)} physical cores for {of} ranks. Use node, or fewer ranks."
+        )
+    each, more = divmod(len(groups), of)
+    begin = place * each + min(place, more)
+    return frozenset().union(*groups[begin : begin + each + (place < more)])
+
+
+def _groups(cores, together):
+    """Cores by what they share, in the order of their first ones."""
+    groups = {together(core) & cores for core in cores}
+    return sorted(groups, key=min)
+
+
+def _siblings(core):
+    return _list(_topology(core) / "thread_siblings_list")
+
+
+def _last_cache(core):
+    caches = (ROOT / f"sys/devices/system/cpu/cpu{core}/cache").glob("index[0-9]*")
+    of_data = [cache for cache in caches if (cache / "type").read_text().strip() in ("Unified", "Data")]
+    if not of_data:
+        raise LaunchError(f"--numa-binding core-complex needs to know the caches of core {core}, and the system does not tell.")
+    return _list(max(of_data, key=lambda cache: _number(cache / "level")) / "shared_cpu_list")
+
+
+def _topology(core):
+    return ROOT / f"sys/devices/system/cpu/cpu{core}/topology"
+
+
+def _list(path):
+    """What a file such as `0-3,8` lists."""
+    ranges = (part.split("-") for part in _read(path).split(",") if part)
+    return frozenset(core for ends in ranges for core in range(int(ends[0]), int(ends[-1]) + 1))
+
+
+def _number(path):
+    return int(_read(path))
+
+
+def _read(path):
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise LaunchError(f"--numa-binding needs {path}: {error.strerror}.") from None
