@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 def in_own_process(function: Callable[..., T], *arguments: object) -> T:
     """Calls a function of a module in a new Python without its stderr, and returns or raises what it does."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_drop_remarks) as pool:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=drop_remarks) as pool:
         return pool.submit(function, *arguments).result()
 
 
-def _drop_remarks():
-    """Those of TensorFlow at its import and of Orbax at each save would tear the tables apart."""
+def drop_remarks() -> None:
+    """Closes stderr: the remarks of TensorFlow at its import and of Orbax at each save would tear tables apart."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

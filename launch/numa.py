@@ -39,7 +39,7 @@ def bind(mode: str, ranks: int, gpus: Sequence[str], allowed: frozenset[int]) ->
     for rank, home in enumerate(homes):
         if home not in nodes:
             raise LaunchError(
-                f"--numa-binding: rank {rank} of this node has its GPU on NUMA node {home}, of whose cores this process may use none."
+                f"--numa-binding: the GPU of local rank {rank} is on NUMA node {home}, and this process may use none of its cores."
             )
         neighbors = [other for other in range(ranks) if homes[other] == home]
         place = neighbors.index(rank)

@@ -30,7 +30,11 @@ def machine(root, *, gpus=GPUS, minors=None):
         write(root, f"{of_thread}/topology/thread_siblings_list", f"{core},{core + 16}")
         write(root, f"{of_thread}/topology/physical_package_id", core // 8)
         pair = core // 2 * 2
-        caches = [(1, "Data", f"{core},{core + 16}"), (1, "Instruction", thread), (3, "Unified", f"{pair}-{pair + 1},{pair + 16}-{pair + 17}")]
+        caches = [
+            (1, "Data", f"{core},{core + 16}"),
+            (1, "Instruction", thread),
+            (3, "Unified", f"{pair}-{pair + 1},{pair + 16}-{pair + 17}"),
+        ]
         for index, (level, kind, shared) in enumerate(caches):
             for name, value in (("level", level), ("type", kind), ("shared_cpu_list", shared)):
                 write(root, f"{of_thread}/cache/index{index}/{name}", value)
@@ -121,7 +125,13 @@ def test_a_gpu_without_a_node_belongs_to_the_first(described):
         ("exclusive", 5, ["0"], ALL, "NUMA node 1 has 4 physical cores for 5 ranks. Use node, or fewer ranks."),
         ("node", 1, ["9"], ALL, "cannot tell where GPU 9 is: /proc/driver/nvidia/gpus has 0, "),
         ("node", 1, ["MIG-1"], ALL, "cannot tell where GPU MIG-1 is"),
-        ("node", 1, ["0"], frozenset({0}), "rank 0 of this node has its GPU on NUMA node 1, of whose cores this process may use none."),
+        (
+            "node",
+            1,
+            ["0"],
+            frozenset({0}),
+            "the GPU of local rank 0 is on NUMA node 1, and this process may use none of its cores.",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(described, mode, ranks, gpus, allowed, message):

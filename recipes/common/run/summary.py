@@ -112,8 +112,8 @@ def _how_often(save_freq):
 def _determinism(is_on):
     """What a restart repeats."""
     if is_on:
-        return "on: a restart restores the state bit for bit, and every batch after it is the same, bit for bit"
-    return "off: a restart restores the state bit for bit; batches after it differ by rounding (--deterministic: they do not)"
+        return "on: a restart restores the state bit for bit, and repeats every batch after it bit for bit"
+    return "off: a restart restores the state bit for bit; batches after it may differ by rounding (--deterministic: they do not)"
 
 
 def _rate(optimizer):

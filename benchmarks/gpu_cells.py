@@ -1,0 +1,257 @@
+"""What `benchmarks.gpu` measures, in processes of their own: the speed of a training, a save of its state, copies to the host."""
+
+import contextlib
+import io
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.checkpoint_blocked_time import EVERY, OURS, SAVERS, time_saves
+from benchmarks.gpu_models import WORKLOADS
+from benchmarks.own_process import drop_remarks
+from callbacks.device_usage import peak_tflops
+from callbacks.flops import FORWARD_AND_BACKWARD, graph_flops
+from callbacks.keras_private import array_view
+from recipes.common.data import Arrays, training_data
+from recipes.common.distribution import get_distribution
+from recipes.common.run import training_callbacks
+
+WARM_UP = 5  # batches
+NEVER = str(2**31 - 1)  # batches between saves
+EPOCH = 1 << 20  # samples: no epoch ends while the clock runs
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A training whose speed is measured.
+
+    Args:
+        workload: a key of `WORKLOADS`.
+        precision: `float32`, `TF32` or `bfloat16`.
+        is_plain: a `fit` of Keras alone with its own defaults, or the recipe's training with all its callbacks.
+        compiled: by XLA; None: as Keras decides.
+        deterministic: with deterministic operations.
+        prefetched: the input is copied to the device ahead; only of a plain `fit`.
+    """
+
+    workload: str
+    precision: str
+    is_plain: bool = False
+    compiled: bool | None = False
+    deterministic: bool = False
+    prefetched: bool = False
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a training is: units (images, tokens) per second, and the share of the device's peak, None if that is unknown."""
+
+    per_second: float
+    utilization: float | None
+
+
+@dataclass(frozen=True)
+class SaveCost:
+    """What a save costs training: bytes of the file, seconds blocked, and bytes of device memory (None on a CPU)."""
+
+    bytes: int
+    blocked: float
+    device_memory: int | None
+
+
+class Repeated:
+    """Arrays as a data set of `EPOCH` samples, the same ones again and again."""
+
+    def __init__(self, arrays: Arrays):
+        self._arrays, self.fetched_together = arrays, arrays.fetched_together
+
+    def __len__(self):
+        return EPOCH
+
+    def fetch(self, numbers: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return self._arrays.fetch(numbers % len(self._arrays))
+
+
+class Clock(keras.callbacks.Callback):
+    """Measures batches per second, and ends `fit`. The first batches do not count: they trace, compile and choose algorithms.
+
+    Args:
+        seconds: how long to measure.
+    """
+
+    def __init__(self, seconds: float):
+        super().__init__()
+        self._seconds, self._batches, self._began = seconds, 0, 0.0
+        self.batches_per_second = 0.0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self._batches += 1
+        counted = self._batches - WARM_UP
+        if counted == 0:
+            wait_for_device(logs)
+            self._began = time.perf_counter()
+        elif counted > 0 and time.perf_counter() - self._began >= self._seconds:
+            wait_for_device(logs)
+            self.batches_per_second = counted / (time.perf_counter() - self._began)
+            self.model.stop_training = True
+
+
+def wait_for_device(logs: dict[str, Any]) -> None:
+    """Waits until the batch with these logs is computed: a GPU computes while Python goes on."""
+    float(logs["loss"])
+
+
+def serve(tasks: list[tuple[Any, Callable, tuple]], environment: Mapping[str, str], connection: Connection) -> None:
+    """Does tasks in their order, and sends each result, or why there is none, as soon as it is there.
+
+    Args:
+        tasks: a key, a function and its arguments, each.
+        environment: further variables; TensorFlow, which is imported by now, reads them when it makes its devices.
+        connection: to whoever gave them.
+    """
+    drop_remarks()
+    os.environ.update(environment)
+    for key, function, arguments in tasks:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # a recipe says much
+                result = function(*arguments)
+        except tf.errors.ResourceExhaustedError:
+            result = "out of memory"
+        except Exception as error:
+            result = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+        keras.backend.clear_session()
+        connection.send((key, result))
+
+
+def speed(cell: Cell, seconds: float) -> Speed:
+    """Trains for some seconds."""
+    workload, clock = WORKLOADS[cell.workload], Clock(seconds)
+    with tempfile.TemporaryDirectory() as workdir:
+        model, fit = (_plain if cell.is_plain else _ours)(cell, workdir)
+        fit(clock)
+        samples_per_second = clock.batches_per_second * workload.batch
+        shape = model.inputs[0].shape[1:] if workload.unit == "images" else workload.samples()[0].shape[1:]
+        units = shape[0] if workload.unit == "tokens" else 1
+        return Speed(samples_per_second * units, _utilization(model, cell.precision, shape, samples_per_second))
+
+
+def save_cost(name: str, rounds: int = 3) -> SaveCost:
+    """Saves a recipe's state while it trains in bfloat16."""
+    with tempfile.TemporaryDirectory() as workdir, tempfile.TemporaryDirectory() as directory:
+        model, batches, _ = _prepared(Cell(name, "bfloat16"), workdir)
+        memory = _PeakMemory()
+        saver = SAVERS[OURS]
+        callback = saver.callback(directory)
+        times = time_saves(model, batches, callback, lambda: saver.wait(callback), rounds, beside=[memory])
+        state = sum(v.value.dtype.size * int(np.prod(v.shape)) for v in [*model.variables, *model.optimizer.variables])
+    of_saves, of_others = memory.peaks[EVERY::EVERY], memory.peaks[EVERY + 1 :: EVERY]
+    extra = max(of_saves) - max(of_others) if memory.peaks else None
+    return SaveCost(state, float(np.median([blocked for blocked, *_ in times])), extra)
+
+
+def copies_to_host(name: str, rounds: int = 3) -> dict[str, float]:
+    """Bytes per second of copies of a state to the host: into memory of TensorFlow's that is pageable, and that is pinned.
+
+    TensorFlow's eager copies, which the checkpoint's writer uses, go to pageable memory (`TensorHandle::CopyToDevice` asks for no
+    `gpu_compatible` memory); an edge of a graph from a GPU to a CPU goes to pinned memory (`InferAllocAttr` of `executor.cc`).
+    """
+    model = WORKLOADS[name].model()
+    values = [v.value.read_value() for v in model.variables if v.dtype == "float32"]
+
+    @tf.function(autograph=False)
+    def in_graph(values):
+        with tf.device("/cpu:0"):
+            return [tf.identity(value) for value in values]
+
+    size = sum(value.dtype.size * value.shape.num_elements() for value in values)
+    rates = {}
+    for kind, copy in (("pageable", lambda: values), ("pinned", lambda: in_graph(values))):
+        taken = []
+        for _ in range(rounds + 1):
+            began = time.perf_counter()
+            for tensor in copy():
+                array_view(tensor)
+            taken.append(time.perf_counter() - began)
+        rates[kind] = size / min(taken[1:])
+    return rates
+
+
+class _PeakMemory(keras.callbacks.Callback):
+    """Notes the most memory of the first GPU that each batch uses; nothing on a CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self._gpus, self.peaks = tf.config.list_physical_devices("GPU"), []
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if self._gpus:
+            tf.config.experimental.reset_memory_stats("GPU:0")
+
+    def on_train_batch_end(self, batch, logs=None):
+        wait_for_device(logs)
+        if self._gpus:
+            self.peaks.append(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+
+
+def _prepared(cell, workdir):
+    """The recipe's training: a compiled model, its data and its callbacks."""
+    workload = WORKLOADS[cell.workload]
+    flags = ["--workdir", workdir, "--save-freq", NEVER, "--global-batch-size", str(workload.batch)]
+    flags += ["--deterministic" if cell.deterministic else "--no-deterministic"]
+    args = workload.parse_args([*workload.flags, *flags, *_set_precision(cell.precision)])
+    distribution = get_distribution(args)
+    with distribution.scope():
+        model = workload.model()
+        model.compile(distribution.optimizer(workload.optimizer()), workload.loss(), jit_compile=bool(cell.compiled))
+        model.optimizer.build(model.trainable_variables)
+    source = Repeated(Arrays(*workload.samples()))
+    batches = training_data(source, model, distribution, global_batch_size=workload.batch, seed=0)
+    return model, batches, training_callbacks(args, distribution, batches)
+
+
+def _ours(cell, workdir):
+    model, batches, callbacks = _prepared(cell, workdir)
+    return model, lambda clock: model.fit(batches, verbose=0, callbacks=[*callbacks, clock])
+
+
+def _plain(cell, workdir):
+    """What one writes without this repository, for one device."""
+    workload = WORKLOADS[cell.workload]
+    policy = "mixed_bfloat16" if _set_precision(cell.precision) else "float32"
+    keras.mixed_precision.set_global_policy(policy)
+    model = workload.model()
+    model.compile(workload.optimizer(), workload.loss(), jit_compile="auto" if cell.compiled is None else cell.compiled)
+    with tf.device("/cpu:0"):
+        samples = tf.data.Dataset.from_tensor_slices(workload.samples())
+    data = samples.shuffle(1024).repeat().batch(workload.batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    if cell.prefetched:
+        device = "/gpu:0" if tf.config.list_physical_devices("GPU") else "/cpu:0"
+        data = data.apply(tf.data.experimental.prefetch_to_device(device))
+    return model, lambda clock: model.fit(data, steps_per_epoch=EPOCH // workload.batch, verbose=0, callbacks=[clock])
+
+
+def _set_precision(precision):
+    """Switches TF32 as named and the policy back to float32. Returns the recipe's flags."""
+    tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
+    keras.mixed_precision.set_global_policy("float32")
+    return ["--mixed-precision", precision] if precision == "bfloat16" else []
+
+
+def _utilization(model, precision, shape, samples_per_second):
+    """Model FLOPs utilization; None where the peak is unknown: on a CPU, and of float32 without TF32."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if not gpus or precision == "float32":
+        return None
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "")
+    peak = peak_tflops(name, "bfloat16" if precision == "bfloat16" else "float32")
+    forward = tf.function(lambda batch: model(batch, training=False), autograph=False)
+    flops = graph_flops(forward.get_concrete_function(tf.TensorSpec([1, *shape], model.inputs[0].dtype)).graph)
+    return FORWARD_AND_BACKWARD * flops * samples_per_second / (peak * 1e12) if peak and flops else None
