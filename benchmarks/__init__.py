@@ -1,1 +1,1 @@
-"""Measures, side by side in one run: `make bench`. Times differ between machines; read the ratios."""
+"""Benchmarks, started by `make bench`. Times differ between machines; compare the ratios."""

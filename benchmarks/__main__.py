@@ -1,4 +1,4 @@
-"""Runs every benchmark, or those named, after a line that says on what."""
+"""Runs all benchmarks, or those given by name."""
 
 import argparse
 import importlib
@@ -28,13 +28,13 @@ BENCHMARKS = (
 
 
 def main() -> None:
-    """Prints one table for each benchmark."""
+    """Prints the machine and the versions, and one table for each benchmark."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, without one, of: {' '.join(BENCHMARKS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"benchmarks to run; default: all of {' '.join(BENCHMARKS)}")
     names = parser.parse_args().names
     for name in names:
         if name not in BENCHMARKS:
-            parser.error(f"NAME is one of: {' '.join(BENCHMARKS)}. Received: {name}")
+            parser.error(f"NAME must be one of: {' '.join(BENCHMARKS)}. Received: {name}")
     import_tensorflow_quietly()
     print(f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}", end=", ")
     print(f"TensorFlow {version('tensorflow')}, Keras {version('keras')}")

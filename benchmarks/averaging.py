@@ -1,9 +1,9 @@
-"""The averaging of gradients under both engines against the engine's own reduction of the same tensors, between two processes.
+"""Gradient all-reduce between two processes: ours, and the stock function of each engine on the same tensors.
 
-Horovod's own is `hvd.grouped_allreduce`, over Gloo; TensorFlow's is `all_reduce` in a step that `MultiWorkerMirroredStrategy` runs.
+Horovod's stock function is `hvd.grouped_allreduce`, over Gloo; TensorFlow's is `all_reduce` in a step that
+`MultiWorkerMirroredStrategy` runs.
 
-The same for the logs of a batch, which all ranks average anyway: what it costs that they tell each other, along with them, who was
-asked to leave.
+Also measures the average of the logs of a batch, with and without the stop requests that ranks send along.
 """
 
 import subprocess
@@ -28,13 +28,13 @@ def main() -> None:
 
 
 def measure(engine: str) -> None:
-    """What each rank runs."""
+    """Measures in one rank."""
     from recipes.common.distribution.setup import ENGINES
 
     world = ENGINES[engine]()
     reduce = _of_horovod() if engine == "horovod" else _of_strategy(world.strategy)
     if world.is_chief:
-        print(f"averaging of gradients, {engine + ', 2 ranks':<21}raw, ms   ours, ms   ratio")
+        print(f"gradient all-reduce, {engine + ', 2 ranks':<21}stock, ms   ours, ms   ratio")
     for name, shapes in CASES.items():
         tensors = [tf.random.normal(shape) for shape in shapes]
         raw = tf.function(lambda tensors=tensors: reduce(tensors))
@@ -45,7 +45,7 @@ def measure(engine: str) -> None:
     logs = [np.float32(0.25), np.float32(0.5)]
     alone, with_flags = medians(lambda: world.gather_numbers(logs), lambda: world.average_logs(logs), rounds=ROUNDS)
     if world.is_chief:
-        print("logs of a batch, 2 ranks         alone, ms   with who is to leave, ms   more, % of a step of 5 ms")
+        print("logs of a batch, 2 ranks         alone, ms   with stop requests, ms   added, % of a step of 5 ms")
         print(f"{'2 numbers':<34}{alone:>8.2f}{with_flags:>27.2f}{(with_flags - alone) / 5:>29.1%}", flush=True)
 
 

@@ -1,7 +1,7 @@
-"""How long training stands still for a save: ours and other people's, on as many bytes, with the ratios.
+"""How long a save blocks training, for our callback and others that save the same number of bytes.
 
-Each is measured in a process of its own, in a `fit` that saves after every third batch. The batch after a save runs beside
-the writer, and pays for the copies on write; when it is done the writer is let finish. The next two are as without saves.
+Each is measured in its own process, in a `fit` that saves after every third batch. The batch after a save runs in parallel with
+the writer, and pays for copies on write. Then the benchmark waits for the writer, so that the next two batches run undisturbed.
 """
 
 import os
@@ -19,17 +19,17 @@ from benchmarks import checkpoint_torch, wide_model
 from benchmarks.own_process import in_own_process
 from callbacks import GlobalStepCheckpoint
 
-ROUNDS = 3  # after one that is not counted
+ROUNDS = 3  # after one round of warm-up
 EVERY = 3  # batches
 
 
 @dataclass(frozen=True)
 class Saver:
-    """Somebody's way to save.
+    """A callback to measure.
 
     Args:
-        callback: makes the callback that saves into a directory after every third batch.
-        wait: waits until what it writes in the background is on the disk.
+        callback: creates the callback that saves into a directory after every third batch.
+        wait: waits until the background writer has finished.
     """
 
     callback: Callable[[str], keras.callbacks.Callback]
@@ -37,7 +37,7 @@ class Saver:
 
 
 def _wait_for_newest(callback: GlobalStepCheckpoint) -> None:
-    """Until the newest checkpoint is there and `keep_last` has deleted the one before it."""
+    """Waits until the newest checkpoint exists and `keep_last` has deleted the one before it."""
     directory = callback.template.directory
     while callback.newest and [f"{directory}/{name}" for name in os.listdir(directory) if name[0] != "."] != [callback.newest]:
         time.sleep(0.01)
@@ -83,7 +83,7 @@ OURS, STOCK, TORCH = "GlobalStepCheckpoint .weights.h5", "ModelCheckpoint .weigh
 
 
 def measure(name: str, size: str) -> list[tuple[float, float, float]]:
-    """For each save, in seconds: the time that training stood still, the batch after it, and the batch after that.
+    """Returns for each save, in seconds: the blocked time, the time of the next batch, and of the batch after that.
 
     Args:
         name: a key of `SAVERS`.
@@ -151,10 +151,10 @@ def _medians(name, size):
 
 
 def main() -> None:
-    """Prints the medians, and ours against the others'."""
-    print(f"time that training stands still for a save, and the time of the batch after it (median of {ROUNDS})")
+    """Prints the medians and their ratios to ours."""
+    print(f"time that a save blocks training, and time of the next batch (median of {ROUNDS})")
     print(
-        f"{'1.2 GB: 100 M parameters, Adam':<34}{'blocked, ms':>12}{'of ours':>9}{'next batch, ms':>16}{'undisturbed':>13}",
+        f"{'1.2 GB: 100 M parameters, Adam':<34}{'blocked, ms':>12}{'to ours':>9}{'next batch, ms':>16}{'undisturbed':>13}",
         flush=True,
     )
     blocked = {}

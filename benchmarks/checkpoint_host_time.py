@@ -1,4 +1,4 @@
-"""What the callback costs each batch between two saves: the host's time in it, and the whole loop with and without it."""
+"""Cost of the callback between two saves: host time per batch, and time of the training loop with and without it."""
 
 import statistics
 import tempfile
@@ -21,7 +21,7 @@ class Probe(keras.callbacks.Callback):
     def __init__(self, probed: keras.callbacks.Callback):
         super().__init__()
         self._probed = probed
-        self.seconds = 0.0  # a call
+        self.seconds = 0.0  # per call
 
     def on_train_batch_end(self, batch, logs=None):
         if not self.seconds:
@@ -38,7 +38,7 @@ def _model(steps_per_execution):
 
 
 def _train(model, batches, *callbacks):
-    """Seconds for a batch."""
+    """Returns seconds per batch."""
     data = tf.data.Dataset.from_tensors((tf.zeros([20, 8]), tf.zeros([20, 10]))).repeat()
     marks: list[float] = []
     mark = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: marks.append(time.perf_counter()))
@@ -47,7 +47,7 @@ def _train(model, batches, *callbacks):
 
 
 def measure(steps_per_execution: int) -> list[float]:
-    """Seconds a batch: in the callback, in an empty one, in the whole loop without the callback and with it."""
+    """Returns seconds per batch: in the callback, in an empty callback, in the loop without and with the callback."""
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = GlobalStepCheckpoint(f"{directory}/{{batch}}.weights.h5", save_freq=NEVER)
         ours, empty = Probe(checkpoint), Probe(keras.callbacks.Callback())
@@ -60,8 +60,8 @@ def measure(steps_per_execution: int) -> list[float]:
 
 
 def main() -> None:
-    """Prints a call's time beside an empty callback's, and the medians of the whole loop."""
-    print("between saves, us a batch      in the callback   in an empty one   loop without it   with it")
+    """Prints the time of a call and of an empty callback, and the medians of the loop."""
+    print("between saves, us per batch    in the callback   in an empty one   loop without it   with it")
     for steps in (1, 8):
         columns = [seconds * 1e6 for seconds in in_own_process(measure, steps)]
         print(f"{f'steps_per_execution={steps}':<31}" + "{:>15.2f}{:>18.2f}{:>18.0f}{:>10.0f}".format(*columns), flush=True)

@@ -1,13 +1,13 @@
-"""`torch.distributed.checkpoint.async_save` of the model of `benchmarks.wide_model`, built and trained with PyTorch."""
+"""Measures `torch.distributed.checkpoint.async_save` on the model of `benchmarks.wide_model`, in PyTorch."""
 
 import tempfile
 import time
 
-LAYERS, UNITS, BATCH = 96, {"1.2 GB": 1024, "0.12 GB": 320}, 8  # as in wide_model, which would bring in TensorFlow
+LAYERS, UNITS, BATCH = 96, {"1.2 GB": 1024, "0.12 GB": 320}, 8  # as in wide_model, which imports TensorFlow
 
 
 def measure(size: str, rounds: int) -> list[tuple[float, float, float]]:
-    """For each save, in seconds: the time that training stood still, the batch after it, and the batch after that."""
+    """Returns for each save, in seconds: the blocked time, the time of the next batch, and of the batch after that."""
     import torch
     from torch.distributed import checkpoint
 

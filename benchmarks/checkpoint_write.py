@@ -1,8 +1,8 @@
-"""What a save of 1.2 GB and the way back cost: time against a plain write and a plain read, and memory.
+"""Time and memory of a save and a restore of 1.2 GB, compared with a plain write and a plain read.
 
-The time to write is from the end of the batch until the file has its name, with training held up meanwhile; plain is one
-file of the same bytes and fsync. The memory is the highest of the process while training goes on beside a save, less the
-highest without one. Restoring is compared with reading the file into new memory. All by turns; medians.
+The write time is from the end of the batch until the file has its final name, while training waits; the plain write is one file
+of the same bytes with fsync. The memory is the peak of the process while it trains during a save, minus the peak without a save.
+A restore is compared with reading the file into new memory. All alternatives take turns; the results are medians.
 """
 
 import glob
@@ -20,12 +20,12 @@ from benchmarks.plain_write import write_plainly
 from callbacks import GlobalStepCheckpoint, counters_of, restore
 
 SIZE = "1.2 GB"
-ROUNDS, UNCOUNTED = 9, 4  # the first saves, and the first plain writes, pay for memory that the system has to find
+ROUNDS, UNCOUNTED = 9, 4  # the first saves and plain writes also allocate memory
 EVERY = 20  # batches
 
 
 def times(suffix: str) -> tuple[int, float, float, float, float]:
-    """Size of the file in bytes; medians, in seconds, of: writing it, a plain write, restoring from it, a plain read."""
+    """Returns the file size in bytes, and medians in seconds of a save, a plain write, a restore and a plain read."""
     model = wide_model.build(SIZE)
     arrays = [np.ascontiguousarray(variable.numpy()) for variable in wide_model.variables(model)]
     saves = []
@@ -49,7 +49,7 @@ def times(suffix: str) -> tuple[int, float, float, float, float]:
 
 
 def extra_memory(suffix: str) -> int:
-    """The highest memory of the process beside a save, less the highest without one, in bytes."""
+    """Returns the peak memory of the process with a save minus the peak without one, in bytes."""
     model = wide_model.build(SIZE)
     counters_of(model)  # so that the train function is traced once, as in a process that trains
     _forget_peak_memory()
@@ -89,7 +89,7 @@ def _peak_memory():
 
 
 def main() -> None:
-    """Prints a line for each format."""
+    """Prints one line for each format."""
     print("save and restore of 1.2 GB      write, s    plain   rate   extra memory, MB   restore, s   plain   ratio")
     for suffix in (".weights.h5", ".keras"):
         size, write, plain_write, back, plain_read = in_own_process(times, suffix)

@@ -1,7 +1,6 @@
-"""The seekable order against `shuffle().batch().prefetch()` on the same arrays.
+"""The seekable data order, compared with `shuffle().batch().prefetch()` on the same arrays.
 
-Batches per second within an epoch, and the milliseconds from the beginning of an epoch to its first batch: the seekable
-pipeline has more parts to set up, which shows in epochs of a few batches.
+Measures batches per second within an epoch, and the time to the first batch of an epoch, which matters in short epochs.
 """
 
 import statistics
@@ -20,7 +19,7 @@ CASES = [((8, 8, 1), 60_000, 20), ((8, 8, 1), 60_000, 64), ((28, 28, 1), 60_000,
 
 
 def epoch(dataset: tf.data.Dataset) -> tuple[float, float]:
-    """Batches per second of an epoch once it runs, and seconds to its first batch."""
+    """Returns batches per second after the first batch, and seconds to the first batch."""
     began = time.perf_counter()
     batches: Iterator = iter(dataset)
     next(batches)

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from benchmarks.checkpoint_blocked_time import EVERY, OURS, SAVERS, time_saves
 from benchmarks.gpu_models import WORKLOADS
-from benchmarks.own_process import drop_remarks
+from benchmarks.own_process import silence
 from callbacks.device_usage import peak_tflops
 from callbacks.flops import FORWARD_AND_BACKWARD, graph_flops
 from callbacks.keras_private import array_view
@@ -117,7 +117,7 @@ def serve(tasks: list[tuple[Any, Callable, tuple]], environment: Mapping[str, st
         environment: further variables; TensorFlow, which is imported by now, reads them when it makes its devices.
         connection: to whoever gave them.
     """
-    drop_remarks()
+    silence()
     os.environ.update(environment)
     for key, function, arguments in tasks:
         try:

@@ -1,10 +1,10 @@
-"""What Horovod's two settings do to the averaging of gradients, between two processes over Gloo.
+"""Effect of two settings of Horovod on the gradient all-reduce between two processes over Gloo.
 
-`HOROVOD_CYCLE_TIME` is how long, in ms, Horovod's thread sleeps between two looks at what is to be reduced. Each look takes a
-round trip of all ranks: where the ranks compute on the same cores, looking often makes averaging faster and all the rest slower,
-which the last column shows, a batch of `benchmarks.scaling`. The recipes set 0.1 on GPUs, and leave Horovod's own 1 on CPUs.
-`HOROVOD_FUSION_THRESHOLD` is the size, in bytes, of the buffer in which small tensors travel together; the recipes leave it at
-Horovod's own 128 MB.
+`HOROVOD_CYCLE_TIME` is the time in ms that Horovod's thread sleeps between two checks for tensors to reduce. Each check is a round
+trip of all ranks. If the ranks compute on the same cores, frequent checks make the all-reduce faster and everything else slower;
+the last column shows this for a batch of `benchmarks.scaling`. The recipes set 0.1 on GPUs, and keep Horovod's default of 1 on
+CPUs. `HOROVOD_FUSION_THRESHOLD` is the size in bytes of the buffer that fuses small tensors; the recipes keep Horovod's default,
+128 MB.
 """
 
 import os
@@ -22,7 +22,7 @@ FUSIONS = {"none": "0", "1 MB": str(1 << 20), "128 MB": str(128 << 20)}
 
 
 def main() -> None:
-    """Prints a line for each pair of settings."""
+    """Prints one line for each pair of settings."""
     if not is_built("settings of Horovod"):
         return
     print(
@@ -45,7 +45,7 @@ def _run(environment):
 
 
 def measure() -> None:
-    """What each rank runs."""
+    """Measures in one rank."""
     from recipes.common.distribution.horovod_ranks import HorovodRanks
 
     world = HorovodRanks()

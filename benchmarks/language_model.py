@@ -1,7 +1,7 @@
-"""`recipes.transformer_lm` at its defaults against compressors: bits for each byte of the files held out, over time (half an hour).
+"""`recipes.transformer_lm` with default flags, compared with compressors: bits per byte of held-out files (half an hour).
 
-The compressors see all of these bytes at once and learn from them; the model sees at most 256 bytes before the one that it
-tells, and never trains on any of them.
+The compressors read all of these bytes and adapt to them. The model sees at most the 256 bytes before the one that it predicts, and
+never trains on any of them.
 """
 
 import gzip
@@ -19,7 +19,7 @@ CONTEXT = 256
 
 
 def main() -> None:
-    """Prints the compressors' figures, and one for each validation."""
+    """Prints the results of the compressors, and of each validation."""
     text = standard_library(CONTEXT)[1].tokens.tobytes()
     print(f"bits per byte of {len(text)} held-out bytes of Python's standard library")
     for name, compressed in (("gzip -9", gzip.compress(text, 9)), ("xz -9", lzma.compress(text, preset=9))):

@@ -1,8 +1,8 @@
-"""The launcher against torchrun and horovodrun, in turns on the same machine, with ranks that do nothing else.
+"""The launcher, compared with torchrun and horovodrun, with trivial ranks.
 
-Seconds from the command to its end for 4, 16 and 64 ranks; seconds from the first failure to the end of the last rank, and of
-the command; how far 8 ranks that want to write 10 MB/s each fall behind; memory of the launcher's processes.
-Peers that are not installed are left out (benchmarks/requirements.txt).
+Measures seconds from start to finish for 4, 16 and 64 ranks; seconds from the first failure to the end of the last rank and of the
+command; the delay of 8 ranks that write 10 MB/s each; and the memory of the launcher's processes. Leaves out launchers that are not
+installed (benchmarks/requirements.txt).
 """
 
 import contextlib
@@ -41,29 +41,29 @@ open("late-" + (os.environ.get("RANK") or os.environ["HOROVOD_RANK"]), "w").writ
 
 
 def ours(ranks: int, *command: str) -> list[str]:
-    """The command line of this project's launcher."""
+    """Returns the command line of this repository's launcher."""
     return [sys.executable, "-m", "launch", "--nproc-per-node", str(ranks), "--no-python", *command]
 
 
 def torchrun(ranks: int, *command: str) -> list[str]:
-    """torchrun's, which writes the ranks' output to files and shows it too."""
+    """Returns the command line of torchrun, with logs and output on the terminal."""
     logs = ["--log-dir", "torchrun-logs", "--tee", "3"]
     return ["torchrun", "--standalone", "--nproc-per-node", str(ranks), *logs, "--no-python", *command]
 
 
 def horovodrun(ranks: int, *command: str) -> list[str]:
-    """horovodrun's, likewise."""
+    """Returns the command line of horovodrun, likewise."""
     return ["horovodrun", "-np", str(ranks), "--gloo", "--output-filename", "horovodrun-logs", *command]
 
 
 def peers() -> dict[str, Callable[..., list[str]]]:
-    """The launchers that are installed; says which are not."""
+    """Returns the installed launchers; prints which are missing."""
     found: dict[str, Callable[..., list[str]]] = {"launch": ours}
     for name, command in (("torchrun", torchrun), ("horovodrun", horovodrun)):
         if shutil.which(name, path=_path()):
             found[name] = command
         else:
-            print(f"{name} is not installed: left out")
+            print(f"{name}: not measured, not installed")
     return found
 
 
@@ -75,7 +75,7 @@ def start(command: list[str], folder: str) -> subprocess.Popen:
 
 
 def start_to_finish(command: list[str]) -> float:
-    """Seconds that the command takes."""
+    """Returns the seconds that a command takes."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         with start(command, folder) as process:
@@ -86,7 +86,7 @@ def start_to_finish(command: list[str]) -> float:
 
 
 def failure(command: list[str]) -> tuple[float, float]:
-    """Seconds from the failure of rank 0 of 4 to the end of the last rank, and of the command."""
+    """Returns seconds from the failure of rank 0 of 4 to the end of the last rank, and of the command."""
     with tempfile.TemporaryDirectory() as folder, start(command, folder) as process:
         failed, pids, gone, ended = Path(folder, "failed"), list[int](), 0.0, 0.0
         while not gone or not ended:
@@ -102,14 +102,14 @@ def failure(command: list[str]) -> tuple[float, float]:
 
 
 def flood(command: list[str]) -> float:
-    """The most seconds that one of 8 ranks was late with its 10 MB/s."""
+    """Returns the largest delay, in seconds, of 8 ranks that write 10 MB/s each."""
     with tempfile.TemporaryDirectory() as folder, start(command, folder) as process:
         process.wait()
         return max(float(path.read_text()) for path in Path(folder).glob("late-*"))
 
 
 def memory(command: list[str]) -> float:
-    """Megabytes of a launcher and what it keeps beside its ranks, shared pages counted once."""
+    """Returns the memory of a launcher without its ranks, in MB; shared pages count once."""
     with tempfile.TemporaryDirectory() as folder, start(command, folder) as process:
         time.sleep(8)
         kilobytes = 0
@@ -123,22 +123,22 @@ def memory(command: list[str]) -> float:
 
 
 def main() -> None:
-    """Prints the medians, a column for each launcher."""
+    """Prints the medians, one column for each launcher."""
     launchers = peers()
     print(f"{'launcher':<44}" + "".join(f"{name:>12}" for name in launchers))
     python = [sys.executable, "-S", "-c"]
     for ranks, rounds in ((4, ROUNDS), (16, ROUNDS), (64, 1)):
         trivial = functools.partial(lambda count, line: start_to_finish(line(count, "sh", "-c", NOTHING)), ranks)
         _row(f"{ranks} trivial ranks, start to finish, s", launchers, trivial, rounds)
-    _row("a failure to the last rank's end, s", launchers, lambda line: failure(line(4, "sh", "-c", RUN_SCRIPT))[0])
-    _row("a failure to the command's end, s", launchers, lambda line: failure(line(4, "sh", "-c", RUN_SCRIPT))[1])
-    _row("10 MB/s from each of 8 ranks, latest by, s", launchers, lambda line: flood(line(8, *python, FLOODS)), rounds=1)
-    _row("memory beside 4 ranks, MB", launchers, lambda line: memory(line(4, "sleep", "12")), rounds=1)
+    _row("from a failure to the last rank's end, s", launchers, lambda line: failure(line(4, "sh", "-c", RUN_SCRIPT))[0])
+    _row("from a failure to the command's end, s", launchers, lambda line: failure(line(4, "sh", "-c", RUN_SCRIPT))[1])
+    _row("delay of 8 ranks with 10 MB/s each, s", launchers, lambda line: flood(line(8, *python, FLOODS)), rounds=1)
+    _row("memory of the launcher of 4 ranks, MB", launchers, lambda line: memory(line(4, "sleep", "12")), rounds=1)
 
 
 def _row(what, launchers, measure, rounds=ROUNDS):
     found: dict[str, list[float]] = {name: [] for name in launchers}
-    for _ in range(rounds):  # in turns, so that what else the machine does is shared
+    for _ in range(rounds):  # in turns, so that other load affects all launchers alike
         for name, line in launchers.items():
             found[name].append(measure(line))
     print(f"{what:<44}" + "".join(f"{statistics.median(values):>12.2f}" for values in found.values()), flush=True)
@@ -156,7 +156,7 @@ def _runs(pid):
 
 def _family(pid):
     found = [pid]
-    for each in found:  # it grows while it is read
+    for each in found:  # the list grows during the loop
         with contextlib.suppress(OSError):
             found += map(int, Path(f"/proc/{each}/task/{each}/children").read_text().split())
     return found

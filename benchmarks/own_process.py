@@ -1,4 +1,4 @@
-"""A measure in a process of its own, so that none inherits another's threads, memory or libraries."""
+"""Runs a measurement in its own process, so that it does not inherit threads, memory or libraries."""
 
 import multiprocessing
 import os
@@ -10,11 +10,11 @@ T = TypeVar("T")
 
 
 def in_own_process(function: Callable[..., T], *arguments: object) -> T:
-    """Calls a function of a module in a new Python without its stderr, and returns or raises what it does."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=drop_remarks) as pool:
+    """Calls a function in a new process without stderr. Returns its result, or raises its exception."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=silence) as pool:
         return pool.submit(function, *arguments).result()
 
 
-def drop_remarks() -> None:
-    """Closes stderr: the remarks of TensorFlow at its import and of Orbax at each save would tear tables apart."""
+def silence() -> None:
+    """Drops messages of TensorFlow at import and of Orbax at each save, which would break up the tables."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -1,4 +1,4 @@
-"""Makes README's picture of TensorBoard: a real run, killed and started again, a real server, and headless Chromium.
+"""Makes the README's picture of TensorBoard from a real run that is killed and restarted, with headless Chromium.
 
     make picture
 
@@ -21,16 +21,16 @@ from PIL import Image
 PICTURE = Path(__file__).parent.parent / "tensorboard.png"
 BROWSERS = ("chromium-headless-shell", "chromium")
 SIZE = "1500,1020"  # pixels
-DRAWING_SECS = 20  # of the browser's own clock
+DRAWING_SECS = 20  # of the browser's virtual clock
 TRIES = 5
-HEADER, CURVE = 100, 1000  # pixels: the height of TensorBoard's own bar; the coloured ones of a few curves at the least
+HEADER, CURVE = 100, 1000  # pixels: the height of TensorBoard's header; the least number of colored pixels of a few curves
 PAGE = (
     "/?pinnedCards=%5B%5D&tagFilter=epoch_accuracy%7Cepoch_loss%7Cbatch_loss%7Csamples_per_second%24%7Cgoodput%7Cblocked#timeseries"
 )
 
 
 def main() -> int:
-    """Returns the exit code: 2 where there is no browser."""
+    """Makes the picture. Returns the exit code: 2 without a browser."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         print(f"error: none of {', '.join(BROWSERS)} is installed: apt-get install {BROWSERS[0]}", file=sys.stderr)
@@ -57,7 +57,8 @@ def main() -> int:
                     break
             else:
                 print(
-                    f"error: in {TRIES} tries the page was not drawn in {DRAWING_SECS} s. {PICTURE} is as before.", file=sys.stderr
+                    f"error: the page was not drawn within {DRAWING_SECS} s in {TRIES} tries. {PICTURE} is unchanged.",
+                    file=sys.stderr,
                 )
                 return 1
             image.quantize().save(PICTURE, optimize=True)  # a third of the size
@@ -87,7 +88,7 @@ def _wait_for(url):
         except OSError:
             pass
         time.sleep(0.2)
-    raise SystemExit("error: TensorBoard did not come up within a minute")
+    raise SystemExit("error: TensorBoard did not start within a minute")
 
 
 def _photograph(browser, url, folder):
@@ -95,7 +96,7 @@ def _photograph(browser, url, folder):
     command = [
         browser,
         "--headless",
-        "--disable-3d-apis",  # then TensorBoard draws its curves as SVG, which are there when the picture is taken
+        "--disable-3d-apis",  # so that TensorBoard draws curves as SVG, which the screenshot contains
         "--hide-scrollbars",
         f"--user-data-dir={folder}/browser",
         f"--window-size={SIZE}",
@@ -110,7 +111,7 @@ def _photograph(browser, url, folder):
 
 
 def _shows_curves(image):
-    """Whether there is colour below the bar: on a slow machine the page may be empty, or a frame without its curves."""
+    """Returns whether there is color below the header: on a slow machine, the page may be empty or lack its curves."""
     saturation = image.crop((0, HEADER, *image.size)).convert("HSV").getchannel("S").histogram()
     return sum(saturation[128:]) > CURVE
 

@@ -1,4 +1,4 @@
-"""Bytes on the disk with nothing done to them: what a save is compared with."""
+"""A plain write of arrays, the baseline for a save."""
 
 import os
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def write_plainly(arrays: list[np.ndarray], path: str) -> None:
-    """Writes arrays one after the other to a new file, waits for the disk, and lets the new file take the place of an old one.
+    """Writes arrays to a new file, calls fsync, and replaces the old file.
 
-    The old one goes last, as with a checkpoint: memory that a deleted file has just given back would be had for less.
+    The old file is deleted last, as with a checkpoint, because a deletion frees memory that makes the write cheaper.
     """
     with open(f"{path}.new", "wb", buffering=0) as file:
         for array in arrays:

@@ -1,4 +1,4 @@
-"""What the benchmarks of ranks share: ranks on this machine, and acts measured by turns."""
+"""Code that the benchmarks of ranks share: starts ranks on this machine, and measures functions in turns."""
 
 import importlib.util
 import statistics
@@ -8,24 +8,24 @@ from collections.abc import Callable
 
 
 def is_built(what: str) -> bool:
-    """Whether Horovod is there; says so where it is not."""
+    """Returns whether Horovod is installed; prints a line if it is not."""
     built = importlib.util.find_spec("horovod") is not None
     if not built:
-        print(f"{what}: left out, needs `make horovod`")
+        print(f"{what}: not measured, needs `make horovod`")
     return built
 
 
 def engines() -> list[str]:
-    """The engines of several ranks that are installed."""
+    """Returns the installed engines of several ranks."""
     return [*(["horovod"] if is_built("Horovod") else []), "multiworker"]
 
 
 def command(ranks: int, logs: str, module: str, *arguments: str) -> list[str]:
-    """What starts a module as ranks of this machine, the first of which is heard.
+    """Returns the command that starts ranks on this machine and shows the output of rank 0.
 
     Args:
-        ranks: how many.
-        logs: the directory for what all of them say.
+        ranks: the number of ranks.
+        logs: the directory of the logs.
         module, arguments: what each rank runs.
     """
     launcher = ["-m", "launch", "--standalone", "--nproc-per-node", str(ranks), "--log-dir", logs, "--local-ranks-filter", "0"]
@@ -33,7 +33,7 @@ def command(ranks: int, logs: str, module: str, *arguments: str) -> list[str]:
 
 
 def medians(*acts: Callable[[], object], rounds: int = 60) -> list[float]:
-    """Milliseconds of each act. They are called by turns, so that what else the machine does falls on all alike."""
+    """Returns the median milliseconds of each function. They take turns, so that other load affects all alike."""
     times: list[list[float]] = [[] for _ in acts]
     for i in range(rounds):
         for act, taken in list(zip(acts, times, strict=True))[:: 1 if i % 2 else -1]:

@@ -1,8 +1,10 @@
-"""Each recipe against the plainest loop of the same model on the same data: `fit` on a plain dataset, without our callbacks.
+"""Each recipe, compared with a plain `fit` of the same model on a plain dataset, without our callbacks.
 
-Both train in one process, a batch each by turns, since a shared machine changes its speed within seconds. The batches from the
-third of an epoch on count, with all that is done between two of them, saves and curves too. The ratio is of the rates, ours to the
-plain one's: by the clock the median over pairs of batches, since some stand still for seconds; by CPU time that of the sums.
+Both train in one process and alternate batch by batch, because a shared machine changes its speed within seconds. Batches count
+from the third of an epoch on, with everything between two batches, including saves and curves. The ratio is our speed relative to
+the
+plain one: by wall time, the median over pairs of batches, because some batches stall for seconds; by CPU time, the ratio of the
+sums.
 """
 
 import argparse
@@ -26,21 +28,21 @@ from recipes.common.distribution import Distribution, get_distribution
 from recipes.common.learning_rate import scaled_learning_rate
 from recipes.common.run import training_callbacks
 
-EPOCHS = 4  # of which the first does not count
+EPOCHS = 4  # the first one is warm-up
 STRATEGIES = {"single": ["--strategy", "single"], "mirrored": ["--strategy", "mirrored", "--virtual-devices", "2"]}
 Wrap = Callable[[keras.optimizers.Optimizer], keras.optimizers.Optimizer]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is measured of a recipe.
+    """A recipe to measure.
 
     Args:
-        batches: of an epoch.
-        parse_args: the recipe's.
-        compiled: from flags, and what is done to the optimizer, to a compiled model; called under the strategy's scope.
-        ours: from flags, number of batches, the model and the replicas to the recipe's training data.
-        plain: from flags and number of batches to the same samples, as one writes it by hand.
+        batches: batches in an epoch.
+        parse_args: parses the flags of the recipe.
+        compiled: returns a compiled model, from flags and a function that wraps the optimizer; called under the strategy's scope.
+        ours: returns the training data of the recipe, from flags, number of batches, model and replicas.
+        plain: returns the same samples as a plain dataset, from flags and number of batches.
     """
 
     batches: int
@@ -111,9 +113,9 @@ RECIPES = {
 
 
 def measure(name: str, strategy: str) -> np.ndarray:
-    """Seconds `[pairs, 2, 2]`: of the plain loop and of ours, by the clock and of CPU time."""
+    """Returns seconds `[pairs, 2, 2]`: of the plain loop and of ours, in wall and CPU time."""
     recipe = RECIPES[name]
-    with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):  # a recipe says much
+    with tempfile.TemporaryDirectory() as workdir, contextlib.redirect_stdout(io.StringIO()):  # recipes print a lot
         args = recipe.parse_args([*STRATEGIES[strategy], "--workdir", workdir])
         distribution = get_distribution(args)
         with distribution.scope():
@@ -128,7 +130,7 @@ def measure(name: str, strategy: str) -> np.ndarray:
 
 
 def main() -> None:
-    """Prints the medians of a batch, and the ratios of the rates."""
+    """Prints the median time of a batch, and the ratios of the speeds."""
     print("recipes against a plain fit               plain, ms   ours, ms   ratio   ratio by CPU time")
     for name in RECIPES:
         for strategy in STRATEGIES:

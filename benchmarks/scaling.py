@@ -1,8 +1,8 @@
-"""Weak scaling on the cores of this machine: one replica on one core against two on two, mirrored and as ranks of either engine.
+"""Weak scaling on this machine: one replica on one core, compared with two replicas on two cores, mirrored and as ranks.
 
-Each replica has 64 samples of 28 x 28 in a batch, of the convnet of `recipes.mnist`. Processes by turns, in rounds; medians.
-Efficiency is the rate of samples against twice that of one replica on one core. The share of averaging is what averaging
-tensors like the gradients takes by itself, of the time of a batch.
+The model is the convnet of `recipes.mnist`; each replica gets 64 samples of 28 x 28 per batch. Processes take turns; the results
+are medians. Efficiency is the number of samples per second, divided by that of one replica and by the number of replicas. The last
+column is the share of a batch that an all-reduce of tensors like the gradients takes.
 """
 
 import json
@@ -31,7 +31,7 @@ KINDS = {  # name -> strategy, replicas
 
 
 class Timed(keras.callbacks.Callback):
-    """The seconds of each batch, callbacks included."""
+    """Measures the seconds of each batch, including callbacks."""
 
     def __init__(self):
         super().__init__()
@@ -42,12 +42,12 @@ class Timed(keras.callbacks.Callback):
 
     @property
     def median(self) -> float:
-        """Of the batches after the first twenty."""
+        """Median of the batches after the first twenty."""
         return float(np.median(np.diff(self.begins[20:])))
 
 
 def measure(strategy: str, replicas: int) -> None:
-    """What each process of a kind runs; the chief prints its median batch and averaging, in seconds."""
+    """Measures in one process; the chief prints the seconds of a batch and of the all-reduce."""
     from recipes.common.data import Arrays, training_data
     from recipes.common.distribution import get_distribution
     from recipes.mnist import build_model, parse_args
@@ -76,7 +76,7 @@ def _averaging(ranks, model):
 
 
 def run(strategy: str, replicas: int, settings: Mapping[str, str]) -> tuple[float, float]:
-    """Seconds of a batch, and of averaging alone, in new processes with these settings in their environment."""
+    """Returns seconds of a batch and of the all-reduce, in new processes with these environment variables."""
     environment, what = {**os.environ, **settings}, ["benchmarks.scaling", strategy, str(replicas)]
     start = [sys.executable, "-m", *what]
     with tempfile.TemporaryDirectory() as logs:
@@ -90,14 +90,14 @@ def run(strategy: str, replicas: int, settings: Mapping[str, str]) -> tuple[floa
 
 
 def main() -> None:
-    """Prints a line for each kind."""
+    """Prints one line for each kind."""
     there = ("single", "mirrored", *engines())
     kinds = {name: kind for name, kind in KINDS.items() if kind[0] in there}
     found: dict[str, list] = {name: [] for name in kinds}
     for i in range(ROUNDS):
         for name in list(kinds)[:: 1 if i % 2 else -1]:
             found[name].append(run(*kinds[name], {}))
-    print(f"weak scaling, {SHARE} samples per replica    batch, ms   samples/s   efficiency   averaging alone, ms   share")
+    print(f"weak scaling, {SHARE} samples per replica    batch, ms   samples/s   efficiency    all-reduce alone, ms   share")
     base = None
     for name, (_, replicas) in kinds.items():
         batch, averaging = np.median(found[name], axis=0)

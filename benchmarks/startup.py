@@ -1,9 +1,9 @@
-"""From command to first batch: where the seconds go, for each recipe, in a process of its own.
+"""Start-up time of each recipe, from the command to the end of the first batch.
 
-`imports` is Python's start and all imports, `import tensorflow, keras` as much of them as these two take alone; `data` what the
-recipe does before it sets up its devices; `build` the model, its optimizer and the datasets; `trace` from the call of `fit` to the
-end of the first batch, which TensorFlow traces and compiles; `a batch` is a later one, for comparison. Two ranks start from the
-launcher's command, and meet in `devices`.
+`imports` is Python's start and all imports; `import tensorflow, keras` is the part of these two alone. `data` is the time before
+the recipe sets up its devices. `build` is the model, its optimizer and the datasets. `trace` is the time from the call of `fit` to
+the end of the first batch, which TensorFlow traces and compiles. `a batch` is a later batch, for comparison. Two ranks start from
+the launcher's command, and meet in `devices`.
 """
 
 import importlib
@@ -32,12 +32,12 @@ _BARE = "import keras, time; print(time.time())"
 
 
 def measure(name: str, began: float, flags: list[str]) -> None:
-    """What the process of a recipe runs: prints the moments at which its parts ended, and ends with the fourth batch.
+    """Runs a recipe until its fourth batch, and prints the times at which its parts ended.
 
     Args:
-        name: the recipe's module, without `recipes.`.
-        began: when the command was given, in seconds since 1970.
-        flags: of the recipe.
+        name: the module name of the recipe, without `recipes.`.
+        began: the time of the command, in seconds since 1970.
+        flags: the flags of the recipe.
     """
     start_recipe()  # as `python -m recipes.NAME` does first
     module = importlib.import_module(f"recipes.{name}")
@@ -68,20 +68,20 @@ def measure(name: str, began: float, flags: list[str]) -> None:
 
 
 def start(name: str, engine: str | None = None) -> list[float]:
-    """Seconds of each part of one start, and of a later batch; of two ranks if an engine is given."""
+    """Returns the seconds of each part of a start, and of a later batch; with an engine, of two ranks."""
     with tempfile.TemporaryDirectory() as workdir:
         what = ["benchmarks.startup", name, str(time.time()), *RECIPES[name], "--workdir", workdir]
         command = [sys.executable, "-m", *what]
         if engine:
             command = ranks_command(2, os.path.join(workdir, "logs"), *what, "--strategy", engine)
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
-    moments = json.loads(output[output.rindex("[1") :])  # the launcher writes the rank before it
+    moments = json.loads(output[output.rindex("[1") :])  # the launcher adds a prefix
     spans = [end - begin for begin, end in itertools.pairwise(moments)]
     return [*spans[: len(_PARTS)], min(spans[len(_PARTS) :])]
 
 
 def bare_imports() -> float:
-    """Seconds that Python takes to start and to import TensorFlow and Keras."""
+    """Returns the seconds to start Python and import TensorFlow and Keras."""
     began = time.time()
     ended = subprocess.run([sys.executable, "-c", _BARE], check=True, capture_output=True, text=True).stdout
     return float(ended) - began

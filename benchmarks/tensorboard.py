@@ -1,9 +1,9 @@
-"""What TensorBoard's callbacks add to a step of 5 ms: ours at its defaults, and Keras's own.
+"""Time that TensorBoard callbacks add to a step of 5 ms: ours with default arguments, and Keras's.
 
-Two models train, one with the callback and one without, a batch each by turns. A round does so twice, with new models, as the one
-that begins has it a little easier. What is added is the mean over a round's pairs of batches, so that the points that only some
-batches write count; of the rounds the median, and the extremes. The step sleeps its 5 ms, so CPU time is that of the loop and its
-callbacks.
+Two models, one with the callback and one without, train in turns, batch by batch. Each round does so twice with new models, because
+the model that begins has a small advantage. The added time is the mean over the pairs of batches in a round, which includes points
+that only some batches write; the result is the median of the rounds, with minimum and maximum. The step sleeps for 5 ms, so CPU
+time is that of the loop and its callbacks.
 """
 
 import tempfile
@@ -18,8 +18,8 @@ from benchmarks.turns import by_turns
 from callbacks import GlobalStepTensorBoard
 
 STEP = 5e-3  # seconds
-BATCHES, ROUNDS = 152, 15  # as many points as in a long run, and two batches that do not count
-OUTLIER = 20  # a pair with a difference of that many steps was held up by something else
+BATCHES, ROUNDS = 152, 15  # as many points as in a long run, and two batches of warm-up
+OUTLIER = 20  # steps; a larger difference within a pair has another cause
 MAKERS: dict[str, Callable[[str], list[keras.callbacks.Callback]]] = {
     "none": lambda directory: [],
     "GlobalStepTensorBoard()": lambda directory: [GlobalStepTensorBoard(directory)],
@@ -30,7 +30,7 @@ MAKERS: dict[str, Callable[[str], list[keras.callbacks.Callback]]] = {
 
 
 def measure(make: Callable[[str], list[keras.callbacks.Callback]]) -> np.ndarray:
-    """Percent of a step that callbacks add, by the clock and of CPU time."""
+    """Returns the percentage of a step that callbacks add, in wall and CPU time."""
     x, y = np.zeros((BATCHES, 8), "float32"), np.zeros((BATCHES, 1), "float32")
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(1).prefetch(8)
 
@@ -47,12 +47,12 @@ def measure(make: Callable[[str], list[keras.callbacks.Callback]]) -> np.ndarray
 
 
 def main() -> None:
-    """Prints what each callback adds."""
+    """Prints the time that each callback adds."""
     added: dict[str, list[np.ndarray]] = {name: [] for name in MAKERS}
     for _ in range(ROUNDS):
         for name, make in MAKERS.items():
             added[name].append(measure(make))
-    print(f"added to a step of {STEP * 1e3:.0f} ms, %, median of {ROUNDS} rounds (extremes)      clock                  CPU time")
+    print(f"added to a step of {STEP * 1e3:.0f} ms, %, median of {ROUNDS} rounds (range)         wall                   CPU time")
     for name, rounds in added.items():
         of_clock, of_cpu = (
             f"{middle:.1f} ({low:.1f} to {high:.1f})" for low, middle, high in np.percentile(rounds, [0, 50, 100], axis=0).T

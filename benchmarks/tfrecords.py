@@ -1,9 +1,9 @@
-"""TFRecord files in the seekable order against `TFRecordDataset`, `interleave` and a parallel `map` over the same files.
+"""TFRecord files in the seekable order, compared with `TFRecordDataset`, `interleave` and a parallel `map` over the same files.
 
-Both decode and augment as `recipes.imagenet_resnet50` does, under op determinism as recipes run: small digits, and noise with the
-spectrum of photographs, of the size of ImageNet's pictures. Pictures per second, and the CPU time of each, which tells more on a
-machine that does other things too. The plain pipeline reads in the order of the files. Both cut the same part out of the same
-picture, since large parts take longer to decode.
+Both decode and augment like `recipes.imagenet_resnet50`, with op determinism: small digits, and noise with the spectrum of
+photographs in the size of ImageNet's pictures. Measures pictures per second, and CPU time per picture, which other load affects
+less. The plain pipeline reads the files in order. Both crop the same part of the same picture, because large parts take longer to
+decode.
 """
 
 import statistics
@@ -24,7 +24,7 @@ from recipes.imagenet_resnet50 import augment
 
 ROUNDS = 7
 BATCH = 32
-HEIGHT, WIDTH = 375, 500  # of most of ImageNet's pictures
+HEIGHT, WIDTH = 375, 500  # the size of most ImageNet pictures
 PHOTOS, SHARDS = 512, 8
 QUALITY = 80  # of JPEG, of 100
 EPOCHS = {"digits": 4, "photos": 1}  # of a round, so that it takes about a second
@@ -32,7 +32,7 @@ IMAGE_SIZE = {"digits": 32, "photos": 224}
 
 
 def write_photos(directory: Path) -> None:
-    """Pictures like photographs to JPEG, about 80 kB each."""
+    """Writes pictures that compress like photographs, about 80 kB each."""
     random = np.random.default_rng(0)
     directory.mkdir()
     for shard in range(SHARDS):
@@ -52,19 +52,19 @@ def _photo(random):
 
 
 def round_of(datasets: list[tf.data.Dataset]) -> tuple[float, float]:
-    """Wall and CPU seconds for each picture, over some epochs."""
+    """Returns wall and CPU seconds per picture, over some epochs."""
     wall, cpu = time.perf_counter(), time.process_time()
     batches = sum(1 for dataset in datasets for _ in dataset)
     return (time.perf_counter() - wall) / batches / BATCH, (time.process_time() - cpu) / batches / BATCH
 
 
 def measure(kind: str, directory: str) -> list[tuple[float, float, float, float]]:
-    """Wall and CPU seconds for each picture, of the plain pipeline and ours, in rounds that alternate."""
+    """Returns wall and CPU seconds per picture of the plain pipeline and of ours, which take turns."""
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(0)
 
     def prepare(record, seed):
-        seed = tf.stack([0, tf.strings.length(record)])  # in place of one that depends on the order
+        seed = tf.stack([0, tf.strings.length(record)])  # does not depend on the order
         return augment(record, tf.cast(seed, tf.int64), image_size=IMAGE_SIZE[kind], classes=1000)
 
     names = sorted(str(path) for path in Path(directory).glob("train-*"))
@@ -87,8 +87,8 @@ def measure(kind: str, directory: str) -> list[tuple[float, float, float, float]
 
 
 def main() -> None:
-    """Prints the medians, and those of the rounds' ratios."""
-    print("TFRecord files          pictures/s                CPU us a picture")
+    """Prints the medians, and the median ratios."""
+    print("TFRecord files          pictures/s                CPU us per picture")
     print("                     plain     ours   ratio      plain     ours   plain/ours")
     with tempfile.TemporaryDirectory() as folder:
         digits_as_imagenet.write(Path(folder, "digits"))

@@ -1,4 +1,4 @@
-"""Two trainings that take turns, a batch each: a shared machine changes its speed within seconds, and so for both alike."""
+"""Two trainings that alternate batch by batch, so that changes in the speed of a shared machine affect both alike."""
 
 import threading
 import time
@@ -11,16 +11,16 @@ LONGEST_TURN = 600  # seconds
 
 
 class Turns(keras.callbacks.Callback):
-    """Takes turns with another `fit`, batch by batch, and notes seconds of the clock and of CPU time.
+    """Alternates with another `fit`, batch by batch, and records wall and CPU seconds.
 
-    To be the last of the callbacks, so that what the others do counts.
+    Make it the last callback, so that the time of the others counts.
 
     Args:
-        mine: released when the turn is this one's.
-        others: released when it has ended.
+        mine: released when this turn begins.
+        others: released when this turn ends.
 
     Raises:
-        RuntimeError: if the other `fit` gives no turn, because it has failed.
+        RuntimeError: if the other `fit` does not release the turn, because it has failed.
     """
 
     def __init__(self, mine: threading.Semaphore, others: threading.Semaphore):
@@ -33,7 +33,7 @@ class Turns(keras.callbacks.Callback):
 
     def _wait(self):
         if not self._mine.acquire(timeout=LONGEST_TURN):
-            raise RuntimeError("The other fit gives no turn.")
+            raise RuntimeError("The other fit has not released the turn.")
         self._began = _now()
 
     def on_train_batch_end(self, batch, logs=None):
@@ -48,15 +48,13 @@ def _now():
 
 
 def by_turns(first: Callable[[Turns], object], second: Callable[[Turns], object]) -> np.ndarray:
-    """What the batches of two trainings take.
+    """Runs two trainings in turns, and measures their batches.
 
     Args:
-        first: calls `fit` with the callback that it is given, for as many batches and epochs as the second; in a thread.
-        second: the same.
+        first, second: call `fit` with the given callback, for the same number of batches and epochs. The first runs in a thread.
 
     Returns:
-        Seconds `[pairs, 2, 2]`: of the first and of the second, by the clock and of CPU time; without each epoch's first two
-        batches.
+        Seconds `[pairs, 2, 2]`: of the first and of the second, in wall and CPU time, without the first two batches of each epoch.
     """
     of_first, of_second = threading.Semaphore(1), threading.Semaphore(0)
     firsts, seconds = Turns(of_first, of_second), Turns(of_second, of_first)
@@ -67,8 +65,8 @@ def by_turns(first: Callable[[Turns], object], second: Callable[[Turns], object]
         finally:
             of_second.release()
 
-    beside = threading.Thread(target=fit_first, daemon=True)
-    beside.start()
+    thread = threading.Thread(target=fit_first, daemon=True)
+    thread.start()
     second(seconds)
-    beside.join()
+    thread.join()
     return np.stack([firsts.taken, seconds.taken], axis=1)

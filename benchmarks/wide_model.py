@@ -1,4 +1,4 @@
-"""A model with much state for its compute, to be saved: as many weights as BERT-base has, of any size."""
+"""A model with much state and little computation: as many weights as BERT-base, of any size."""
 
 import keras
 import numpy as np
@@ -10,10 +10,10 @@ BATCH = 8
 
 
 def build(size: str) -> keras.Model:
-    """A compiled model that has been trained on one batch, so that Adam's variables are there.
+    """Returns a compiled model, trained on one batch, so that Adam's variables exist.
 
     Args:
-        size: a key of `UNITS`, the bytes of weights and Adam's state together.
+        size: a key of `UNITS`: the size of weights and Adam's state.
     """
     keras.utils.set_random_seed(0)
     units = UNITS[size]
@@ -25,11 +25,11 @@ def build(size: str) -> keras.Model:
 
 
 def batches(size: str) -> tf.data.Dataset:
-    """The same batch for ever: reading data is not what is measured."""
+    """Returns the same batch forever, so that reading data takes no time."""
     x = np.random.default_rng(0).standard_normal([BATCH, UNITS[size]], "float32")
     return tf.data.Dataset.from_tensors((x, x)).repeat()
 
 
 def variables(model: keras.Model) -> list[keras.Variable]:
-    """All that a checkpoint has to hold."""
+    """Returns all variables that a checkpoint must contain."""
     return [*model.variables, *model.optimizer.variables]

@@ -23,7 +23,7 @@ from callbacks.epoch_state import EpochState
 from callbacks.fit_hooks import fit_hooks_of, running_fit
 from callbacks.keras_private import set_initial_epoch
 from callbacks.last_in_list import LastInList
-from callbacks.learning_rates import compiled_rates
+from callbacks.learning_rates import begin_fit as begin_rates
 from callbacks.logged_metrics import LoggedMetrics
 from callbacks.own_loop_checks import OwnLoopChecks
 from callbacks.pruner import Pruner
@@ -36,9 +36,10 @@ from callbacks.save_policy import SavePolicy
 from callbacks.save_schedule import SaveSchedule
 from callbacks.saver import Saver
 from callbacks.snapshot import KerasPart
-from callbacks.state_tree import StateTree
 from callbacks.template import Template
 from callbacks.tensorboard import GlobalStepTensorBoard
+from callbacks.trainable_flags import trainable_flags_of
+from callbacks.unseen_draws import warn_of_unseen_draws
 from callbacks.writer import Writer, finish_writes
 
 
@@ -142,6 +143,9 @@ class GlobalStepCheckpoint(Copyable, BestState):
     def set_model(self, model):
         super().set_model(model)
         self._counters, self._data, self._costs = counters_of(model), data_position_of(model), save_costs_of(model)
+        trainable_flags_of(model).begin_fit()
+        if self.resume is not False:
+            warn_of_unseen_draws(model)
 
     def on_train_begin(self, logs=None):
         fit = running_fit(self)
@@ -288,7 +292,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
     def _resume(self, fit):
         logs, metrics, self._resumption = {}, {}, None
         self.resumed_from = find_checkpoint(self.template, self.resume)
-        rates = compiled_rates(StateTree(self.model))
+        rates = begin_rates(self.model)
         if self.resumed_from:
             self._costs.newest = (self.resumed_from.batch, self.resumed_from.path)
             self._resumption = Resumption(self.model, self.resumed_from, (self.params or {}).get("epochs"), rates)

@@ -21,7 +21,7 @@ ANY_ORDER = "it does not ask for a fixed order (deterministic=False)"
 UNKNOWN = "it is not a tf.data.Dataset that can be looked into"
 _KEEPS_SHUFFLES = "a shuffle comes before a repeat, a cache or a concatenation"
 
-_RANDOM = re.compile("Random|Multinomial|SampleDistorted|ParameterizedTruncated")
+_RANDOM = re.compile("Random|Multinomial|SampleDistorted|TruncatedNormal")
 _STATEFUL = re.compile("Assign|Stateful(?!PartitionedCall)|RngSkip|RngReadAndSkip")
 
 

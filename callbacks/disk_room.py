@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import keras
-import tensorflow as tf
 
+from callbacks.keras_private import native_variable
+from callbacks.snapshot import size_of
 from callbacks.state_tree import StateTree
 from callbacks.template import Template
 
@@ -71,7 +72,7 @@ class DiskRoom:
 
 def state_size(model: keras.Model) -> int:
     """Returns the bytes of all variables that a checkpoint of a model holds: nearly the size of the file."""
-    return sum(math.prod(v.shape) * tf.as_dtype(v.dtype).size for v in StateTree(model).variables.values())
+    return sum(size_of(native_variable(v)) for v in StateTree(model).variables.values())
 
 
 def in_units(size: float) -> str:

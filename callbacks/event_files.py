@@ -158,6 +158,30 @@ def lives(directory: str) -> dict[str, float]:
     return began
 
 
+def replace_summary(directory: str, describe: Callable[[str], str], serialized: bytes, wall_time: float) -> None:
+    """Writes a summary of no step, and removes the files of earlier processes that hold nothing but the same tags.
+
+    Of several values that a tag has in a directory, TensorBoard shows the first one.
+
+    Args:
+        directory: where.
+        describe: what TensorBoard shall say about a tag, in Markdown.
+        serialized: the summary, as TensorBoard's own code makes it.
+        wall_time: now, in seconds since 1970.
+
+    Raises:
+        InputError: if nothing can be written there, or an earlier file cannot be removed.
+    """
+    tags = {value.tag for value in tf.compat.v1.Summary.FromString(serialized).value}
+    earlier = [path for path in Path(directory).glob(_PATTERN) if _tags(path) == tags]
+    EventFile(directory, describe).summary(serialized, wall_time)
+    try:
+        for path in earlier:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"TensorBoard's events cannot be removed: {path}: {error.strerror}") from None
+
+
 def is_empty(directory: str) -> bool:
     """Whether no process has opened an event file in a directory."""
     return next(Path(directory).glob(_PATTERN), None) is None
@@ -167,6 +191,10 @@ def steps(directory: str) -> set[int]:
     """The steps at which any process has written something to a directory."""
     paths = Path(directory).glob(_PATTERN)
     return {event.step for path in paths for event in _events(path) if event.HasField("summary")}
+
+
+def _tags(path: Path) -> set[str]:
+    return {value.tag for event in _events(path) for value in event.summary.value}
 
 
 def _head(path: Path) -> Iterator[tf.compat.v1.Event]:

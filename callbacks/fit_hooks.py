@@ -42,6 +42,7 @@ class FitHooks:
         self._execution: Callable[[Any], Any] = self._execute
         self._before_tracing: list[Callable[[], None]] = []
         self._before_first_batch: list[tuple[Callable[[], None], bool]] = []
+        self._lacks_variables = False
         self._instead: list[Callable[[Any], Any]] = []
         self._after: list[Callable[[], None]] = []
         self._history: keras.callbacks.History | None = None
@@ -70,17 +71,19 @@ class FitHooks:
         """
         self._execution = functools.partial(call, self._execution)
 
-    def before_first_batch(self, act: Callable[[], None], build: bool = True) -> None:
+    def before_first_batch(self, act: Callable[[], None], build: bool = True, lacks: bool = False) -> None:
         """Registers a function to call just before the first batch of the running `fit`; to be called in `on_train_begin`.
 
         Args:
             act: the function.
             build: whether it needs the variables that the first batch would make, of metrics and of layers.
+            lacks: whether it needs variables that layers which are built do not have: a train step of the user's may make them.
         """
         history = getattr(self._model, "history", None)  # Keras makes a new one for each `fit`
         if self._history is not history:
-            self._history, self._before_first_batch = history, []
+            self._history, self._before_first_batch, self._lacks_variables = history, [], False
         self._before_first_batch.append((act, build))
+        self._lacks_variables |= lacks
 
     def begin_batch_of_own_loop(self) -> None:
         """Does what is to be done before the first batch, in a loop of the user's own, which may train without an execution."""
@@ -137,7 +140,11 @@ class FitHooks:
             if strategy.num_replicas_in_sync == 1:  # with several, `fit` has built them already
                 with strategy.scope():
                     keras_private.symbolic_build(model, spec)
-        elif not StateTree(model).is_built or not all(getattr(metric, "built", True) for metric in model.metrics):
+        elif (
+            self._lacks_variables
+            or not StateTree(model).is_built
+            or not all(getattr(each, "built", True) for each in model.metrics)
+        ):
             # Without the registered functions: initial values must not depend on the data, as what they add does.
             step = tf.function(lambda data: strategy.run(self._model_train_step, args=(data,)), autograph=False)
             step.get_concrete_function(spec)
@@ -169,6 +176,7 @@ class FitHooks:
         acts, self._before_first_batch = self._before_first_batch, []
         if iterator is not None and any(build for _, build in acts):
             self.build(iterator)
+            self._lacks_variables = False
         for act, _ in acts:
             act()
 

@@ -20,6 +20,7 @@ _TYPES = {  # key -> type, and whether each file has it
     "hook": (str, False),
     "finite": (bool, False),
     "learning_rates": (dict, False),
+    "trainable": (dict, False),
 }
 
 
@@ -62,6 +63,7 @@ def check_header(header: Any) -> None:
         _require(all(_is_variable(each[1:]) and isinstance(each[0], str) for each in header["variables"]), "variables")
         return
     _require(all(type(rate) is float for rate in header.get("learning_rates", {}).values()), "learning_rates")
+    _require(all(type(flag) is bool for flag in header.get("trainable", {}).values()), "trainable")
     for key, kind in {"variables": dict, "metrics_variables": list, "optimizers": dict, "beside": list}.items():
         _expect(header, key, kind)
     variables = header["variables"]
@@ -92,7 +94,11 @@ def _check_template(text: str) -> None:
 
 def _is_variable(parts: Any) -> bool:
     shape, dtype = parts
-    return isinstance(shape, list) and all(type(size) is int and 0 <= size < _LARGEST for size in shape) and isinstance(dtype, str)
+    return (shape is None or (isinstance(shape, list) and all(map(_is_size, shape)))) and isinstance(dtype, str)
+
+
+def _is_size(size: Any) -> bool:
+    return size is None or (type(size) is int and 0 <= size < _LARGEST)
 
 
 def _expect(holder: Any, key: str, kind: type) -> None:

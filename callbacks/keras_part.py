@@ -88,9 +88,8 @@ class _FoundByWalk:
         members = model_archive_json(self._model)
         if members is None:
             return _members_by_keras(self._model)
-        return {name: text.encode() for name, text in members.items()} | self._assets
+        return {name: text.encode() for name, text in members.items()} | self._assets()
 
-    @functools.cached_property
     def _assets(self) -> dict[str, bytes]:
         """The contents of the files that layers add to an archive, such as vocabularies, by member name."""
         found = {}

@@ -333,6 +333,15 @@ def graphs_of(dataset: tf.data.Dataset) -> list[tf.Graph]:
     return [function.function.graph for function in dataset._functions()]
 
 
+def operations_of(graph: tf.Graph) -> set[str]:
+    """Returns the kinds of operations in a graph and in the functions that it calls."""
+    functions = getattr(graph, "_functions", {}).values()
+    within = {
+        node.op for function in functions if hasattr(function, "cached_definition") for node in function.cached_definition.node_def
+    }
+    return {operation.type for operation in graph.get_operations()} | within
+
+
 def seeds_of(dataset: tf.data.Dataset) -> list[int] | None:
     """Returns the two seeds of a shuffle, both 0 if it takes others each time; None for a step without."""
     if not hasattr(dataset, "_seed2"):

@@ -33,6 +33,31 @@ def compiled_rates(tree: StateTree) -> dict[str, float]:
     return found
 
 
+@dataclass
+class _OfFit:
+    """The rates that a model's optimizers were compiled with when a `fit` began, by their names."""
+
+    rates: dict[str, float]
+
+
+def begin_fit(model: keras.Model) -> dict[str, float]:
+    """Notes and returns the rates that the user has chosen; to be called in `on_train_begin`, before anything is restored."""
+    return attach(model, _OfFit(compiled_rates(StateTree(model)))).rates
+
+
+def rates_of_fit(model: keras.Model, tree: StateTree) -> dict[str, float]:
+    """Returns what `compiled_rates` does, with the user's rates for optimizers that callbacks have put in the places of others.
+
+    A callback that compiles the model in the middle of a `fit` gives it another rate, as one that lowers the rate does.
+    """
+    noted = attached(model, _OfFit)
+    for name, rate in (noted.rates if noted else {}).items():
+        optimizer = tree.optimizers.get(name)
+        if optimizer is not None and attached(optimizer, _Compiled) is None:
+            attach(optimizer, _Compiled(rate))
+    return compiled_rates(tree)
+
+
 def choose_rates(model: keras.Model, compiled: dict[str, float], header: dict[str, Any], path: str) -> None:
     """Sets the rates of a model that was just restored.
 

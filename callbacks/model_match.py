@@ -6,11 +6,11 @@ import tensorflow as tf
 
 from callbacks.errors import InputError
 from callbacks.keras_private import KerasVariable
-from callbacks.state_tree import GLOBAL_SEEDS, StateTree
+from callbacks.state_tree import GLOBAL_SEEDS, StateTree, shape_of
 
 
 class NotBuilt(InputError):
-    """The model lacks variables that its first batch will make."""
+    """The model lacks variables, which a callback or its first batch may make."""
 
 
 def check_match(header: dict[str, Any], tree: StateTree, path: str, with_optimizers: bool = True) -> None:
@@ -25,7 +25,7 @@ def check_match(header: dict[str, Any], tree: StateTree, path: str, with_optimiz
         with_optimizers: False compares layers only.
 
     Raises:
-        NotBuilt: if the model lacks variables, and has layers that are not built.
+        NotBuilt: if the model lacks variables of the checkpoint; the first one is named.
         InputError: if the checkpoint is of another model; the first variable that does not fit is named.
     """
     stored, here = header["variables"], tree.variables
@@ -49,10 +49,10 @@ def check_match(header: dict[str, Any], tree: StateTree, path: str, with_optimiz
 def _compare(in_file: dict[str, Any], in_model: dict[str, Any], is_built: bool, path: str) -> None:
     for name, (shape, dtype, _) in in_file.items():
         variable = in_model.get(name)
-        if variable is not None and (list(variable.shape), tf.as_dtype(variable.dtype).name) != (shape, dtype):
+        if variable is not None and (shape_of(variable), tf.as_dtype(variable.dtype).name) != (shape, dtype):
             raise InputError(
-                f"{path} is of another model: {_title(name, variable)} has shape {tuple(variable.shape)} and dtype "
-                f"{tf.as_dtype(variable.dtype).name} here, {tuple(shape)} and {dtype} in the file."
+                f"{path} is of another model: {_title(name, variable)} has shape {_shown(shape_of(variable))} and dtype "
+                f"{tf.as_dtype(variable.dtype).name} here, {_shown(shape)} and {dtype} in the file."
             )
     missing, added = (name for name in in_file if name not in in_model), (name for name in in_model if name not in in_file)
     for name in missing:
@@ -62,12 +62,16 @@ def _compare(in_file: dict[str, Any], in_model: dict[str, Any], is_built: bool, 
                 f"A checkpoint fills the variables of a model. This one has no {path_there} before it is built: "
                 "call it on a batch, or give it an Input."
             )
-        raise InputError(f"{path} is of another model: only the file has {path_there}, of shape {tuple(shape)}.")
+        raise NotBuilt(f"{path} is of another model: only the file has {path_there}, of shape {_shown(shape)}.")
     for name in added:
         variable = in_model[name]
         raise InputError(
-            f"{path} is of another model: only this model has {_title(name, variable)}, of shape {tuple(variable.shape)}."
+            f"{path} is of another model: only this model has {_title(name, variable)}, of shape {_shown(shape_of(variable))}."
         )
+
+
+def _shown(shape: list[int | None] | None) -> str:
+    return "of any rank" if shape is None else str(tuple(shape))
 
 
 def _title(name: str, variable: Any) -> str:

@@ -9,15 +9,19 @@ import keras
 from callbacks import callback_state, state
 from callbacks.callback_state import CallbackStates
 from callbacks.counters import counters_of
+from callbacks.data_position import data_position_of
 from callbacks.errors import InputError
 from callbacks.fit_hooks import fit_hooks_of
-from callbacks.keras_private import set_initial_epoch
+from callbacks.keras_private import can_build_symbolically, set_initial_epoch
 from callbacks.learning_rates import choose_rates
 from callbacks.model_match import NotBuilt
 from callbacks.ranks import ranks
 from callbacks.restored_variables import RestoredVariables
 from callbacks.restoring import Checkpoint, find_on_chief, named_checkpoint, own_checkpoints, search
+from callbacks.resumed_epoch import resumed_epoch_of
+from callbacks.state_tree import StateTree
 from callbacks.template import Template
+from callbacks.trainable_flags import trainable_flags_of
 
 
 def find_checkpoint(template: Template, resume: bool | str | os.PathLike) -> Checkpoint | None:
@@ -91,7 +95,9 @@ class Resumption:
         stored = state.read_state(checkpoint.path)
         self._compiled_rates = compiled_rates
         self._model, self._counters, self._counts = model, counters_of(model), stored.counts
+        self._earlier, self._flags = self._counters.read(), stored.header.get("trainable", {})
         self._restored: RestoredVariables | None = None
+        self._lacking: state.StoredState | None = None  # what is to be restored to variables that are yet to be made
         self._restore_variables(stored)
         stored.resume_epoch(model)
         self.logs = stored.header["logs"]
@@ -111,8 +117,11 @@ class Resumption:
         To be called after every callback's `on_train_begin`, in which they forget their state. What they do to the model there,
         an earlier process has done.
         """
-        if self._restored:
+        if self._lacking:
+            self._restore_what_lacked()
+        elif self._restored:
             self._restored.put_back()
+            trainable_flags_of(self._model).restore(self._flags)
         if self._states:
             callback_state.give_back(callbacks, self._states)
         if self._counts.epoch_ended:
@@ -146,11 +155,29 @@ class Resumption:
         return True
 
     def _restore_variables(self, stored: state.StoredState) -> None:
-        """Restores the variables, just before the first batch if only that can build them."""
+        """Restores the variables; where some are lacking, once the other callbacks have begun, or just before the first batch."""
         try:
             self._assign(stored)
         except NotBuilt:
-            fit_hooks_of(self._model).before_first_batch(lambda: self._assign(stored))
+            self._lacking = stored
+
+    def _restore_what_lacked(self, is_last_try: bool = False) -> None:
+        """Restores the variables, or leaves it to the first batch, which may make them; or refuses, and leaves no trace."""
+        assert self._lacking is not None
+        try:
+            self._assign(self._lacking)
+        except InputError as error:
+            if isinstance(error, NotBuilt) and not is_last_try and self._first_batch_makes_variables():
+                fit_hooks_of(self._model).before_first_batch(lambda: self._restore_what_lacked(is_last_try=True), lacks=True)
+                return
+            resumed_epoch_of(self._model).resume(self._earlier, {}, lambda: None)
+            data_position_of(self._model).resume(None, self._earlier)
+            set_initial_epoch(self._model, None)
+            raise
+        self._lacking = None
+
+    def _first_batch_makes_variables(self) -> bool:
+        return not (StateTree(self._model).is_built and can_build_symbolically(self._model))
 
     def _assign(self, stored: state.StoredState) -> None:
         stored.assign_to(self._model)

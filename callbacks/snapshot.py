@@ -20,10 +20,10 @@ from callbacks.counts import Counts
 from callbacks.host_memory import HostMemory
 from callbacks.keras_part import Group, plan_of_keras_part
 from callbacks.keras_private import KerasVariable, array_view, constant_learning_rate, read_variables, updated_variables
-from callbacks.learning_rates import compiled_rates
+from callbacks.learning_rates import rates_of_fit
 from callbacks.ranks import ranks
 from callbacks.replicas import components
-from callbacks.state_tree import StateTree, Variable
+from callbacks.state_tree import StateTree, Variable, shape_of
 
 _ALIGNMENT = 64  # bytes
 
@@ -64,7 +64,7 @@ class Snapshot:
     @property
     def size(self) -> int:
         """Bytes of all values: approximately the size of the file."""
-        return sum(_size(container[key]) for container, key in self.values())
+        return sum(size_of(container[key]) for container, key in self.values())
 
     def _as_training_writes(self) -> list[tuple[dict | list, Any]]:
         """Returns the values in the order in which the next batch writes them: the last layer and its optimizer variables first."""
@@ -83,7 +83,7 @@ class Snapshot:
             if not isinstance(tensor, tf.Tensor):
                 continue
             if id(tensor) not in copies:  # a wrapper of an optimizer saves the same variables again
-                end = begin + _aligned(_size(tensor))
+                end = begin + _aligned(size_of(tensor))
                 if self._has_moved(tensor):
                     memory.give_back(begin, end)
                     copies[id(tensor)] = tensor
@@ -101,7 +101,7 @@ class Snapshot:
     def _has_moved(self, tensor):
         """Returns whether the variable has new memory by now, so that only this snapshot holds the old one."""
         variable = self.variables.get(id(tensor))
-        if variable is None or _size(tensor) < mmap.PAGESIZE:
+        if variable is None or size_of(tensor) < mmap.PAGESIZE:
             return False
         try:
             (now,) = read_variables([variable.handle], [variable.dtype.as_datatype_enum])
@@ -117,7 +117,15 @@ def to_host(value: Any) -> Any:
 
 def memory_for(values: Iterable[tf.Tensor | tf.Variable]) -> int:
     """Returns the bytes of `HostMemory` that copies of these values need."""
-    return sum(_aligned(_size(value)) for value in values)
+    return sum(_aligned(size_of(value)) for value in values)
+
+
+def size_of(value: Any) -> int:
+    """Returns the bytes of an array, a tensor or one of TensorFlow's variables."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.nbytes
+    count = value.shape.num_elements()
+    return (int(tf.size(value)) if count is None else count) * value.dtype.size  # None: of a variable whose shape may change
 
 
 @dataclass(frozen=True)
@@ -144,12 +152,13 @@ class SnapshotPlan:
         seeds: passed to the state tree.
 
     Attributes:
+        tree: the state tree of the model.
         header: the part of the file's header that describes the variables.
     """
 
     def __init__(self, model: keras.Model, is_archive: bool, seeds: keras.random.SeedGenerator | None = None):
         self._model, self._is_archive, self._seeds = model, is_archive, seeds
-        self._tree = tree = StateTree(model, seeds)
+        self.tree = tree = StateTree(model, seeds)
         self._trainable = _are_trainable(tree)
         self._names = {id(variable): name for name, variable in tree.variables.items()}
         self._of_keras = plan_of_keras_part(model, self._names)
@@ -166,22 +175,22 @@ class SnapshotPlan:
         self._beside_reader = VariableReader([components(strategy, v) for v in self._beside.values()])
         self.header = {
             "variables": {
-                name: [list(v.shape), tf.as_dtype(v.dtype).name, getattr(v, "path", v.name)] for name, v in tree.variables.items()
+                name: [shape_of(v), tf.as_dtype(v.dtype).name, getattr(v, "path", v.name)] for name, v in tree.variables.items()
             },
             "metrics_variables": sorted(tree.metrics),
-            "learning_rates": compiled_rates(tree),
+            "learning_rates": rates_of_fit(model, tree),
             "optimizers": {name: self._describe(optimizer) for name, optimizer in tree.optimizers.items()},
         }
         self._settings: tuple[list[float], dict[str, bytes]] | None = None
 
     def is_current(self) -> bool:
         """Returns whether the plan still fits the model."""
-        if not self._tree.is_current():
+        if not self.tree.is_current():
             tree = StateTree(self._model, self._seeds)
-            if not tree.is_like(self._tree):
+            if not tree.is_like(self.tree):
                 return False
-            self._tree, self._settings = tree, None
-        return self._trainable == _are_trainable(self._tree)
+            self.tree, self._settings = tree, None
+        return self._trainable == _are_trainable(self.tree)
 
     def members(self) -> dict[str, bytes] | None:
         """Returns the contents of further members of a `.keras` archive, by name; None for a `.weights.h5` file.
@@ -190,7 +199,7 @@ class SnapshotPlan:
         """
         if not self._is_archive:
             return None
-        variables = map(constant_learning_rate, self._tree.optimizers.values())
+        variables = map(constant_learning_rate, self.tree.optimizers.values())
         rates = [float(tf.convert_to_tensor(rate)) for rate in variables if rate is not None]
         if self._settings is None or self._settings[0] != rates:
             self._settings = rates, self._of_keras.members()
@@ -291,7 +300,3 @@ def _is_on_host(tensor: tf.Tensor) -> bool:
 
 def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-def _size(value: Any) -> int:
-    return value.nbytes if isinstance(value, (np.ndarray, np.generic)) else value.shape.num_elements() * value.dtype.size

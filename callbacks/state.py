@@ -43,6 +43,7 @@ from callbacks.resumed_epoch import resumed_epoch_of
 from callbacks.snapshot import KerasPart, Snapshot, SnapshotPlan, to_host
 from callbacks.state_tree import GLOBAL_SEEDS, StateTree
 from callbacks.stored_header import FORMAT, GROUP, header_of, open_group
+from callbacks.trainable_flags import trainable_flags_of
 
 _COMMENT = bytes(TRAILER_SIZE)  # an archive's last record has to know the size of what follows it
 
@@ -81,6 +82,7 @@ def take(
         "logs": callback_state.as_json(dict(logs)),
         "metrics": callback_state.as_json(dict(metrics)),
         "callbacks": states.plain,
+        "trainable": trainable_flags_of(model).changes(plan.tree),
         "hook": states.hook,
         "stopped": states.has_stopped,
     }
@@ -153,7 +155,7 @@ class StoredState:
             model: a compiled model. An optimizer that was built at the save and is not yet is built for the same variables.
 
         Raises:
-            NotBuilt: if the model lacks variables, and has layers that are not built.
+            NotBuilt: if the model lacks variables, which a callback or its first batch may make.
             InputError: if the file belongs to another model; the first variable that does not fit is named.
         """
         if any(name.startswith(GLOBAL_SEEDS) for name in self.beside):
@@ -162,6 +164,7 @@ class StoredState:
         ranks().on_chief(lambda: self._load_keras_part(model))
         ranks().give_chiefs_values([v for v in tree.variables.values() if isinstance(v, KerasVariable)])
         self._assign(model, tree, set(tree.variables))
+        trainable_flags_of(model).restore(self.header.get("trainable", {}))
 
     def assign_weights(self, model: keras.Model) -> None:
         """Gives a model the weights of the checkpoint and nothing else: optimizers, seeds and counters stay as they are.
@@ -196,7 +199,7 @@ class StoredState:
         beside = self.beside if self.header["format"] == FORMAT else format_1.named(self.beside, tree, model)
         with model.distribute_strategy.scope():
             for name, value in beside.items():
-                if name in names and tuple(tree.variables[name].shape) == value.shape[1:]:
+                if name in names and tf.TensorShape(tree.variables[name].shape).is_compatible_with(value.shape[1:]):
                     assign_components(model.distribute_strategy, tree.variables[name], value)
 
     def _prepare(self, model: keras.Model) -> StateTree:

@@ -7,6 +7,7 @@ process that builds the same model finds the same names; Keras's own (`dense_7/k
 import functools
 import operator
 import sys
+import types
 from collections.abc import Iterable
 from enum import Enum
 from typing import Any, TypeAlias
@@ -21,9 +22,21 @@ VARIABLES = (KerasVariable, tf.Variable)
 
 # Objects of these libraries are not searched unless `_SEARCHED` names their class; objects of the user's own classes are.
 _LIBRARIES = {*sys.stdlib_module_names, "keras", "tensorflow", "numpy", "h5py", __package__}
-_SEARCHED = (KerasSaveable, keras.random.SeedGenerator, tf.Module, tf.random.Generator, tf.train.ExponentialMovingAverage)
+_SEARCHED = (
+    KerasSaveable,
+    keras.random.SeedGenerator,
+    tf.__internal__.tracking.AutoTrackable,  # tf.Module, tf.random.Generator, and what tf.saved_model.load returns
+    tf.train.ExponentialMovingAverage,
+    types.SimpleNamespace,
+)
 _NOT_NUMBERS = (tf.string, tf.resource, tf.variant)
 GLOBAL_SEEDS = "keras.random"  # the name of the generator that Keras draws from where no seed is given
+
+
+def shape_of(variable: Variable) -> list[int | None] | None:
+    """Returns the shape of a variable: None for a size that may change, and in place of a shape whose rank may."""
+    shape = tf.TensorShape(variable.shape)
+    return None if shape.rank is None else shape.as_list()
 
 
 class _Kind(Enum):
@@ -73,7 +86,10 @@ class StateTree:
         if any(self._empty) or (self._seeds is None and global_seed_generator() is not None):
             return False
         for container, contents in self._contents:
-            now = container.values() if isinstance(container, dict) else container
+            if isinstance(container, dict):
+                now = container.values()
+            else:
+                now = container if isinstance(container, (list, tuple)) else _attributes(container).values()
             if len(now) != len(contents) or not all(map(operator.is_, now, contents)):
                 return False
         return True
@@ -112,6 +128,11 @@ class StateTree:
         kind = keras.optimizers.Optimizer
         return [self._values[place] for place in self._places_of(kind) if not self._is_part_of(place, kind)]
 
+    @functools.cached_property
+    def layers(self) -> dict[str, keras.Layer]:
+        """The model, under an empty name, and the layers in it, by name."""
+        return {self._name(place): self._values[place] for place in self._places_of(keras.Layer)}
+
     @property
     def is_built(self) -> bool:
         """Whether every layer has its variables."""
@@ -133,10 +154,11 @@ class StateTree:
                 self._visit_items(value.items(), place)
 
     def _visit_attributes(self, owner: Any, place: int) -> None:
-        self._contents.append((vars(owner), tuple(vars(owner).values())))
+        attributes = _attributes(owner)
+        self._contents.append((owner if _slots(type(owner)) else attributes, tuple(attributes.values())))
         found = [
             (name.startswith("_"), name, child, kind)
-            for name, child in vars(owner).items()
+            for name, child in attributes.items()
             if (kind := _KINDS.get(type(child)) or _kind(type(child))) is not _Kind.OTHER
             and id(child) not in self._seen
             and (kind not in _CONTAINERS or self._has_content(child))
@@ -198,6 +220,22 @@ class StateTree:
         ]
 
 
+def _attributes(owner: Any) -> dict[str, Any]:
+    """Returns the attributes of an object, by name."""
+    slots = _slots(type(owner))
+    if not slots:
+        return vars(owner)
+    return {name: getattr(owner, name) for name in slots if hasattr(owner, name)} | getattr(owner, "__dict__", {})
+
+
+@functools.cache
+def _slots(of: type) -> tuple[str, ...]:
+    """Returns the attributes that the objects of a class keep outside their dict, as those of a dataclass with slots do."""
+    named = [vars(each).get("__slots__", ()) for each in of.__mro__]
+    slots = [name for names in named for name in ([names] if isinstance(names, str) else names)]
+    return tuple(name for name in slots if not name.startswith("__"))
+
+
 _KINDS: dict[type, _Kind] = {}
 
 
@@ -212,5 +250,5 @@ def _kind(of: type) -> _Kind:
         kind = _Kind.OPTIMIZER
     else:
         is_searched = issubclass(of, _SEARCHED) or of.__module__.partition(".")[0] not in _LIBRARIES
-        kind = _Kind.OBJECT if is_searched and of.__dictoffset__ else _Kind.OTHER
+        kind = _Kind.OBJECT if is_searched and (of.__dictoffset__ or _slots(of)) else _Kind.OTHER
     return _KINDS.setdefault(of, kind)

@@ -59,8 +59,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         profile_ranks: the ranks to profile.
         peak_tflops: of one device, for the share of its arithmetic that the model uses; None for that of a table
             (`callbacks.device_usage`).
-        hparams: what TensorBoard shows as the run's hyperparameters: name -> number, text or bool. Written once, by the
-            first process of the run.
+        hparams: what TensorBoard shows as the run's hyperparameters: name -> number, text or bool. A resume replaces those of
+            earlier processes. TensorBoard has to be started again to show them.
 
     Raises:
         InputError: when training begins, if nothing can be written to `log_dir`, or the run has no such rank to profile.
@@ -241,8 +241,9 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         if self.embeddings_freq:
             self._log_write_dir = self.log_dir
             self._configure_embeddings()
-        if self.hparams and has_tensorboard and event_files.is_empty(self.log_dir):
-            EventFile(self.log_dir, describe).summary(hparams_summary(self.hparams, self._time()), self._time())
+        if self.hparams and has_tensorboard:
+            now = self._time()
+            event_files.replace_summary(self.log_dir, describe, hparams_summary(self.hparams, now), now)
 
     def _look_back(self, now):
         lives = event_files.lives(os.path.join(self.log_dir, "batches"))

@@ -1,1 +1,1 @@
-"""Starts the ranks of a run, watches over them, and ends and starts them together: `python -m launch`."""
+"""Starts the ranks of a run, monitors them, and ends and restarts them together: `python -m launch`."""

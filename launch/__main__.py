@@ -1,4 +1,4 @@
-"""`python -m launch`: from the command line to the ranks of this node, and back to an exit code."""
+"""`python -m launch`: parses the command line, runs the ranks of this node, and returns an exit code."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         secret = secret_of(config, os.environ)
         ports = Ports()
         if config.dry_run:
-            console.show(dry_run.render(config, _alone(config, ports)), console.OUT)
+            console.show(dry_run.render(config, _initial_world(config, ports)), console.OUT)
             return exit_codes.DONE
         return _run(config, secret, ports)
     except LaunchError as error:
@@ -44,17 +44,17 @@ def _run(config, secret, ports):
     node = LocalNode(config)
     try:
         signals = Signals()
-        return (_lead if config.node == 0 else _follow)(config, secret, ports, node, signals)
+        return (_run_coordinator if config.node == 0 else _run_node_worker)(config, secret, ports, node, signals)
     finally:
         node.close()
 
 
-def _lead(config, secret, ports, node, signals):
-    world = _alone(config, ports)
+def _run_coordinator(config, secret, ports, node, signals):
+    world = _initial_world(config, ports)
     members: dict[int, Member] = {}
     if config.nodes > 1:
         members = rendezvous.gather(config, secret, rendezvous.info_of(config, world.worker_ports[0]), signals.check)
-        world = _together(config, world, members)
+        world = _joined_world(config, world, members)
     nodes: dict[int, Node] = {number: RemoteNode(number, member.info.host, member.connection) for number, member in members.items()}
     nodes[0] = node
     code, why = exit_codes.FAILED, "node 0: its launcher failed"
@@ -71,19 +71,19 @@ def _lead(config, secret, ports, node, signals):
         code, why = error.code, f"node 0: {error}"
         raise
     finally:
-        for each in nodes.values():  # this node, whose end takes longest, is the last
+        for each in nodes.values():  # this node is the last, because it takes longest to end
             each.leave(code, why)
     return code
 
 
-def _follow(config, secret, ports, node, signals):
+def _run_node_worker(config, secret, ports, node, signals):
     info = rendezvous.info_of(config, _worker_ports(config, ports))
     connection = rendezvous.join(config, secret, info, signals.check)
     return NodeWorker(node, connection, f"node 0 at {config.rendezvous[0]}", signals).run()
 
 
-def _alone(config: LaunchConfig, ports: Ports) -> WorldSpec:
-    """The run as a single node knows it, and as node 0 does before the others come."""
+def _initial_world(config: LaunchConfig, ports: Ports) -> WorldSpec:
+    """Returns the run as a single node knows it, and as node 0 knows it before the others join."""
     port = ports.take_named(config.master_port) if config.named_port else ports.take_next(config.master_port)
     return WorldSpec(
         nodes=config.nodes,
@@ -97,8 +97,8 @@ def _alone(config: LaunchConfig, ports: Ports) -> WorldSpec:
     )
 
 
-def _together(config: LaunchConfig, world: WorldSpec, members: Mapping[int, Member]) -> WorldSpec:
-    """The run as all nodes know it, once they came."""
+def _joined_world(config: LaunchConfig, world: WorldSpec, members: Mapping[int, Member]) -> WorldSpec:
+    """Returns the run as every node knows it after all have joined."""
     ordered = [members[number] for number in range(1, config.nodes)]
     own = ordered[0].address_of_node_0
     return dataclasses.replace(

@@ -1,9 +1,9 @@
-"""The process that owns the ranks of a node, and outlives a launcher that is killed.
+"""The agent: the process that owns the ranks of a node, and outlives a launcher that is killed.
 
-It is the parent of the ranks and, as a subreaper, of whatever their children leave behind, so nothing escapes it. It starts
-ranks, takes their output, reports exits and stalls in the order in which they happen, and does as the launcher says. When the
-launcher is gone it ends everything, and then itself. If it is killed, the kernel kills the ranks (parent-death signal), and the
-keeper kills the rest.
+The agent is the parent of the ranks and, as a subreaper, adopts every orphaned process that they started, so no process escapes it.
+It starts ranks, reads their output, reports exits and stalls in the order in which they happen, and executes the launcher's orders.
+When the launcher is gone, the agent ends all processes and exits. If the agent is killed, the kernel kills the ranks (parent-death
+signal) and the keeper kills the rest.
 """
 
 import functools
@@ -23,15 +23,15 @@ from launch.rank import Rank
 from launch.stalls import StallDetector
 
 KILL_AFTER = 3.0  # seconds from TERM to KILL
-SWEEP = 0.02  # seconds between two looks at processes that are about to end
-WAITS_FOR_HANDLER = (signal.SIGUSR1, signal.SIGUSR2)  # they would kill a rank that is still importing
+SWEEP = 0.02  # seconds between two checks of processes that are about to end
+WAITS_FOR_HANDLER = (signal.SIGUSR1, signal.SIGUSR2)  # they would kill a rank that has no handler yet
 
 
 def start_agent(config: LaunchConfig) -> tuple[Connection, int]:
-    """Forks the agent and its keeper. To be called before the launcher has threads.
+    """Forks the agent and its keeper. Call this function before the launcher starts threads.
 
     Returns:
-        The connection to the agent, and the keeper's process id, which is the process group of both.
+        The connection to the agent, and the process id of the keeper, which is also the process group of both.
     """
     processes.become_subreaper()
     ours, theirs = socket.socketpair()
@@ -55,11 +55,11 @@ def start_agent(config: LaunchConfig) -> tuple[Connection, int]:
 
 
 class Agent:
-    """The agent's loop.
+    """The event loop of the agent.
 
     Args:
-        config: what a rank executes, and what is kept and shown of its output.
-        connection: to the launcher.
+        config: the command of the ranks, and which output to log and to show.
+        connection: the connection to the launcher.
     """
 
     def __init__(self, config: LaunchConfig, connection: Connection):
@@ -67,8 +67,8 @@ class Agent:
         self._terminal = Terminal()
         self._ranks: list[Rank] = []
         self._selector = selectors.DefaultSelector()
-        self._selector.register(connection, selectors.EVENT_READ, self._obey)
-        # Slurm signals every process of a step. A launcher that ignores warnings starts ranks that do so, too, at first.
+        self._selector.register(connection, selectors.EVENT_READ, self._handle_orders)
+        # Slurm signals every process of a step, so ranks ignore a warning, like the launcher, until they install a handler.
         self._ignored = [int(number) for number in WAITS_FOR_HANDLER if signal.getsignal(number) == signal.SIG_IGN]
         woken = _wake_up_at_exits()
         self._selector.register(woken, selectors.EVENT_READ, functools.partial(woken.recv, 4096))
@@ -78,21 +78,21 @@ class Agent:
         self._ends_leftovers = False
 
     def run(self) -> None:
-        """Serves attempt after attempt, until the launcher is gone."""
+        """Runs attempts until the launcher is gone."""
         while self._ranks or not self._launcher.closed:
-            # In the order in which it happened, which is how epoll reports it: exits too, through their pidfds.
+            # epoll reports events, including exits through pidfds, in the order in which they happened.
             for key, _ in self._selector.select(self._timeout()):
                 if key.data:
                     key.data()
             if self._ranks:
-                self._tick(time.monotonic())
+                self._check(time.monotonic())
             self._terminal.flush()
             self._watch_terminal()
 
     def _timeout(self):
-        if self._ranks and (self._kill_at is not None or not self._living()):
+        if self._ranks and (self._kill_at is not None or not self._running_ranks()):
             return SWEEP
-        if self._ranks and (self._stalls or any(rank.pending for rank in self._living())):
+        if self._ranks and (self._stalls or any(rank.pending for rank in self._running_ranks())):
             return self._interval
         return None
 
@@ -103,12 +103,12 @@ class Agent:
         elif watched and not self._terminal.waiting:
             self._selector.unregister(self._terminal.descriptor)
 
-    def _living(self):
+    def _running_ranks(self):
         return [rank for rank in self._ranks if rank.exit_code is None]
 
-    # What the launcher orders.
+    # Orders of the launcher.
 
-    def _obey(self):
+    def _handle_orders(self):
         for order in self._launcher.receive():
             match order:
                 case Start():
@@ -119,9 +119,9 @@ class Agent:
                     self._end(number)
         if self._launcher.closed:
             self._selector.unregister(self._launcher)
-            if self._living():
+            if self._running_ranks():
                 self._end(signal.SIGTERM)
-                console.say("the launcher is gone: its ranks are ended")
+                console.say("the launcher is gone: ending its ranks")
 
     def _start(self, order):
         self._kill_at, self._ends_leftovers = None, False
@@ -142,7 +142,7 @@ class Agent:
                 self._selector.register(rank.pidfd, selectors.EVENT_READ, functools.partial(self._reap, rank.pid))
 
     def _send_signal(self, number):
-        for rank in self._living():
+        for rank in self._running_ranks():
             if number in WAITS_FOR_HANDLER:
                 rank.pending.add(number)
                 rank.deliver_pending()
@@ -155,12 +155,12 @@ class Agent:
         first, now = self._kill_at is None, time.monotonic()
         self._kill_at = now if number == signal.SIGKILL else self._kill_at or now + KILL_AFTER
         if first or number == signal.SIGKILL:
-            groups = [rank.pid for rank in self._living()]
+            groups = [rank.pid for rank in self._running_ranks()]
             if number == signal.SIGABRT:
                 processes.forbid_core_dumps(groups)
             processes.send_to_groups(groups, number)
 
-    # What the ranks do.
+    # Events of the ranks.
 
     def _read(self, rank):
         if rank.stream.read() == 0:
@@ -169,7 +169,7 @@ class Agent:
             self._launcher.send(Notice(warning))
 
     def _reap(self, which=-1):
-        """Takes the exit of one process, or of all that ended. Returns whether there are children left."""
+        """Reaps one process, or all that have ended. Returns whether children are left."""
         try:
             while True:
                 pid, status = os.waitpid(which, os.WNOHANG)
@@ -193,11 +193,11 @@ class Agent:
         tail = rank.stream.tail.decode(errors="replace") if code else ""
         self._launcher.send(RankExited(rank.record, out_of_memory, tail))
 
-    # What time brings.
+    # Periodic work.
 
-    def _tick(self, now):
+    def _check(self, now):
         children_left = self._reap()
-        living = self._living()
+        living = self._running_ranks()
         if not living and not children_left:
             self._finish()
         elif not living and not self._ends_leftovers:
@@ -212,11 +212,11 @@ class Agent:
             for rank in living:
                 rank.deliver_pending()
             if self._stalls and (cause := self._stalls.look(living, now)):
-                self._stalls = None  # reported once
+                self._stalls = None  # report a stall once
                 self._launcher.send(RankStalled(cause.number, cause.batch, processes.is_stopped(cause.pid)))
 
     def _finish(self):
-        """Everything below this process is dead: what is left in the pipes is all there will be."""
+        """Reports the end of the attempt. All descendants have ended, so the pipes contain the last output."""
         for rank in self._ranks:
             rank.stream.drain()
             if rank.stream.reader in self._selector.get_map():
@@ -230,14 +230,14 @@ class Agent:
 
 
 def log_dir(config: LaunchConfig, run_id: str) -> str:
-    """The folder of the ranks' logs."""
+    """Returns the directory of the ranks' logs."""
     return config.log_dir or os.path.join("runs", "logs", run_id)
 
 
 def _wake_up_at_exits():
-    """What wakes the agent at the end of a child. The launcher deals with all other signals.
+    """Returns a socket that becomes readable when a child ends. The launcher handles all other signals.
 
-    They are caught, not ignored: a rank would inherit that, and a shell could then not trap them.
+    The agent catches the other signals and does not ignore them: ranks would inherit that, and a shell cannot trap ignored signals.
     """
     woken, waker = socket.socketpair()
     woken.setblocking(False)

@@ -1,4 +1,4 @@
-"""The launcher's flags: torchrun's names and meanings, checked before anything starts."""
+"""The launcher's flags, with torchrun's names and meanings. They are checked before anything starts."""
 
 import argparse
 import os
@@ -13,49 +13,50 @@ from launch.errors import LaunchError
 
 DEFAULT_PORT = 29500
 MOST_PER_NODE = 1024  # ranks
-MOST_SECONDS = 1e6  # the kernel waits for 24 days at most
-DESCRIPTORS_OF_A_RANK = 5  # in the agent: its output, its log, its progress, its end
+MOST_SECONDS = 1e6  # the kernel waits 24 days at most
+DESCRIPTORS_OF_A_RANK = 5  # in the agent: output, log, progress and pidfd
 DESCRIPTORS_OF_A_NODE = 40
 
-DESCRIPTION = "Starts the ranks of a run, shows and keeps their output, ends them together, and says why."
+DESCRIPTION = "Starts the ranks of a run, shows and logs their output, ends them together, and reports why they failed."
 EPILOG = f"""\
 examples:
   python -m launch --nproc-per-node 2 -m recipes.mnist --strategy horovod    two ranks on this machine
-  python -m launch --nproc-per-node gpu --max-restarts 3 train.py            one rank for each GPU, started again if they fail
-  srun --ntasks-per-node=1 python -m launch --nproc-per-node 4 train.py      in Slurm, which says who is node 0
-  python -m launch --nnodes 2 --node-rank 1 --master-addr node0 train.py     by hand, one command for each node
+  python -m launch --nproc-per-node gpu --max-restarts 3 train.py            one rank per GPU, restarted if one fails
+  srun --ntasks-per-node=1 python -m launch --nproc-per-node 4 train.py      in Slurm, which sets node numbers and address
+  python -m launch --nnodes 2 --node-rank 1 --master-addr node0 train.py     by hand, one command on each node
 
 {exit_codes.HELP}"""
 
 
 class Parser(argparse.ArgumentParser):
-    """Answers a wrong flag with one line and exit code 2."""
+    """Reports a wrong flag in one line, with exit code 2."""
 
     def error(self, message):
         raise LaunchError(f"{message} (--help lists the flags)")
 
 
 def parse(argv: Sequence[str], environment: Mapping[str, str]) -> LaunchConfig:
-    """Reads the command line; inside an srun step, nodes that are not named come from Slurm.
+    """Parses the command line. Inside an srun step, missing node flags come from Slurm.
 
     Raises:
-        LaunchError: if something is wrong: one line, before any rank is started.
+        LaunchError: if a flag or Slurm's environment is wrong, before any rank is started.
     """
     parser = _parser()
     args = parser.parse_args(argv)
     if args.command is None:
-        parser.error("a SCRIPT, or -m MODULE, is needed")
+        parser.error("give a SCRIPT or -m MODULE")
     step = None if args.standalone else slurm.read_step(environment)
     if step and args.nnodes not in (None, str(step.nodes)):
         step = None
     if not (args.standalone or args.nnodes or step) and (idle := slurm.idle_nodes(environment)):
         console.say(
-            f"this starts ranks on one node; {idle} of the allocation stay idle. All: srun --ntasks-per-node=1 python -m launch"
+            f"this starts ranks on one node; {idle} of the allocation stay idle. "
+            "To use all: srun --ntasks-per-node=1 python -m launch"
         )
     nodes = _count("--nnodes", args.nnodes or str(step.nodes if step else 1))
     node = _node_rank(args.node_rank or (str(step.node) if step else None), nodes)
     if args.standalone and nodes > 1:
-        raise LaunchError(f"--standalone is a run on one node. Received: --nnodes {nodes}")
+        raise LaunchError(f"--standalone runs on one node. Received: --nnodes {nodes}")
     per_node = _per_node(args.nproc_per_node, environment)
     address, port, named = _master(args, nodes, step)
     return LaunchConfig(
@@ -102,35 +103,35 @@ def _parser():
         "--nproc-per-node",
         default="1",
         metavar="N|auto|gpu|cpu",
-        help="ranks on each node (1); auto: one for each GPU, or else core",
+        help="ranks on each node (1); auto: one per GPU, or one per core without GPUs",
     )
     flag(
         ranks,
         "--numa-binding",
         choices=numa.MODES,
-        help="run each rank on cores near its GPU: all of the NUMA node, or of its socket; an exclusive share of the node's; or "
-        "those that share a cache (off; not measured on a GPU yet)",
+        help="run each rank on cores near its GPU: all cores of the NUMA node, or of its socket; an exclusive share of the node; or "
+        "cores that share a cache (off; not measured on a GPU)",
     )
-    flag(ranks, "--local-ranks-filter", metavar="0,1,...", help="show the output of these local ranks only; logs have all")
-    flag(ranks, "--log-dir", metavar="DIR", help="each rank's log, DIR/rank-N.log (runs/logs/RUN_ID)")
-    flag(ranks, "--dry-run", action="store_true", help="print rank, host, devices, command and environment; start nothing")
-    ranks.add_argument("-m", "--module", action="store_true", help="run a module, as python -m does")
-    flag(ranks, "--no-python", action="store_true", help="run SCRIPT as a program of its own, not with Python")
+    flag(ranks, "--local-ranks-filter", metavar="0,1,...", help="show only the output of these local ranks; every rank has a log")
+    flag(ranks, "--log-dir", metavar="DIR", help="directory of the logs, DIR/rank-N.log (runs/logs/RUN_ID)")
+    flag(ranks, "--dry-run", action="store_true", help="print host, devices, command and environment of each rank; start nothing")
+    ranks.add_argument("-m", "--module", action="store_true", help="run a module, like python -m")
+    flag(ranks, "--no-python", action="store_true", help="run SCRIPT as a program, without Python")
 
-    nodes = parser.add_argument_group("several nodes", "The same command on each; inside srun, Slurm fills in what is not given.")
-    flag(nodes, "--standalone", action="store_true", help="one node, on the loopback interface, whatever Slurm says")
-    flag(nodes, "--nnodes", metavar="N", help="nodes (1)")
+    nodes = parser.add_argument_group("several nodes", "Start the same command on each node. Inside srun, Slurm sets the defaults.")
+    flag(nodes, "--standalone", action="store_true", help="one node, on the loopback interface; ignore Slurm")
+    flag(nodes, "--nnodes", metavar="N", help="number of nodes (1)")
     flag(nodes, "--node-rank", metavar="R", help="this node's number, from 0")
-    flag(nodes, "--master-addr", metavar="HOST", help="where node 0 is (127.0.0.1); ranks see it as MASTER_ADDR")
+    flag(nodes, "--master-addr", metavar="HOST", help="host of node 0 (127.0.0.1); ranks get it as MASTER_ADDR")
     flag(
         nodes,
         "--master-port",
         metavar="PORT",
-        help=f"a port there, for rank 0 (on one node the first free one from {DEFAULT_PORT})",
+        help=f"a port on that host, for rank 0 (on one node: the first free port from {DEFAULT_PORT})",
     )
     flag(nodes, "--rdzv-endpoint", metavar="HOST:PORT", help="where the launchers meet, if not at the two above")
-    flag(nodes, "--rdzv-id", metavar="ID", help="the run's name, the same on each node")
-    flag(nodes, "--rdzv-timeout", type=_seconds, default=300.0, metavar="S", help="how long the nodes wait for each other (300)")
+    flag(nodes, "--rdzv-id", metavar="ID", help="name of the run, the same on each node")
+    flag(nodes, "--rdzv-timeout", type=_seconds, default=300.0, metavar="S", help="how long nodes wait for each other (300)")
 
     failure = parser.add_argument_group("signals and failures")
     flag(
@@ -139,7 +140,7 @@ def _parser():
         type=_natural,
         default=0,
         metavar="K",
-        help="start all ranks again up to K times without progress in between (0)",
+        help="restart all ranks up to K times without progress in between (0)",
     )
     flag(
         failure,
@@ -147,14 +148,14 @@ def _parser():
         type=_seconds,
         default=30.0,
         metavar="S",
-        help="how long ranks may take to save after INT, TERM, USR1 or USR2 (30)",
+        help="how long ranks may take to save and exit after INT, TERM, USR1 or USR2 (30)",
     )
     flag(
         failure,
         "--stall-timeout",
         type=_seconds,
         metavar="S",
-        help="end the run, with all Python stacks, when a rank makes no progress for S seconds (off)",
+        help="end the run and print all Python stacks if a rank makes no progress for S seconds (off)",
     )
     flag(
         failure,
@@ -162,10 +163,10 @@ def _parser():
         type=_seconds,
         default=0.1,
         metavar="S",
-        help="how often progress is looked at (0.1); exits are seen at once",
+        help="how often progress is checked (0.1); exits are noticed at once",
     )
 
-    parser.add_argument("command", nargs="?", metavar="SCRIPT", help="what each rank runs, with -m a module")
+    parser.add_argument("command", nargs="?", metavar="SCRIPT", help="what each rank runs; a module with -m")
     parser.add_argument("args", nargs=argparse.REMAINDER, metavar="ARGS", help="its arguments")
     return parser
 
@@ -176,7 +177,7 @@ def _is_number(text):
 
 def _natural(text):
     if not _is_number(text):
-        raise argparse.ArgumentTypeError(f"is a number from 0. Received: {text}")
+        raise argparse.ArgumentTypeError(f"must be a number from 0. Received: {text}")
     return int(text)
 
 
@@ -186,29 +187,29 @@ def _seconds(text):
     except ValueError:
         value = 0.0
     if not 0 < value <= MOST_SECONDS:
-        raise argparse.ArgumentTypeError(f"is a number of seconds, above 0 and up to {MOST_SECONDS:g}. Received: {text}")
+        raise argparse.ArgumentTypeError(f"must be a number of seconds above 0, at most {MOST_SECONDS:g}. Received: {text}")
     return value
 
 
 def _count(flag, text):
     if ":" in text:
-        raise LaunchError(f"{flag} is one number; a range, for runs that grow and shrink, is not supported. Received: {text}")
+        raise LaunchError(f"{flag} must be one number; ranges, for elastic runs, are not supported. Received: {text}")
     if not _is_number(text) or not int(text):
-        raise LaunchError(f"{flag} is a number from 1. Received: {text}")
+        raise LaunchError(f"{flag} must be a number from 1. Received: {text}")
     return int(text)
 
 
 def _per_node(text, environment):
     if text not in ("auto", "gpu", "cpu"):
         if not _is_number(text) or not 0 < int(text) <= MOST_PER_NODE:
-            raise LaunchError(f"--nproc-per-node is a number from 1 to {MOST_PER_NODE}, auto, gpu or cpu. Received: {text}")
+            raise LaunchError(f"--nproc-per-node must be a number from 1 to {MOST_PER_NODE}, auto, gpu or cpu. Received: {text}")
         needed, limit = DESCRIPTORS_OF_A_NODE + DESCRIPTORS_OF_A_RANK * int(text), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if needed > limit:
-            raise LaunchError(f"--nproc-per-node {text} takes {needed} open files, and the limit is {limit}: ulimit -n {needed}")
+            raise LaunchError(f"--nproc-per-node {text} needs {needed} open files; the limit is {limit}. Run: ulimit -n {needed}")
         return int(text)
     found = len(gpus(environment))
     if text == "gpu" and not found:
-        raise LaunchError("--nproc-per-node gpu is one rank for each GPU, and there is none here. Use cpu, auto or a number.")
+        raise LaunchError("--nproc-per-node gpu starts one rank per GPU, and this node has no GPU. Use cpu, auto or a number.")
     return cpus() if text == "cpu" or not found else found
 
 
@@ -217,23 +218,23 @@ def _cores(mode, per_node, environment):
         return None
     visible = gpus(environment)
     if "CUDA_VISIBLE_DEVICES" not in environment:
-        visible = [str(number) for number in range(len(visible))]  # as CUDA counts those that it finds
+        visible = [str(number) for number in range(len(visible))]  # CUDA numbers the GPUs that it finds
     return numa.bind(mode, per_node, visible, frozenset(os.sched_getaffinity(0)))
 
 
 def _node_rank(text, nodes):
     if text is None:
         if nodes > 1:
-            raise LaunchError(f"--node-rank is needed with --nnodes {nodes}: 0 to {nodes - 1}, another one on each node.")
+            raise LaunchError(f"--nnodes {nodes} needs --node-rank: 0 to {nodes - 1}, different on each node.")
         return 0
     if not _is_number(text) or int(text) >= nodes:
-        raise LaunchError(f"--node-rank is below --nnodes, {nodes}, and from 0. Received: {text}")
+        raise LaunchError(f"--node-rank must be a number from 0, below --nnodes {nodes}. Received: {text}")
     return int(text)
 
 
 def _port(flag, text):
     if not _is_number(text) or not 0 < int(text) < 65536:
-        raise LaunchError(f"{flag} is a port, 1 to 65535. Received: {text}")
+        raise LaunchError(f"{flag} must be a number from 1 to 65535. Received: {text}")
     return int(text)
 
 
@@ -244,23 +245,23 @@ def _endpoint(args, nodes):
     if not colon:
         return args.rdzv_endpoint, DEFAULT_PORT
     if not host:
-        raise LaunchError(f"--rdzv-endpoint is HOST:PORT. Received: {args.rdzv_endpoint}")
+        raise LaunchError(f"--rdzv-endpoint must be HOST:PORT. Received: {args.rdzv_endpoint}")
     return host, _port("The port of --rdzv-endpoint", port)
 
 
 def _master(args, nodes, step):
-    """Address and port for the ranks, and whether the port is fixed: the other nodes rely on the default, too."""
+    """Returns address and port for the ranks, and whether the port is fixed: other nodes rely on the default too."""
     host, port = _endpoint(args, nodes) or (step.address if step else LOOPBACK, None)
     if args.master_port is not None:
         port = _port("--master-port", args.master_port)
     if nodes > 1 and host == LOOPBACK and args.master_addr is None and args.rdzv_endpoint is None:
-        raise LaunchError(f"--master-addr is needed with --nnodes {nodes}: the name or address of node 0.")
+        raise LaunchError(f"--nnodes {nodes} needs --master-addr: the name or address of node 0.")
     return args.master_addr or host, port or DEFAULT_PORT, port is not None or nodes > 1
 
 
 def _run_id(text):
     if text is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", text):
-        raise LaunchError(f"--rdzv-id names a folder: letters, digits, dots, dashes and underscores. Received: {text}")
+        raise LaunchError(f"--rdzv-id must consist of letters, digits, dots, dashes and underscores. Received: {text}")
     return text
 
 
@@ -269,5 +270,5 @@ def _filter(text, per_node):
         return None
     ranks = text.split(",")
     if not all(_is_number(rank) and int(rank) < per_node for rank in ranks):
-        raise LaunchError(f"--local-ranks-filter is a list of local ranks, 0 to {per_node - 1}. Received: {text}")
+        raise LaunchError(f"--local-ranks-filter must be a list of local ranks, 0 to {per_node - 1}. Received: {text}")
     return frozenset(map(int, ranks))

@@ -1,4 +1,4 @@
-"""What each rank executes: a script, a module or a program, looked up before anything starts."""
+"""The command of a rank: a script, a module or a program, looked up before anything starts."""
 
 import os
 import shutil
@@ -12,23 +12,23 @@ CHECKOUT = Path(__file__).parent.parent
 
 
 def resolve(target: str, arguments: Sequence[str], *, module: bool, no_python: bool) -> list[str]:
-    """The command of a rank, the first word an absolute path.
+    """Returns the command of a rank. Its first word is an absolute path.
 
     Args:
-        target: a script, or with `module` a module, or with `no_python` a program.
-        arguments: what follows it.
+        target: a script; a module if `module` is set; a program if `no_python` is set.
+        arguments: the arguments of the target.
 
     Raises:
-        LaunchError: if there is no such thing.
+        LaunchError: if the target does not exist.
     """
     if module and no_python:
-        raise LaunchError("-m runs a module with Python, --no-python runs without it. Use one of them.")
+        raise LaunchError("-m runs a module with Python; --no-python runs a program without Python. Use one of them.")
     if no_python:
         program = shutil.which(target)
         if program is None:
-            raise LaunchError(f"--no-python runs a program, a file that may be executed. Received: {target}")
+            raise LaunchError(f"--no-python needs an executable file. Received: {target}")
         return [program, *arguments]
-    python = [sys.executable, "-u"]  # unbuffered: what a rank printed before it died is in its log
+    python = [sys.executable, "-u"]  # unbuffered, so that the log contains everything that a rank printed before it died
     if module:
         _check_module(target)
         return [*python, "-m", target, *arguments]
@@ -38,14 +38,14 @@ def resolve(target: str, arguments: Sequence[str], *, module: bool, no_python: b
 def _script(path):
     found = path if os.path.exists(path) or os.path.isabs(path) else str(CHECKOUT / path)
     if os.path.isdir(found) and not os.path.exists(os.path.join(found, "__main__.py")):
-        raise LaunchError(f"A script is a file. Received the folder {path}")
+        raise LaunchError(f"A script must be a file. Received the folder {path}")
     if not os.path.exists(found):
-        raise LaunchError(f"There is no script {path} here, in {os.getcwd()}.")
+        raise LaunchError(f"There is no script {path} in {os.getcwd()}.")
     return found
 
 
 def _check_module(name):
-    """Looks for a module as the import system does, without importing its parents: they may bring in TensorFlow."""
+    """Looks up a module like the import system, but does not import its parents, which may import TensorFlow."""
     path, spec = None, None
     for end in range(1, name.count(".") + 2):
         part = ".".join(name.split(".")[:end])
@@ -54,7 +54,7 @@ def _check_module(name):
             raise LaunchError(f"There is no module {part}. Received: -m {name}")
         path = spec.submodule_search_locations
     if path is not None and _find(f"{name}.__main__", path) is None:
-        raise LaunchError(f"-m takes a module, or a package with a __main__. Received the package {name}")
+        raise LaunchError(f"-m needs a module, or a package with a __main__ module. Received the package {name}")
 
 
 def _find(name, path):

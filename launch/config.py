@@ -1,4 +1,4 @@
-"""What a launcher was asked to do, with every default decided."""
+"""`LaunchConfig`: what the command line asks for, with every default resolved."""
 
 import secrets
 import time
@@ -18,16 +18,16 @@ class LaunchConfig:
 
     Args:
         command: what each rank executes.
-        nodes, node, per_node: how many nodes, which one this is, and ranks on each.
-        rendezvous: host and port where the launchers of several nodes find node 0.
-        master_addr, master_port: for the ranks.
-        named_port: the user named the port, so no other port will do.
-        run_id: the run's name; None: node 0 decides.
-        log_dir: where the ranks' logs are; None: `runs/logs/RUN_ID`.
-        cores: the cores that each local rank runs on; None: those of the launcher.
-        shown: the local ranks whose output is shown; None: all.
-        max_restarts, monitor_interval, grace, stall_timeout, rendezvous_timeout: as the flags; times in seconds.
-        dry_run: print what would be started, and start nothing.
+        nodes, node, per_node: the number of nodes, the number of this node, and the ranks on each node.
+        rendezvous: host and port where the launchers of other nodes connect to node 0.
+        master_addr, master_port: address and port for the ranks.
+        named_port: whether the port is fixed, so that no other port may be used.
+        run_id: the name of the run; None: node 0 chooses it.
+        log_dir: the directory of the ranks' logs; None: `runs/logs/RUN_ID`.
+        cores: the cores that each local rank runs on; None: the cores of the launcher.
+        shown: the local ranks whose output is shown; None: all ranks.
+        max_restarts, monitor_interval, grace, stall_timeout, rendezvous_timeout: see the flags; times in seconds.
+        dry_run: print what would start, and start nothing.
     """
 
     command: list[str]
@@ -51,29 +51,29 @@ class LaunchConfig:
 
     @property
     def local(self) -> bool:
-        """No other machine takes part: everything stays on the loopback interface."""
+        """Whether the run stays on this machine, on the loopback interface."""
         return self.nodes == 1 or self.rendezvous[0] in ("localhost", LOOPBACK)
 
     def threads(self, local: int) -> int:
-        """How many threads a local rank's libraries may take: its share of the cores, and no more than it runs on."""
+        """Returns the number of threads for the libraries of a local rank: its share of the cores, at most one per core it runs on."""
         return max(1, min(cpus() // self.per_node, len(self.cores[local]) if self.cores else cpus()))
 
 
 def new_run_id() -> str:
-    """A name for a run that was given none: when it began, and four letters against coincidence."""
+    """Returns a name for a run without `--rdzv-id`: the time, and four random characters."""
     return time.strftime("%Y%m%d-%H%M%S-") + secrets.token_hex(2)
 
 
 def secret_of(config: LaunchConfig, environment: Mapping[str, str]) -> bytes:
-    """The secret that the run's launchers share; empty where no other machine takes part.
+    """Returns the secret that the launchers of the run share; empty if the run stays on this machine and has none.
 
     Raises:
-        LaunchError: if there is none and the run spans hosts.
+        LaunchError: if the run spans several hosts and has no secret.
     """
     found = environment.get(world.SECRET, "")
     if not found and not config.local:
         raise LaunchError(
-            f"A run on several nodes needs {world.SECRET}, the same random text on each: "
-            f"export {world.SECRET}=$(openssl rand -hex 16) once, and pass it on."
+            f"A run on several nodes needs {world.SECRET}, the same random text on each node. Create it once with "
+            f"export {world.SECRET}=$(openssl rand -hex 16), and pass it on."
         )
     return found.encode(errors="surrogateescape")

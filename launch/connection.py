@@ -1,4 +1,4 @@
-"""Connections between the launcher's processes: a line for each message, signed where a connection leaves the process's family."""
+"""Connections between the processes of the launcher, with one line for each message. Connections to other launchers are signed."""
 
 import hashlib
 import hmac
@@ -9,7 +9,7 @@ from typing import Literal
 
 from launch.messages import Message, Refused, decode, encode
 
-LONGEST = 1 << 22  # bytes of one message: far above what a thousand nodes need, far below what would hurt
+LONGEST = 1 << 22  # bytes of one message; a thousand nodes need far less
 NONCE = 32  # bytes
 
 Problem = Literal["", "unreadable", "authentication"]
@@ -20,7 +20,7 @@ class Connection:
 
     Args:
         connected: a connected stream socket.
-        longest: bytes of the longest message that is read.
+        longest: the size limit of a received message, in bytes.
     """
 
     def __init__(self, connected: socket.socket, longest: int = LONGEST):
@@ -28,33 +28,33 @@ class Connection:
         self._longest = longest
         self._received = b""
         self.closed = False
-        self.problem: Problem = ""  # what the other side sent, if it is why the connection is closed
+        self.problem: Problem = ""  # why the connection is closed, if the peer sent something wrong
 
     def fileno(self) -> int:
         """For selectors."""
         return self._socket.fileno()
 
     def send(self, message: Message) -> None:
-        """Sends a message. If the other side is gone nothing happens, and `receive` finds out."""
+        """Sends a message. If the peer is gone, sets `closed`."""
         try:
             self._socket.sendall(self._pack(encode(message)) + b"\n")
         except OSError:
             self.closed = True
 
     def receive(self) -> list[Message]:
-        """Waits for the next piece of data, and returns the messages that it completes.
+        """Waits for data, and returns the messages that are complete.
 
-        `closed` is set at the end of the connection, and after something that is not a message; `problem` then says what it was.
+        Sets `closed` at the end of the connection and after data that is not a message; `problem` then says what was wrong.
 
         Raises:
-            TimeoutError: if the socket has a timeout, and it passed.
+            TimeoutError: if the socket has a timeout, and the timeout has expired.
         """
         try:
             data = self._socket.recv(1 << 16)
         except BlockingIOError:
             return []
         except OSError as error:
-            if isinstance(error, TimeoutError) and error.errno is None:  # the socket's own; the kernel's is the end
+            if isinstance(error, TimeoutError) and error.errno is None:  # the kernel's ETIMEDOUT has one
                 raise
             data = b""
         self._received += data
@@ -78,7 +78,7 @@ class Connection:
         self._socket.close()
 
     def _greeted(self) -> bool:
-        """Whether what comes now are messages."""
+        """Returns whether the handshake is complete."""
         return True
 
     def _pack(self, body: bytes) -> bytes:
@@ -89,19 +89,19 @@ class Connection:
 
 
 class SignedConnection(Connection):
-    """A connection whose messages carry a signature that only who knows the secret can make.
+    """A connection that signs each message with a shared secret.
 
-    Both sides send a random number first. The key follows from both numbers and the secret. Each signature also covers the
-    direction and the count of its message, so that nothing can be replayed. The messages are no secret.
+    First, both sides send a random number. The key is derived from both numbers and the secret. Each signature also covers the
+    direction and the sequence number of its message, so that no message can be replayed. Messages are not encrypted.
 
     Args:
         connected: a connected stream socket.
         secret: shared by both sides.
-        server: which of the two sides this is.
-        longest: bytes of the longest message that is read.
+        server: whether this side accepted the connection.
+        longest: the size limit of a received message, in bytes.
 
     Raises:
-        OSError: if the other side is gone.
+        OSError: if the peer is gone.
     """
 
     def __init__(self, connected: socket.socket, secret: bytes, *, server: bool, longest: int = LONGEST):
@@ -114,12 +114,12 @@ class SignedConnection(Connection):
         connected.sendall(self._nonce)
 
     def refuse(self) -> None:
-        """Shows the other side, which failed to authenticate itself, that the secrets differ: it finds the same of this message."""
+        """Tells a peer whose authentication failed that the secrets differ: the peer cannot verify this message either."""
         self.send(Refused())
 
     @property
     def greeted(self) -> bool:
-        """The other side's random number is here, so that messages can be signed."""
+        """Whether the peer's random number has arrived, so that messages can be signed."""
         return bool(self._key)
 
     def _greeted(self):
@@ -150,7 +150,7 @@ class SignedConnection(Connection):
 
 
 def keep_alive(connected: socket.socket) -> None:
-    """Waits without a time limit from now on, but notices within seconds that the other machine is gone."""
+    """Removes the timeout of a socket, but lets the kernel notice within seconds that the other machine is gone."""
     connected.settimeout(None)
     for option, value in (
         (socket.TCP_KEEPIDLE, 2),

@@ -1,7 +1,7 @@
-"""What the launcher says. Nothing here raises, and nothing waits for long: ranks depend on this process.
+"""The output of the launcher. Functions here never raise and never block for long, because ranks depend on this process.
 
-A terminal may be closed, stopped or full, and a reader may be gone. Then the text is lost and the run goes on. Escape sequences and
-other control characters are left out, because texts contain what ranks and other hosts sent.
+If the terminal is closed, stopped or full, the text is lost and the run continues. Escape sequences and other control characters
+are removed, because the text may come from ranks and other hosts.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import os
 import re
 import select
 
-PATIENCE = 5.0  # seconds for a terminal that stands still
+PATIENCE = 5.0  # seconds to wait for a terminal that accepts nothing
 OUT, ERR = 1, 2
 
 _ESCAPES = re.compile(
@@ -19,11 +19,11 @@ _ESCAPES = re.compile(
     r"|\x9b[0-?]*[ -/]*[@-~]"
 )
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # all but tab and newline
-_stuck: set[int] = set()  # descriptors that took nothing last time
+_stuck: set[int] = set()  # descriptors that accepted nothing last time
 
 
 def say(text: str) -> None:
-    """Says something in one line of standard error, with the launcher's name in front."""
+    """Writes one line to standard error, prefixed with the launcher's name."""
     show(f"[launch] {text}")
 
 
@@ -31,7 +31,7 @@ def show(text: str, descriptor: int = ERR) -> None:
     """Writes a text and a newline.
 
     Args:
-        text: lines; control characters are left out.
+        text: one or more lines; control characters are removed.
         descriptor: `OUT` or `ERR`.
     """
     rest = (printable(text) + "\n").encode(errors="backslashreplace")
@@ -43,11 +43,11 @@ def show(text: str, descriptor: int = ERR) -> None:
                 _stuck.add(descriptor)
                 return
             _stuck.discard(descriptor)
-            rest = rest[os.write(descriptor, rest[: select.PIPE_BUF]) :]  # as much as a writable pipe takes at once
+            rest = rest[os.write(descriptor, rest[: select.PIPE_BUF]) :]  # as much as a writable pipe accepts at once
 
 
 def printable(text: str) -> str:
-    """The text without escape sequences and control characters.
+    """Returns the text without escape sequences and control characters.
 
     Example:
         >>> printable("\\x1b[31mred\\x1b[0m")
@@ -57,7 +57,7 @@ def printable(text: str) -> str:
 
 
 def open_standard_descriptors() -> None:
-    """Opens those of 0, 1 and 2 that are closed: a socket must not get such a number, and then what is said there."""
+    """Opens descriptors 0, 1 and 2 if they are closed, so that no socket gets such a number and receives the output."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)

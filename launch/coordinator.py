@@ -1,4 +1,4 @@
-"""Node 0's part: starts and ends the ranks of all nodes together, and decides what follows a failure."""
+"""The coordinator on node 0: starts and ends the ranks of all nodes together, and decides what follows a failure."""
 
 import dataclasses
 import select
@@ -25,24 +25,24 @@ from launch.messages import (
     Start,
 )
 from launch.nodes import Node
-from launch.report import Failure, failure_of, screen
+from launch.report import Failure, failure_of, format_report
 from launch.restarts import Restarts
 from launch.signals import Signals, Stopped
 from launch.world import WorldSpec
 
-CAUSE_WAIT = 10.0  # seconds in which the rank that failed first may end, after another one has ended because of it
-UNREACHABLE = 15.0  # seconds after which a node that was told to end its ranks, and does not report their end, is given up
+CAUSE_WAIT = 10.0  # seconds to wait for the rank that failed first, after a rank has exited because it lost another rank
+UNREACHABLE = 15.0  # seconds to wait until a node reports the end of its ranks, before it counts as lost
 
 
 class Attempt:
-    """All ranks, from their start to the end of the last one.
+    """One attempt: all ranks, from their start to the end of the last one.
 
     Args:
-        config: this launcher's.
-        nodes: all nodes by their numbers; 0 is this one.
-        signals: those that this launcher receives.
-        gone: numbers of the nodes that can run nothing any more; a node that goes is added.
-        clock: seconds.
+        config: the configuration of this launcher.
+        nodes: all nodes by number; node 0 is this one.
+        signals: the signals that this launcher receives.
+        gone: the numbers of lost nodes; the attempt adds to them.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -55,17 +55,17 @@ class Attempt:
     ):
         self._config, self._nodes, self._signals, self._gone, self._clock = config, nodes, signals, gone, clock
         self._running = set(nodes) - gone
-        self._heard: set[int] = set()  # by this launcher; what was forwarded may come from another node's
+        self._received: set[int] = set()  # by this launcher; `_forwarded` may contain signals of other launchers
         self._forwarded: list[int] = []
         self._deadline = float("inf")
         self._ends = False
-        self._victim: Failure | None = None  # the failure of a rank that names another one as the cause
-        self._exits: list[ExitRecord] = []  # in the order of time
+        self._victim: Failure | None = None  # the failure of a rank that exited because it lost another rank
+        self._exits: list[ExitRecord] = []  # in chronological order
         self.failure: Failure | None = None
-        self.records: dict[int, tuple[str, ExitRecord]] = {}  # by rank: its host, and how it ended
+        self.records: dict[int, tuple[str, ExitRecord]] = {}  # by rank: its host and exit record
 
     def run(self) -> int:
-        """Waits until every rank of every node is gone. Returns the exit code of the run."""
+        """Waits until all ranks of all nodes have ended. Returns the exit code of the run."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
             for number in self._running:
@@ -83,12 +83,12 @@ class Attempt:
 
     @property
     def was_stopped(self) -> bool:
-        """The launcher was told to end it."""
+        """Whether a signal has stopped the attempt."""
         return bool(self._forwarded)
 
     @property
     def batch(self) -> int | None:
-        """The last batch that any rank reported."""
+        """The highest batch that any rank has reported."""
         return max((record.batch for _, record in self.records.values() if record.batch is not None), default=None)
 
     def _code(self):
@@ -102,15 +102,15 @@ class Attempt:
 
     def _on_signals(self):
         for number in self._signals.received():
-            again = number == signal.SIGINT and number in self._heard
-            self._heard.add(number)
+            again = number == signal.SIGINT and number in self._received
+            self._received.add(number)
             self._forward(number)
             if again:
                 self._end(signal.SIGKILL)
-                console.say("interrupted twice: the ranks are ended at once")
+                console.say("interrupted twice: ending the ranks at once")
 
     def _forward(self, number):
-        """Once each: Slurm sends TERM twice, and several launchers of a run receive the same signal."""
+        """Forwards each signal once, because Slurm sends TERM twice and several launchers may receive the same signal."""
         if number in self._forwarded:
             return
         if not self._forwarded and not self._ends:
@@ -144,7 +144,7 @@ class Attempt:
     def _on_exit(self, host, event):
         record = event.record
         self._exits.append(record)
-        if self.failure and self.failure.rank == record.rank and not self.failure.log:  # a stall: now there are stacks
+        if self.failure and self.failure.rank == record.rank and not self.failure.log:  # a stalled rank has now printed its stacks
             self.failure = dataclasses.replace(self.failure, tail=event.tail, log=record.log)
         stopped = self._forwarded and (record.code in exit_codes.STOPPED or -record.code in (*self._forwarded, signal.SIGKILL))
         if not record.code or self._ends or stopped:
@@ -163,10 +163,10 @@ class Attempt:
             self._running.discard(number)
             failure = Failure(f"node {number}: {why}", exit_codes.FAILED)
             self._fail(failure, signal.SIGTERM)
-            self.failure = self.failure or failure  # also where the ranks were being ended: nobody knows how these ended
+            self.failure = self.failure or failure  # also while ranks are being ended, because the end of these ranks is unknown
 
     def _fail(self, failure, number):
-        """The first failure ends everything."""
+        """Ends all ranks after the first failure."""
         if self.failure is None and not self._ends:
             self.failure = failure
             self._end(number)
@@ -179,7 +179,7 @@ class Attempt:
     def _on_deadline(self):
         if self._ends:
             for number in list(self._running):
-                self._on_lost(number, "it does not answer")
+                self._on_lost(number, "does not answer")
             self._deadline = float("inf")
         elif self._victim:
             self._fail(self._victim, signal.SIGTERM)
@@ -189,17 +189,17 @@ class Attempt:
 
 
 def coordinate(config: LaunchConfig, nodes: Mapping[int, Node], signals: Signals, world: WorldSpec, server: Any) -> tuple[int, str]:
-    """Runs attempt after attempt, until one ends well or none may follow.
+    """Runs attempts until one succeeds or no further attempt is allowed.
 
     Args:
-        config: this launcher's.
-        nodes: all nodes by their numbers; 0 is this one.
-        signals: those that this launcher receives.
+        config: the configuration of this launcher.
+        nodes: all nodes by number; node 0 is this one.
+        signals: the signals that this launcher receives.
         world: the run.
         server: Horovod's rendezvous server, or None.
 
     Returns:
-        The run's exit code, and one line that says why it is not 0.
+        The exit code of the run, and one line that explains an exit code other than 0.
     """
     restarts, gone = Restarts(config.max_restarts), set[int]()
     while True:
@@ -211,11 +211,11 @@ def coordinate(config: LaunchConfig, nodes: Mapping[int, Node], signals: Signals
         code = attempt.run()
         if not attempt.failure:
             return code, "stopped by a signal" if code else ""
-        console.show(screen(attempt.failure, attempt.records.values()))
+        console.show(format_report(attempt.failure, attempt.records.values()))
         if attempt.was_stopped:
             return code, attempt.failure.line
         if gone and config.max_restarts:
-            console.say("not started again: that takes all nodes")
+            console.say("not restarted: a restart needs all nodes")
         decision = None if gone else restarts.after_failure(code, attempt.batch)
         if decision and decision.why:
             console.say(decision.why)
@@ -226,7 +226,7 @@ def coordinate(config: LaunchConfig, nodes: Mapping[int, Node], signals: Signals
 
 
 def _wait_between(seconds: float, signals: Signals, nodes: Sequence[Node]) -> None:
-    """Waits between two attempts. A signal to any launcher raises `Stopped`; a node that goes ends the wait."""
+    """Waits between two attempts. A signal to any launcher raises `Stopped`; the loss of a node ends the wait."""
     sources: list[Any] = [signals, *nodes]
     ready, _, _ = select.select(sources, [], [], seconds)
     signals.check()

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 
 def cpus() -> int:
-    """The cores that this process may use."""
+    """Returns the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def gpus(environment: Mapping[str, str]) -> list[str]:
-    """The names of the visible GPUs: what CUDA_VISIBLE_DEVICES says, or else one number for each device file."""
+    """Returns the names of the visible GPUs: those in CUDA_VISIBLE_DEVICES, or the numbers of the device files."""
     visible = environment.get("CUDA_VISIBLE_DEVICES")
     present = sorted(path.removeprefix("/dev/nvidia") for path in glob.glob("/dev/nvidia[0-9]*"))
     if visible is None:

@@ -1,4 +1,4 @@
-"""What `--dry-run` prints: rank, host, devices, command and environment."""
+"""The table that `--dry-run` prints: rank, host, devices, command and environment."""
 
 import os
 import shlex
@@ -11,7 +11,7 @@ from launch.world import WorldSpec, environment_of
 
 
 def render(config: LaunchConfig, world: WorldSpec) -> str:
-    """The table. Of the other nodes it knows only the numbers: devices are this node's, addresses node 0's."""
+    """Returns the table. Other nodes have only their numbers in it: devices are those of this node, addresses those of node 0."""
     environments = [
         environment_of(world, rank, threads=config.threads(rank % world.per_node), already=os.environ)
         for rank in range(world.world_size)
@@ -27,17 +27,17 @@ def render(config: LaunchConfig, world: WorldSpec) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     everywhere = _variables(dict(sorted(same)))
     return "\n".join(
-        [*lines, "", f"on every rank: {everywhere}", "Where Horovod's rendezvous server listens is known when it runs."]
+        [*lines, "", f"on every rank: {everywhere}", "The address of Horovod's rendezvous server is known when the run starts."]
     )
 
 
 def _devices(config, local):
-    found, per_node = gpus(os.environ), config.per_node
+    found = gpus(os.environ)
     cores = f", cores {as_text(config.cores[local])}" if config.cores else ""
     if not found:
         threads = config.threads(local)
         return f"cpu, {threads} thread{'' if threads == 1 else 's'}{cores}"
-    return "gpu " + (",".join(found) if per_node == 1 else found[local % len(found)]) + cores
+    return "gpu " + (",".join(found) if config.per_node == 1 else found[local % len(found)]) + cores
 
 
 def _variables(environment):

@@ -1,13 +1,13 @@
-"""What the launcher says in one line, without a traceback."""
+"""Errors that the launcher prints in one line, without a traceback."""
 
 from launch import exit_codes
 
 
 class LaunchError(Exception):
-    """A run that cannot start, or not go on.
+    """The run cannot start or cannot continue.
 
     Args:
-        message: one line: the rule, what was received, what to do.
+        message: one line that says what is wrong, what was received and what to do.
         code: the launcher's exit code.
     """
 

@@ -1,8 +1,8 @@
-"""The process between the launcher and the agent: when the agent is gone, it kills all that the agent leaves behind.
+"""The keeper: the process between launcher and agent, which kills the processes that a dead agent leaves behind.
 
-The launcher and the agent may be killed in the same moment, by `pkill -9 -f 'python -m launch'` or for want of memory. The kernel
-then kills the ranks, but not what the ranks have started. The keeper is a subreaper, so those become its children, and it kills
-them. Its command line is not the launcher's, and no signal but KILL and STOP has an effect on it.
+Launcher and agent may be killed at the same moment, by `pkill -9 -f 'python -m launch'` or because memory runs out. The kernel then
+kills the ranks, but not the processes that the ranks have started. The keeper is a subreaper: it adopts these processes and kills
+them. Its command line differs from the launcher's, and it blocks all signals that can be blocked.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from launch import exit_codes, processes
 
-PATIENCE = 30.0  # seconds in which an agent without a launcher has to end; it gives the ranks 3
+PATIENCE = 30.0  # seconds until an agent without a launcher must have ended; the ranks get 3 of them
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from launch import keeper; keeper.keep(*map(int, sys.argv[2:]))"
 
 
@@ -23,14 +23,14 @@ def fork_under_keeper() -> int:
     """Forks twice: the child becomes the keeper, and the grandchild returns.
 
     Returns:
-        The keeper's process id in the caller, 0 in the grandchild.
+        The process id of the keeper in the caller; 0 in the grandchild.
     """
     launcher = os.getpid()
     child = os.fork()
     if child:
         return child
     try:
-        os.setsid()  # what is sent to the launcher's process group, or typed on its terminal, is not for its children
+        os.setsid()  # signals to the launcher's process group or terminal must not reach its children
         processes.become_subreaper()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         agent = os.fork()
@@ -46,7 +46,7 @@ def _become_keeper(agent: int, launcher: int) -> NoReturn:
     try:
         processes.request_signal_at_parents_death(signal.SIGUSR1)
         null = os.open(os.devnull, os.O_RDWR)
-        for descriptor in range(3):  # a reader of the launcher's output does not wait for this process
+        for descriptor in range(3):  # so that a reader of the launcher's output does not wait for this process
             os.dup2(null, descriptor)
         root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", _PROGRAM, root, str(agent), str(launcher)])
@@ -55,14 +55,14 @@ def _become_keeper(agent: int, launcher: int) -> NoReturn:
 
 
 def keep(agent: int, launcher: int, clock: Callable[[], float] = time.monotonic) -> None:
-    """Waits for the end of the agent, then kills what is left of its descendants.
+    """Waits until the agent ends, then kills its remaining descendants.
 
-    An agent that outlives the launcher for too long, because it was stopped or its log is on a disk that hangs, is killed too.
+    Also kills an agent that outlives the launcher for too long, because it was stopped or its log is on a hanging disk.
 
     Args:
-        agent: a child of this process.
-        launcher: this process's parent.
-        clock: seconds.
+        agent: the process id of the agent, a child of this process.
+        launcher: the process id of the launcher, the parent of this process.
+        clock: returns the time in seconds.
     """
     deadline = None
     while not _has_ended(agent):
@@ -73,7 +73,7 @@ def keep(agent: int, launcher: int, clock: Callable[[], float] = time.monotonic)
         if left <= 0:
             break
         with contextlib.suppress(InterruptedError):
-            signal.sigtimedwait(signal.valid_signals(), left)  # all are blocked: any of them makes it look again
+            signal.sigtimedwait(signal.valid_signals(), left)  # all are blocked; any of them triggers the next check
     processes.end_descendants()
 
 

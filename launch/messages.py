@@ -1,15 +1,15 @@
-"""What the launcher's processes tell each other, and how it becomes a line of JSON and back.
+"""The messages between the processes of the launcher, and their encoding as lines of JSON.
 
 | message | from | to |
 |---|---|---|
 | `Hello`, `NodeInfo` | a node that joins | node 0 |
 | `Endpoint`, `Refused` | node 0 | a node that joins |
-| `Start`, `SendSignal`, `EndRanks` | coordinator, through a node worker where the node is another one | agent |
+| `Start`, `SendSignal`, `EndRanks` | coordinator, through the node worker of another node | agent |
 | `Leave` | coordinator | node worker |
-| `RankExited`, `RankStalled`, `Notice`, `AttemptEnded`, `NodeLost` | agent, through a node worker | coordinator |
+| `RankExited`, `RankStalled`, `Notice`, `AttemptEnded`, `NodeLost` | agent, through the node worker of another node | coordinator |
 | `SignalReceived` | node worker | coordinator |
 
-A message that is read back has exactly the fields of its class, with values of their types; anything else is a `ValueError`.
+A decoded message has exactly the fields of its class, with values of their types; anything else raises a `ValueError`.
 """
 
 import dataclasses
@@ -27,10 +27,10 @@ from launch.world import WorldSpec
 
 @dataclass(frozen=True)
 class Hello:
-    """A node asks where to talk to node 0.
+    """A node asks for the endpoint of node 0.
 
     Args:
-        node: its number.
+        node: the number of the node that asks.
     """
 
     node: int
@@ -38,10 +38,10 @@ class Hello:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where node 0 talks to the other nodes.
+    """The endpoint at which node 0 talks to the other nodes.
 
     Args:
-        port: on the address that was called.
+        port: a port of the address that was called.
     """
 
     port: int
@@ -49,21 +49,21 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class Refused:
-    """The caller has another secret. It cannot verify this message, which tells it so."""
+    """The caller has another secret. It learns this because it cannot verify this message."""
 
 
 @dataclass(frozen=True)
 class NodeInfo:
-    """What a node is about to start. All nodes have to agree on the first four.
+    """What a node is about to start. All nodes must agree on the first four fields.
 
     Args:
-        nodes, per_node: nodes of the run, and ranks on each.
-        command: of each rank; the program without its folder.
-        run_id: the run's name, if this node was given one.
+        nodes, per_node: the number of nodes, and of ranks on each node.
+        command: the command of each rank; the program without its folder.
+        run_id: the name of the run, if this node was given one.
         node: the number of the node.
         host: the name of its host.
-        worker_ports: a port for each of its ranks, for `TF_CONFIG`.
-        interface: the network interface on which it reaches node 0.
+        worker_ports: a port for each rank of the node, for `TF_CONFIG`.
+        interface: the network interface over which the node reaches node 0.
     """
 
     nodes: int
@@ -82,8 +82,8 @@ class Start:
 
     Args:
         world: the run.
-        stall_timeout: seconds without progress after which a rank is reported; None: never.
-        interval: seconds between two looks at the progress.
+        stall_timeout: seconds without progress after which the agent reports a rank; None: never.
+        interval: seconds between two checks of the progress.
     """
 
     world: WorldSpec
@@ -93,14 +93,14 @@ class Start:
 
 @dataclass(frozen=True)
 class SendSignal:
-    """Send a signal to each rank; the ranks may save."""
+    """Send a signal to each rank, which may then save and exit."""
 
     number: signal.Signals
 
 
 @dataclass(frozen=True)
 class EndRanks:
-    """End all ranks and what they started: with this signal first, with SIGKILL soon after."""
+    """End all ranks and the processes that they started: first with this signal, soon after with SIGKILL."""
 
     number: signal.Signals
 
@@ -111,7 +111,7 @@ class Leave:
 
     Args:
         code: the exit code of every launcher.
-        why: a line for the user; empty if there is nothing to say.
+        why: one line for the user; may be empty.
     """
 
     code: int
@@ -123,11 +123,11 @@ class ExitRecord:
     """How a rank ended.
 
     Args:
-        rank: which.
-        code: as in `subprocess`: negative for a signal.
-        batch: the last batch that it reported.
-        log: the file with its output.
-        lost: bytes of its output that the file lacks.
+        rank: the rank.
+        code: the return code as in `subprocess`, negative for a signal.
+        batch: the last batch that the rank reported.
+        log: the file with the output of the rank.
+        lost: the number of bytes of the output that the file lacks.
     """
 
     rank: int
@@ -142,9 +142,9 @@ class RankExited:
     """A rank ended.
 
     Args:
-        record: how.
-        out_of_memory: the kernel killed a process for want of memory in this attempt.
-        tail: the end of the rank's output; empty if it succeeded.
+        record: how the rank ended.
+        out_of_memory: whether the kernel killed a process in this attempt because memory ran out.
+        tail: the end of the rank's output; empty if the rank succeeded.
     """
 
     record: ExitRecord
@@ -157,9 +157,9 @@ class RankStalled:
     """A rank made no progress for too long.
 
     Args:
-        rank: which.
-        batch: the last batch that it reported.
-        stopped: it was stopped by SIGSTOP.
+        rank: the rank.
+        batch: the last batch that the rank reported.
+        stopped: whether SIGSTOP has stopped the rank.
     """
 
     rank: int
@@ -169,17 +169,17 @@ class RankStalled:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something that the user should know, and that changes nothing."""
+    """Information for the user that does not change the run."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class AttemptEnded:
-    """Every process of this node's ranks is dead.
+    """All ranks of the node, and all processes that they started, have ended.
 
     Args:
-        records: one for each rank.
+        records: one record for each rank.
     """
 
     records: tuple[ExitRecord, ...]
@@ -187,7 +187,7 @@ class AttemptEnded:
 
 @dataclass(frozen=True)
 class NodeLost:
-    """The node can run nothing any more.
+    """The node can no longer run ranks.
 
     Args:
         why: the cause.
@@ -211,15 +211,15 @@ _KINDS = {kind.__name__: kind for kind in typing.get_args(Message)}
 
 
 def encode(message: Message) -> bytes:
-    """The message as one line of JSON, without its end."""
+    """Returns the message as one line of JSON, without the newline."""
     return json.dumps({"kind": type(message).__name__, **dataclasses.asdict(message)}).encode()
 
 
 def decode(line: bytes) -> Message:
-    """Reads a message back.
+    """Returns the message that a line contains.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if the line is not a message.
     """
     try:
         fields = json.loads(line)
@@ -229,7 +229,7 @@ def decode(line: bytes) -> Message:
 
 
 def _build(kind: Any, value: Any) -> Any:
-    """The value as the type that a field has."""
+    """Returns the value, converted to the type of a field."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is types.UnionType:
         return None if value is None else _build(arguments[0], value)  # every union here is `X | None`

@@ -1,4 +1,4 @@
-"""The part of every node but node 0: does as the coordinator says, and reports what happens here."""
+"""The node worker on every node except node 0: executes the orders of the coordinator, and reports events to it."""
 
 import selectors
 import signal
@@ -14,14 +14,14 @@ from launch.signals import Signals
 
 
 class NodeWorker:
-    """A node that follows node 0.
+    """Passes orders from the coordinator to this node, and events of this node to the coordinator.
 
     Args:
-        node: this one.
+        node: this node.
         coordinator: the connection to node 0's launcher.
-        name: how to name node 0 when it is gone.
-        signals: those that this launcher receives.
-        clock: seconds.
+        name: the name of node 0 in the message that says that it is gone.
+        signals: the signals that this launcher receives.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class NodeWorker:
         self._code: int | None = None
 
     def run(self) -> int:
-        """Follows until node 0 says that the run is over, or is gone. Returns the exit code."""
+        """Works until node 0 ends the run or is gone. Returns the exit code."""
         with selectors.DefaultSelector() as selector:
-            actions = ((self._node, self._report), (self._coordinator, self._obey), (self._signals, self._pass_on))
+            actions = ((self._node, self._report), (self._coordinator, self._handle_orders), (self._signals, self._forward_signals))
             for source, action in actions:
                 selector.register(source, selectors.EVENT_READ, action)
             deadline = float("inf")
@@ -48,7 +48,7 @@ class NodeWorker:
                     key.data()
                 if self._coordinator.closed and self._coordinator in selector.get_map():
                     selector.unregister(self._coordinator)
-                    self._end_alone()
+                    self._on_coordinator_lost()
                 if self._node.gone and self._node in selector.get_map():
                     selector.unregister(self._node)
                 if self._code is not None:
@@ -61,7 +61,7 @@ class NodeWorker:
                 self._running = False
             self._coordinator.send(event)
 
-    def _obey(self):
+    def _handle_orders(self):
         for order in self._coordinator.receive():
             match order:
                 case Start():
@@ -74,15 +74,15 @@ class NodeWorker:
                     if why:
                         console.show(why)
 
-    def _pass_on(self):
+    def _forward_signals(self):
         if not self._ran:
             self._signals.check()
         for number in self._signals.received():
             self._coordinator.send(SignalReceived(signal.Signals(number)))
 
-    def _end_alone(self):
-        alone, self._code = self._code is None, exit_codes.FAILED if self._code is None else self._code
+    def _on_coordinator_lost(self):
+        unexpected, self._code = self._code is None, exit_codes.FAILED if self._code is None else self._code
         if self._running:
             self._node.send(EndRanks(signal.SIGTERM))
-        if alone:
+        if unexpected:
             console.show(f"{self._name}: its launcher is gone")

@@ -1,4 +1,4 @@
-"""The nodes of a run as the coordinator sees them: its own, and those that other launchers run."""
+"""The nodes of a run as the coordinator sees them: the local node, and remote nodes with their own launchers."""
 
 import os
 import signal
@@ -14,24 +14,24 @@ from launch.connection import Connection
 from launch.errors import LaunchError
 from launch.messages import EndRanks, Event, Leave, NodeLost, SendSignal, Start
 
-CLOSE_WAIT = 20.0  # seconds in which the agent has to end: it takes 3 to kill ranks, and up to 10 for a terminal that stands still
-KILL_WAIT = 5.0  # seconds in which what is killed has to be gone, unless its disk hangs
+CLOSE_WAIT = 20.0  # seconds until the agent must have ended: it needs 3 to kill ranks, and up to 10 for a blocked terminal
+KILL_WAIT = 5.0  # seconds to wait for killed processes, which do not end while their disk hangs
 
 
 class Node(ABC):
-    """A node: takes orders for its ranks, and reports what becomes of them.
+    """A node: accepts orders for its ranks, and reports their events.
 
     Args:
-        number: of the node.
+        number: the number of the node.
         host: the name of its host.
-        connection: on which its events arrive.
+        connection: carries orders and events.
     """
 
-    lost: str  # why the node can run nothing any more when its connection is closed
+    lost: str  # why the node is lost when its connection closes
 
     def __init__(self, number: int, host: str, connection: Connection):
         self.number, self.host = number, host
-        self.gone = False  # it can run nothing any more
+        self.gone = False  # the node can no longer run ranks
         self._connection = connection
 
     def fileno(self) -> int:
@@ -43,27 +43,27 @@ class Node(ABC):
         self._connection.send(order)
 
     def send(self, order: SendSignal | EndRanks) -> None:
-        """Has a signal sent to the ranks of the node."""
+        """Sends a signal to the ranks of the node."""
         self._connection.send(order)
 
     def events(self) -> list[Event]:
-        """Waits for what the node reports; for one that is gone, `NodeLost` comes last."""
+        """Waits for events of the node. If the node is gone, `NodeLost` is the last event."""
         events: list[Event] = [message for message in self._connection.receive() if isinstance(message, Event)]
         self.gone = self._connection.closed
         return [*events, NodeLost(self.lost)] if self.gone else events
 
     @abstractmethod
     def leave(self, code: int, why: str) -> None:
-        """Lets the node go: the run is over.
+        """Ends the run on the node.
 
         Args:
-            code: the run's exit code.
-            why: a line for the node's user; empty if there is nothing to say.
+            code: the exit code of the run.
+            why: one line for the user of the node; may be empty.
         """
 
 
 class RemoteNode(Node):
-    """A node whose launcher is at the other end of a connection."""
+    """A node with its own launcher, at the other end of a connection."""
 
     lost = "its launcher is gone"
 
@@ -72,17 +72,18 @@ class RemoteNode(Node):
 
 
 class LocalNode(Node):
-    """The node of this launcher. Forks its agent, so it is made before anything that has threads.
+    """The node of this launcher. Forks the agent, so create it before any thread.
 
     Args:
-        config: this launcher's.
-        clock: seconds.
+        config: the configuration of this launcher.
+        clock: returns the time in seconds.
     """
 
     lost = "the process that owned its ranks was killed"
 
     def __init__(self, config: LaunchConfig, clock: Callable[[], float] = time.monotonic):
-        self._others = processes.descendants(os.getpid())  # of a shell that became this process: `tensorboard & exec python ...`
+        # A shell that has become this process may have left children: `tensorboard & exec python ...`.
+        self._others = processes.descendants(os.getpid())
         connection, self._keeper = start_agent(config)
         super().__init__(config.node, socket.gethostname(), connection)
         self._config, self._clock = config, clock
@@ -91,7 +92,7 @@ class LocalNode(Node):
         """Starts all ranks of the node.
 
         Raises:
-            LaunchError: if the folder for the logs cannot be used.
+            LaunchError: if the log directory cannot be used.
         """
         self.make_log_dir(order.world.run_id)
         super().start(order)
@@ -104,10 +105,10 @@ class LocalNode(Node):
         self.close()
 
     def make_log_dir(self, run_id: str) -> None:
-        """Makes the folder for the logs.
+        """Creates the log directory.
 
         Raises:
-            LaunchError: if that is not possible.
+            LaunchError: if it cannot be created or written to.
         """
         folder = log_dir(self._config, run_id)
         try:
@@ -115,12 +116,10 @@ class LocalNode(Node):
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise PermissionError(None, "Permission denied")
         except OSError as error:
-            raise LaunchError(
-                f"The folder for the logs, {folder}, cannot be used: {error.strerror}. Name another --log-dir."
-            ) from None
+            raise LaunchError(f"The log directory {folder} cannot be used: {error.strerror}. Choose another --log-dir.") from None
 
     def close(self) -> None:
-        """Lets the agent end what it still runs. Kills it, and everything below it, if that takes too long."""
+        """Waits until the agent has ended all processes. Kills the agent and its descendants if that takes too long."""
         self._connection.close()
         self._wake()
         deadline = self._clock() + (0 if self.gone else CLOSE_WAIT)
@@ -130,5 +129,5 @@ class LocalNode(Node):
         processes.end_descendants(KILL_WAIT, self._clock, self._others)
 
     def _wake(self):
-        """An agent that was stopped goes on."""
-        processes.send_to_groups([self._keeper], signal.SIGCONT)  # the keeper's group, which the agent is in
+        """Continues an agent that SIGSTOP has stopped."""
+        processes.send_to_groups([self._keeper], signal.SIGCONT)  # the agent is in the keeper's group

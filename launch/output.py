@@ -1,27 +1,27 @@
-"""The ranks' output: all of it, as it came, to a log for each rank; whole lines with the rank in front to the terminal.
+"""The output of the ranks: unchanged to a log for each rank, and line by line with a prefix to the terminal.
 
-A rank never waits for the terminal: lines that come faster than it takes them are counted, and left to the logs.
+A rank never waits for the terminal: lines that arrive faster than the terminal accepts them are counted, and go only to the logs.
 """
 
 import os
 import select
 import stat
 
-BACKLOG = 8 << 20  # bytes that wait for the terminal before lines are left out
+BACKLOG = 8 << 20  # bytes that may wait for the terminal before lines are left out
 LONGEST_LINE = 1 << 16
-TAIL = 1 << 14  # bytes of each rank's output that are kept for the report
-ATOMIC = select.PIPE_BUF  # a writable pipe takes as much at once without blocking
-LAST_CHANCE = 5.0  # seconds that a terminal may stand still at the end of a run
+TAIL = 1 << 14  # bytes of each rank's output to keep for the report
+ATOMIC = select.PIPE_BUF  # bytes that a writable pipe accepts without blocking
+LAST_CHANCE = 5.0  # seconds that a terminal may block at the end of a run
 COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
-_LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # a FIFO that nobody reads must not stop it
+_LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # the path may be a FIFO without a reader
 CLEAR_LINE = b"\r\x1b[K"
 
 
 class Log:
-    """The log of one rank, to which each attempt is appended.
+    """The log of one rank. Each attempt appends to it. A write error, such as a full disk, does not end the run.
 
     Args:
-        path: the file; a disk that is full, or another error, costs the log and not the run.
+        path: the file.
     """
 
     def __init__(self, path: str):
@@ -34,7 +34,7 @@ class Log:
             self._file, self.error = -1, str(error)
 
     def write(self, data: bytes) -> None:
-        """Appends; what cannot be written is counted in `lost`."""
+        """Appends data. Counts in `lost` the bytes that cannot be written."""
         rest = memoryview(data)
         try:
             while rest:
@@ -50,10 +50,10 @@ class Log:
 
 
 class Terminal:
-    """Standard output, which may be slow, stand still or go away.
+    """Standard output, which may be slow, blocked or closed.
 
     Args:
-        descriptor: where to write.
+        descriptor: the file descriptor to write to.
     """
 
     def __init__(self, descriptor: int = 1):
@@ -70,12 +70,12 @@ class Terminal:
             self.is_tty, self._blocks, self.closed = False, False, True
 
     def show(self, lines: bytes) -> None:
-        """Shows whole lines, as soon as the terminal takes them."""
+        """Queues complete lines for the terminal."""
         if len(self._waiting) > BACKLOG:
             self._left_out += lines.count(b"\n")
             return
         if self._left_out:
-            self._waiting += b"[launch] %d lines are in the logs only: they came faster than they could be shown\n" % self._left_out
+            self._waiting += b"[launch] %d lines are only in the logs: the terminal was too slow to show them\n" % self._left_out
             self._left_out = 0
         if self._bar:
             self._waiting += CLEAR_LINE
@@ -83,7 +83,7 @@ class Terminal:
         self._waiting += lines
 
     def redraw(self, line: bytes) -> None:
-        """Shows a line that the next one replaces: a progress bar."""
+        """Shows a line that the next line replaces: a progress bar."""
         if len(self._waiting) < ATOMIC:
             self._waiting += CLEAR_LINE + line
             self._bar = True
@@ -93,7 +93,7 @@ class Terminal:
         return bool(self._waiting) and not self.closed
 
     def flush(self, seconds: float = 0) -> bool:
-        """Writes what the terminal takes within this time. Returns whether it took anything."""
+        """Writes as much as the terminal accepts within this time. Returns whether it accepted anything."""
         poll = select.poll()
         poll.register(self.descriptor, select.POLLOUT)
         took = False
@@ -103,26 +103,26 @@ class Terminal:
                 del self._waiting[: os.write(self.descriptor, self._waiting[:size])]
             except BlockingIOError:
                 break
-            except OSError:  # nobody reads any more: the logs go on
+            except OSError:  # the reader is gone; the logs continue
                 self.closed = True
             took = True
         return took
 
     def finish(self) -> None:
-        """Writes what is left, for as long as the terminal takes some of it every few seconds."""
+        """Writes the rest, as long as the terminal accepts some of it every few seconds."""
         while self.waiting and self.flush(LAST_CHANCE):
             pass
-        self.show(b"")  # what remains to be said: lines that were left out
+        self.show(b"")  # reports lines that were left out
         self.flush(LAST_CHANCE)
         self._waiting.clear()
 
 
 class Lines:
-    """Puts one rank's name in front of its lines, and tells lines that are redrawn in place from others.
+    """Splits the output of a rank into lines, adds a prefix, and recognizes lines that are redrawn in place.
 
     Args:
-        prefix: what stands before each line.
-        bars: show lines that were redrawn in place; else they are in the log only.
+        prefix: the prefix of each line.
+        bars: whether to show lines that are redrawn in place.
     """
 
     def __init__(self, prefix: bytes, bars: bool):
@@ -130,7 +130,7 @@ class Lines:
         self._partial = b""
 
     def feed(self, data: bytes) -> bytes:
-        """Takes what the rank wrote. Returns the lines that are complete now."""
+        """Adds output of the rank. Returns the lines that are now complete."""
         complete, newline, self._partial = (self._partial + data).rpartition(b"\n")
         if b"\r" in self._partial:
             self._partial = b"\r" + _last_drawn(self._partial)
@@ -139,11 +139,11 @@ class Lines:
         return self._with_prefix(complete) if newline else b""
 
     def bar(self) -> bytes:
-        """The line that is being redrawn, if it is one that is shown."""
+        """Returns the line that is being redrawn, if it is shown."""
         return self._prefix + self._partial[1:] if self._bars and self._partial.startswith(b"\r") else b""
 
     def rest(self) -> bytes:
-        """The last line, if it has no end."""
+        """Returns the last line, if it has no newline."""
         rest, self._partial = self._partial, b""
         return self._with_prefix(rest) if rest.strip(b"\r") else b""
 
@@ -158,18 +158,18 @@ class Lines:
 
 
 def _last_drawn(line):
-    """What remains of a line that was written over itself."""
+    """Returns what a terminal shows of a line that was redrawn."""
     drawn = [piece.strip(b"\b") for piece in line.split(b"\r")]
     return next((piece for piece in reversed(drawn) if piece), b"")
 
 
 class Stream:
-    """One rank's output: its pipe, its log, its lines and the end of what it said.
+    """The output of one rank: its pipe, its log, its lines and their tail.
 
     Args:
-        rank: the number in front of its lines.
-        log: path of its log.
-        terminal: where its lines are shown, or None.
+        rank: the rank, shown before each line.
+        log: the path of the log.
+        terminal: shows the lines; None to show nothing.
     """
 
     def __init__(self, rank: int, log: str, terminal: Terminal | None):
@@ -183,7 +183,7 @@ class Stream:
         os.set_blocking(self.reader, False)
 
     def read(self) -> int:
-        """Takes what is in the pipe. Returns how much that was; 0 at its end, -1 if there is nothing now."""
+        """Reads from the pipe. Returns the number of bytes; 0 at the end, -1 if the pipe is empty."""
         try:
             data = os.read(self.reader, 1 << 18)
         except BlockingIOError:
@@ -200,19 +200,19 @@ class Stream:
         return len(data)
 
     def drain(self, limit: int = 64) -> None:
-        """Takes what is in the pipe now; no more, since a grandchild may write for ever."""
+        """Reads what is in the pipe now. Stops at a limit, because a grandchild may write forever."""
         while limit and self.read() > 0:
             limit -= 1
 
     def warning(self) -> str:
-        """Says once that the log is not complete."""
+        """Returns, once, a warning if the log is incomplete."""
         if self._warned or not self.log.error:
             return ""
         self._warned = True
-        return f"{self.log.path} is not complete: {self.log.error}. The run goes on."
+        return f"{self.log.path} is incomplete: {self.log.error}. The run continues."
 
     def close(self) -> None:
-        """Shows a last line without an end, and closes everything."""
+        """Shows a last line without a newline, and closes pipe and log."""
         if self._terminal is not None and (rest := self._lines.rest()):
             self._terminal.show(rest)
         os.close(self.reader)

@@ -1,7 +1,7 @@
-"""Which user is at the other end of a connection from this host.
+"""Finds the user at the other end of a connection from this host.
 
-Linux tells by sock_diag(7), which looks up one socket, and in /proc/net/tcp, whose reading takes milliseconds: it goes through the
-whole table of sockets, and ranks make hundreds of requests when they start.
+Linux offers sock_diag(7), which looks up one socket, and /proc/net/tcp. Reading the latter takes milliseconds, because it lists all
+sockets, and ranks make hundreds of requests when they start.
 """
 
 import functools
@@ -23,14 +23,14 @@ End = tuple[str, int]  # address and port
 
 
 def is_trusted(connection: socket.socket) -> bool:
-    """Whether a connection from this host belongs to a process of this user or of root; one from another host passes.
+    """Returns whether a local connection belongs to a process of this user or of root. Connections from other hosts pass.
 
     Args:
-        connection: a connected TCP socket of IPv4.
+        connection: a connected IPv4 TCP socket.
     """
     try:
         peer, own = connection.getpeername(), connection.getsockname()
-    except OSError:  # it was closed meanwhile
+    except OSError:  # the connection is already closed
         return False
     if not peer[0].startswith("127.") and peer[0] != own[0]:
         return True
@@ -38,21 +38,21 @@ def is_trusted(connection: socket.socket) -> bool:
     if user not in (ROOT, os.geteuid()):
         _report(user)
         return False
-    # Linux lists a socket that its process has closed as root's. As long as this end is established, the other is not closed.
+    # Linux attributes a closed socket to root. While this end is established, the other end is open.
     return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == ESTABLISHED
 
 
 def _user_of(local: End, remote: End) -> int | None:
-    """The user whose socket has these two ends; None if no process of this host has such a socket."""
+    """Returns the user whose socket has these two ends; None if no process on this host has such a socket."""
     for look in (_ask_kernel, _read_proc):
         for state, user, inode in look(local, remote):
-            if state == ESTABLISHED and inode:  # a socket without an inode belongs to no process any more
+            if state == ESTABLISHED and inode:  # a socket without an inode belongs to no process
                 return user
     return None
 
 
 def _ask_kernel(local: End, remote: End) -> Iterator[tuple[int, int, int]]:
-    """State, user and inode of the socket with these ends, if sock_diag(7) is there and knows it."""
+    """Yields state, user and inode of the socket with these ends, if sock_diag(7) is available and knows it."""
     ends = struct.pack("!2H16s16s", local[1], remote[1], socket.inet_aton(local[0]), socket.inet_aton(remote[0]))
     query = struct.pack("=4BI", socket.AF_INET, socket.IPPROTO_TCP, 0, 0, _ANY) + ends + struct.pack("=3I", 0, _ANY, _ANY)
     try:
@@ -68,25 +68,25 @@ def _ask_kernel(local: End, remote: End) -> Iterator[tuple[int, int, int]]:
 
 
 def _read_proc(local: End, remote: End) -> Iterator[tuple[int, int, int]]:
-    """The same from /proc/net/tcp, and from tcp6 for a socket of IPv6 that speaks IPv4."""
+    """Yields the same from /proc/net/tcp, and from tcp6 for IPv4 connections of IPv6 sockets."""
     for path, write in (("/proc/net/tcp", _write), ("/proc/net/tcp6", _write_mapped)):
         ends = [write(*local), write(*remote)]
         try:
             with open(path) as file:
                 rows = [row for row in map(str.split, file) if row[1:3] == ends]
-        except OSError:  # a kernel without IPv6
+        except OSError:  # the kernel has no IPv6
             continue
         for row in rows:
             yield int(row[3], 16), int(row[7]), int(row[9])
 
 
 def _write(address: str, port: int) -> str:
-    """Address and port as the kernel writes them: 32 bits at a time, in the byte order of this machine."""
+    """Returns address and port as the kernel prints them: 32 bits at a time, in the byte order of this machine."""
     return f"{int.from_bytes(socket.inet_aton(address), sys.byteorder):08X}:{port:04X}"
 
 
 def _write_mapped(address: str, port: int) -> str:
-    """The same as an address of IPv6: ::ffff:127.0.0.1."""
+    """Returns the same as an IPv6 address: ::ffff:127.0.0.1."""
     return f"{0:016X}{int.from_bytes(bytes.fromhex('0000ffff'), sys.byteorder):08X}{_write(address, port)}"
 
 

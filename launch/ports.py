@@ -1,4 +1,4 @@
-"""Ports that are free, and that no other launcher of this machine promises to its ranks."""
+"""Reserves free ports for ranks, so that no other launcher on this machine uses them."""
 
 import contextlib
 import itertools
@@ -7,21 +7,21 @@ import socket
 from launch import exit_codes
 from launch.errors import LaunchError
 
-HIGHEST = 32767  # above begins what the kernel gives to outgoing connections
+HIGHEST = 32767  # the kernel uses ports above for outgoing connections
 
 
 class Ports:
-    """The ports that this launcher took, for as long as it lives.
+    """The ports that this launcher has reserved, until it exits.
 
-    A port cannot be kept by listening on it, since it is for a rank to listen there. An abstract socket of the port's name
-    keeps other launchers away from it, and vanishes with this process.
+    The launcher cannot listen on a reserved port, because a rank will. Instead, it binds an abstract socket with the port's name:
+    other launchers cannot bind the same name, and the socket vanishes with this process.
     """
 
     def __init__(self):
         self._kept: list[socket.socket] = []
 
     def take(self, port: int) -> bool:
-        """Takes this port, if it is free."""
+        """Reserves a port if it is free. Returns whether it was."""
         name = socket.socket(socket.AF_UNIX)
         with contextlib.suppress(OSError):
             name.bind(f"\0launch-port-{port}")
@@ -32,22 +32,22 @@ class Ports:
         return False
 
     def take_named(self, port: int) -> int:
-        """Takes this port and no other.
+        """Reserves a port that the user has chosen.
 
         Raises:
-            LaunchError: if it is in use.
+            LaunchError: if the port is in use.
         """
         if not self.take(port):
             raise LaunchError(
-                f"Port {port} is in use. Name another one, or none on a single node: then the next free one is taken."
+                f"Port {port} is in use. Choose another port; on a single node, leave the flag out to use the next free port."
             )
         return port
 
     def take_next(self, first: int) -> int:
-        """Takes the first port that is free, from this one on.
+        """Reserves the first free port, starting with this one.
 
         Raises:
-            LaunchError: if there is none.
+            LaunchError: if no port is free.
         """
         for port in itertools.chain(range(first, HIGHEST), range(1024, first)):
             if self.take(port):
@@ -56,7 +56,7 @@ class Ports:
 
 
 def is_free(port: int) -> bool:
-    """A server could listen there now."""
+    """Returns whether a server could listen on the port now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

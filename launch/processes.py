@@ -1,4 +1,4 @@
-"""What Linux offers to keep a family of processes together: parent-death signals, subreapers, process groups, /proc.
+"""Process control on Linux: parent-death signals, subreapers, process groups, /proc.
 
 Source: prctl(2) for PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER, proc(5) for /proc/PID/stat and status.
 """
@@ -14,18 +14,18 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-RESET = (*FORWARDED, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)  # those that Python or the agent has changed
+RESET = (*FORWARDED, signal.SIGQUIT, signal.SIGPIPE, signal.SIGXFSZ)  # signals whose effect Python or the agent has changed
 CANNOT_EXECUTE = 126
-SWEEP = 0.005  # seconds between two looks at processes that are about to end
+SWEEP = 0.005  # seconds between two checks of processes that are about to end
 
 
 def become_subreaper() -> None:
-    """Descendants whose parent dies, daemons too, become children of this process and not of init."""
+    """Makes orphaned descendants, daemons included, children of this process instead of init."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
 def request_signal_at_parents_death(number: int) -> None:
-    """This process gets the signal when the thread that forked it ends. It may have ended already: see `os.getppid`."""
+    """Requests a signal for the death of the parent thread. The parent may be dead already: check `os.getppid`."""
     _prctl(PR_SET_PDEATHSIG, number)
 
 
@@ -36,27 +36,27 @@ def spawn(
     ignored: Iterable[int] = (),
     cores: Collection[int] | None = None,
 ) -> int:
-    """Starts a rank: in a process group of its own, killed when this process dies, reading nothing.
+    """Starts a rank in its own process group, without standard input. The kernel kills it when this process dies.
 
     Args:
-        command: what to execute, the first an absolute path.
-        environment: all of its environment.
-        output: descriptor for its standard output and error.
-        ignored: signals that it ignores until it has a handler; the others have their default effect.
-        cores: those that it and its children may run on; None: this process's.
+        command: the command; its first word is an absolute path.
+        environment: the complete environment.
+        output: the descriptor for standard output and standard error.
+        ignored: signals that the rank ignores until it installs a handler; other signals have their default effect.
+        cores: the cores that the rank and its children run on; None: the cores of this process.
 
     Returns:
-        Its process id, which is its group's too.
+        The process id, which is also the id of the process group.
     """
     parent = os.getpid()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, RESET)  # until the rank decides what they do
-    # The child is forked without this process's handlers: `catches` would take them for the rank's, and a signal would kill it.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, RESET)  # until the child has set their effects
+    # Remove this process's handlers before the fork, because `catches` would mistake them for handlers of the rank.
     effects = {number: signal.SIG_IGN if number in ignored else signal.SIG_DFL for number in RESET}
     handlers = {number: signal.signal(number, effect) for number, effect in effects.items()}
     try:
         child = os.fork()
         if child:
-            with contextlib.suppress(OSError):  # the child does the same; the later of the two may find it executing
+            with contextlib.suppress(OSError):  # the child calls setpgid too; this call fails if the child has already called exec
                 os.setpgid(child, child)
             return child
     finally:
@@ -67,7 +67,7 @@ def spawn(
     try:
         os.setpgid(0, 0)
         request_signal_at_parents_death(signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call above
+        if os.getppid() != parent:  # the parent died before the call above
             os._exit(CANNOT_EXECUTE)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if cores is not None:
@@ -77,17 +77,17 @@ def spawn(
         os.dup2(output, 2)
         os.execve(command[0], command, environment)
     except BaseException as error:
-        os.write(2, f"{command[0]} could not be started: {error}\n".encode(errors="backslashreplace"))
+        os.write(2, f"{command[0]} cannot be started: {error}\n".encode(errors="backslashreplace"))
     finally:
         os._exit(CANNOT_EXECUTE)
 
 
 def descendants(ancestor: int, spared: Collection[int] = ()) -> list[int]:
-    """Every process below this one, whatever sessions and groups they made for themselves.
+    """Returns all descendants of a process, in any session and process group.
 
     Args:
-        ancestor: a process id.
-        spared: processes that are left out, with all below them.
+        ancestor: the process id.
+        spared: processes to leave out, with their descendants.
     """
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
@@ -96,7 +96,7 @@ def descendants(ancestor: int, spared: Collection[int] = ()) -> list[int]:
             if fields and int(name) not in spared:
                 children.setdefault(int(fields[1]), []).append(int(name))
     found = list(children.get(ancestor, []))
-    for pid in found:  # it grows while it is read
+    for pid in found:  # the list grows during the loop
         found += children.get(pid, [])
     return found
 
@@ -104,12 +104,12 @@ def descendants(ancestor: int, spared: Collection[int] = ()) -> list[int]:
 def end_descendants(
     seconds: float = float("inf"), clock: Callable[[], float] = time.monotonic, spared: Collection[int] = ()
 ) -> None:
-    """Kills everything below this process, a subreaper, and waits until it is gone.
+    """Kills all descendants of this process, a subreaper, and waits for their end.
 
     Args:
-        seconds: how long to wait: a process whose disk hangs does not die.
-        clock: seconds.
-        spared: processes that are left alone, with all below them.
+        seconds: how long to wait, because a process with a hanging disk does not die.
+        clock: returns the time in seconds.
+        spared: processes to leave out, with their descendants.
     """
     deadline = clock() + seconds
     while left := descendants(os.getpid(), spared):
@@ -121,14 +121,14 @@ def end_descendants(
 
 
 def reap() -> None:
-    """Takes the exit of each child that ended."""
+    """Reaps all children that have ended."""
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
 
 
 def open_pidfd(pid: int) -> int | None:
-    """A descriptor that becomes readable when the process ends; None before Linux 5.3."""
+    """Returns a descriptor that becomes readable when the process ends; None before Linux 5.3."""
     try:
         return os.pidfd_open(pid)
     except OSError:
@@ -136,13 +136,13 @@ def open_pidfd(pid: int) -> int | None:
 
 
 def is_stopped(pid: int) -> bool:
-    """Somebody sent it SIGSTOP, or it is traced."""
+    """Returns whether a process is stopped or traced."""
     fields = _stat(pid)
     return bool(fields) and fields[0] in ("T", "t")
 
 
 def catches(pid: int, number: int) -> bool:
-    """The process has a handler for the signal."""
+    """Returns whether a process has a handler for a signal."""
     try:
         with open(f"/proc/{pid}/status") as file:
             caught = next(line for line in file if line.startswith("SigCgt:"))
@@ -152,14 +152,14 @@ def catches(pid: int, number: int) -> bool:
 
 
 def send(pids: Iterable[int], number: int) -> None:
-    """Sends a signal to each process that is still there."""
+    """Sends a signal to each process that still exists."""
     for pid in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, number)
 
 
 def send_to_groups(groups: Iterable[int], number: int) -> None:
-    """Sends a signal to each process group that is still there, and wakes it if it was stopped."""
+    """Sends a signal to each process group that still exists, and continues stopped processes."""
     for group in groups:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, number)
@@ -167,7 +167,7 @@ def send_to_groups(groups: Iterable[int], number: int) -> None:
 
 
 def forbid_core_dumps(pids: Iterable[int]) -> None:
-    """Processes that are about to be aborted leave no core files."""
+    """Prevents core files of processes that are about to be aborted."""
     for pid in pids:
         with contextlib.suppress(OSError):
             hard = resource.prlimit(pid, resource.RLIMIT_CORE)[1]
@@ -175,7 +175,7 @@ def forbid_core_dumps(pids: Iterable[int]) -> None:
 
 
 def out_of_memory_kills() -> int:
-    """How often this machine's kernel has killed a process for want of memory; 0 where it does not say."""
+    """Returns how many processes this kernel has killed because memory ran out; 0 if unknown."""
     try:
         with open("/proc/vmstat") as file:
             return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
@@ -184,7 +184,7 @@ def out_of_memory_kills() -> int:
 
 
 def _stat(pid):
-    """State, parent and what follows of /proc/PID/stat, after the name, which may hold anything."""
+    """Returns the fields of /proc/PID/stat from the state on; the name before it may contain any character."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""A rank that was started: its process, its output, its progress and how it ended."""
+"""A rank that was started: its process, output, progress and end."""
 
 import os
 import signal
@@ -15,13 +15,13 @@ class Rank:
 
     Args:
         number: the rank.
-        command, environment: what it executes, and with what.
-        stream: where its output goes.
-        ignored: signals that it ignores until it has a handler.
-        cores: those that it runs on; None: the launcher's.
+        command, environment: the command, and its environment.
+        stream: receives the output.
+        ignored: signals that the rank ignores until it installs a handler.
+        cores: the cores that the rank runs on; None: the cores of the launcher.
 
     Raises:
-        OSError: if the system has no room for another process.
+        OSError: if the process cannot be started.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Rank:
     ):
         self.number = number
         self.stream = stream
-        self.pending: set[int] = set()  # signals that it gets when it has a handler for them
+        self.pending: set[int] = set()  # signals to deliver when the rank has a handler for them
         self.exit_code: int | None = None  # negative for a signal
         self._progress = os.memfd_create("progress")
         channel = {world.PROGRESS: f"/proc/{os.getpid()}/fd/{self._progress}"}
@@ -47,28 +47,28 @@ class Rank:
 
     @property
     def batch(self) -> int | None:
-        """The last batch that it reported."""
+        """The last batch that the rank has reported."""
         return world.read_progress(self._progress)[0]
 
     @property
     def record(self) -> ExitRecord:
-        """How it ended. A rank whose end nobody saw counts as killed."""
+        """How the rank ended. A rank whose exit was not observed counts as killed."""
         code = -int(signal.SIGKILL) if self.exit_code is None else self.exit_code
         return ExitRecord(self.number, code, self.batch, self.stream.log.path, self.stream.log.lost)
 
     def moved(self) -> bool:
-        """It reported a batch since the last call; or, as long as it never did, it wrote something."""
+        """Returns whether the rank reported progress since the last call, or, if it has never reported any, wrote output."""
         before, self._seen = self._seen, self._signs_of_life()
         return before != self._seen
 
     def deliver_pending(self) -> None:
-        """Sends the signals that were kept until the rank has a handler for them."""
+        """Delivers pending signals for which the rank has a handler now."""
         for number in [number for number in self.pending if processes.catches(self.pid, number)]:
             self.pending.remove(number)
             processes.send([self.pid], number)
 
     def close(self) -> None:
-        """Closes its output and its progress."""
+        """Closes the output and the progress file."""
         self.stream.close()
         os.close(self._progress)
 

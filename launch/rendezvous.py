@@ -1,9 +1,9 @@
-"""How the launchers of several nodes find each other, and agree on what they start.
+"""The rendezvous: how the launchers of several nodes find each other, and agree on what they start.
 
-Node 0 listens on the port that every node was told. Who knows the run's secret learns there where the launchers talk, and
-hangs up; when all have come, that port is free again, for rank 0 to listen on. Each node then says what it is about to start.
-Where the run stays on one host and has no secret, both sides refuse a process of another user.
-Node 0 compares, and keeps the connections: through them it starts and ends the ranks of all nodes.
+Node 0 listens on the port that all nodes know. A launcher with the secret of the run gets a second port there and disconnects, so
+that rank 0 can use the first port when all nodes have joined. On the second port, each node sends what it is about to start. Node 0
+compares the nodes and keeps the connections, over which it starts and ends all ranks. If the run stays on one host and has no
+secret, both sides refuse processes of other users.
 """
 
 import contextlib
@@ -26,18 +26,18 @@ from launch.peers import is_trusted
 
 RETRY = 0.5
 SIOCGIFADDR = 0x8915
-AGREED = {"nodes": "nodes", "per_node": "ranks on each node", "command": "command", "run_id": "run id"}
+MUST_AGREE = {"nodes": "nodes", "per_node": "ranks on each node", "command": "command", "run_id": "run id"}
 
 
 @dataclass(frozen=True)
 class Member:
-    """A node that came.
+    """A node that has joined.
 
     Args:
-        connection: to its launcher.
-        info: what it is about to start.
-        address: its own, as node 0 sees it.
-        address_of_node_0: as it sees node 0.
+        connection: the connection to its launcher.
+        info: what the node is about to start.
+        address: the address of the node as node 0 sees it.
+        address_of_node_0: the address of node 0 as the node sees it.
     """
 
     connection: Connection
@@ -47,7 +47,7 @@ class Member:
 
 
 def info_of(config: LaunchConfig, worker_ports: Sequence[int]) -> NodeInfo:
-    """What a node says of itself."""
+    """Returns the description of this node for node 0."""
     return NodeInfo(
         nodes=config.nodes,
         per_node=config.per_node,
@@ -61,30 +61,30 @@ def info_of(config: LaunchConfig, worker_ports: Sequence[int]) -> NodeInfo:
 
 
 def gather(config: LaunchConfig, secret: bytes, info: NodeInfo, check: Callable[[], None]) -> dict[int, Member]:
-    """Node 0's side: waits for all other nodes.
+    """Waits on node 0 until all other nodes have joined.
 
     Args:
-        config: this node's.
-        secret: the run's.
-        info: this node's, to compare with.
-        check: called every moment; raises what ends the wait.
+        config: the configuration of this node.
+        secret: the secret of the run.
+        info: the description of this node, to compare with the others.
+        check: called repeatedly; raises an exception to end the wait.
 
     Raises:
-        LaunchError: if some do not come in time, or one is about to start something else.
+        LaunchError: if a node does not join in time, or is about to start something else.
     """
     bind, backlog = LOOPBACK if config.local else "", config.nodes + 16
     try:
         entry = socket.create_server((bind, config.rendezvous[1]), backlog=backlog)
     except OSError as error:
         port = config.rendezvous[1]
-        raise LaunchError(f"Port {port}, where the nodes meet, cannot be used: {error.strerror}. Name another one.") from None
+        raise LaunchError(f"Port {port}, where the nodes meet, cannot be used: {error.strerror}. Choose another port.") from None
     members: dict[int, Member] = {}
     callers = Callers(secret, most=MOST + 2 * config.nodes)
     try:
         with entry, socket.create_server((bind, 0), backlog=backlog) as inner, contextlib.closing(callers):
             port = inner.getsockname()[1]
             callers.listen(entry, lambda caller, message: caller.connection.send(Endpoint(port)))
-            callers.listen(inner, lambda caller, message: _let_in(members, info, callers, caller, message))
+            callers.listen(inner, lambda caller, message: _add_member(members, info, callers, caller, message))
             deadline = time.monotonic() + config.rendezvous_timeout
             while len(members) < config.nodes - 1:
                 check()
@@ -99,7 +99,7 @@ def gather(config: LaunchConfig, secret: bytes, info: NodeInfo, check: Callable[
 
 
 def join(config: LaunchConfig, secret: bytes, info: NodeInfo, check: Callable[[], None]) -> Connection:
-    """Another node's side: finds node 0, with retries, and says what it is about to start. Arguments as for `gather`.
+    """Connects another node to node 0, with retries, and sends its description. Arguments as in `gather`.
 
     Raises:
         LaunchError: if node 0 does not answer in time, or has another secret.
@@ -130,10 +130,10 @@ def join(config: LaunchConfig, secret: bytes, info: NodeInfo, check: Callable[[]
 
 
 def interface_of(address: str) -> str:
-    """The name of the network interface that has this address; empty if none has."""
+    """Returns the name of the network interface with this address; empty if there is none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):  # an interface without an address
+            with contextlib.suppress(OSError):  # the interface has no address
                 found = fcntl.ioctl(any_socket, SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
                 if socket.inet_ntoa(found[20:24]) == address:
                     return name
@@ -144,13 +144,13 @@ class _Call:
     """A connection to node 0.
 
     Args:
-        host, port: where it listens.
-        secret: the run's; if it is empty, a process of another user is refused.
-        until: the clock's time by which the other side has to have spoken.
+        host, port: where node 0 listens.
+        secret: the secret of the run; if it is empty, a process of another user is refused.
+        until: the time by which the peer must have sent its random number.
 
     Raises:
-        OSError: if nobody answers in time, or not as a launcher does.
-        LaunchError: if the other side has another secret.
+        OSError: if no launcher answers in time.
+        LaunchError: if the peer has another secret.
     """
 
     def __init__(self, host: str, port: int, secret: bytes, until: float):
@@ -171,7 +171,7 @@ class _Call:
         return self._connected.getsockname()[0]
 
     def ask(self, question: Hello, until: float) -> Endpoint:
-        """Sends a message and waits for the answer."""
+        """Sends a question and waits for the answer."""
         self.connection.send(question)
         while True:
             for message in self._receive(until):
@@ -179,23 +179,23 @@ class _Call:
                     return message
 
     def keep(self) -> Connection:
-        """The connection, without a time limit."""
+        """Returns the connection, without a timeout."""
         keep_alive(self._connected)
         return self.connection
 
     def close(self) -> None:
-        """Hangs up."""
+        """Closes the connection."""
         self._connected.close()
 
     def _receive(self, until):
         self._connected.settimeout(_left(until))
         messages = self.connection.receive()
         if self.connection.problem == "authentication":
-            raise LaunchError(f"{self._name} is not node 0 of this run: it has another LAUNCH_SECRET.")
+            raise LaunchError(f"{self._name} is not node 0 of this run: its LAUNCH_SECRET differs.")
         if self.connection.problem:
-            raise ConnectionError("what answers there is no launcher")
+            raise ConnectionError("the process that answers is not a launcher")
         if self.connection.closed and not messages:
-            raise ConnectionError("it hung up")
+            raise ConnectionError("it closed the connection")
         return messages
 
 
@@ -206,27 +206,29 @@ def _left(until):
     return left
 
 
-def _let_in(members: dict[int, Member], mine: NodeInfo, callers: Callers, caller: Caller, info: Message) -> None:
+def _add_member(members: dict[int, Member], mine: NodeInfo, callers: Callers, caller: Caller, info: Message) -> None:
     if not isinstance(info, NodeInfo):
         return
     if info.node in members:
-        caller.connection.send(Leave(exit_codes.BAD_INPUT, f"There is a node {info.node} already."))
+        caller.connection.send(
+            Leave(exit_codes.BAD_INPUT, f"There is already a node {info.node}. Give each node another --node-rank.")
+        )
         return
     connection = callers.release(caller)
     keep_alive(caller.connected)
     members[info.node] = Member(connection, info, caller.address, caller.own_address)
-    for field, name in AGREED.items():
+    for field, name in MUST_AGREE.items():
         one, other = getattr(mine, field), getattr(info, field)
         if one != other and (field != "run_id" or (one and other)):
             if field == "command":
                 one, other = " ".join(one), " ".join(other)
             raise LaunchError(
-                f"All nodes have to start the same. Node 0, on {mine.host}, has {name} {one}; "
+                f"All nodes must start the same run. Node 0, on {mine.host}, has {name} {one}; "
                 f"node {info.node}, on {info.host}, has {name} {other}"
             )
 
 
 def _missing(config, members, callers):
     missing = ", ".join(f"node {node}" for node in range(1, config.nodes) if node not in members)
-    strangers = callers.summary()
-    return f"node 0 waited {config.rendezvous_timeout:g} s for {missing}" + (f"; meanwhile {strangers}" if strangers else "")
+    dropped = callers.summary()
+    return f"node 0 waited {config.rendezvous_timeout:g} s for {missing}" + (f"; meanwhile {dropped}" if dropped else "")

@@ -1,4 +1,4 @@
-"""One screen that says why a run failed: the first failure, its last words, and what became of the others."""
+"""The report on a failed run: the first failure, the last output of that rank, and how the others ended."""
 
 import signal
 from collections.abc import Iterable
@@ -8,24 +8,24 @@ from launch import exit_codes
 from launch.messages import ExitRecord, RankExited
 
 TRACEBACK = "Traceback (most recent call last):"
-CRASH = "Fatal Python error:"  # faulthandler's; what the crashing library said stands above it
-ABOVE_CRASH = 3  # lines
+CRASH = "Fatal Python error:"  # printed by faulthandler, below the message of the library that crashed
+ABOVE_CRASH = 3  # lines of that message
 MOST_LINES = 24  # of a traceback
-WITHOUT_TRACEBACK = 10  # last lines of a rank that left none
-MOST_GROUPS = 8  # lines for the others
+WITHOUT_TRACEBACK = 10  # lines to show if there is no traceback
+MOST_GROUPS = 8  # lines for the other ranks
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What ended a run first.
+    """The first failure of a run.
 
     Args:
-        line: who, where and how.
-        code: the exit code that the run gets from it.
-        rank: whose failure it is; None: a node's.
-        tail: the end of its output.
-        log: where all of its output is.
-        batch: the last batch that it reported.
+        line: what failed, where and how.
+        code: the exit code for the run.
+        rank: the rank that failed; None if a node failed.
+        tail: the end of the rank's output.
+        log: the path of the rank's log.
+        batch: the last batch that the rank reported.
     """
 
     line: str
@@ -37,14 +37,18 @@ class Failure:
 
 
 def failure_of(host: str, event: RankExited) -> Failure:
-    """The failure of a rank of this host that ended with a code other than 0."""
+    """Returns the failure of a rank on this host that ended with a code other than 0."""
     record = event.record
-    line = f"rank {record.rank} on {host}: {ending(record.code)}{'; out of memory?' if event.out_of_memory else ''}"
+    line = f"rank {record.rank} on {host}: {describe_end(record.code)}{'; out of memory?' if event.out_of_memory else ''}"
     return Failure(line, exit_codes.of_process(record.code), record.rank, event.tail, record.log, record.batch)
 
 
-def ending(code: int) -> str:
-    """How a process ended, in words. Args: code: negative for a signal, as in `subprocess`."""
+def describe_end(code: int) -> str:
+    """Returns how a process ended, in words.
+
+    Args:
+        code: the return code as in `subprocess`, negative for a signal.
+    """
     if code >= 0:
         return f"exit code {code}"
     try:
@@ -53,16 +57,16 @@ def ending(code: int) -> str:
         return f"killed by signal {-code}"
 
 
-def screen(failure: Failure, ended: Iterable[tuple[str, ExitRecord]]) -> str:
-    """The whole report.
+def format_report(failure: Failure, ended: Iterable[tuple[str, ExitRecord]]) -> str:
+    """Returns the complete report.
 
     Args:
-        failure: the first.
-        ended: the host of every rank, and how it ended.
+        failure: the first failure.
+        ended: the host and the exit record of every rank.
     """
     ended = sorted(ended, key=lambda each: each[1].rank)
     lines = [failure.line]
-    lines += ["    " + line for line in last_words(failure.tail)]
+    lines += ["    " + line for line in last_output(failure.tail)]
     if failure.rank is not None:
         lines.append(f"  last batch  {_batch(failure.batch)}")
         lines.append(f"  log         {failure.log}")
@@ -74,8 +78,8 @@ def screen(failure: Failure, ended: Iterable[tuple[str, ExitRecord]]) -> str:
     return "\n".join(lines)
 
 
-def last_words(tail: str) -> list[str]:
-    """The last traceback of a rank's output, or else its last lines."""
+def last_output(tail: str) -> list[str]:
+    """Returns the last traceback in the output of a rank, or its last lines if there is none."""
     lines = tail.splitlines()
     lines = [line for line in lines if not line.startswith("Extension modules: ")]
     starts = [number for number, line in enumerate(lines) if TRACEBACK in line]
@@ -89,12 +93,13 @@ def last_words(tail: str) -> list[str]:
 
 
 def _groups(ended):
-    """One line for all ranks of a node that ended in the same way at the same batch."""
+    """Yields one line for all ranks of a node that ended in the same way at the same batch."""
     groups: dict[tuple, list[int]] = {}
     for host, record in ended:
         groups.setdefault((host, record.code, record.batch), []).append(record.rank)
     for (host, code, batch), ranks in list(groups.items())[:MOST_GROUPS]:
-        yield f"{'rank' if len(ranks) == 1 else 'ranks'} {_ranges(ranks)} on {host}: {ending(code)}, last batch {_batch(batch)}"
+        noun = "rank" if len(ranks) == 1 else "ranks"
+        yield f"{noun} {_ranges(ranks)} on {host}: {describe_end(code)}, last batch {_batch(batch)}"
     if len(groups) > MOST_GROUPS:
         yield f"and {sum(map(len, list(groups.values())[MOST_GROUPS:]))} more"
 

@@ -1,10 +1,10 @@
-"""When all ranks are started again after a failure, and when that would be pointless."""
+"""Decides whether all ranks restart after a failure."""
 
 from dataclasses import dataclass
 
 from launch.exit_codes import NEVER_RESTARTED
 
-FIRST_WAIT = 0.5  # seconds, doubled with every restart without progress
+FIRST_WAIT = 0.5  # seconds; doubled after each restart without progress
 LONGEST_WAIT = 30.0
 
 
@@ -13,8 +13,8 @@ class Decision:
     """What follows a failure.
 
     Args:
-        wait: seconds until all ranks start again; None: the run is over.
-        why: what to tell the user; empty if there is nothing to tell.
+        wait: seconds until all ranks restart; None: the run is over.
+        why: one line for the user; may be empty.
     """
 
     wait: float | None
@@ -22,10 +22,10 @@ class Decision:
 
 
 class Restarts:
-    """The budget of restarts.
+    """Counts restarts. The count resets whenever training gets further than before.
 
     Args:
-        most: restarts without progress in between.
+        most: the maximum number of restarts without progress in between.
     """
 
     def __init__(self, most: int):
@@ -35,24 +35,24 @@ class Restarts:
         self._crashed_at: int | None = None
 
     def after_failure(self, code: int, batch: int | None) -> Decision:
-        """Decides what follows an attempt that failed.
+        """Decides what follows a failed attempt. Two failures in a row at the same batch end the run.
 
         Args:
-            code: the exit code of the run if it ended here.
-            batch: the last batch that any rank reported in that attempt; None: none did.
+            code: the exit code of the attempt.
+            batch: the highest batch that any rank reported in the attempt; None if no rank reported one.
         """
         if code in NEVER_RESTARTED or not self._most:
             return Decision(None, "")
         if batch is not None and batch == self._crashed_at:
-            return Decision(None, f"not started again: it failed at batch {batch} twice in a row, and would a third time")
+            return Decision(None, f"not restarted: the run failed twice in a row at batch {batch}")
         self._crashed_at = batch
         if batch is not None and batch > self._furthest:
-            self._furthest, self._used = batch, 0  # progress renews the budget
+            self._furthest, self._used = batch, 0
         if self._used == self._most:
-            return Decision(None, f"not started again: {_times(self._most)} without progress was the limit (--max-restarts)")
+            return Decision(None, f"not restarted: reached the limit of {_times(self._most)} without progress (--max-restarts)")
         wait = min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(self._used, 10))
         self._used += 1
-        return Decision(wait, f"all ranks start again in {wait:g} s (restart {self._used} of {self._most})")
+        return Decision(wait, f"all ranks restart in {wait:g} s (restart {self._used} of {self._most})")
 
 
 def _times(count):

@@ -1,4 +1,4 @@
-"""The signals that the launcher is sent, as something to wait for."""
+"""The signals that the launcher receives, as a file descriptor to wait for."""
 
 import signal
 import socket
@@ -8,7 +8,7 @@ from launch.processes import FORWARDED
 
 
 class Stopped(Exception):
-    """A signal came before the ranks ran, or between two attempts.
+    """A signal arrived before the ranks started, or between two attempts.
 
     Args:
         number: the signal.
@@ -16,13 +16,13 @@ class Stopped(Exception):
 
     def __init__(self, number: int):
         super().__init__()
-        self.code = AFTER_SIGNAL[signal.Signals(number)]  # as ranks with nothing to save
+        self.code = AFTER_SIGNAL[signal.Signals(number)]  # the exit code of ranks with nothing to save
 
 
 class Signals:
-    """Catches INT, TERM, USR1, USR2 and HUP from now on, and keeps them until somebody asks.
+    """Catches INT, TERM, USR1, USR2 and HUP, and stores them until `received` is called.
 
-    HUP, from a terminal that is closed, counts as TERM, unless it is ignored, as under nohup.
+    HUP, which a closed terminal sends, counts as TERM. Under nohup, HUP stays ignored.
     """
 
     def __init__(self):
@@ -40,7 +40,7 @@ class Signals:
         return self._reader.fileno()
 
     def received(self) -> list[int]:
-        """The signals that came since the last call."""
+        """Returns the signals received since the last call."""
         try:
             data = self._reader.recv(4096).replace(bytes([signal.SIGHUP]), bytes([signal.SIGTERM]))
         except BlockingIOError:
@@ -48,17 +48,17 @@ class Signals:
         return [number for number in data if number in FORWARDED]
 
     def check(self) -> None:
-        """For times without ranks.
+        """Checks for signals while no ranks run.
 
         Raises:
-            Stopped: if a signal came.
+            Stopped: if a signal was received.
         """
         for number in self.received():
             raise Stopped(number)
 
 
 def ignore_late_signals() -> None:
-    """The exit code is decided: a signal to a Python that is about to end would change it."""
+    """Ignores signals while Python exits, because they would change the exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 

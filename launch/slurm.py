@@ -1,4 +1,4 @@
-"""What Slurm's environment says of the nodes of a run."""
+"""Reads the nodes of a run from Slurm's environment."""
 
 import re
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ class SlurmStep:
     """The place of this launcher in an srun step.
 
     Args:
-        nodes: how many nodes the step has.
-        node: which one this is.
-        address: the name of the first node.
-        run_id: the job, its array element, and how often it was requeued.
+        nodes: the number of nodes in the step.
+        node: the number of this node.
+        address: the host name of the first node.
+        run_id: the job, its array element, and its number of requeues.
     """
 
     nodes: int
@@ -27,13 +27,13 @@ class SlurmStep:
 
 
 def read_step(environment: Mapping[str, str]) -> SlurmStep | None:
-    """Reads the step of several nodes that this process belongs to.
+    """Reads the multi-node step that this process belongs to.
 
     Returns:
-        None outside a step, where the same variables describe the allocation, and in a step of one node.
+        None outside a step, where the same variables describe the allocation, and in a step with one node.
 
     Raises:
-        LaunchError: if the step has several tasks on a node, or a variable is missing or not what Slurm writes.
+        LaunchError: if the step has several tasks on a node, or if a variable is missing or malformed.
     """
     if "SLURM_STEP_ID" not in environment:
         return None
@@ -41,13 +41,13 @@ def read_step(environment: Mapping[str, str]) -> SlurmStep | None:
     tasks = _number(environment, "SLURM_STEP_NUM_TASKS", default=str(nodes))
     if tasks != nodes:
         raise LaunchError(
-            f"In Slurm one launcher runs on each node: srun --ntasks-per-node=1. Received: {tasks} tasks on {nodes} nodes. "
-            "For a run of its own in each task: --standalone"
+            f"In Slurm, one launcher must run on each node: srun --ntasks-per-node=1. Received: {tasks} tasks on {nodes} nodes. "
+            "To start a separate run in each task: --standalone"
         )
     if nodes == 1:
         return None
     restarts = _number(environment, "SLURM_RESTART_COUNT", default="0")
-    if "SLURM_ARRAY_JOB_ID" in environment:  # elements of an array differ in their job id, and in this too
+    if "SLURM_ARRAY_JOB_ID" in environment:  # names the element of an array as squeue shows it
         job = f"{_number(environment, 'SLURM_ARRAY_JOB_ID')}_{_number(environment, 'SLURM_ARRAY_TASK_ID')}"
     else:
         job = str(_number(environment, "SLURM_JOB_ID"))
@@ -55,7 +55,7 @@ def read_step(environment: Mapping[str, str]) -> SlurmStep | None:
 
 
 def idle_nodes(environment: Mapping[str, str]) -> int:
-    """Returns how many nodes of the allocation this command leaves idle, because it was not started by srun."""
+    """Returns the number of allocated nodes that stay idle because srun did not start this command."""
     if "SLURM_STEP_ID" in environment and environment["SLURM_STEP_ID"] != _INTERACTIVE_STEP:
         return 0
     nodes = environment.get("SLURM_JOB_NUM_NODES", environment.get("SLURM_NNODES", "1"))
@@ -63,7 +63,7 @@ def idle_nodes(environment: Mapping[str, str]) -> int:
 
 
 def first_node(nodes: str) -> str:
-    """The first name of a list as Slurm writes them.
+    """Returns the first name in a node list of Slurm.
 
     Example:
         >>> first_node("node[1-4,7],m2")
@@ -75,12 +75,12 @@ def first_node(nodes: str) -> str:
 def _nodes(environment):
     nodes = environment.get("SLURM_STEP_NODELIST", "")
     if not re.match(r"[A-Za-z0-9]", nodes):
-        raise LaunchError(f"SLURM_STEP_NODELIST is a list of nodes. Received: {nodes!r}. Without Slurm: --standalone")
+        raise LaunchError(f"SLURM_STEP_NODELIST must be a list of nodes. Received: {nodes!r}. To run without Slurm: --standalone")
     return nodes
 
 
 def _number(environment, name, default=""):
     text = environment.get(name, default)
     if not re.fullmatch(r"[0-9]{1,10}", text):
-        raise LaunchError(f"{name} is a number from 0. Received: {text!r}. Without Slurm: --standalone")
+        raise LaunchError(f"{name} must be a number from 0. Received: {text!r}. To run without Slurm: --standalone")
     return int(text)

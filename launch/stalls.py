@@ -1,4 +1,4 @@
-"""Which rank made no progress for too long."""
+"""Detects a rank that makes no progress."""
 
 from collections.abc import Sequence
 
@@ -7,22 +7,22 @@ from launch.rank import Rank
 
 
 class StallDetector:
-    """Finds the rank that holds up the others.
+    """Finds the rank that stalls the others.
 
     Args:
-        timeout: seconds without progress.
-        now: the clock's time at the start.
+        timeout: seconds without progress after which a rank is stalled.
+        now: the current time.
     """
 
     def __init__(self, timeout: float, now: float):
         self._timeout = timeout
-        self._activity = now  # when any rank of the node last did something
+        self._activity = now  # time of the last activity of any rank of the node
 
     def look(self, ranks: Sequence[Rank], now: float) -> Rank | None:
-        """Looks at the ranks that live. Returns the cause of a stall, or None.
+        """Checks the running ranks. Returns the rank that causes a stall, or None.
 
-        Many programs report nothing: a rank that never reported a batch counts as alive as long as any rank of its node moves,
-        unless it was stopped.
+        Many programs report no progress. A rank that has never reported a batch counts as active while any rank of its node is
+        active, unless SIGSTOP has stopped it.
         """
         for rank in ranks:
             if rank.moved():
@@ -31,5 +31,5 @@ class StallDetector:
             if rank.batch is None and not processes.is_stopped(rank.pid):
                 rank.alive_at = max(rank.alive_at, self._activity)
         stalled = [rank for rank in ranks if now - rank.alive_at > self._timeout]
-        # Ranks wait for each other, so most are victims: the cause was stopped, or is behind, or was the first to be silent.
+        # Ranks wait for each other, so most are victims. The cause is stopped, or is behind the others, or stalled first.
         return min(stalled, key=lambda rank: (not processes.is_stopped(rank.pid), rank.batch or 0, rank.alive_at), default=None)

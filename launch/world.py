@@ -1,13 +1,13 @@
-"""What a rank's environment says: the one place that writes it for the launcher and reads it back for recipes.
+"""The environment of a rank. The launcher writes it and recipes read it, both only here.
 
-| who reads it | variables |
+| reader | variables |
 |---|---|
 | code written for torchrun | `RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE GROUP_RANK GROUP_WORLD_SIZE MASTER_ADDR MASTER_PORT` |
-| Horovod | `HOROVOD_RANK HOROVOD_SIZE HOROVOD_LOCAL_RANK ...`, and where its rendezvous is |
+| Horovod | `HOROVOD_RANK HOROVOD_SIZE HOROVOD_LOCAL_RANK ...`, and the address of its rendezvous server |
 | TensorFlow's own multi-worker strategies | `TF_CONFIG` |
 | this project | `LAUNCH_RUN_ID LAUNCH_RESTARTS LAUNCH_PROGRESS` |
 
-Standard library only, and nothing is done at import.
+Needs only the standard library, and does nothing at import.
 """
 
 import functools
@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 PROGRESS = "LAUNCH_PROGRESS"
 PROGRESS_BYTES = 48
-SECRET = "LAUNCH_SECRET"  # shared by the launchers of a run, and no business of the ranks
+SECRET = "LAUNCH_SECRET"  # shared by the launchers of a run; ranks do not get it
 THREADS = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
 
-# Field of World -> the variables that may hold it, first come first read (horovodrun sets only the second).
+# Field of World -> the variables that may contain it; the first one that is set is read (horovodrun sets only the second).
 READ_FROM = {
     "rank": ("RANK", "HOROVOD_RANK"),
     "local_rank": ("LOCAL_RANK", "HOROVOD_LOCAL_RANK"),
@@ -34,16 +34,16 @@ READ_FROM = {
 
 @dataclass(frozen=True)
 class World:
-    """This process among the ranks of its run; the defaults are a process without a launcher.
+    """The place of this process among the ranks of its run. The defaults describe a process without a launcher.
 
     Args:
         rank: `[0, world_size)`; rank 0 is the chief.
-        local_rank: the rank among those of its node, `[0, local_world_size)`.
-        world_size: how many ranks the run has.
-        local_world_size: how many of them are on this node.
+        local_rank: the rank within its node, `[0, local_world_size)`.
+        world_size: the number of ranks in the run.
+        local_world_size: the number of ranks on this node.
         node_rank: the number of this node.
-        restarts: how often the launcher has started all ranks again.
-        run_id: the run's name, the same on every rank and in every attempt; empty without a launcher.
+        restarts: how often the launcher has restarted all ranks.
+        run_id: the name of the run, the same on every rank and in every attempt; empty without a launcher.
     """
 
     rank: int = 0
@@ -55,18 +55,18 @@ class World:
     run_id: str = ""
 
     def device(self, visible: int) -> int:
-        """Which of the visible devices is this rank's: also right where Slurm shows each rank its own device alone."""
+        """Returns the index of this rank's device among the visible ones, also if Slurm shows each rank only its own device."""
         return self.local_rank % visible
 
 
 def read_world(environment: Mapping[str, str] | None = None) -> World:
-    """Reads the rank's place from the environment that the launcher, torchrun or horovodrun made.
+    """Reads the environment that the launcher, torchrun or horovodrun has set.
 
     Args:
-        environment: in place of this process's.
+        environment: the variables; by default those of this process.
 
     Raises:
-        ValueError: if a variable is not a number, or the numbers cannot be true together.
+        ValueError: if a variable is not a number, or if the numbers contradict each other.
     """
     environment = os.environ if environment is None else environment
     found = {}
@@ -75,28 +75,28 @@ def read_world(environment: Mapping[str, str] | None = None) -> World:
         if name is None:
             continue
         if not environment[name].isdecimal():
-            raise ValueError(f"{name} is a number from 0. Received: {environment[name]!r}")
+            raise ValueError(f"{name} must be a number from 0. Received: {environment[name]!r}")
         found[field] = int(environment[name])
     world = World(**found, run_id=environment.get("LAUNCH_RUN_ID", ""))
     if not (world.rank < world.world_size and world.local_rank < world.local_world_size <= world.world_size):
-        raise ValueError(f"A rank is below the world size, a local rank below the local world size. Received: {world}")
+        raise ValueError(f"A rank must be below the world size, and a local rank below the local world size. Received: {world}")
     return world
 
 
 @dataclass(frozen=True)
 class WorldSpec:
-    """A whole run as every node knows it, from which the environment of each rank follows.
+    """A run as every node knows it. The environment of each rank follows from it.
 
     Args:
-        nodes: how many nodes.
-        per_node: ranks on each node.
-        run_id: the run's name.
-        master_addr, master_port: where rank 0 may listen; nobody else does.
+        nodes: the number of nodes.
+        per_node: the number of ranks on each node.
+        run_id: the name of the run.
+        master_addr, master_port: where rank 0 may listen; no other process listens there.
         addresses: the address of each node, `[nodes]`.
-        worker_ports: the ports of each node's ranks in `TF_CONFIG`, `[nodes][per_node]`.
-        interfaces: the network interface of each node that the others reach, `[nodes]`.
-        horovod: address and port of Horovod's rendezvous server, or None where Horovod is not installed.
-        restarts: how often all ranks have been started again.
+        worker_ports: the ports of the ranks in `TF_CONFIG`, `[nodes][per_node]`.
+        interfaces: the network interface of each node, over which the others reach it, `[nodes]`.
+        horovod: address and port of Horovod's rendezvous server; None if Horovod is not installed.
+        restarts: how often all ranks have been restarted.
     """
 
     nodes: int
@@ -115,18 +115,18 @@ class WorldSpec:
         return self.nodes * self.per_node
 
     def ranks(self, node: int) -> range:
-        """The ranks of a node, in the order of their local ranks."""
+        """Returns the ranks of a node, in the order of their local ranks."""
         return range(node * self.per_node, (node + 1) * self.per_node)
 
 
 def environment_of(world: WorldSpec, rank: int, *, threads: int, already: Mapping[str, str]) -> dict[str, str]:
-    """The variables that the launcher adds for one rank.
+    """Returns the variables that the launcher adds for one rank.
 
     Args:
         world: the run.
-        rank: whose environment.
-        threads: how many the rank's libraries may take, where several ranks share the node.
-        already: the launcher's own environment; a choice that the user made there stays.
+        rank: the rank.
+        threads: the number of threads for the libraries of the rank, if several ranks share the node.
+        already: the environment of the launcher; variables that the user has set there keep their values.
     """
     node, local = divmod(rank, world.per_node)
     numbers = {
@@ -156,15 +156,15 @@ def environment_of(world: WorldSpec, rank: int, *, threads: int, already: Mappin
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
         "HOROVOD_GLOO_IFACE": world.interfaces[node],
-        "HOROVOD_GLOO_TIMEOUT_SECONDS": "300",  # ranks meet after imports, which may take some longer than others by far
-        "PYTHONFAULTHANDLER": "1",  # a rank that stalls or crashes shows its Python stacks
+        "HOROVOD_GLOO_TIMEOUT_SECONDS": "300",  # ranks meet after their imports, which may be slow on some ranks
+        "PYTHONFAULTHANDLER": "1",  # a rank that stalls or crashes prints its Python stacks
         **(dict.fromkeys(THREADS, str(threads)) if world.per_node > 1 else {}),
     }
     return found | {name: value for name, value in defaults.items() if name not in already}
 
 
 def horovod_host(node: int) -> str:
-    """The name by which Horovod tells nodes apart; it connects to addresses, and hosts may share a name."""
+    """Returns the name by which Horovod identifies a node. It is not a host name, because hosts may share one."""
     return f"node{node}"
 
 
@@ -174,10 +174,10 @@ def _tf_config(world, rank):
 
 
 def report_progress(batch: int) -> None:
-    """Tells the launcher how far this rank is; nothing without a launcher.
+    """Reports the progress of this rank to the launcher. Does nothing without a launcher.
 
-    To be called after each global batch, and as often as there is life where batches do not move (validation): each call
-    counts as progress for `--stall-timeout`, whatever the number. It costs a microsecond or two, and never blocks.
+    Call this function after each global batch, and also while the batch does not advance, as in validation: every call counts as
+    progress for `--stall-timeout`. A call takes one or two microseconds and never blocks.
 
     Args:
         batch: global batches trained on since training began, over all restarts.
@@ -202,11 +202,11 @@ class _ProgressChannel:
 def _progress_channel(path):
     try:
         return _ProgressChannel(os.open(path, os.O_WRONLY | os.O_CLOEXEC))
-    except OSError:  # the launcher is gone, or in another container: training goes on without it
+    except OSError:  # the launcher is gone or in another container; training continues without it
         return None
 
 
 def read_progress(descriptor: int) -> tuple[int | None, bytes]:
-    """The launcher's side: the last batch that a rank reported, or None, and what changes with every report."""
+    """Returns the last batch that a rank reported, or None, and bytes that change with every report."""
     raw = os.pread(descriptor, PROGRESS_BYTES, 0)
     return (int(raw.split()[0]) if raw.endswith(b"\n") else None), raw

@@ -1,4 +1,4 @@
-"""The first second of a recipe: what has to be in place before TensorFlow is imported, which takes seconds."""
+"""Set-up of a recipe that must come before TensorFlow is imported, which takes seconds."""
 
 import contextlib
 import os
@@ -10,10 +10,9 @@ from launch import exit_codes
 
 
 def start() -> None:
-    """Has warnings answered, TensorFlow imported without its remarks, and Keras set up.
+    """Installs signal handlers, imports TensorFlow without its messages, and configures Keras.
 
-    USR1 or USR2 ends the process with `REQUEUE`, as it does later before training begins. `callbacks.catch_signals` takes over
-    when all is imported.
+    USR1 or USR2 ends the process with `REQUEUE`, until `callbacks.catch_signals` replaces these handlers.
     """
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, lambda number, frame: os._exit(exit_codes.REQUEUE))
@@ -25,7 +24,7 @@ def start() -> None:
 
 @contextlib.contextmanager
 def _no_traceback_of_ctrl_c() -> Iterator[None]:
-    """Ctrl-C ends the process without a traceback: one through a half imported TensorFlow helps nobody."""
+    """Lets Ctrl-C end the process without a traceback through a partially imported TensorFlow."""
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -36,7 +35,7 @@ def _no_traceback_of_ctrl_c() -> Iterator[None]:
 
 
 def _pin_keras() -> None:
-    """Gives Keras the settings that recipes are made for, whatever KERAS_BACKEND and ~/.keras/keras.json say."""
+    """Sets the Keras configuration that recipes need, whatever ~/.keras/keras.json contains."""
     import keras
 
     keras.config.set_floatx("float32")
@@ -45,21 +44,21 @@ def _pin_keras() -> None:
 
 
 def import_tensorflow_quietly() -> None:
-    """Imports TensorFlow without its ten lines on CPU flags and CUDA, which come before any log level is read.
+    """Imports TensorFlow without its messages about CPU flags and CUDA, which ignore the log level.
 
-    They are shown if the import fails, or if TF_CPP_MIN_LOG_LEVEL is set.
+    Shows the messages if the import fails, or if TF_CPP_MIN_LOG_LEVEL is set.
     """
     if "TF_CPP_MIN_LOG_LEVEL" in os.environ:
         return
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # errors that matter come as exceptions
-    with tempfile.TemporaryFile() as kept:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # relevant errors raise exceptions
+    with tempfile.TemporaryFile() as messages:
         terminal = os.dup(2)
-        os.dup2(kept.fileno(), 2)
+        os.dup2(messages.fileno(), 2)
         try:
             import tensorflow  # noqa: F401
         except BaseException:
-            kept.seek(0)
-            os.write(terminal, kept.read())
+            messages.seek(0)
+            os.write(terminal, messages.read())
             raise
         finally:
             os.dup2(terminal, 2)

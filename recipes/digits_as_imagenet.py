@@ -1,10 +1,10 @@
-"""The digits as pictures in the layout that ImageNet has: a small data set for `recipes.imagenet_resnet50`.
+"""Writes the included digits in the file layout of ImageNet: a small data set for `recipes.imagenet_resnet50`.
 
     python -m recipes.digits_as_imagenet runs/digits                                     # 1 MB, in two seconds
     python -m recipes.imagenet_resnet50 --data runs/digits --classes 10 --image-size 32  # the same as --data digits
 
-Real pictures, 64 x 64, grey, JPEG: handwritten digits of 8 x 8, each pixel enlarged. Every fifth is for validation. For pictures of
-your own, write records as `example` does.
+The pictures are gray 64 x 64 JPEG files: handwritten digits of 8 x 8 with enlarged pixels. Every fifth is for validation. To write
+your own pictures, create records with `example`.
 """
 
 import os
@@ -22,15 +22,15 @@ from recipes.common.data.digits import BRIGHTEST, load_digits
 from recipes.common.run import run
 
 SHARDS = {"train": 8, "validation": 2}
-ENLARGED = 8  # times
-QUALITY = 90  # of JPEG, of 100
+ENLARGED = 8  # factor
+QUALITY = 90  # of JPEG, up to 100
 
 
 def example(picture: bytes, label: int) -> bytes:
-    """A record as ImageNet has it.
+    """Returns a record in the format of ImageNet.
 
     Args:
-        picture: a JPEG file.
+        picture: the bytes of a JPEG file.
         label: the class, from 1.
     """
     features = {
@@ -41,10 +41,10 @@ def example(picture: bytes, label: int) -> bytes:
 
 
 def write(directory: str | Path) -> None:
-    """Writes `train-00000-of-00008` to `validation-00001-of-00002` into a new folder, which appears when all are written.
+    """Writes `train-00000-of-00008` to `validation-00001-of-00002` into a new folder, which appears when it is complete.
 
     Raises:
-        InputError: if there is something in the folder, or it cannot be written to.
+        InputError: if the folder is not empty or cannot be written.
     """
     splits = dict(zip(SHARDS, load_digits(), strict=True))
     try:
@@ -67,9 +67,9 @@ def write(directory: str | Path) -> None:
             flush_folder(temporary.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-    except (OSError, tf.errors.OpError) as error:  # TensorFlow's own, for a full disk
+    except (OSError, tf.errors.OpError) as error:  # OpError: a full disk
         reason = error.strerror if isinstance(error, OSError) else error.message
-        raise InputError(f"The digits are written into a new folder. {directory} cannot be one: {reason}") from None
+        raise InputError(f"DIR must be a new folder. {directory} cannot be created: {reason}") from None
 
 
 def _flush(path):
@@ -83,8 +83,8 @@ def _pictures(images):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes the folder that is named."""
-    parser = Parser(prog="python -m recipes.digits_as_imagenet", description="Write digits as TFRecord files.")
+    """Writes the folder given on the command line."""
+    parser = Parser(prog="python -m recipes.digits_as_imagenet", description="Write the digits as TFRecord files.")
     parser.add_argument("directory", metavar="DIR", help="a new folder")
     write(parser.parse_args(argv).directory)
 

@@ -1,10 +1,10 @@
 """Handwritten digits: the recipe to read first.
 
-    python -m recipes.mnist                              # the digits that come with it, one device or all GPUs
-    python -m recipes.mnist --virtual-devices 2          # two replicas on a laptop
+    python -m recipes.mnist                              # the included digits, on one CPU or all GPUs
+    python -m recipes.mnist --virtual-devices 2          # two replicas on a CPU
     python -m recipes.mnist --data mnist --epochs 5      # MNIST itself, downloaded by Keras
 
-Expected result: validation accuracy 0.98 on these digits after 12 epochs (README, "Recipes").
+Expected result: validation accuracy 0.98 on the included digits after 12 epochs (README, "Recipes").
 Checkpoints: runs/mnist/checkpoints/model_batch_at_00050.weights.h5, 00100, ...
 """
 
@@ -25,11 +25,11 @@ from recipes.common.run import run, training_callbacks
 
 CLASSES = 10
 DROPOUT = 0.4
-BATCH_NORM_MOMENTUM = 0.9  # a run has a few hundred batches: statistics have to follow faster than with 0.99
+BATCH_NORM_MOMENTUM = 0.9  # a run has a few hundred batches, too few for Keras's 0.99
 
 
 def build_model(kind: str, image_shape: tuple[int, int, int]) -> keras.Model:
-    """A network from images `[n, height, width, 1]` in [0, 1] to logits `[n, 10]`.
+    """Returns a network from images `[n, height, width, 1]` in [0, 1] to logits `[n, 10]`.
 
     Args:
         kind: `mlp`, the published example (784-10-10 on MNIST), or `cnn`, a small convnet.
@@ -51,19 +51,19 @@ def build_model(kind: str, image_shape: tuple[int, int, int]) -> keras.Model:
             layers.Dense(64, activation="relu"),
             layers.Dropout(DROPOUT),
         ]
-    logits = layers.Dense(CLASSES, dtype=keras.config.floatx())  # in full precision also under --mixed-precision
+    logits = layers.Dense(CLASSES, dtype=keras.config.floatx())  # float32 also with --mixed-precision
     return keras.Sequential([keras.Input(image_shape), *body, logits], name=kind)
 
 
 def load(data: str) -> tuple[Arrays, Arrays]:
-    """Training and validation images `[n, height, width, 1]` in [0, 1], of Keras's float type, and labels `[n]`, int64.
+    """Returns training and validation images `[n, height, width, 1]` in [0, 1] with labels `[n]`, int64.
 
     Args:
-        data: `digits` (1797 images of 8 x 8, every fifth for validation), `mnist` (70000 of 28 x 28), or the path of a file
-            laid out as `mnist.npz`.
+        data: `digits` (1797 images of 8 x 8, every fifth for validation), `mnist` (70000 images of 28 x 28), or the path of a
+            file in the format of `mnist.npz`.
 
     Raises:
-        InputError: if there is no such data, or it has another layout.
+        InputError: if the data does not exist, or has another format.
     """
     if data == "digits":
         (train, held_out), brightest = load_digits(), BRIGHTEST
@@ -80,18 +80,18 @@ def _download():
     try:
         return keras.datasets.mnist.load_data()
     except Exception as error:
-        raise InputError(f"--data mnist could not be downloaded: {error}. Give the path of an mnist.npz.") from None
+        raise InputError(f"--data mnist cannot be downloaded: {error}. Give the path of an mnist.npz file.") from None
 
 
 def _read_npz(path):
     expected = "x_train, x_test uint8 [n, height, width], 2 x 2 or larger, and y_train, y_test [n], classes 0 to 9"
-    if os.path.exists(path) and not os.path.isfile(path):  # to open a FIFO would wait forever
-        raise InputError(f"--data {path} is not a regular file. It takes an npz file with {expected}.")
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a FIFO would block forever
+        raise InputError(f"--data {path} is not a regular file. Give an npz file with {expected}.")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("x_train", "y_train", "x_test", "y_test")}
     except FileNotFoundError:
-        raise InputError(f"--data is digits, mnist, or the path of an mnist.npz. There is no file {path!r}.") from None
+        raise InputError(f"--data must be digits, mnist, or the path of an mnist.npz file. There is no file {path!r}.") from None
     except Exception as error:
         raise InputError(f"--data {path} is not an npz file with {expected}: {error}") from None
     for images, labels in (("x_train", "y_train"), ("x_test", "y_test")):
@@ -106,21 +106,22 @@ def _read_npz(path):
         )
         if not fits or x.shape[1:] != arrays["x_train"].shape[1:] or not 0 <= y.min() <= y.max() < CLASSES:
             raise InputError(
-                f"--data {path} needs {expected}. Received: {images} {x.dtype} {list(x.shape)}, {labels} {y.dtype} {list(y.shape)}."
+                f"--data {path} must have {expected}. "
+                f"Received: {images} {x.dtype} {list(x.shape)}, {labels} {y.dtype} {list(y.shape)}."
             )
     return (arrays["x_train"], arrays["y_train"]), (arrays["x_test"], arrays["y_test"])
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The flags of all recipes, and this one's own."""
+    """Parses the flags of all recipes, and of this recipe."""
     parser = recipe_parser("mnist", "Train on handwritten digits.", epochs=12, global_batch_size=64, learning_rate=2e-3)
-    parser.add_argument("--model", choices=("cnn", "mlp"), default="cnn", help="a small convnet, or one hidden layer of 10")
-    parser.add_argument("--data", default="digits", metavar="digits|mnist|PATH", help="PATH: a file laid out as mnist.npz")
+    parser.add_argument("--model", choices=("cnn", "mlp"), default="cnn", help="cnn: a small convnet; mlp: one hidden layer of 10")
+    parser.add_argument("--data", default="digits", metavar="digits|mnist|PATH", help="PATH: a file in the format of mnist.npz")
     return parse(parser, argv)
 
 
 def main(argv: Sequence[str] | None = None) -> keras.Model:
-    """Trains, and returns the trained model."""
+    """Trains a model and returns it."""
     args = parse_args(argv)
     train, validation = load(args.data)
     distribution = get_distribution(args)
@@ -135,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> keras.Model:
             metrics=["accuracy"],
             steps_per_execution=args.steps_per_execution,
         )
-        model.optimizer.build(model.trainable_variables)  # here, since `fit` would trace its step twice for it
+        model.optimizer.build(model.trainable_variables)  # otherwise, `fit` traces the train step twice
     batches = training_data(train, model, distribution, global_batch_size=args.global_batch_size, seed=args.seed)
     model.fit(
         batches,

@@ -1,1 +1,1 @@
-"""Horovod: building it, proving it, and the server where its ranks find each other."""
+"""Builds and tests Horovod, and runs its rendezvous server."""

@@ -1,10 +1,10 @@
-"""Builds Horovod for the TensorFlow that is installed, once, and installs it.
+"""Builds Horovod once for the installed TensorFlow, and installs it.
 
     python -m launch.horovod.build          # Gloo: collectives on the CPU, also for tensors on GPUs
-    python -m launch.horovod.build --gpu    # NCCL and Gloo; what of it was never run: GPU_UNPROVEN
+    python -m launch.horovod.build --gpu    # NCCL and Gloo; GPU_UNPROVEN says what was not tested
 
-The source is Horovod's sdist on PyPI, checked by its SHA-256, with horovod.patch. The wheel is kept in
-`~/.cache/keras-distributed-recipes/`, in a folder for each (Python, TensorFlow, flags, patch), with the log of its build.
+The source is Horovod's sdist on PyPI, verified by its SHA-256, with horovod.patch. The wheel and its build log are cached in
+`~/.cache/keras-distributed-recipes/`, in a folder for each (Python, TensorFlow, flags, patch).
 """
 
 import argparse
@@ -30,7 +30,7 @@ from launch import exit_codes
 VERSION = "0.28.1"
 SDIST_SHA256 = "92a43f5a94c43907a56805bad15f19700c62ffc83b7ca483f9e104e229f67ef0"
 TOOLS = ("g++", "make", "patch")
-NEEDS_TOOLS = exit_codes.BAD_INPUT  # the machine lacks a compiler; `make test` goes on without Horovod
+NEEDS_TOOLS = exit_codes.BAD_INPUT  # the machine has no compiler; `make test` continues without Horovod
 
 REQUIREMENTS = Path(__file__).parent / "requirements.txt"
 PATCH = Path(__file__).parent / "horovod.patch"
@@ -42,7 +42,7 @@ FLAGS = {
     "HOROVOD_WITH_GLOO": "1",
     "HOROVOD_WITHOUT_MPI": "1",
     "HOROVOD_CPU_OPERATIONS": "GLOO",
-    "LDFLAGS": "-Wl,-s",  # without symbols the library has 3 MB in place of 51
+    "LDFLAGS": "-Wl,-s",  # without symbols the library takes 3 MB instead of 51 MB
 }
 GPU_FLAGS = {
     "HOROVOD_GPU_OPERATIONS": "NCCL",
@@ -52,17 +52,17 @@ GPU_FLAGS = {
     "LDFLAGS": r"-Wl,-s -Wl,-rpath,\$ORIGIN/../../nvidia/nccl/lib",
 }
 GPU_UNPROVEN = (
-    "This build with NCCL was run on one GPU (NVIDIA H200, NCCL 2.32.3), with one rank and with two that share it: collectives, "
-    "the order of streams, and a recipe that ends as on a CPU. Several GPUs or hosts are unproven, and so is its speed."
+    "This build with NCCL was tested on one GPU (NVIDIA H200, NCCL 2.32.3), with one rank and with two ranks that share the GPU: "
+    "collectives, the order of streams, and a recipe that ends as on a CPU. Several GPUs or hosts, and the speed, are not proven."
 )
 # PyPI has no nvcc 12 (nvidia-cuda-nvcc-cu12 is ptxas and headers)
 NVCC = ("nvidia-cuda-nvcc==13.0.88", "nvidia-cuda-crt==13.0.88", "nvidia-nvvm==13.0.88")
 
 
 def main() -> int:
-    """Installs Horovod, from the cache if it was built before. Returns the exit code."""
+    """Installs Horovod; builds it first if the cache has no wheel. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m launch.horovod.build", description="Builds and installs Horovod.")
-    parser.add_argument("--gpu", action="store_true", help="with NCCL, for TensorFlow with its CUDA libraries")
+    parser.add_argument("--gpu", action="store_true", help="build with NCCL, for TensorFlow with its CUDA libraries")
     gpu = parser.parse_args().gpu
     folder = cache_folder(gpu)
     if not glob.glob(f"{folder}/*.whl"):
@@ -79,7 +79,7 @@ def main() -> int:
             print(*(folder / "build.log").read_text(errors="replace").splitlines()[-15:], sep="\n", file=sys.stderr)
             return exit_codes.FAILED
     pip("install", "--find-links", folder, "--requirement", REQUIREMENTS)
-    # Another build of the same version, with or without NCCL, counts as installed in the eyes of pip.
+    # pip regards another build of the same version, with or without NCCL, as installed.
     pip("install", "--force-reinstall", "--no-deps", *glob.glob(f"{folder}/*.whl"))
     if gpu:
         print(GPU_UNPROVEN)
@@ -87,7 +87,7 @@ def main() -> int:
 
 
 def cache_folder(gpu: bool) -> Path:
-    """Where the wheel for this Python, this TensorFlow, these flags and this patch is kept."""
+    """Returns the cache folder for this Python, TensorFlow, flags and patch."""
     content = json.dumps([SDIST_SHA256, flags(gpu)]).encode() + PATCH.read_bytes()
     python, tensorflow = sysconfig.get_python_version(), importlib.metadata.version("tensorflow")
     name = f"horovod-{VERSION}-py{python}-tf{tensorflow}-{'nccl' if gpu else 'gloo'}-{hashlib.sha256(content).hexdigest()[:8]}"
@@ -96,21 +96,21 @@ def cache_folder(gpu: bool) -> Path:
 
 
 def flags(gpu: bool) -> dict[str, str]:
-    """The settings that Horovod's set-up reads from the environment."""
+    """Returns the variables that Horovod's setup.py reads from the environment."""
     local = f"tf{importlib.metadata.version('tensorflow')}" + (".nccl" if gpu else "")
     return {**FLAGS, **(GPU_FLAGS if gpu else {}), "HOROVOD_LOCAL_VERSION": local}
 
 
 def how_to_install(tools: list[str]) -> str:
-    """The line for Debian and Ubuntu."""
+    """Returns how to install tools on Debian and Ubuntu."""
     return f"On Debian and Ubuntu: apt-get install {' '.join(tools)}"
 
 
 def build(work: Path, folder: Path, log: BinaryIO, gpu: bool) -> None:
-    """Makes the wheel in a working folder and moves it, whole, into the cache.
+    """Builds the wheel in a working folder, and moves it into the cache atomically.
 
     Raises:
-        subprocess.CalledProcessError: if a step fails; the log says why.
+        subprocess.CalledProcessError: if a step fails; the log contains the reason.
     """
     pip("install", "--constraint", REQUIREMENTS, "setuptools", "wheel", "packaging", "cmake", log=log)
     checked = work / "requirements.txt"
@@ -142,7 +142,7 @@ def build(work: Path, folder: Path, log: BinaryIO, gpu: bool) -> None:
 
 
 def show_progress(process: subprocess.Popen, log: Path) -> None:
-    """Says how far the compiler is, until the process ends; on a terminal one line counts."""
+    """Shows the progress of the compiler until the process ends; on a terminal, in one line that is redrawn."""
     began = time.monotonic()
     print(f"Building Horovod {VERSION}, once: 2 to 10 minutes. Log: {log}", flush=True)
     while process.poll() is None:
@@ -156,9 +156,9 @@ def show_progress(process: subprocess.Popen, log: Path) -> None:
 
 
 def cuda(work: Path) -> dict[str, str]:
-    """Where Horovod finds CUDA and NCCL: a toolkit named by CUDA_HOME, or else one put together from NVIDIA's wheels.
+    """Returns where Horovod finds CUDA and NCCL: the toolkit in CUDA_HOME, or one assembled from NVIDIA's wheels.
 
-    The libraries, headers and ptxas are the ones of CUDA 12 that TensorFlow brings, behind the compiler of CUDA 13.
+    The assembled toolkit has libraries, headers and ptxas of CUDA 12, which TensorFlow installs, and the compiler of CUDA 13.
     """
     site = Path(sysconfig.get_path("purelib"))
     nvidia = site / "nvidia"
@@ -183,7 +183,7 @@ def cuda(work: Path) -> dict[str, str]:
             (home / name / target.name).symlink_to(target)
     (home / "nvvm").symlink_to(compiler / "nvvm")
     (home / "lib64" / "libcudart.so").symlink_to("libcudart.so.12")
-    # nvcc 13 writes PTX of version 9.0, which ptxas 12 refuses; Horovod's kernels need nothing of it.
+    # nvcc 13 writes PTX version 9.0, which ptxas 12 rejects; Horovod's kernels do not need its features.
     ptxas = home / "bin" / "ptxas"
     ptxas.unlink()
     ptxas.write_text(
@@ -196,7 +196,7 @@ def cuda(work: Path) -> dict[str, str]:
 
 
 def pip(command: str, *arguments: object, log: BinaryIO | None = None) -> None:
-    """Runs pip for the Python that runs this."""
+    """Runs pip of this Python."""
     quiet = ("--quiet", "--no-input", "--disable-pip-version-check")
     subprocess.run([sys.executable, "-m", "pip", command, *quiet, *map(str, arguments)], stdout=log, stderr=log, check=True)
 

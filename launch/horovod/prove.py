@@ -1,8 +1,8 @@
-"""Proves that the Horovod that is installed works: two processes meet, and each gets the sum of what both gave.
+"""Tests the installed Horovod: two processes reduce a tensor, and each checks the sum.
 
     python -m launch.horovod.prove
 
-Once on the CPU, over Gloo; and where Horovod was built with NCCL, once more on up to two GPUs of this machine, a process each.
+Runs once on the CPU, over Gloo. If Horovod was built with NCCL, runs again with one process on each of up to two GPUs.
 """
 
 import os
@@ -36,30 +36,30 @@ print("with NCCL" if hvd.nccl_built() else "without NCCL")
 
 
 def main() -> int:
-    """Prints a line for each proof. Returns the exit code."""
+    """Prints one line for each test. Returns the exit code."""
     output = _reduce(RANKS, "Gloo", {**os.environ, "CUDA_VISIBLE_DEVICES": "-1"})
     if output is None:
         return exit_codes.FAILED
     if "with NCCL" in output:
         here = gpus(os.environ)
         if not here:
-            print("NCCL is not proven: there is no GPU here.")
+            print("NCCL is not tested: this machine has no GPU.")
         elif _reduce(min(RANKS, len(here)), "NCCL", dict(os.environ)) is None:
             return exit_codes.FAILED
     return exit_codes.DONE
 
 
 def _reduce(ranks, transport, environment):
-    """Has so many ranks reduce a tensor; returns what the first one printed, or None if that failed."""
+    """Lets ranks reduce a tensor. Returns the output of rank 0, or None after a failure."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, open(Path(folder, "screen"), "w+") as screen:
         launcher = [sys.executable, "-m", "launch", "--standalone", "--nproc-per-node", str(ranks), "--log-dir", folder]
         command = [*launcher, "--no-python", sys.executable, "-c", _RANK]
         try:
             failed = subprocess.run(command, env=environment, stdout=screen, stderr=screen, timeout=TIMEOUT).returncode
-            why = "a rank failed as above"
-        except subprocess.TimeoutExpired:  # the launcher was killed, and its ranks end with it
-            failed, why = 1, f"after {TIMEOUT} s the processes have not met"
+            why = "a rank failed, see above"
+        except subprocess.TimeoutExpired:  # subprocess has killed the launcher, and the ranks end with it
+            failed, why = 1, f"the processes did not meet within {TIMEOUT} s"
         if failed:
             screen.seek(0)
             print(f"{screen.read()}error: Horovod does not work over {transport}: {why}.", file=sys.stderr)

@@ -1,7 +1,7 @@
-"""Horovod's rendezvous server, where its ranks find each other, behind a list of the addresses that it answers.
+"""Horovod's rendezvous server, where ranks find each other, restricted to a list of addresses.
 
-Its requests come from Horovod's C++ side and have no room for a secret: an address that passed the launchers' handshake is let in.
-From this host only processes of this user and of root are.
+Requests come from Horovod's C++ code and cannot carry a secret, so the server answers every address that passed the launchers'
+handshake. On this host, it answers only processes of this user and of root.
 """
 
 import importlib.util
@@ -15,18 +15,18 @@ from launch import console
 from launch.peers import is_trusted
 from launch.world import WorldSpec, horovod_host
 
-IDLE = 60.0  # seconds after which a connection that says nothing is closed
+IDLE = 60.0  # seconds after which an idle connection is closed
 
 
 def serve(bind: str, allowed: Collection[str]) -> Any:
-    """Starts the server in a thread, on a port that is free.
+    """Starts the server in a thread, on a free port.
 
     Args:
-        bind: the address to listen on; empty: all.
-        allowed: the addresses that are answered.
+        bind: the address to listen on; empty: all addresses.
+        allowed: the addresses that the server answers.
 
     Returns:
-        The server, or None where Horovod is not installed.
+        The server, or None if Horovod is not installed.
     """
     if importlib.util.find_spec("horovod") is None:
         return None
@@ -39,15 +39,15 @@ def serve(bind: str, allowed: Collection[str]) -> Any:
     class Handler(RendezvousHandler):
         timeout = IDLE
 
-        def do_HEAD(self):  # the base class would tell which files there are
+        def do_HEAD(self):  # the base class would list files
             self.send_status_code(405)
 
     class Server(RendezvousHTTPServer):
         daemon_threads = True
-        request_queue_size = 1024  # all ranks come at once
+        request_queue_size = 1024  # all ranks connect at once
 
         def server_bind(self):
-            socketserver.TCPServer.server_bind(self)  # without the look-up of a name, which may take seconds
+            socketserver.TCPServer.server_bind(self)  # skips the host name look-up, which may take seconds
 
         def verify_request(self, request, client_address):
             return client_address[0] in allowed and is_trusted(request)
@@ -61,7 +61,7 @@ def serve(bind: str, allowed: Collection[str]) -> Any:
 
 
 def begin_attempt(server: Any, world: WorldSpec) -> None:
-    """Forgets the ranks of the last attempt, and expects those of the next."""
+    """Resets the server for the ranks of the next attempt."""
     from horovod.runner.common.util.hosts import HostInfo, get_host_assignments
 
     hosts = [HostInfo(horovod_host(node), world.per_node) for node in range(world.nodes)]

@@ -1,7 +1,7 @@
-"""The parts that all recipes share.
+"""Code that all recipes share.
 
 - `arguments`: the flags. `learning_rate`: schedules.
-- `data`: data sets with random access, and the batches of an epoch.
+- `data`: random-access data sets, and the batches of an epoch.
 - `distribution`: devices and ranks, and how they share a global batch.
 - `run`: callbacks, output and exit codes of a run.
 

@@ -18,7 +18,7 @@ _EXAMPLES = """examples:
   python -m recipes.{name} --workdir runs/longer --epochs 20           a run of its own; started again, it goes on
   python -m recipes.{name} --virtual-devices 2                         two replicas on a machine without GPUs
   python -m recipes.{name} --keep-last 3 --save-secs 600               three checkpoints at most, one every ten minutes
-  python -m launch --nproc-per-node 2 -m recipes.{name}                two processes, with Horovod"""
+  python -m launch --nproc-per-node 2 -m recipes.{name}                two processes"""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -119,7 +119,7 @@ def recipe_parser(
         metavar="E",
         help="the rate rises over the first E epochs, from the one before scaling, or from 0 without --base-batch-size",
     )
-    parser.begin_group("checkpoints")
+    parser.begin_group("checkpoints and resume")
     parser.add_argument(
         "--save-freq",
         type=save_frequency,
@@ -146,7 +146,6 @@ def recipe_parser(
         metavar="auto|never|PATH",
         help="auto: go on from the newest checkpoint that verifies; PATH: from that one; an older one with another --workdir",
     )
-    parser.begin_group("watching")
     parser.add_argument(
         "--init-from",
         metavar="PATH",
@@ -159,6 +158,7 @@ def recipe_parser(
         help="global batches of the order to leave out, where the loss spikes or becomes NaN; they do not count, and later ones "
         "move up. Stored in checkpoints, so later resumes leave them out too",
     )
+    parser.begin_group("watching")
     parser.add_argument(
         "--update-freq",
         type=batches_or_epoch,

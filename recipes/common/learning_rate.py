@@ -1,4 +1,4 @@
-"""The learning rate of a large global batch: linear scaling, and the warm-up that makes it work.
+"""Learning rates for large global batches: linear scaling and warm-up.
 
 Source: Goyal et al. 2017, "Accurate, Large Minibatch SGD", sections 2.1 and 2.2, https://arxiv.org/abs/1706.02677.
 """
@@ -7,16 +7,16 @@ import keras
 
 
 def scaled_learning_rate(learning_rate: float, global_batch_size: int, base_batch_size: int | None) -> tuple[float, float]:
-    """Scales a rate linearly to the global batch.
+    """Scales a learning rate linearly to the global batch.
 
     Args:
-        learning_rate: chosen for a batch of `base_batch_size`.
-        global_batch_size: samples of one update.
-        base_batch_size: None if the rate is for the global batch itself; nothing is scaled then.
+        learning_rate: the rate for a batch of `base_batch_size`.
+        global_batch_size: samples in one update.
+        base_batch_size: None if the rate is for the global batch; the rate is not scaled then.
 
     Returns:
-        The rate at which a warm-up starts, and the peak that it reaches. It starts at the rate before scaling, or at the peak if
-        that is lower; at 0 if nothing is scaled.
+        The rate at which a warm-up starts, and the peak that it reaches. The start is the rate before scaling, or the peak if
+        that is lower; 0 if the rate is not scaled.
     """
     if base_batch_size is None:
         return 0.0, learning_rate
@@ -27,15 +27,15 @@ def scaled_learning_rate(learning_rate: float, global_batch_size: int, base_batc
 def constant_learning_rate(
     start: float, peak: float, *, warmup_batches: int
 ) -> float | keras.optimizers.schedules.LearningRateSchedule:
-    """The peak, reached in equal steps from batch to batch.
+    """Returns a constant learning rate after a linear warm-up.
 
     Args:
-        start: the rate of the first batch of a warm-up.
-        peak: the rate after it.
+        start: the rate at the first batch of the warm-up.
+        peak: the rate after the warm-up.
         warmup_batches: 0 for no warm-up.
 
     Returns:
-        A number, or a schedule of Keras's own, so that whole models load without this repository.
+        A number or one of Keras's schedules, so that saved models load without this repository.
     """
     if not warmup_batches:
         return peak
@@ -47,18 +47,17 @@ def constant_learning_rate(
 def cosine_learning_rate(
     start: float, peak: float, *, warmup_batches: int, batches: int, floor: float = 0.0
 ) -> keras.optimizers.schedules.CosineDecay:
-    """The peak, reached as in `constant_learning_rate`, then lowered along half a cosine until the last batch.
+    """Returns a schedule with a linear warm-up, followed by a cosine decay until the last batch.
 
-    The position on the curve is the number of batches, also where gradients are accumulated. A run that resumes with another number
-    of epochs is on another curve.
+    The schedule counts batches, also with gradient accumulation. It changes if a run resumes with another number of epochs.
 
     Args:
         start, peak, warmup_batches: as in `constant_learning_rate`.
-        batches: of the whole training.
-        floor: where the curve ends, as a fraction of the peak.
+        batches: the number of batches in the whole training.
+        floor: the final rate, as a fraction of the peak.
 
     Returns:
-        A schedule of Keras's own, so that whole models load without this repository.
+        One of Keras's schedules, so that saved models load without this repository.
 
     Source: Loshchilov and Hutter 2016, "SGDR", https://arxiv.org/abs/1608.03983.
     """

@@ -1,4 +1,4 @@
-"""The flags of a run, which its checkpoints store: a resume compares its own with them."""
+"""Stores the flags of a run in its checkpoints, and compares them when the run resumes."""
 
 import argparse
 import os
@@ -10,24 +10,24 @@ from callbacks import InputError, counters_of
 from callbacks.stored_header import read_header
 
 _FIXED = ("model", "size", "classes", "vocabulary_size", "seed")
-_FIXED_IN_EPOCH = ("global_batch_size", "context", "epochs_per_pass")  # they decide which samples an epoch's batches have
+_FIXED_IN_EPOCH = ("global_batch_size", "context", "epochs_per_pass")  # these determine the samples in each batch of an epoch
 _NOT_COMPARED = ("resume", "resume_from", "init_from", "checkpoint", "skip_batches")
 
 
 class RunFlags(keras.callbacks.Callback):
-    """Stores the flags in checkpoints. When a run resumes, prints those that differ, and refuses those that would break it.
+    """Stores the flags in checkpoints. When a run resumes, prints the flags that differ, and refuses changes that would break it.
 
-    All others apply: learning rate, number of epochs, retention.
+    All other flags take effect: learning rate, number of epochs, retention.
 
     Args:
-        args: the recipe's flags.
-        speaks: whether this rank prints.
+        args: the flags of the recipe.
+        prints: whether this rank prints.
     """
 
-    def __init__(self, args: argparse.Namespace, speaks: bool):
+    def __init__(self, args: argparse.Namespace, prints: bool):
         super().__init__()
         self._flags = {name: _plain(value) for name, value in vars(args).items() if name not in _NOT_COMPARED}
-        self._speaks = speaks
+        self._prints = prints
         self._begins_from = os.path.abspath(args.resume_from) if isinstance(args.resume_from, str) else None
         self._is_compared = False
 
@@ -38,10 +38,10 @@ class RunFlags(keras.callbacks.Callback):
         return {"flags": self._flags, "begins_from": self._begins_from}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Compares the flags of the run that saved the checkpoint.
+        """Compares the flags with those in the checkpoint.
 
         Raises:
-            InputError: if one differs that must not.
+            InputError: if a flag differs that must not change.
         """
         self._begins_from = self._begins_from or state["begins_from"]
         if self._is_compared:
@@ -54,23 +54,23 @@ class RunFlags(keras.callbacks.Callback):
             if name in _FIXED or (is_in_epoch and name in _FIXED_IN_EPOCH):
                 where = "" if name in _FIXED else " in the middle of an epoch"
                 raise InputError(
-                    f"{_flag(name)} cannot change when a run resumes{where}. Received: {_text(self._flags[name])}, and a "
-                    f"checkpoint of a run with {_text(stored[name])}. Resume with that, or begin another run in another --workdir."
+                    f"{_flag(name)} cannot change when a run resumes{where}. Received: {_text(self._flags[name])}; the checkpoint "
+                    f"was saved with {_text(stored[name])}. Resume with that value, or start a new run in another --workdir."
                 )
-        if differ and self._speaks:
+        if differ and self._prints:
             changes = (f"{_flag(name)} {_text(stored[name])} -> {_text(self._flags[name])}" for name in differ)
             print(f"changed      {', '.join(changes)}", flush=True)
 
 
 def begins_from(path: str) -> str | None:
-    """Returns the checkpoint that a run began with by `--resume PATH`; None if there was none.
+    """Returns the PATH of `--resume PATH` with which a run began; None if it began without one.
 
     Args:
         path: a checkpoint of the run.
     """
     try:
         return read_header(path)["callbacks"]["RunFlags-1"]["begins_from"]
-    except Exception:  # a corrupt or foreign file, or one of a run without flags
+    except Exception:  # a corrupt file, or a checkpoint without flags
         return None
 
 

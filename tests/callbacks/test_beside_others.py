@@ -77,7 +77,7 @@ HOOKS = ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_epo
 
 
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("crash_at", [18, 21])  # in mid-epoch, and behind the end of one
+@pytest.mark.parametrize("crash_at", [18, pytest.param(21, marks=pytest.mark.slow)])  # in mid-epoch, and after the end of one
 @pytest.mark.parametrize("hook", HOOKS)
 def test_what_a_callback_does_to_the_model_is_done_once(tmp_path, hook, crash_at, first):
     whole = life(tmp_path / "whole", Changes(hook), first=first)
@@ -121,7 +121,7 @@ def test_an_epoch_that_a_callback_cuts_is_finished_after_a_resume(tmp_path, at, 
 
 
 @pytest.mark.parametrize("template", ["e{epoch}.weights.h5", "e{epoch}-{val_loss:.5f}.weights.h5"])
-@pytest.mark.parametrize("best", [False, True])
+@pytest.mark.parametrize("best", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_cut_epoch_is_saved_as_stock_saves_it_and_finished_after_a_resume(tmp_path, template, best):
     for kind in (keras.callbacks.ModelCheckpoint, GlobalStepCheckpoint):
         directory = tmp_path / kind.__name__
@@ -165,6 +165,7 @@ class Works(keras.callbacks.Callback):
         keras.backend.clear_session()
 
 
+@pytest.mark.slow
 def test_callbacks_may_evaluate_predict_export_and_clear_the_session(tmp_path):
     whole = life(tmp_path / "whole", Works(tmp_path))
     with pytest.raises(Stop):

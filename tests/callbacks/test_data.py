@@ -91,6 +91,7 @@ DOUBTED = {
     "a PyDataset of several workers": (lambda: [Shuffled(workers=2)], {}),
 }
 CRASHES = (3, 10, 17, 24)
+QUICK = ("one pass cut into epochs", "arrays, which fit shuffles", "files and samples shuffled", "a PyDataset", "a generator")
 
 
 def train(data, options, directory=None, crash=None, spe=1, scope=contextlib.nullcontext, **arguments):
@@ -133,7 +134,9 @@ def assert_equal(one, other):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *DOUBTED])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in QUICK else pytest.mark.slow) for kind in (*KINDS, *DOUBTED)]
+)
 def test_crashes_at_any_batch_end_as_stock_keras_ends_without_one(tmp_path, kind):
     data, options = {**KINDS, **DOUBTED}[kind]
     stock, _ = train(data, options)
@@ -156,6 +159,7 @@ def test_several_batches_per_execution(tmp_path, spe):
     assert_equal(stock, train(data, options, tmp_path, spe=spe)[0])
 
 
+@pytest.mark.slow
 def test_replicas_that_share_batches(tmp_path, strategy):
     scope = strategy(2).scope
     data, options = lambda: [samples(30).shuffle(40).batch(BATCH)], dict(steps_per_epoch=10)
@@ -285,7 +289,7 @@ def test_two_fits_of_a_script_on_one_dataset_resume_in_the_second_one(tmp_path):
     assert_equal(whole, script(tmp_path / "cut"))
 
 
-@pytest.mark.parametrize("other", [dict(batch_size=8), dict(batch_size=3)])
+@pytest.mark.parametrize("other", [dict(batch_size=8), pytest.param(dict(batch_size=3), marks=pytest.mark.slow)])
 def test_another_batch_size_is_refused_in_the_middle_of_an_epoch_and_fine_at_its_end(tmp_path, other):
     train(lambda: arrays(), dict(batch_size=BATCH), tmp_path, 4)
     with pytest.raises(InputError, match=r"stands behind 4 batches of this data with 16 samples, and here they have \d+\. In the"):

@@ -88,7 +88,7 @@ def test_a_second_fit_of_a_process_does_not_take_a_lowered_rate_for_compiles(tmp
 
 def test_a_file_that_does_not_say_what_was_compiled_keeps_its_rate_and_that_is_said(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("callbacks.snapshot.compiled_rates", lambda tree: {})
+        patch.setattr("callbacks.snapshot.rates_of_fit", lambda model, tree: {})
         train(tmp_path, keras.optimizers.SGD(0.01), epochs=1)
     with pytest.warns(UserWarning, match=r"The learning rate is 0\.01: it is the checkpoint's, and not compile's 0\.002"):
         assert set(train(tmp_path, keras.optimizers.SGD(0.002))) == {0.01}

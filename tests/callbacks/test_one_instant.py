@@ -169,7 +169,7 @@ class ClearAtEachBatch(keras.callbacks.Callback):
         pass
 
 
-@pytest.mark.parametrize("clears", [ClearAtEachBatch, ClearAlways])
+@pytest.mark.parametrize("clears", [pytest.param(ClearAtEachBatch, marks=pytest.mark.slow), ClearAlways])
 def test_clear_session_while_training_changes_no_file(tmp_path, clears):
     clear = clears()
     quiet = run_and_clear(tmp_path / "quiet")

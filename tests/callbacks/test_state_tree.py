@@ -1,6 +1,8 @@
 """The state tree finds everything that training changes, under names that another process gives too."""
 
+import dataclasses
 import gc
+import types
 
 import keras
 import pytest
@@ -132,3 +134,25 @@ def test_what_an_object_notes_of_training_is_no_change_of_the_model(model):
     model.counter.kept = ["batch 50"]
     model.counter.losses = [0.1, 0.2]
     assert tree.is_like(StateTree(model))
+
+
+@dataclasses.dataclass(slots=True)
+class Slots:
+    """An object without a dict of attributes."""
+
+    first: object
+    second: object = None
+
+
+def test_variables_are_found_in_namespaces_in_objects_with_slots_and_in_what_tensorflow_has_loaded(model, tmp_path):
+    module = tf.Module()
+    module.variable = tf.Variable(1.0)
+    tf.saved_model.save(module, tmp_path)
+    model.loaded = tf.saved_model.load(tmp_path)
+    model.named = types.SimpleNamespace(variable=tf.Variable(1.0))
+    model.slots = Slots(tf.Variable(1.0))
+    tree = StateTree(model)
+    assert {"loaded.variable", "named.variable", "slots.first"} < tree.variables.keys()
+    assert tree.is_current()
+    model.slots.second = tf.Variable(2.0)
+    assert not tree.is_current()

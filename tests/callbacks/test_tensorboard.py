@@ -23,6 +23,7 @@ from processes import PROGRAMS, ROOT, USER_ENVIRONMENT, Process, run_program
 from small import BATCHES, arrays, fit, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError
@@ -270,12 +271,20 @@ def hparams(directory):
     return found
 
 
-def test_hyperparameters_are_told_once_by_the_first_life(tmp_path):
-    told = {"learning_rate": 0.5, "epochs": 3, "deterministic": True, "strategy": "single"}
-    for epochs in (1, 2):
-        board = GlobalStepTensorBoard(tmp_path / "events", write_graph=False, hparams={**told, "epochs": 3 * epochs})
+def test_hyperparameters_are_those_of_the_newest_resume_in_one_session(tmp_path):
+    events = tmp_path / "events"
+    with tf.summary.create_file_writer(str(events)).as_default():
+        tf.summary.scalar("somebody's own", 1, step=0)
+    for epochs, rate in ((1, 0.5), (2, 0.25), (3, 0.125)):
+        told = {"learning_rate": rate, "epochs": epochs, "deterministic": True, "strategy": "single"}
+        board = GlobalStepTensorBoard(events, write_graph=False, hparams=told)
         fit(small_model(), GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5", resume=True), board, epochs=epochs)
-    assert hparams(tmp_path / "events") == [told]
+        assert hparams(events) == [told]
+        shown = EventMultiplexer().AddRunsFromDirectory(str(events))
+        shown.Reload()
+        (content,) = shown.PluginRunToTagToContent("hparams")["."].values()
+        assert HParamsPluginData.FromString(content).session_start_info.hparams["epochs"].number_value == epochs
+        assert shown.PluginRunToTagToContent("scalars")["."] == {"somebody's own": b""}
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ def named_model():
     return model
 
 
-@pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
+@pytest.mark.parametrize("suffix", [".weights.h5", pytest.param(".keras", marks=pytest.mark.slow)])
 def test_attributes_named_as_ours_are_saved_and_resumed(tmp_path, suffix):
     template = str(tmp_path / ("b{batch}" + suffix))
     whole, resumed, stock = named_model(), named_model(), named_model()

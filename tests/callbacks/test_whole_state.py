@@ -278,6 +278,7 @@ def test_an_epoch_save_is_that_of_a_stock_checkpoint_in_its_place_and_a_resume_h
         assert_same_weights(*(tmp_path / kind / f"e{epoch}.weights.h5" for kind in ("stock", "ours")))
 
 
+@pytest.mark.slow
 @SAME_FOR_ANY_REPLICAS
 def test_other_numbers_of_replicas_go_on_from_each_others_files(tmp_path, strategy):
     def make(replicas):

@@ -131,10 +131,13 @@ def test_eight_tasks_of_a_step_are_not_eight_launchers_of_one_run(nodes, flags):
         (["--standalone"], {"SLURM_JOB_NUM_NODES": "2"}, False),
     ],
 )
-def test_an_allocation_of_which_one_node_is_used_is_said(capfd, flags, environment, hint):
+def test_a_warning_says_that_nodes_of_the_allocation_stay_idle(capfd, flags, environment, hint):
     assert parse([*flags, "--no-python", "true"], environment).nodes == 1
-    said = "[launch] this starts ranks on one node; 1 of the allocation stay idle. All: srun --ntasks-per-node=1 python -m launch\n"
-    assert capfd.readouterr().err == (said if hint else "")
+    warning = (
+        "[launch] this starts ranks on one node; 1 of the allocation stay idle. "
+        "To use all: srun --ntasks-per-node=1 python -m launch\n"
+    )
+    assert capfd.readouterr().err == (warning if hint else "")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +160,7 @@ def test_what_slurm_never_writes_is_answered_in_one_line(wrong):
 def test_more_ranks_than_open_files_are_answered_in_one_line(launch):
     few = ("sh", "-c", 'ulimit -n 100; exec "$@"', "sh")
     code, _, err = launch("--nproc-per-node", "20", *sh("touch started"), prefix=few).finish()
-    assert (code, err) == (2, "error: --nproc-per-node 20 takes 140 open files, and the limit is 100: ulimit -n 140\n")
+    assert (code, err) == (2, "error: --nproc-per-node 20 takes 140 open files; the limit is 100: ulimit -n 140\n")
 
 
 def test_help_has_every_flag_of_torchrun_that_is_supported(capsys):

@@ -1,4 +1,4 @@
-"""Who does not answer is given up after a while. The clock is the test's."""
+"""Deadlines for processes and nodes that do not answer. Tests control the clock."""
 
 import itertools
 import signal
@@ -72,7 +72,7 @@ def test_ranks_that_do_not_end_within_the_grace_are_ended_and_their_node_is_give
     attempt, code, ordered = attempt_of(signals=[signal.SIGTERM])
     assert ordered[0] == ordered[1] == [SendSignal(signal.SIGTERM), EndRanks(signal.SIGKILL)]
     assert "did not end within 30 s" in capfd.readouterr().err
-    assert code == 1 and attempt.failure.line.endswith(": it does not answer")  # and not 0: a job would count as complete
+    assert code == 1 and attempt.failure.line.endswith(": does not answer")  # and not 0: a job would count as complete
 
 
 def test_a_rank_that_lost_another_is_reported_only_where_no_cause_comes_in_time():
@@ -159,4 +159,4 @@ def test_a_log_that_is_a_pipe_without_a_reader_costs_the_log_and_not_the_run(lau
     (tmp_path / "logs").mkdir()
     subprocess.run(["mkfifo", tmp_path / "logs" / "rank-0.log"], check=True)
     code, out, err = launch("--log-dir", "logs", "--no-python", "echo", "hello").finish()
-    assert (code, out) == (0, "[0] hello\n") and "rank-0.log is not complete: " in err
+    assert (code, out) == (0, "[0] hello\n") and "rank-0.log is incomplete: " in err

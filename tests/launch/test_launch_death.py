@@ -204,6 +204,7 @@ def test_the_rank_that_is_behind_is_named_and_one_that_goes_on_is_left_alone(lau
     assert "last batch  9" in err
 
 
+@pytest.mark.slow
 def test_silent_ranks_that_report_nothing_live_as_long_as_one_of_them_speaks(launch):
     speaks = "if [ $RANK = 0 ]; then for n in 1 2 3 4 5 6 7 8 9 10; do sleep 0.5; echo $n; done; else sleep 5; fi"
     assert launch("--nproc-per-node", "2", "--stall-timeout", "4", *sh(speaks)).finish()[0] == 0

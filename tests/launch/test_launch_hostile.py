@@ -147,7 +147,7 @@ def test_nodes_meet_under_attack_and_strangers_are_named(launch, port, attacker,
     one = node(launch, port, 1)
     (code, _, err), (other, _, _) = zero.finish(), one.finish()
     assert (code, other) == (0, 0), err
-    said = [f"[launch] 127.0.0.1 called, and {named}"] if named in REASONS.values() else []
+    said = [f"[launch] a caller from 127.0.0.1 {named}"] if named in REASONS.values() else []
     assert [line for line in err.splitlines() if not line.endswith(SLOW)] == said
 
 
@@ -167,11 +167,12 @@ def test_a_node_with_another_secret_is_told_so_and_node_0_names_it_at_the_end(la
     zero = node(launch, port, 0, "--rdzv-timeout", "3")
     wait_for(lambda: listens(port), "node 0")
     code, _, err = node(launch, port, 1, secret="wrong").finish()
-    assert code == 2 and err == f"error: 127.0.0.1:{port} is not node 0 of this run: it has another LAUNCH_SECRET.\n"
+    assert code == 2 and err == f"error: 127.0.0.1:{port} is not node 0 of this run: its LAUNCH_SECRET differs.\n"
     code, _, err = zero.finish()
     assert code == 1 and "127.0.0.1 has another LAUNCH_SECRET (1x)" in err.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_limit_on_open_files_delays_the_meeting_and_does_not_end_it(launch, port, attacker):
     """Of 200 idle connections node 0 can hold some twenty."""
     zero = node(launch, port, 0, prefix=("sh", "-c", 'ulimit -n 50; exec "$@"', "sh"))
@@ -205,10 +206,10 @@ def floods(connection):
 @pytest.mark.parametrize(
     ("answer", "why"),
     [
-        (sends(b"HTTP/1.1 400 Bad Request\r\n\r\n" + b" " * 100), "what answers there is no launcher"),
-        (sends(b""), "it hung up"),
-        (sends(NONCE + b'{"kind": "Endpoint", "port": 1}\n'), "what answers there is no launcher"),
-        (floods, ("what answers there is no launcher", "timed out", "it does not answer in time")),
+        (sends(b"HTTP/1.1 400 Bad Request\r\n\r\n" + b" " * 100), "the process that answers is not a launcher"),
+        (sends(b""), "it closed the connection"),
+        (sends(NONCE + b'{"kind": "Endpoint", "port": 1}\n'), "the process that answers is not a launcher"),
+        (floods, ("the process that answers is not a launcher", "timed out", "it does not answer in time")),
         (trickles, ("timed out", "it does not answer in time")),
     ],
     ids=["another service", "silence", "no signature", "an enormous message", "a slow sender"],
@@ -252,10 +253,10 @@ def test_a_caller_that_is_too_slow_is_dropped_after_its_time(room):
         found.serve(1)
         hands[0] = callers.PATIENCE - 0.1
         found.serve(0)
-        assert not found.strangers
+        assert not found.dropped
         hands[0] = callers.PATIENCE
         found.serve(0)
-        assert dict(found.strangers) == {("127.0.0.1", callers.SLOW): 1}
+        assert dict(found.dropped) == {("127.0.0.1", callers.SLOW): 1}
         with pytest.raises(ConnectionResetError):
             caller.recv(100) and caller.recv(100)
 
@@ -267,7 +268,7 @@ def test_the_caller_that_waits_longest_makes_room_for_the_next(room):
             stack.enter_context(socket.create_connection(address))
             found.serve(1)
         assert len(found._waiting) == 3
-        assert dict(found.strangers) == {("127.0.0.1", SILENT): 2}
+        assert dict(found.dropped) == {("127.0.0.1", SILENT): 2}
         assert found.summary() == f"127.0.0.1 {SILENT} (5x)"  # with those that still wait
 
 

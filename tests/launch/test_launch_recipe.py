@@ -112,7 +112,7 @@ def test_a_killed_rank_changes_nothing_of_the_result(launch, engine):
     own = int(re.search(r"^  last batch  (\d+)$", err, re.MULTILINE)[1])
     others = int(re.search(rf"^    rank 0 on {HOST}: .*, last batch (\d+)$", err, re.MULTILINE)[1])
     assert own >= 30 and abs(own - others) <= 1
-    assert "all ranks start again in 0.5 s (restart 1 of 1)" in err
+    assert "all ranks restart in 0.5 s (restart 1 of 1)" in err
     resumed = re.search(r"\[0\] begins       from .*: batch (\d+), ", out)
     assert 30 <= int(resumed[1]) <= own
     assert_same_weights(checkpoint(run, "whole", 132), checkpoint(run, "killed", 132))
@@ -140,4 +140,4 @@ def test_a_recipe_that_fails_at_the_same_batch_twice_is_not_tried_again(launch):
     code, out, err = launch("--max-restarts", 5, *command).finish(PATIENCE)
     assert code == 1, out + err
     assert "    AssertionError" in err and "last batch  30" in err
-    assert "it failed at batch 30 twice in a row" in err
+    assert "the run failed twice in a row at batch 30" in err

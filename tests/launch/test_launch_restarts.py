@@ -1,4 +1,4 @@
-"""All ranks start again after a failure, as long as that helps."""
+"""Restarts of all ranks after a failure."""
 
 import pytest
 from launching import ROOT, python, sh
@@ -21,7 +21,7 @@ def test_all_ranks_start_again_until_they_succeed_and_the_logs_go_on(launch):
 def test_the_budget_ends(launch):
     run = launch("--max-restarts", "1", *sh("echo life; exit 3"))
     code, _, err = run.finish()
-    assert code == 3 and "1 restart without progress was the limit" in err
+    assert code == 3 and "reached the limit of 1 restart without progress" in err
     assert run.log(0) == "life\nlife\n"
 
 
@@ -36,7 +36,7 @@ def test_a_crash_at_the_same_batch_twice_in_a_row_stops_and_says_so(launch):
     run = launch("--max-restarts", "5", *python(script + "print('life')\nreport_progress(120)\nsys.exit(3)"))
     code, _, err = run.finish()
     assert code == 3
-    assert "it failed at batch 120 twice in a row" in err and "last batch  120" in err
+    assert "the run failed twice in a row at batch 120" in err and "last batch  120" in err
     assert run.log(0) == "life\nlife\n"
 
 

@@ -114,7 +114,7 @@ def test_a_second_ctrl_c_ends_ranks_that_would_still_save(launch):
     assert run.process.poll() is None
     os.kill(run.process.pid, signal.SIGINT)
     code, _, err = run.finish(10)
-    assert (code, err) == (130, "[launch] interrupted twice: the ranks are ended at once\n")
+    assert (code, err) == (130, "[launch] interrupted twice: ending the ranks at once\n")
     assert run.none_left()
 
 

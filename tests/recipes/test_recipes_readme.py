@@ -1,4 +1,4 @@
-"""The walk in recipes/README.md, as it stands there: the file is saved, and the commands are run."""
+"""Runs the example in recipes/README.md: saves its file and runs its commands. Checks its tables of files."""
 
 import re
 import shlex
@@ -9,13 +9,14 @@ import sys
 import pytest
 from processes import ROOT, USER_ENVIRONMENT
 
-WALK = (ROOT / "recipes" / "README.md").read_text().split("## Your own model in ten minutes")[1].split("## What is where")[0]
+README = (ROOT / "recipes" / "README.md").read_text()
+EXAMPLE = README.split("## Your own model in ten minutes")[1].split("## Files")[0]
 
 
 @pytest.mark.slow
-def test_a_recipe_of_ones_own_trains_goes_on_with_replicas_and_in_ranks(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", WALK, re.DOTALL)
-    commands = "".join(re.findall(r"```bash\n(.*?)```", WALK, re.DOTALL)).replace("\\\n", "")
+def test_the_example_recipe_trains_resumes_on_two_replicas_and_trains_in_two_ranks(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", EXAMPLE, re.DOTALL)
+    commands = "".join(re.findall(r"```bash\n(.*?)```", EXAMPLE, re.DOTALL)).replace("\\\n", "")
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     (tmp_path / "recipes" / "odd_or_even.py").write_text(code)
     outputs = []
@@ -35,3 +36,12 @@ def test_a_recipe_of_ones_own_trains_goes_on_with_replicas_and_in_ranks(tmp_path
     assert "model_batch_at_00330.weights.h5" in listed
     for out in (first, longer, ranks, skipped):
         assert float(re.search(r"val_accuracy (\S+?),", out)[1]) > 0.93
+
+
+def test_the_tables_list_every_file():
+    named = set()
+    for table in README.split("## Files")[1].split("| file ")[1:]:
+        folder = re.match(r"(?:in `([\w/]+)`)?", table)[1] or ""
+        named |= {folder + name for name in re.findall(r"`(\w+\.py)`", table) if f"| `{name}`" in table or f", `{name}`" in table}
+    files = {path.relative_to(ROOT / "recipes") for path in (ROOT / "recipes").rglob("*.py")}
+    assert named == {str(path) for path in files if path.name != "__init__.py"}

@@ -194,5 +194,5 @@ def test_no_iterator_over_the_replicas_is_made_that_nobody_reads(distribution, m
 
 
 def test_an_epoch_whose_length_is_said_apart_from_its_data_is_refused(distribution):
-    with pytest.raises(InputError, match="Leave steps_per_epoch"):
+    with pytest.raises(InputError, match="Do not pass steps_per_epoch"):
         fit(distribution(2), steps_per_epoch=3)

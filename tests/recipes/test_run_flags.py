@@ -31,9 +31,9 @@ def crash():
     raise Stop
 
 
-def train(directory, *callbacks, speaks=True, save_freq=5, **changed):
+def train(directory, *callbacks, prints=True, save_freq=5, **changed):
     """Trains two epochs of ten batches."""
-    flags = RunFlags(argparse.Namespace(**{**FLAGS, **changed}), speaks)
+    flags = RunFlags(argparse.Namespace(**{**FLAGS, **changed}), prints)
     checkpoint = GlobalStepCheckpoint(
         str(directory / "b{batch:02d}.weights.h5"), save_freq=save_freq, resume=True, background=False
     )
@@ -74,7 +74,7 @@ def test_each_flag_that_differs_is_printed_once(resume, capsys, batch):
 
 def test_nothing_is_printed_where_nothing_differs_and_by_other_ranks(resume, capsys):
     resume(10)
-    resume(15, speaks=False, epochs=4)
+    resume(15, prints=False, epochs=4)
     assert capsys.readouterr().out == ""
 
 

@@ -129,11 +129,11 @@ def test_the_same_command_may_be_started_again(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ((2, 3), r"--skip-batches 2:3 begins before batch 6 of the order.*Resume from a checkpoint of batch 1 or earlier"),
-        ((9, 16), r"--skip-batches 9:16 goes beyond batch 15, the last one of the order in all epochs"),
+        ((2, 3), r"--skip-batches 2:3 begins before batch 6 of the order.*Resume from a checkpoint at batch 1 or earlier"),
+        ((9, 16), r"--skip-batches 9:16 ends after batch 15, the last batch of the last epoch"),
     ],
 )
-def test_batches_that_were_trained_on_or_never_come_are_refused_before_training(tmp_path, flag, message):
+def test_a_range_that_was_trained_on_or_is_never_reached_is_refused_before_training(tmp_path, flag, message):
     train(tmp_path, epochs=1)
     with pytest.raises(InputError, match=message) as raised:
         train(tmp_path, flag=flag)

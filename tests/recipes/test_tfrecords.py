@@ -216,29 +216,32 @@ def flip(path, place):
 
 # A record of these tests takes 12 + 24 + 4 bytes.
 @pytest.mark.parametrize(
-    "damage, words",
+    "corrupt, words",
     [
-        (lambda shard: cut(shard, -1), r"train-00002-of-00003 is cut off in record 4 .* ends at byte 199\. Copy it again"),
-        (lambda shard: cut(shard, 85), r"is cut off in record 2 .* ends at byte 85"),
+        (lambda shard: cut(shard, -1), r"train-00002-of-00003 is truncated in record 4 .* ends at byte 199\. Copy it again"),
+        (lambda shard: cut(shard, 85), r"is truncated in record 2 .* ends at byte 85"),
         (lambda shard: cut(shard, 0), r"train-00002-of-00003 is empty"),
-        (lambda shard: flip(shard, 40), r"train-00002-of-00003 is damaged from record 1 .* checksum of its length"),
-        (lambda shard: flip(shard, 49), r"is damaged from record 1 "),
-        (lambda shard: shard.write_bytes(b"text, and no TFRecord file at all"), r"is no TFRecord file, or damaged from record 0"),
-        (lambda shard: shard.unlink(), r"has 2 of 3 files for train\. The first missing: train-00002-of-00003"),
+        (lambda shard: flip(shard, 40), r"train-00002-of-00003 is corrupt from record 1 .* checksum of its length"),
+        (lambda shard: flip(shard, 49), r"is corrupt from record 1 "),
+        (
+            lambda shard: shard.write_bytes(b"text, and no TFRecord file at all"),
+            r"is not a TFRecord file, or is corrupt from record 0",
+        ),
+        (lambda shard: shard.unlink(), r"has 2 of 3 files for train\. The first missing file: train-00002-of-00003"),
         (lambda shard: shutil.copy(shard, shard.with_name("train-00000-of-00001")), r"train-\*-of-00001 and train-\*-of-00003"),
         (lambda shard: write_shard(shard, [b"bad one", b"good"]), r"train-00002-of-00003, record 0 .*: .*it begins with bad"),
     ],
 )
-def test_damaged_and_missing_shards_are_named_before_training(tmp_path, damage, words):
+def test_corrupt_and_missing_shards_are_named_before_training(tmp_path, corrupt, words):
     write_shards(tmp_path)
-    damage(tmp_path / "train-00002-of-00003")
+    corrupt(tmp_path / "train-00002-of-00003")
     with pytest.raises(InputError, match=words) as raised:
         opened(tmp_path)
     assert "\n" not in str(raised.value)
 
 
 def test_a_folder_that_is_none_or_has_no_shards_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"There is no such file in"):
+    with pytest.raises(InputError, match=r"has no such file"):
         opened(tmp_path)
     with pytest.raises(InputError, match=r"cannot be read: .*No such file"):
         opened(tmp_path / "nowhere")
@@ -288,7 +291,9 @@ def test_a_record_whose_bytes_have_changed_is_named_when_it_cannot_be_used(tmp_p
         use(record)
         return (record,)
 
-    words = r"train-00000-of-00001, record 1 \(the first is 0\): its bytes are not those that were written.*it begins with bad"
+    words = (
+        r"train-00000-of-00001, record 1 \(counted from 0\): its checksum is wrong, so its bytes have changed.*it begins with bad"
+    )
     with pytest.raises(BadSample, match=words), naming_bad_records(records, use=use):
         epoch_of(records, prepare=prepare)
 

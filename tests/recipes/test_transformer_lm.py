@@ -123,11 +123,11 @@ def test_files_of_tokens_stay_on_the_disk(tmp_path):
 @pytest.mark.parametrize(
     "train, validation, words",
     [
-        (None, [1] * 9, "no tokens at .*train.bin: No such file"),
-        ([1] * 9, None, "no tokens at .*val.bin: No such file.*beside the training tokens"),
+        (None, [1] * 9, "train.bin cannot be read: No such file"),
+        ([1] * 9, None, "val.bin cannot be read: No such file.*`val.bin` beside"),
         (b"odd", [1] * 9, "two bytes.*train.bin with 3 bytes"),
         (b"", [1] * 9, "two bytes.*train.bin with 0 bytes"),
-        ([1] * 4, [1] * 9, "4 tokens and the one after. Received: 4 tokens in .*train.bin.*smaller --context"),
+        ([1] * 4, [1] * 9, "4 tokens and the next one. Received: 4 tokens in .*train.bin.*smaller --context"),
         ([1] * 9, [1] * 4, "Received: 4 tokens in .*val.bin"),
         ([1, 2, 50, 3, 3, 3], [1] * 9, "below --vocabulary-size 50. Received: token 50 at position 2 of .*train.bin"),
     ],

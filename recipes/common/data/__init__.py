@@ -1,4 +1,4 @@
-"""Data sets with random access, and the global batches that `fit` reads of them."""
+"""Random-access data sets, and the global batches that `fit` reads from them."""
 
 from recipes.common.data.epochs import EpochData
 from recipes.common.data.sources import Arrays, BadSample, Prepare, Source

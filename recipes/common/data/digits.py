@@ -1,7 +1,7 @@
-"""Handwritten digits that come with this repository, so that a first training needs no download.
+"""The included handwritten digits, so that a first training needs no download.
 
 `digits.csv.gz` is the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, 1998, UCI Machine
-Learning Repository, https://doi.org/10.24432/C50P49, CC BY 4.0): a line for each image, its 64 pixels and its label.
+Learning Repository, https://doi.org/10.24432/C50P49, CC BY 4.0): one line per image, with its 64 pixels and its label.
 """
 
 from pathlib import Path
@@ -13,10 +13,10 @@ _FILE = Path(__file__).with_name("digits.csv.gz")
 
 
 def load_digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """1437 images for training and 360 for validation, every fifth.
+    """Returns 1437 images for training, and every fifth image, 360, for validation.
 
     Returns:
-        `(images, labels), (images, labels)`, as `keras.datasets` has it: images `[n, 8, 8]`, float64, whole numbers from 0 to
+        `(images, labels), (images, labels)`, as in `keras.datasets`: images `[n, 8, 8]`, float64, whole numbers from 0 to
         `BRIGHTEST`; labels `[n]`, int64, 0 to 9.
 
     Example:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
-from keras.src.trainers.data_adapters.data_adapter import DataAdapter  # `fit` takes its subclasses; it has no public name
+from keras.src.trainers.data_adapters.data_adapter import DataAdapter  # `fit` accepts its subclasses; it has no public name
 
 from callbacks import InputError
 from callbacks.keras_private import have_fit_take
@@ -12,15 +12,15 @@ from recipes.common.data.skipped import SkippedBatches
 
 
 class EpochData(DataAdapter):
-    """A dataset, and the number of batches of a full epoch.
+    """A dataset with the number of batches in a full epoch.
 
-    With a plain `tf.data.Dataset` that starts in the middle of an epoch, Keras would take the short epoch for a full one.
+    If a plain `tf.data.Dataset` started in the middle of an epoch, Keras would regard the rest as a full epoch.
 
     Args:
         dataset: the rest of the epoch.
-        num_batches: batches of a full epoch.
+        num_batches: batches in a full epoch.
         before_epoch: called before each epoch.
-        skipped: the batches that are left out, for `fit`'s callbacks.
+        skipped: the batches that are left out, for the callbacks of `fit`.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class EpochData(DataAdapter):
 
 
 class _OncePerEpoch(tf.distribute.DistributedDataset):
-    """Makes one iterator for each epoch.
+    """Creates only one iterator for each epoch.
 
-    At the end of an epoch Keras makes another iterator, and drops it when the next epoch begins. On several devices each costs a
-    fraction of a second and prepares batches that are never read.
+    At the end of an epoch, Keras creates another iterator, and drops it when the next epoch begins. On several devices, creating
+    one takes a fraction of a second and prepares batches that are never read.
     """
 
     def __init__(self, dataset: tf.distribute.DistributedDataset):
@@ -76,7 +76,7 @@ class _OncePerEpoch(tf.distribute.DistributedDataset):
 
     def __iter__(self):
         if not self.is_due:
-            return iter(_refuse, None)  # raises when it is read
+            return iter(_refuse, None)  # raises an error if Keras reads from it
         self.is_due = False
         return iter(self._dataset)
 
@@ -86,4 +86,4 @@ class _OncePerEpoch(tf.distribute.DistributedDataset):
 
 
 def _refuse() -> None:
-    raise InputError("The length of an epoch is that of its data. Leave steps_per_epoch and validation_steps out of fit.")
+    raise InputError("The data defines the length of an epoch. Do not pass steps_per_epoch or validation_steps to fit.")

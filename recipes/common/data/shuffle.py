@@ -1,4 +1,4 @@
-"""Shuffles data by a pure function of (seed, epoch, index), so that any position is reached in O(1)."""
+"""Shuffles data by a pure function of (seed, epoch, index), so that seeking takes O(1)."""
 
 import tensorflow as tf
 
@@ -6,13 +6,13 @@ import tensorflow as tf
 def shuffle_index(index: tf.Tensor, *, seed: int, epoch: tf.Tensor, size: int) -> tf.Tensor:
     """Returns the sample at each index of an epoch.
 
-    A keyed permutation (a small block cipher, `tf.random.experimental.index_shuffle`), computed only for the given indices. It
-    needs no table and no state, and does not depend on the number of replicas.
+    The order is a keyed permutation (a small block cipher, `tf.random.experimental.index_shuffle`). It is computed only for the
+    given indices, needs no table and no state, and does not depend on the number of replicas.
 
     Args:
         index: positions in the epoch, int64, a scalar or `[n]`, each in `[0, size)`.
-        seed: the run's seed.
-        epoch: 0-based, int64 scalar; each epoch has its own order.
+        seed: the seed of the run.
+        epoch: the epoch, from 0, int64 scalar. Each epoch has its own order.
         size: the number of samples.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Batches of the order that are left out, for a training that goes bad on them.
+"""Batches that are left out of the data order, because training fails on them.
 
 Source: Chowdhery et al. 2022, "PaLM", section 5.1, https://arxiv.org/abs/2204.02311: training resumes from a checkpoint before a
-spike of the loss and leaves out the batches around it.
+spike of the loss, without the batches around the spike.
 """
 
 from typing import Any
@@ -12,17 +12,17 @@ from callbacks import InputError
 
 
 class SkippedBatches(keras.callbacks.Callback):
-    """Which batches of the order are left out: of this command's flag and, after a resume, those that the checkpoint stores.
+    """The batches to leave out of the data order: those of the flag and, after a resume, those that the checkpoint stores.
 
-    A batch's number in the order counts from 1, over all epochs. Batches that are left out do not count as trained on: an epoch
-    keeps its length, and later batches of the order move up. A callback, so that checkpoints hold the ranges.
+    Positions in the order count from 1, over all epochs. Batches that are left out do not count as trained on: an epoch keeps its
+    length, and later batches move up. The class is a callback, so that checkpoints store the ranges.
 
     Args:
-        batches_per_epoch: of the order.
+        batches_per_epoch: batches in an epoch of the order.
 
     Attributes:
-        flag: the first and the last batch to leave out; None for no further ones.
-        ranges: the first and the last batch of each range, ascending and apart from each other.
+        flag: the first and the last batch to leave out; None for none.
+        ranges: the first and the last batch of each range, ascending and disjoint.
 
     Example:
 
@@ -47,18 +47,18 @@ class SkippedBatches(keras.callbacks.Callback):
         if ranges and batches_per_epoch != self._batches_per_epoch:
             raise InputError(
                 f"The checkpoint leaves out batches {_as_text(ranges)} of an order with {batches_per_epoch} batches in an epoch. "
-                f"Received: data and flags that give {self._batches_per_epoch}. Resume with those that it was made with."
+                f"Received: data and flags with {self._batches_per_epoch} batches. Resume with the same data and flags."
             )
         self.ranges = _united([*self.ranges, *map(tuple, ranges)])
 
     def begin(self, trained: int) -> None:
-        """Takes up the flag; called before each epoch, and after `set_state`.
+        """Applies the flag. Called before each epoch, and after `set_state`.
 
         Args:
             trained: batches trained on so far.
 
         Raises:
-            InputError: if the flag names batches that were trained on already, or that this run never reaches.
+            InputError: if the flag names batches that are already trained on, or that the run does not reach.
         """
         if self.flag is None or any(first <= self.flag[0] and self.flag[1] <= last for first, last in self.ranges):
             return
@@ -66,23 +66,23 @@ class SkippedBatches(keras.callbacks.Callback):
         next_one = self._place(trained - 1) + 2 if trained else 1
         if first < next_one:
             raise InputError(
-                f"--skip-batches {first}:{last} begins before batch {next_one} of the order, the next one to train on. Resume "
-                f"from a checkpoint of batch {first - 1} or earlier: --resume PATH, with another --workdir."
+                f"--skip-batches {first}:{last} begins before batch {next_one} of the order, the next batch to train on. Resume "
+                f"from a checkpoint at batch {first - 1} or earlier: --resume PATH, with another --workdir."
             )
         planned = (self.params or {}).get("epochs", 0) * self._batches_per_epoch
         if last > planned > 0:
-            raise InputError(f"--skip-batches {first}:{last} goes beyond batch {planned}, the last one of the order in all epochs.")
+            raise InputError(f"--skip-batches {first}:{last} ends after batch {planned}, the last batch of the last epoch.")
         self.ranges = _united([*self.ranges, self.flag])
 
     def runs(self, begin: int, end: int) -> list[tuple[int, int]]:
-        """Where batches are in the order, as runs without a gap, each within one epoch of the order.
+        """Returns the positions of batches in the order, as contiguous runs within one epoch of the order.
 
         Args:
-            begin: the first batch, of those trained on, from 0.
+            begin: the first batch, counted from 0 over the batches that are trained on.
             end: the batch after the last one.
 
         Returns:
-            The place of the first batch of each run, and the place after its last one; places count from 0.
+            The position of the first batch of each run, and the position after its last batch, counted from 0.
         """
         found = []
         while begin < end:
@@ -95,7 +95,7 @@ class SkippedBatches(keras.callbacks.Callback):
 
     @property
     def text(self) -> str:
-        """The ranges, as the flag has them."""
+        """The ranges in the format of the flag."""
         return _as_text(self.ranges)
 
     def _place(self, batch):

@@ -14,15 +14,15 @@ Prepare = Callable[..., tuple[tf.Tensor, ...]]
 
 
 class BadSample(Exception):
-    """A sample cannot be used. Names its file, its place in the file, and the reason."""
+    """A sample cannot be used. The message names its file, its position in the file, and the reason."""
 
 
 class Source(Protocol):
-    """A random-access data set: any sample is read directly, by its number.
+    """A random-access data set: sample i can be read directly.
 
     Attributes:
-        fetched_together: how many samples to read in one `fetch`. A call of a dataset's function costs as much as gathering a few
-            hundred small samples.
+        fetched_together: the number of samples to read in one `fetch`. Calling the function of a dataset takes as long as gathering
+            a few hundred small samples.
     """
 
     @property
@@ -31,7 +31,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def fetch(self, numbers: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """Reads samples, in the order of their numbers. Called while a dataset's function is traced.
+        """Reads samples, in the order of `numbers`. Called while the function of a dataset is traced.
 
         Args:
             numbers: int64 `[n]`, each in `[0, len)`.
@@ -45,11 +45,11 @@ def refuse_datasets(source: Source) -> None:
     """Checks that samples can be read by their numbers.
 
     Raises:
-        InputError: if `source` is a `tf.data.Dataset`, which has only a next one.
+        InputError: if `source` is a `tf.data.Dataset`, which can only be read in order.
     """
     if isinstance(source, (tf.data.Dataset, tf.distribute.DistributedDataset)):
         raise InputError(
-            "A tf.data.Dataset cannot be entered in its middle, nor shuffled in one order on any number of replicas. Pass "
+            "A tf.data.Dataset cannot start in the middle, nor shuffle in the same order on any number of replicas. Pass "
             "Arrays(x, y), or Arrays(paths, labels) with a prepare function that reads a file, or a class with __len__ and "
             f"fetch(numbers). Received: {type(source).__name__}"
         )
@@ -59,7 +59,7 @@ def refuse_datasets(source: Source) -> None:
 class Arrays:
     """A data set in memory.
 
-    Files too large for memory are named in memory, and read in `prepare`, on all cores:
+    For files that do not fit into memory, store their paths, and read them in `prepare`, which runs on all cores:
 
     ```python
     def read(path, label, seed):
@@ -70,7 +70,7 @@ class Arrays:
     ```
 
     Args:
-        x: `[samples, ...]`, of the model's input type, or what `prepare` makes it from.
+        x: `[samples, ...]`, of the model's input type, or the input of `prepare`.
         y: `[samples]`, int64 class numbers.
     """
 
@@ -82,7 +82,7 @@ class Arrays:
         return len(self.x)
 
     def fetch(self, numbers: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """x `[n, ...]` and y `[n]`."""
+        """Returns x `[n, ...]` and y `[n]`."""
         return tuple(tf.gather(part, numbers) for part in self._tensors)
 
     @functools.cached_property

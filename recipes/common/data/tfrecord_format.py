@@ -12,14 +12,14 @@ import numpy as np
 from callbacks import InputError
 
 HEADER = np.dtype([("length", "<u8"), ("checksum", "<u4")])  # before each record's data; 4 bytes of checksum follow the data
-FRAME = HEADER.itemsize + 4  # bytes of a record beside its data
+FRAME = HEADER.itemsize + 4  # bytes of a record in addition to its data
 
 
 class OpenFile:
-    """A file open for reading, closed with its last reference.
+    """A file that is open for reading until its last reference is gone.
 
     Raises:
-        OSError: if it cannot be read.
+        OSError: if the file cannot be opened.
     """
 
     def __init__(self, path: str):
@@ -31,7 +31,7 @@ class OpenFile:
 
 
 def check_regular(path: str) -> os.stat_result:
-    """Refuses anything but a regular file: reading a FIFO would wait forever.
+    """Refuses anything but a regular file, because reading a FIFO would block forever.
 
     Raises:
         InputError: if the path is not a regular file, or does not exist.
@@ -41,29 +41,29 @@ def check_regular(path: str) -> os.stat_result:
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
     if not stat.S_ISREG(found.st_mode):
-        raise InputError(f"{path} is not a regular file. A data set is read from regular files.")
+        raise InputError(f"{path} is not a regular file. A data set must consist of regular files.")
     return found
 
 
 def record_lengths(path: str) -> np.ndarray:
-    """Returns the bytes of each record, int64 `[records]`, and reads only the headers.
+    """Returns the size of each record in bytes, int64 `[records]`. Reads only the headers.
 
     Raises:
-        InputError: if the file is empty, damaged, cut off, or no TFRecord file.
+        InputError: if the file is empty, corrupt, truncated, or not a TFRecord file.
     """
     headers, size = _read_headers(path)
     wrong = masked_checksums(headers["length"].copy().view(np.uint8).reshape(-1, 8)) != headers["checksum"]
     if wrong.any():
         first = int(np.argmax(wrong))
-        what = "is damaged from" if first else "is no TFRecord file, or damaged from"
-        raise InputError(f"{path} {what} record {first} (the first is 0) on: the checksum of its length is wrong.")
+        what = "is corrupt from" if first else "is not a TFRecord file, or is corrupt from"
+        raise InputError(f"{path} {what} record {first} on (counted from 0): the checksum of its length is wrong.")
     lengths = headers["length"].astype(np.int64)
     end = int(lengths.sum()) + FRAME * len(lengths)
     if end != size:
         cut_off = len(lengths) - (end > size)
-        raise InputError(f"{path} is cut off in record {cut_off} (the first is 0): it ends at byte {size}. Copy it again.")
+        raise InputError(f"{path} is truncated in record {cut_off} (counted from 0): it ends at byte {size}. Copy it again.")
     if not len(lengths):
-        raise InputError(f"{path} is empty. A data set has records in each of its files.")
+        raise InputError(f"{path} is empty. Every file of a data set must contain records.")
     return lengths
 
 
@@ -74,7 +74,7 @@ def _read_headers(path: str) -> tuple[np.ndarray, int]:
         file = OpenFile(path)
         size = os.fstat(file.descriptor).st_size
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # otherwise the system reads ahead into the data
+            os.posix_fadvise(file.descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # prevents read-ahead of data
         while offset < size:
             header = os.pread(file.descriptor, HEADER.itemsize, offset)
             if len(header) < HEADER.itemsize:

@@ -1,7 +1,8 @@
-"""The index of a set of TFRecord files: the length of each record, found once and kept beside the files.
+"""The index of a set of TFRecord files: the length of each record, stored beside the files.
 
-Where a record begins is only known from the record before. So the chief reads the header of every record once, 12 bytes each, and
-keeps what it found. An index fits a file whose name, size and time of change it names, if its lengths add up to that size.
+The start of a record follows only from the record before it. So the chief reads the 12-byte header of every record once, and stores
+the lengths. An index is valid for a file if it contains the file's name, size and modification time, and if the lengths add up to
+the size.
 """
 
 import contextlib
@@ -23,18 +24,18 @@ _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _FORMAT = 1  # of the index
 _WALKERS = 32  # threads that read headers: they wait for the disk
 
-Key = tuple[str, int, int]  # name, size and time of change of a file
+Key = tuple[str, int, int]  # name, size and modification time of a file
 
 
 def read_or_make_index(directory: str, split: str) -> tuple[list[str], list[int], np.ndarray, np.ndarray]:
-    """Finds the shards of a split, and the lengths of their records; makes or completes the index where it does not fit.
+    """Finds the shards of a split and the lengths of their records. Creates or updates the index if necessary.
 
     Returns:
         The shards' paths and sizes, the number of records in each, int64 `[shards]`, and the length of each record, int64
         `[records]`.
 
     Raises:
-        InputError: if there are no shards, some are missing, or one is empty, damaged or no TFRecord file.
+        InputError: if there are no shards, or if a shard is missing, empty, corrupt or not a TFRecord file.
     """
     names = _shards(directory, split)
     paths = [os.path.join(directory, name) for name in names]
@@ -50,44 +51,44 @@ def read_or_make_index(directory: str, split: str) -> tuple[list[str], list[int]
         with ThreadPoolExecutor(_WALKERS) as threads:
             walked = dict(zip(new, threads.map(record_lengths, new.values()), strict=True))
         known |= walked
-        kept = _write(places, keys, [known[key] for key in keys])
+        stored = _write(places, keys, [known[key] for key in keys])
         count, seconds = sum(map(len, walked.values())), time.perf_counter() - began
-        print(f"index        {count} records of {split} found in {seconds:.1f} s, kept in {kept}", flush=True)
+        print(f"index        found {count} records of {split} in {seconds:.1f} s, stored in {stored}", flush=True)
     found = [known[key] for key in keys]
     return paths, [state.st_size for state in states], np.array([len(each) for each in found]), np.concatenate(found)
 
 
 def _shards(directory: str, split: str) -> list[str]:
-    """The names of all shards, in order."""
+    """Returns the names of all shards, in order."""
     try:
         names = os.listdir(directory)
     except OSError as error:
-        raise InputError(f"--data is a folder with {split}-00000-of-01024 and so on. It cannot be read: {error}") from None
+        raise InputError(f"--data must be a folder with files {split}-00000-of-01024 etc. It cannot be read: {error}") from None
     matches = [match for name in names if (match := _SHARD.fullmatch(name)) and match["split"] == split]
     counts = sorted({int(match["count"]) for match in matches} - {0})
     if not counts:
-        raise InputError(f"--data is a folder with {split}-00000-of-01024 and so on. There is no such file in {directory}.")
+        raise InputError(f"--data must be a folder with files {split}-00000-of-01024 etc. {directory} has no such file.")
     if len(counts) > 1:
         sets = " and ".join(f"{split}-*-of-{count:05d}" for count in counts)
-        raise InputError(f"--data is a folder with one set of files for {split}. {directory} has {sets}.")
+        raise InputError(f"--data must be a folder with one set of files for {split}. {directory} has {sets}.")
     expected = [f"{split}-{number:05d}-of-{counts[0]:05d}" for number in range(counts[0])]
     missing = sorted(set(expected) - set(names))
     if missing:
         raise InputError(
-            f"{directory} has {counts[0] - len(missing)} of {counts[0]} files for {split}. The first missing: {missing[0]}"
+            f"{directory} has {counts[0] - len(missing)} of {counts[0]} files for {split}. The first missing file: {missing[0]}"
         )
     return expected
 
 
 def _places(directory: str, name: str) -> list[Path]:
-    """Where an index may be: beside the files or, if their folder is read-only, in the user's cache."""
+    """Returns the possible paths of an index: beside the files or, if their folder is read-only, in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     digest = hashlib.sha256(os.fsencode(os.path.realpath(directory))).hexdigest()[:16]
     return [Path(directory, name), cache / "keras-distributed-recipes" / digest / name]
 
 
 def _read(path: Path) -> dict[Key, np.ndarray]:
-    """The lengths of each shard that an index names. Empty, if it cannot be read; without those that do not fit their size."""
+    """Returns the record lengths of each shard in an index. Leaves out shards whose size does not match; empty if unreadable."""
     try:
         if not path.is_file():
             return {}
@@ -97,7 +98,7 @@ def _read(path: Path) -> dict[Key, np.ndarray]:
             keys = zip(index["names"].tolist(), index["sizes"].tolist(), index["times"].tolist(), strict=True)
             lengths = np.split(index["lengths"], np.cumsum(index["counts"])[:-1])
             return {key: each for key, each in zip(keys, lengths, strict=True) if _fits(each, key[1])}
-    except Exception:  # cut off, or another program's file: the index is made again
+    except Exception:  # truncated, or not an index: create it again
         return {}
 
 
@@ -106,7 +107,7 @@ def _fits(lengths: np.ndarray, size: int) -> bool:
 
 
 def _write(places: Iterable[Path], keys: Sequence[Key], found: Sequence[np.ndarray]) -> str:
-    """Writes an index at the first place that takes it, and says where."""
+    """Writes an index to the first possible path. Returns that path, for a message."""
     names, sizes, times = zip(*keys, strict=True)
     counts, lengths = [len(each) for each in found], np.concatenate(found)
     for place in places:
@@ -126,4 +127,4 @@ def _write(places: Iterable[Path], keys: Sequence[Key], found: Sequence[np.ndarr
         except OSError:
             continue
         return str(place)
-    return "memory: no folder for it can be written to"
+    return "memory, because no folder for it can be written"

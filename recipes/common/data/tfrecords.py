@@ -1,14 +1,15 @@
-"""TFRecord files as a random-access data set: a record is read by its number, whatever was read before it.
+"""TFRecord files as a random-access data set: any record can be read directly.
 
-An index (`tfrecord_index.py`) says where each record is; a record is then one `pread`, from any rank and thread. Why so:
+An index (`tfrecord_index.py`) contains the position of each record; any rank and thread reads a record with one `pread`.
+Alternatives that were rejected:
 
-- array_record and grain have random access too, but for files in another format: ImageNet would have to be written again.
-- `tf.data.TFRecordDataset` has none: a shuffle is a buffer that depends on the number of readers and cannot be sought in.
-- TensorFlow's own random reader (`tf_record_random_reader`, not public) spends 20 times the CPU time of a `pread` on a record of
-  80 kB: it moves its place in the file over a buffer of 8 MB.
+- array_record and grain have random access, but another file format: ImageNet would have to be converted.
+- `tf.data.TFRecordDataset` has no random access: it shuffles in a buffer, which depends on the number of readers and cannot seek.
+- TensorFlow's random reader (`tf_record_random_reader`, not public) takes 20 times the CPU time of a `pread` for a record of 80 kB,
+  because it reads through a buffer of 8 MB.
 
-The checksums of the headers are checked when the index is made. That of a record's data is checked when the record cannot be
-used, to say why: in Python it would cost more than decoding the picture.
+The checksums of the headers are verified when the index is created. The checksum of a record's data is only verified if the record
+cannot be used, to explain the error: in Python, verifying it takes longer than decoding the picture.
 """
 
 import contextlib
@@ -30,23 +31,23 @@ from recipes.common.data.sources import BadSample, Source
 from recipes.common.data.tfrecord_format import FRAME, HEADER, OpenFile, masked_checksums
 from recipes.common.data.tfrecord_index import read_or_make_index
 
-_OPEN_FILES = 512  # kept open; half of what a process may usually have
+_OPEN_FILES = 512  # half of the usual limit of a process
 _READERS = 16  # threads that read one batch of records
-_WORTH_A_READER = 1 << 18  # bytes: smaller batches come sooner without a thread
-_LOOKED_AT = 32  # shards whose first record is tried before training
-_REMEMBERED = 256  # reads, to find the one that an error comes from
+_WORTH_A_READER = 1 << 18  # bytes; smaller batches are faster without a thread
+_LOOKED_AT = 32  # shards whose first record is checked before training
+_REMEMBERED = 256  # reads, to find the record that caused an error
 
 Use = Callable[[bytes], Any]
 
 
 @dataclass(frozen=True, eq=False)
 class TFRecords:
-    """The records of some TFRecord files, one after the other, as a `Source`. Made by `open_tfrecords`.
+    """The records of TFRecord files as a `Source`. Created by `open_tfrecords`.
 
     Args:
         paths: the files.
-        counts: int64 `[files]`, the records in each.
-        lengths: int64 `[records]`, the bytes of each.
+        counts: int64 `[files]`, the number of records in each file.
+        lengths: int64 `[records]`, the size of each record in bytes.
     """
 
     paths: list[str]
@@ -59,40 +60,40 @@ class TFRecords:
         return len(self.lengths)
 
     def fetch(self, numbers: tf.Tensor) -> tuple[tf.Tensor]:
-        """The records as they are in the files, string `[n]`."""
-        # Not stateful: a stateful function would be called for one batch after the other under op determinism.
+        """Returns the records, string `[n]`."""
+        # Under op determinism, a stateful function would be called for one batch after the other.
         records = tf.numpy_function(self._read, [numbers], tf.string, stateful=False)
         return (tf.ensure_shape(records, numbers.shape),)
 
     def record(self, number: int) -> bytes:
-        """One record.
+        """Returns one record.
 
         Raises:
-            BadSample: if the file has become too short for it.
+            BadSample: if the file has become too short.
         """
         return self._read(np.array([number]))[0]
 
     def place(self, number: int) -> str:
-        """Where a record is, for a reader: its file, and its number in it."""
+        """Returns the file of a record and its number in the file, for a message."""
         shard = int(np.searchsorted(self._ends, number, "right"))
-        return f"{self.paths[shard]}, record {number - int(self._ends[shard] - self.counts[shard])} (the first is 0)"
+        return f"{self.paths[shard]}, record {number - int(self._ends[shard] - self.counts[shard])} (counted from 0)"
 
     def problem(self, number: int, use: Use) -> str | None:
-        """What is wrong with a record, if `use` cannot use it: one line that names file and record."""
+        """Returns one line that says why `use` fails for a record; None if it does not fail."""
         try:
             record = self.record(number)
             use(record)
         except tf.errors.OpError as error:
             reason = re.sub(r"\{\{.*?\}\} ?| ?\[Op:.*|\s+", " ", error.message).strip()
             if not self._is_as_written(number, record):
-                reason = f"its bytes are not those that were written, by their checksum ({reason})"
+                reason = f"its checksum is wrong, so its bytes have changed ({reason})"
             return f"{self.place(number)}: {reason}"
         except BadSample as error:
             return str(error)
         return None
 
     def recently_read(self) -> Iterator[int]:
-        """The numbers of the records that were read last, in the order of reading."""
+        """Yields the numbers of the records that were read last, in the order of reading."""
         for numbers in list(self._reads):
             yield from numbers.tolist()
 
@@ -133,7 +134,7 @@ class TFRecords:
 
     @functools.cached_property
     def _offsets(self):
-        """Where the data of each record begins in its file, int64 `[records]`."""
+        """The offset of each record's data in its file, int64 `[records]`."""
         ends = np.cumsum(self.lengths + FRAME)
         begins = ends - self.lengths - FRAME
         first = begins[self._ends - self.counts]
@@ -145,19 +146,18 @@ class TFRecords:
 
 
 def open_tfrecords(directory: str, split: str, use: Use) -> TFRecords:
-    """The records of `DIRECTORY/SPLIT-00000-of-01024` and so on. A collective of all ranks.
+    """Opens the files `DIRECTORY/SPLIT-00000-of-01024` etc. A collective of all ranks.
 
-    The chief alone looks for the files, and makes the index where there is none that still fits their sizes and times of change:
-    beside the files, or under `~/.cache` where that cannot be written to. The other ranks get it from the chief, and check
-    that they see files of the same sizes.
+    Only the chief searches for the files, and creates the index if there is no valid one: beside the files, or in `~/.cache` if the
+    directory cannot be written. The other ranks get the index from the chief, and check that they see files of the same sizes.
 
     Args:
-        directory: with the shards.
-        split: how their names begin.
-        use: called with some records, and raises an error of TensorFlow for one that cannot be used.
+        directory: the directory of the shards.
+        split: the beginning of their names.
+        use: called with some records; raises an error of TensorFlow for a record that cannot be used.
 
     Raises:
-        InputError: if there are no such files, some are missing, empty, cut off or no TFRecord files, or `use` fails.
+        InputError: if files are missing, empty, truncated or not TFRecord files, or if `use` fails.
 
     Example:
 
@@ -173,16 +173,16 @@ def open_tfrecords(directory: str, split: str, use: Use) -> TFRecords:
 
 @contextlib.contextmanager
 def naming_bad_records(*sources: Source, use: Use) -> Iterator[None]:
-    """Has an error of TensorFlow inside name the record that it comes from, if it comes from one.
+    """Context manager that adds the name of the record to an error of TensorFlow, if a record caused the error.
 
-    TensorFlow's own says what failed, and not for which element of a dataset. So the records that were read last are tried again.
+    An error of TensorFlow does not say which element of a dataset failed. So the records that were read last are tried again.
 
     Args:
-        sources: data sets; those that are no `TFRecords` are left alone.
+        sources: data sets; only `TFRecords` are checked.
         use: as in `open_tfrecords`.
 
     Raises:
-        BadSample: in place of an error that a record is the cause of.
+        BadSample: instead of an error that a record caused.
     """
     try:
         yield
@@ -197,7 +197,7 @@ def naming_bad_records(*sources: Source, use: Use) -> Iterator[None]:
 
 
 def _refuse_other_files(paths: list[str], sizes: list[int]) -> None:
-    """Raises, on every rank, if one does not see the chief's files: on another host, say, with a copy of its own."""
+    """Raises an error on every rank if one of them does not see the files of the chief, on another host for example."""
     problem = None
     for path, size in zip(paths, sizes, strict=True):
         try:
@@ -211,11 +211,11 @@ def _refuse_other_files(paths: list[str], sizes: list[int]) -> None:
             break
     for each in ranks().gather(problem):
         if each:
-            raise InputError(f"All ranks have to see the same files. {each}")
+            raise InputError(f"All ranks must see the same files. {each}")
 
 
 def _try_some(records: TFRecords, use: Use) -> None:
-    """Raises for a first record that cannot be used, of shards all over the data set."""
+    """Raises an error if the first record of a shard cannot be used, for shards all over the data set."""
     first = np.cumsum(records.counts) - records.counts
     for number in first[:: -(-len(first) // _LOOKED_AT)].tolist():
         problem = records.problem(number, use)

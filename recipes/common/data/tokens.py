@@ -1,4 +1,4 @@
-"""Texts as tokens: bytes of files, or a file of token numbers, and windows of them with random access."""
+"""Texts as tokens, in windows with random access: the bytes of files, or a file of token numbers."""
 
 import hashlib
 import os
@@ -13,25 +13,25 @@ import tensorflow as tf
 from callbacks import InputError
 
 BYTES = 256  # the vocabulary of bytes
-BEGIN = b"\0"  # stands before each file's bytes; text has none
-HELD_OUT = 20  # one file in so many is for validation
+BEGIN = b"\0"  # marks the beginning of a file; text does not contain it
+HELD_OUT = 20  # one in 20 files is for validation
 
-_NO_PART = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "ensurepip"}  # folders
-_LOOKED_AT = 1 << 20  # tokens at either end of a file that are checked at the start
+_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "ensurepip"}  # folders to leave out
+_LOOKED_AT = 1 << 20  # tokens at both ends of a file to check at the start
 
 
 @dataclass(frozen=True)
 class Windows:
-    """A stream of tokens, cut into windows that follow one another; what is left of it at the end is no window.
+    """A stream of tokens, divided into consecutive windows. Tokens at the end that do not fill a window are dropped.
 
     Args:
         tokens: `[n]`, unsigned integers; in memory, or a memory map of a file of any size.
-        context: tokens of a window.
-        vocabulary: every token is below this.
-        name: of the stream, for messages.
+        context: tokens in a window.
+        vocabulary: the number of tokens in the vocabulary; every token must be below it.
+        name: the name of the stream, for messages.
 
     Raises:
-        InputError: if there is not one window, or one of the first or the last million tokens is not in the vocabulary. Those
+        InputError: if there is not one window, or if one of the first or last million tokens is not in the vocabulary. Tokens in
             between are checked when they are read.
     """
 
@@ -44,7 +44,7 @@ class Windows:
     def __post_init__(self):
         if not len(self):
             raise InputError(
-                f"A window needs {self.context} tokens and the one after. Received: {len(self.tokens)} tokens in {self.name}. "
+                f"A window needs {self.context} tokens and the next one. Received: {len(self.tokens)} tokens in {self.name}. "
                 "Use a smaller --context, or more data."
             )
         for begin in (0, max(0, len(self.tokens) - _LOOKED_AT)):
@@ -54,7 +54,7 @@ class Windows:
         return (len(self.tokens) - 1) // self.context
 
     def fetch(self, numbers: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        """Tokens `[n, context]`, int32, and the token after each of them `[n, context]`, int32."""
+        """Returns tokens `[n, context]`, int32, and the next token of each, `[n, context]`, int32."""
         windows = tf.numpy_function(self._read, [numbers], tf.int32, stateful=False)
         windows = tf.ensure_shape(windows, [None, self.context + 1])
         return windows[:, :-1], windows[:, 1:]
@@ -71,23 +71,23 @@ class Windows:
         if tokens.max() >= self.vocabulary:
             at = int(np.argmax(tokens >= self.vocabulary))
             raise InputError(
-                f"Tokens are below --vocabulary-size {self.vocabulary}. Received: token {tokens[at]} at position {begin + at} of "
-                f"{self.name}."
+                f"Tokens must be below --vocabulary-size {self.vocabulary}. "
+                f"Received: token {tokens[at]} at position {begin + at} of {self.name}."
             )
 
 
 def token_files(train: str, *, context: int, vocabulary: int) -> tuple[Windows, Windows]:
-    """A file of tokens, uint16 without a header, as nanoGPT prepares them, and `val.bin` beside it. Neither is read into memory.
+    """Opens a file of tokens (uint16 without a header, as in nanoGPT) and `val.bin` beside it, without reading them into memory.
 
     Args:
         train: the path of the training tokens.
-        context, vocabulary: of the windows.
+        context, vocabulary: see `Windows`.
 
     Returns:
-        The windows to train on, and those for validation.
+        The windows for training and for validation.
 
     Raises:
-        InputError: if a file is not there, or holds no tokens.
+        InputError: if a file is missing or contains no tokens.
 
     Source: https://github.com/karpathy/nanoGPT/tree/master/data/openwebtext
     """
@@ -97,25 +97,25 @@ def token_files(train: str, *, context: int, vocabulary: int) -> tuple[Windows, 
 
 
 def bytes_of_folder(folder: str, *, context: int, pattern: str = "*") -> tuple[Windows, Windows]:
-    """The bytes of all files in a folder and those in it, in the order of their names, with a zero byte before each.
+    """Reads the bytes of all files in a folder and its subfolders, ordered by name, with a zero byte before each file.
 
-    One file in twenty is held out for validation: those with a SHA-256 of the path, relative to the folder, whose first byte is
-    a multiple of twenty. Where that is none, the last file is.
+    About one in 20 files is held out for validation: files for which the first byte of the SHA-256 of the relative path is a
+    multiple of 20. If there is no such file, the last file is held out.
 
     Args:
-        folder: where the files are. Tests, other people's packages and hidden files are left out.
-        context: of the windows.
-        pattern: of the files' names.
+        folder: the folder. Tests, installed packages and hidden files are left out.
+        context: tokens in a window.
+        pattern: the pattern of the file names.
 
     Returns:
-        The windows to train on, and those for validation.
+        The windows for training and for validation.
 
     Raises:
-        InputError: if there are no two such files, or one cannot be read.
+        InputError: if there are fewer than two files, or if a file cannot be read.
     """
     files = _files(Path(folder), pattern)
     if len(files) < 2:
-        raise InputError(f"A folder needs two files {pattern} or more, one of them to validate on. Received: {folder}.")
+        raise InputError(f"--data must contain at least two files {pattern}, one of them for validation. Received: {folder}.")
     held_out = [name for name in files if _digest(name) % HELD_OUT == 0] or files[-1:]
     train = [name for name in files if name not in set(held_out)]
 
@@ -126,15 +126,15 @@ def bytes_of_folder(folder: str, *, context: int, pattern: str = "*") -> tuple[W
 
 
 def standard_library(context: int) -> tuple[Windows, Windows]:
-    """The sources of the Python that runs this, as bytes, without its tests: 11.4 MB and 0.7 MB with Python 3.11.
+    """Reads the sources of the running Python, without its tests: 11.4 MB and 0.7 MB with Python 3.11.
 
-    They differ a little from one version of Python to the next, and so do results.
+    They differ slightly between versions of Python, and so do the results.
 
     Args:
-        context: of the windows.
+        context: tokens in a window.
 
     Returns:
-        The windows to train on, and those for validation.
+        The windows for training and for validation.
     """
     return bytes_of_folder(sysconfig.get_paths()["stdlib"], context=context, pattern="*.py")
 
@@ -142,7 +142,7 @@ def standard_library(context: int) -> tuple[Windows, Windows]:
 def _files(folder, pattern):
     names = []
     for where, folders, _ in os.walk(folder):
-        folders[:] = [name for name in folders if name not in _NO_PART and not name.startswith(".")]
+        folders[:] = [name for name in folders if name not in _LEFT_OUT and not name.startswith(".")]
         found = (path.relative_to(folder).as_posix() for path in Path(where).glob(pattern) if path.is_file())
         names += [name for name in found if not os.path.basename(name).startswith(".")]
     return sorted(names)
@@ -156,16 +156,16 @@ def _read_all(folder, names):
     try:
         return np.frombuffer(b"".join(BEGIN + Path(folder, name).read_bytes() for name in names), "uint8")
     except OSError as error:
-        raise InputError(f"--data {folder} could not be read: {error}") from None
+        raise InputError(f"--data {folder} cannot be read: {error}") from None
 
 
 def _map(path):
     try:
         size = os.path.getsize(path)
         if size % 2 or not size:
-            raise InputError(f"A file of tokens has two bytes (uint16) for each. Received: {path} with {size} bytes.")
+            raise InputError(f"A file of tokens must have two bytes (uint16) per token. Received: {path} with {size} bytes.")
         return np.memmap(path, "<u2", "r")
     except OSError as error:
         raise InputError(
-            f"There are no tokens at {path}: {error.strerror}. `val.bin` has to stand beside the training tokens."
+            f"{path} cannot be read: {error.strerror}. --data PATH needs `val.bin` beside the training tokens."
         ) from None

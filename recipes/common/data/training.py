@@ -41,13 +41,13 @@ def training_data(
     prepare: Prepare | None = None,
     epochs_per_pass: int = 1,
 ) -> EpochData:
-    """Returns shuffled global batches. An epoch begins at the position of the model's counters and drops its last partial batch.
+    """Returns shuffled global batches. An epoch begins at the position of the model's counters, and drops its last partial batch.
 
     Args:
         source: the samples.
-        model: the model to train. After a resume, its counters give the position in the epoch.
-        distribution: the replicas; each gets `global_batch_size / replicas` samples of a batch, the first replica the first.
-        global_batch_size: samples of one update.
+        model: the model to train; after a resume, its counters contain the position in the epoch.
+        distribution: the replicas; each gets `global_batch_size / replicas` samples of a batch, in order.
+        global_batch_size: samples in one update.
         seed: the seed of the shuffle.
         prepare: called with the parts of one sample and `seed`, int64 `[2]`, a pure function of (seed, epoch, sample) for
             TensorFlow's stateless random operations; returns the model's input. Runs on all cores.
@@ -121,7 +121,7 @@ class _Order:
 
 
 class _Position:
-    """The places of the next epoch's batches in the order.
+    """The positions of the next epoch's batches in the data order.
 
     Args:
         model: its counters give the position.
@@ -143,8 +143,8 @@ class _Position:
         epoch, samples_done = counters_of(self._model).position()
         if samples_done % self._global_batch_size:
             raise InputError(
-                f"The checkpoint stands at sample {samples_done} of its epoch, between two global batches of "
-                f"{self._global_batch_size}. Resume with the --global-batch-size that it was made with."
+                f"The checkpoint is at sample {samples_done} of its epoch, between two global batches of "
+                f"{self._global_batch_size}. Resume with the --global-batch-size with which it was saved."
             )
         begin = epoch * self._batches + samples_done // self._global_batch_size
         self._skipped.begin(begin)

@@ -1,4 +1,4 @@
-"""A run from its start to its exit code: what it records, what it prints, and how it ends."""
+"""The run of a recipe: its callbacks, its output and its exit code."""
 
 from recipes.common.run.callbacks import training_callbacks
 from recipes.common.run.program import run

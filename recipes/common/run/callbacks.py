@@ -1,4 +1,4 @@
-"""The callbacks of every recipe, in the one order that is right."""
+"""The callbacks of every recipe, in the required order."""
 
 import argparse
 from collections.abc import Sequence
@@ -19,20 +19,20 @@ from recipes.common.run_flags import RunFlags
 def training_callbacks(
     args: argparse.Namespace, distribution: Distribution, batches: EpochData, own: Sequence[keras.callbacks.Callback] = ()
 ) -> list[keras.callbacks.Callback]:
-    """The callbacks of a run, for `fit`, on every rank.
+    """Returns the callbacks for `fit`, on every rank.
 
     Args:
-        args: the recipe's flags.
+        args: the flags of the recipe.
         distribution: the replicas.
         batches: the training data.
-        own: further callbacks of the recipe. They see the logs of all ranks, and what they add to the logs is recorded.
+        own: more callbacks of the recipe. They get the logs of all ranks, and what they add to the logs is recorded.
     """
     checkpoint = checkpoint_callback(args)
     if batches.skipped:
         batches.skipped.flag = args.skip_batches
     return [
-        RunRecord(args.workdir),  # first: what comes after it is charged to callbacks
-        *distribution.callbacks(),  # before all that read logs: they make the logs those of all ranks
+        RunRecord(args.workdir),  # first, so that it measures the time of all other callbacks
+        *distribution.callbacks(),  # before all callbacks that read the logs, because they combine the logs of all ranks
         *([batches.skipped] if batches.skipped else []),
         *own,
         tensorboard_callback(args, distribution),  # before the checkpoint, which may end the run
@@ -40,6 +40,6 @@ def training_callbacks(
         InitialWeights(args.init_from, checkpoint),
         RunFlags(args, distribution.is_chief),
         ProgressBar(distribution, checkpoint, batches.num_batches, args.log_secs),
-        # after the checkpoint: it prints what was restored
+        # after the checkpoint, because it prints what was restored
         RunSummary(args, distribution, batches, checkpoint, logs_metrics=bool(own)),
     ]

@@ -1,4 +1,4 @@
-"""A run that begins with the weights of another one."""
+"""Starts a run with the weights of another run."""
 
 import keras
 
@@ -7,11 +7,11 @@ from callbacks.restoring import restore_weights
 
 
 class InitialWeights(keras.callbacks.Callback):
-    """Gives the model the weights of another run's checkpoint, where no checkpoint of its own was restored.
+    """Restores the weights of another run's checkpoint, unless the run resumes from its own checkpoint.
 
     Args:
-        path: a checkpoint, or a directory or template of checkpoints; None for weights of the recipe's own.
-        checkpoint: the run's checkpoint callback; it has to stand before this one in the list.
+        path: a checkpoint, or a directory or template of checkpoints; None to keep the initial weights.
+        checkpoint: the checkpoint callback of the run; it must come before this callback in the list.
     """
 
     def __init__(self, path: str | None, checkpoint: GlobalStepCheckpoint):

@@ -1,4 +1,4 @@
-"""What the validation of a language model tells beside its loss: bits for each token, and a text that it writes."""
+"""Validation of a language model: bits per token, and text samples."""
 
 import math
 import time
@@ -15,13 +15,12 @@ from recipes.common.distribution import Distribution
 
 
 class Bits(keras.callbacks.Callback):
-    """Adds the losses of an epoch in bits to its logs, for all callbacks that come after it.
+    """Adds the losses of an epoch, in bits, to the logs for all later callbacks.
 
-    Not a metric of the model: Keras has none that counts bits, and one of our own would keep saved models from loading where
-    this repository is not.
+    It is not a metric of the model, because a custom metric would keep saved models from loading without this repository.
 
     Args:
-        name: what to call it: `bits_per_byte` stands beside `loss`, and `val_bits_per_byte` beside `val_loss`.
+        name: the name in the logs: with `bits_per_byte`, `val_loss` gets a companion `val_bits_per_byte`.
     """
 
     def __init__(self, name: str):
@@ -41,18 +40,18 @@ class Bits(keras.callbacks.Callback):
 
 
 class TextSamples(keras.callbacks.Callback):
-    """Has the model go on writing at each validation; the text goes to TensorBoard, at the global batch.
+    """Generates a text at each validation, and writes it to TensorBoard at the global batch.
 
-    What it writes depends on the weights, the seed and the batch alone, so a validation that is done again after a restart
-    would write the same text again: it is left out. The chief alone writes.
+    The text depends only on the weights, the seed and the batch. A validation that is repeated after a restart would generate the
+    same text, so it is not written again. Only the chief writes.
 
     Args:
         distribution: the replicas.
-        directory: TensorBoard's directory for the texts, which nothing else writes to.
-        prompt: `[n]`, the tokens that the text begins with.
-        length: tokens of the text, the prompt included; at most the model's context.
-        decode: tokens to text.
-        seed: of the choice among likely tokens.
+        directory: TensorBoard's directory for the texts; nothing else writes there.
+        prompt: `[n]`, the first tokens of the text.
+        length: tokens in the text, including the prompt; at most the context of the model.
+        decode: converts tokens to text.
+        seed: the seed for sampling tokens.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class TextSamples(keras.callbacks.Callback):
         if self._writes:
             make_folder(self._directory)
             self._written = event_files.steps(self._directory)
-            self._file = EventFile(self._directory, lambda tag: "What the model writes after the beginning of the validation data.")
+            self._file = EventFile(self._directory, lambda tag: "The model continues the beginning of the validation data.")
 
     def on_epoch_end(self, epoch, logs=None):
         if self._writes and "val_loss" in (logs or {}):
@@ -100,5 +99,5 @@ class TextSamples(keras.callbacks.Callback):
 
 
 def _as_code(text: str) -> str:
-    """Markdown that shows a text as it is."""
+    """Returns Markdown that shows a text verbatim."""
     return "\n".join(f"    {line}" for line in text.splitlines())

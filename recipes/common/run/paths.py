@@ -1,10 +1,10 @@
-"""Paths as a reader of the terminal would type them."""
+"""Short paths for messages."""
 
 import os
 
 
 def from_here(path: str) -> str:
-    """Returns a path relative to the working directory where it is below that, else as it is.
+    """Returns a path below the working directory as a relative path, and any other path unchanged.
 
     >>> from_here(os.path.abspath("runs/mnist"))
     'runs/mnist'

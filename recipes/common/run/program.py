@@ -1,4 +1,4 @@
-"""How a recipe starts and ends: mistakes of the user in one line, and the exit codes that launchers and Slurm rely on."""
+"""Runs a recipe: prints user errors in one line, and returns the exit codes that launcher and Slurm rely on."""
 
 import re
 import sys
@@ -16,43 +16,43 @@ from recipes.common.data import BadSample
 from recipes.common.run.paths import from_here
 
 _LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer", "Collective ops is aborted")
-_SILENT = re.compile(r"^/job:worker/replica:0/task:(\d+)$", re.MULTILINE)  # ranks that have ended, or have stopped
+_SILENT = re.compile(r"^/job:worker/replica:0/task:(\d+)$", re.MULTILINE)  # ranks that have ended or stopped
 
 
 def run(main: Callable[[], None]) -> None:
-    """Runs a recipe's `main` and leaves the process with its exit code.
+    """Runs the `main` function of a recipe, and ends the process with an exit code.
 
-    `launch/exit_codes.py` lists the codes. `FAILED`: a checkpoint or TensorBoard's events could not be written, a sample cannot
-    be used, or the ranks differ. Anything without a code of its own fails with a traceback.
+    `launch/exit_codes.py` lists the codes. The code is `FAILED` if a checkpoint or an event of TensorBoard cannot be written, if a
+    sample cannot be used, or if the ranks differ. Any other exception fails with a traceback.
     """
     start_up.end_phase("imports")
     warnings.showwarning = _show_warning
     catch_signals(for_good=True)
     try:
         main()
-    except Preempted as left:
+    except Preempted as stop:
         if ranks().is_chief:
-            where = from_here(left.path) if left.path else "the beginning"
-            print(f"stopped      {left.reason}; the same command resumes from {where}", flush=True)
+            where = from_here(stop.path) if stop.path else "the beginning"
+            print(f"stopped      {stop.reason}; the same command resumes from {where}", flush=True)
         raise
     except InputError as error:
-        sys.exit(_say(error, BAD_INPUT))
+        sys.exit(_print_error(error, BAD_INPUT))
     except (BadSample, CheckpointWriteError, EventWriteError, RanksDiffer) as error:
-        sys.exit(_say(error, FAILED))
+        sys.exit(_print_error(error, FAILED))
     except tf.errors.OpError as error:
-        bad_input = re.search(r"InputError: (.*)\nTraceback", error.message)  # raised by what a dataset calls
+        bad_input = re.search(r"InputError: (.*)\nTraceback", error.message)  # raised in a function of a dataset
         if bad_input:
-            sys.exit(_say(bad_input[1], BAD_INPUT))
+            sys.exit(_print_error(bad_input[1], BAD_INPUT))
         if not any(sign in error.message for sign in _LOST):
             raise
-        silent = ", ".join(f"rank {number}" for number in _SILENT.findall(error.message))  # named by TensorFlow, not by Horovod
-        lost = f"{silent} gives no sign of life" if silent else "another rank has ended"
-        sys.exit(_say(f"{lost}; what it said last tells why", ANOTHER_RANK_FAILED))
+        silent = ", ".join(f"rank {number}" for number in _SILENT.findall(error.message))  # TensorFlow names them, Horovod does not
+        lost = f"{silent} does not respond" if silent else "another rank has ended"
+        sys.exit(_print_error(f"{lost}; see its last output for the reason", ANOTHER_RANK_FAILED))
     finally:
         ignore_signals()
 
 
-def _say(message, code):
+def _print_error(message, code):
     note_failure(str(message))
     print(f"error: {message}", file=sys.stderr, flush=True)
     return code

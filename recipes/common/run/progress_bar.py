@@ -1,4 +1,4 @@
-"""How far a run is: a progress bar on a terminal, a dated line every few seconds in a file."""
+"""Progress of a run: a progress bar on a terminal, or a dated line every few seconds in a file."""
 
 import atexit
 import os
@@ -16,17 +16,17 @@ from recipes.common.distribution import Distribution
 
 _REDRAW_SECS = 0.2
 _BAR_WIDTH = 12
-_LEFT_OUT_FIRST = ("saved", "speed", "epoch", "left", "val_loss")  # of the bar, on a narrow terminal
+_LEFT_OUT_FIRST = ("saved", "speed", "epoch", "left", "val_loss")  # on a narrow terminal, in this order
 
 
 class ProgressBar(keras.callbacks.Callback):
-    """Shows where training stands, on the chief alone. Keras's own bar restarts with each epoch, so `fit` gets `verbose=0`.
+    """Shows the progress of training, on the chief. Keras's own bar restarts in each epoch, so pass `verbose=0` to `fit`.
 
     Args:
         distribution: the replicas.
-        checkpoint: the run's checkpoint callback.
-        batches_per_epoch: how many global batches an epoch has.
-        log_secs: seconds between two lines, where the output is no terminal.
+        checkpoint: the checkpoint callback of the run.
+        batches_per_epoch: global batches in an epoch.
+        log_secs: seconds between two lines, if the output is not a terminal.
         output: standard output by default.
     """
 
@@ -41,7 +41,7 @@ class ProgressBar(keras.callbacks.Callback):
         super().__init__()
         self._checkpoint, self._batches_per_epoch, self._log_secs = checkpoint, batches_per_epoch, log_secs
         self._output = output or sys.stdout
-        self._speaks = distribution.is_chief
+        self._prints = distribution.is_chief
         self._clock, self._now = time.monotonic, datetime.now
         self._bar: Progress | None = None
 
@@ -51,27 +51,27 @@ class ProgressBar(keras.callbacks.Callback):
         self._metrics: dict[str, float] = {}
 
     def on_epoch_begin(self, epoch, logs=None):
-        if self._speaks and not self._total:
+        if self._prints and not self._total:
             self._begin()
 
     def on_train_batch_end(self, batch, logs=None):
-        if self._speaks:
+        if self._prints:
             self._metrics |= logs or {}
-            if self._began_at is None:  # the first batch, which is compiled, tells nothing of the others' speed
+            if self._began_at is None:  # do not measure the first batch, which TensorFlow traces
                 self._began_at, self._began = counters_of(self.model).read(), self._clock()
             elif self._clock() >= self._next:
-                self._say()
+                self._print()
 
     def on_epoch_end(self, epoch, logs=None):
         self._metrics |= logs or {}
 
     def on_train_end(self, logs=None):
-        if self._speaks and self._began_at is not None:
-            self._say()
+        if self._prints and self._began_at is not None:
+            self._print()
         self.close()
 
     def close(self) -> None:
-        """Leaves the terminal as it was; for a training that has failed, too."""
+        """Restores the terminal, also after a failure."""
         if self._bar:
             self._bar.stop()
             atexit.unregister(self.close)
@@ -89,7 +89,7 @@ class ProgressBar(keras.callbacks.Callback):
             self._bar.start()
             atexit.register(self.close)
 
-    def _say(self):
+    def _print(self):
         counts = counters_of(self.model).read()
         self._next = self._clock() + (_REDRAW_SECS if self._bar else self._log_secs)
         parts = dict(self._parts(counts))
@@ -113,7 +113,7 @@ class ProgressBar(keras.callbacks.Callback):
 
 
 def _fitting(parts: dict[str, str], width: int) -> str:
-    """Returns as many of the parts as a line of a terminal has room for."""
+    """Returns as many parts as fit into a line of the terminal."""
     for name in _LEFT_OUT_FIRST:
         if len(", ".join(parts.values())) > width:
             parts.pop(name, None)

@@ -1,4 +1,4 @@
-"""The summary of a run on the terminal: its set-up when it begins, its result when it ends."""
+"""Summary of a run on the terminal: its set-up at the beginning, its result at the end."""
 
 import argparse
 import math
@@ -18,15 +18,15 @@ from recipes.common.run.paths import from_here
 
 
 class RunSummary(keras.callbacks.Callback):
-    """Prints the run's set-up when training begins and its result when it ends.
+    """Prints the set-up of a run when training begins, and its result when training ends.
 
     Args:
-        args: the recipe's flags.
+        args: the flags of the recipe.
         distribution: the replicas.
         batches: the training data.
-        checkpoint: the run's checkpoint callback; it has to stand before this one in the list.
-        logs_metrics: whether a callback of the recipe adds to the logs. Else a name with another metric than the model's is
-            refused before the first batch.
+        checkpoint: the checkpoint callback of the run; it must come before this callback in the list.
+        logs_metrics: whether a callback of the recipe adds metrics to the logs. If not, a checkpoint name with a metric that the
+            model does not have is refused before the first batch.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class RunSummary(keras.callbacks.Callback):
         print(f"strategy     {distribution.name}, {_plural(distribution.replicas, 'replica')}: {distribution.hardware}")
         print(f"determinism  {_determinism(args.deterministic)}")
         print(f"batch        {args.global_batch_size} samples, {share} on each replica")
-        print(f"epochs       {args.epochs} of {self._batches.num_batches} batches")
+        print(f"epochs       {args.epochs}, {_plural(self._batches.num_batches, 'batch')} each")
         print(f"learning     rate {_rate(self.model.optimizer)}")
         print(f"checkpoints  {from_here(template.text)}, {_how_often(args.save_freq)}, {self._disk()}")
         print(f"tensorboard  {args.workdir}/tensorboard")
@@ -97,7 +97,7 @@ class RunSummary(keras.callbacks.Callback):
 
 
 def _tool(name):
-    """The way to type a program of the environment that runs this."""
+    """Returns the path of a program in this Python environment."""
     path = os.path.join(os.path.dirname(sys.executable), name)
     relative = os.path.relpath(path)
     return relative if not relative.startswith("..") else path
@@ -105,7 +105,7 @@ def _tool(name):
 
 def _how_often(save_freq):
     if save_freq == "auto":
-        return "as often as 1 % of the time allows and failures make worth"
+        return "at intervals chosen for at most 1 % of the time"
     return "every epoch" if save_freq == "epoch" else f"every {save_freq} batches"
 
 
@@ -117,11 +117,11 @@ def _determinism(is_on):
 
 
 def _rate(optimizer):
-    """The learning rate of the next batch, and the schedule that it follows."""
+    """Returns the learning rate of the next batch, and the name of its schedule."""
     schedule = optimizer.get_config().get("learning_rate")
     name = f", {schedule['class_name']}" if isinstance(schedule, dict) else ""
     return f"{float(keras.ops.convert_to_numpy(optimizer.learning_rate)):.6g}{name}"
 
 
 def _plural(count, noun):
-    return f"{count} {noun}" + ("" if count == 1 else "s")
+    return f"{count} {noun}" + ("" if count == 1 else "es" if noun.endswith("ch") else "s")

@@ -1,4 +1,4 @@
-"""The curves and hyperparameters of a recipe's run in TensorBoard."""
+"""Curves and hyperparameters of a run in TensorBoard."""
 
 import argparse
 import os
@@ -15,11 +15,11 @@ _LEFT_OUT = (
     "profile_batches",
     "skip_batches",
     "peak_tflops",
-)  # no numbers and names that runs compare by
+)  # flags that do not distinguish runs
 
 
 def tensorboard_callback(args: argparse.Namespace, distribution: Distribution) -> GlobalStepTensorBoard:
-    """The TensorBoard callback that the flags describe."""
+    """Returns the TensorBoard callback for the flags."""
     return GlobalStepTensorBoard(
         os.path.join(args.workdir, "tensorboard"),
         write_graph=False,
@@ -31,7 +31,7 @@ def tensorboard_callback(args: argparse.Namespace, distribution: Distribution) -
 
 
 def _hparams(args: argparse.Namespace, distribution: Distribution) -> dict[str, float | str | bool]:
-    """The flags, the devices and the version of the code: all in which two runs may differ."""
+    """Returns the flags, the devices and the version of the code."""
     flags = {name: value for name, value in vars(args).items() if value is not None and name not in _LEFT_OUT}
     surroundings = {
         "strategy": distribution.name,
@@ -44,7 +44,7 @@ def _hparams(args: argparse.Namespace, distribution: Distribution) -> dict[str, 
 
 
 def _git_commit() -> str:
-    """Of the checkout that runs, with a `+` if files in it were changed; nothing outside a checkout."""
+    """Returns the commit of this checkout, with a `+` if files have changed; empty outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True, timeout=10).stdout.strip()

@@ -1,0 +1,278 @@
+"""What callbacks and train steps do to the model in mid-run is so after a restart too: variables they make, layers they freeze."""
+
+import contextlib
+import warnings
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from small import BATCHES, arrays, fit, names
+
+from callbacks import GlobalStepCheckpoint, InputError, counters_of, files, latest_checkpoint, restore
+
+EPOCHS = 3
+
+
+class Crash(keras.callbacks.Callback):
+    """Raises after a batch, counted from the begin of training."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.epoch * BATCHES + batch + 1 == self.after:
+            raise InterruptedError
+
+
+def two_layers(optimizer=None):
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4), keras.layers.BatchNormalization(), keras.layers.Dense(1)])
+    model.compile(optimizer or keras.optimizers.Adam(0.05), "mse")
+    return model
+
+
+def train(directory, make, *callbacks, crash=None):
+    """Trains a new model, from the newest checkpoint there: the model, all of its values, and its history."""
+    keras.backend.clear_session(free_memory=False)
+    keras.utils.set_random_seed(0)
+    model = make()
+    checkpoint = GlobalStepCheckpoint(directory / "b{batch:02d}.weights.h5", save_freq=1, resume=True)
+    others = [callback() for callback in callbacks]
+    with contextlib.suppress(InterruptedError):
+        history = fit(model, checkpoint, *others, *([Crash(crash)] if crash else []), epochs=EPOCHS, shuffle=False)
+        assert not crash
+        return model, [v.numpy() for v in (*model.variables, *model.optimizer.variables)], history.history
+    return None
+
+
+class Freeze(keras.callbacks.Callback):
+    """Freezes the first layer from the second epoch on."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            self.model.layers[0].trainable = self.model.layers[1].trainable = False
+            self.model.make_train_function(force=True)
+
+
+class FreezeWithoutEffect(keras.callbacks.Callback):
+    """Freezes the first layer, and has nobody trace the train step again."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            self.model.layers[0].trainable = False
+
+
+class Unfreeze(keras.callbacks.Callback):
+    """Trains all layers from the second epoch on, as keras.io's guide to fine-tuning does, with another rate."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if epoch == 1:
+            self.model.layers[0].trainable = self.model.layers[1].trainable = True
+            self.model.compile(keras.optimizers.Adam(0.01), "mse")
+            self.model.make_train_function()
+
+
+class FineTune(Unfreeze):
+    """Trains the last layer alone before that."""
+
+    def on_train_begin(self, logs=None):
+        self.model.layers[0].trainable = self.model.layers[1].trainable = False
+
+
+def frozen():
+    model = two_layers()
+    model.layers[0].trainable = model.layers[1].trainable = False
+    model.compile(keras.optimizers.Adam(0.05), "mse")
+    return model
+
+
+FREEZES = {
+    "frozen": (two_layers, Freeze),
+    "frozen without effect": (two_layers, FreezeWithoutEffect),
+    "unfrozen and compiled": (frozen, Unfreeze),
+    "frozen when training begins, then unfrozen": (two_layers, FineTune),
+}
+
+
+@pytest.mark.parametrize("kind", FREEZES)
+def test_layers_that_a_callback_has_frozen_or_unfrozen_are_so_after_a_restart(tmp_path, kind):
+    make, callback = FREEZES[kind]
+    _, whole, history = train(tmp_path / "whole", make, callback)
+    for crash in (5, BATCHES + 5, 2 * BATCHES + 5):
+        train(tmp_path / "cut", make, callback, crash=crash)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The learning rate")
+        _, resumed, resumed_history = train(tmp_path / "cut", make, callback)
+    for a, b in zip(whole, resumed, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert history == resumed_history
+
+
+class Averages(keras.callbacks.Callback):
+    """Keeps averages of the weights in variables of the model, which it makes when training begins."""
+
+    def on_train_begin(self, logs=None):
+        if not hasattr(self.model, "averages"):
+            self.model.averages = [keras.Variable(each, trainable=False) for each in self.model.trainable_variables]
+
+    def on_train_batch_end(self, batch, logs=None):
+        for average, variable in zip(self.model.averages, self.model.trainable_variables, strict=True):
+            average.assign(0.9 * average + 0.1 * variable)
+
+
+class OwnAverages(keras.Model):
+    """Keeps averages that its train step makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+        self.averages = None
+
+    def call(self, x):
+        return self.dense(x)
+
+    def train_step(self, data):
+        logs = super().train_step(data)
+        if self.averages is None:
+            with tf.init_scope():
+                self.averages = [tf.Variable(tf.zeros(each.shape), trainable=False) for each in self.trainable_variables]
+        for average, variable in zip(self.averages, self.trainable_variables, strict=True):
+            average.assign(0.9 * average + 0.1 * variable.value)
+        return logs
+
+
+def own_averages():
+    model = OwnAverages()
+    model(np.zeros((1, 6), "float32"))
+    model.compile(keras.optimizers.Adam(0.05), "mse")
+    return model
+
+
+@pytest.mark.parametrize("make, callbacks", [(two_layers, [Averages]), (own_averages, [])], ids=["callback", "train step"])
+def test_variables_that_are_made_when_training_begins_or_by_its_first_batch_are_resumed(tmp_path, make, callbacks):
+    model, whole, _ = train(tmp_path / "whole", make, *callbacks)
+    train(tmp_path / "cut", make, *callbacks, crash=BATCHES + 5)
+    resumed_model, resumed, _ = train(tmp_path / "cut", make, *callbacks)
+    for a, b in zip([*whole, *model.averages], [*resumed, *resumed_model.averages], strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_a_checkpoint_with_variables_that_nobody_makes_is_refused_and_leaves_the_next_fit_alone(tmp_path):
+    train(tmp_path, two_layers, Averages, crash=BATCHES + 5)
+    keras.backend.clear_session(free_memory=False)
+    model = two_layers()
+    before = model.get_weights()
+    begun = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            begun.append(epoch)
+
+    with pytest.raises(InputError, match="is of another model: only the file has"):
+        fit(model, GlobalStepCheckpoint(tmp_path / "b{batch:02d}.weights.h5", resume=True), Look())
+    assert begun == [] and counters_of(model).read().batch == 0
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    fit(model, GlobalStepCheckpoint(tmp_path / "other" / "b{batch:02d}.weights.h5"), Look())
+    assert begun == [0] and names(tmp_path / "other") == [f"b{BATCHES}.weights.h5"]
+
+
+class Queue(keras.Model):
+    """Keeps the newest samples, in a variable whose shape grows.
+
+    Args:
+        shape: of the variable, as TensorFlow is told.
+    """
+
+    def __init__(self, shape):
+        super().__init__()
+        self.dense = keras.layers.Dense(1)
+        self.queue = tf.Variable(tf.zeros([0, 6]), trainable=False, shape=shape)
+
+    def call(self, x):
+        return self.dense(x)
+
+    def train_step(self, data):
+        self.queue.assign(tf.concat([data[0], self.queue], 0)[:70])
+        return super().train_step(data)
+
+
+@pytest.mark.parametrize("shape", [tf.TensorShape([None, 6]), tf.TensorShape(None)], ids=["size", "rank"])
+def test_a_variable_whose_shape_changes_is_saved_and_resumed(tmp_path, shape):
+    def make():
+        model = Queue(shape)
+        model(np.zeros((1, 6), "float32"))
+        model.compile(keras.optimizers.Adam(0.05), "mse")
+        return model
+
+    model, whole, _ = train(tmp_path / "whole", make)
+    for crash in (5, BATCHES + 5):
+        train(tmp_path / "cut", make, crash=crash)
+        assert latest_checkpoint(tmp_path / "cut").batch == crash
+    other, resumed, _ = train(tmp_path / "cut", make)
+    for a, b in zip([*whole, model.queue.numpy()], [*resumed, other.queue.numpy()], strict=True):
+        np.testing.assert_array_equal(a, b)
+    restored = make()
+    restore(restored, tmp_path / "cut" / "b05.weights.h5")
+    np.testing.assert_array_equal(restored.queue.numpy(), arrays()[0][:20].reshape(5, 4, 6)[::-1].reshape(20, 6))
+
+
+def test_a_vocabulary_that_a_callback_learns_is_in_the_next_archive(tmp_path):
+    lookup = keras.layers.StringLookup()
+    lookup.adapt(["one"])
+    words = keras.Input((1,), dtype="string")
+    model = keras.Model(words, keras.layers.Dense(1)(keras.layers.Flatten()(keras.layers.Embedding(9, 2)(lookup(words)))))
+    model.compile("adam", "mse")
+
+    class Learn(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                lookup.adapt(["one", "one", "two"])
+
+    data = tf.data.Dataset.from_tensors((tf.constant([["one"], ["two"]]), tf.zeros([2, 1])))
+    model.fit(data, epochs=2, verbose=0, callbacks=[GlobalStepCheckpoint(tmp_path / "b{batch}.keras"), Learn()])
+    vocabularies = []
+    for path in (tmp_path / "b1.keras", tmp_path / "b2.keras"):
+        files.verify(str(path))
+        with zipfile.ZipFile(path) as archive:
+            (name,) = [each for each in archive.namelist() if each.startswith("assets/")]
+            vocabularies.append(archive.read(name).split())
+    assert vocabularies == [[b"[UNK]", b"one"], [b"[UNK]", b"one", b"two"]]
+
+
+class Noise(keras.layers.Layer):
+    """Draws noise of a given kind."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.draw, self.seeds, self.generator = draw, keras.random.SeedGenerator(1), tf.random.Generator.from_seed(1)
+
+    def call(self, x, training=False):
+        return x + self.draw(self, tf.shape(x)) if training else x
+
+
+SEEN = {
+    "keras.random": lambda layer, shape: keras.random.normal(shape, seed=layer.seeds),
+    "a generator": lambda layer, shape: layer.generator.normal(shape),
+}
+UNSEEN = {
+    "tf.random.normal": lambda layer, shape: tf.random.normal(shape),
+    "tf.random.truncated_normal": lambda layer, shape: tf.function(tf.random.truncated_normal)(shape),
+}
+
+
+@pytest.mark.parametrize("draws", [*SEEN, *UNSEEN])
+def test_draws_that_no_checkpoint_can_hold_are_said_before_the_first_batch(tmp_path, draws):
+    model = keras.Sequential([keras.Input((6,)), Noise((SEEN | UNSEEN)[draws]), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    for resume in (False, True):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            fit(model, GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5", resume=resume))
+        told = [str(each.message) for each in said if "The train step draws from tf.random" in str(each.message)]
+        assert len(told) == (resume and draws in UNSEEN), told
