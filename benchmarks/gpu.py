@@ -1,12 +1,12 @@
-"""A GPU at work: images and tokens per second of the recipes beside a plain `fit` of Keras, the cost of a save, and three habits.
+"""The recipes on a GPU: images and tokens per second, relative to a plain `fit` of Keras; the cost of a save; three settings.
 
     python -m benchmarks.gpu                   # under six minutes, on the first GPU
-    python -m benchmarks.gpu --minutes 15      # what six minutes leave out, XLA's compilations above all
-    python -m benchmarks.gpu --tiny            # small models, also on a CPU: shows that it runs, and measures nothing
+    python -m benchmarks.gpu --minutes 15      # measures more of what XLA compiles
+    python -m benchmarks.gpu --tiny            # small models, also on a CPU: shows that the benchmark runs
 
-Each training runs for a few seconds that count, after its first batches, which do not. Those with deterministic operations run
-in a process of their own, since the switch cannot be undone. Every process has a share of the time; what it has not measured by
-then is left out, the most telling first. Printed as tables for benchmarks/README.md. Not run on a GPU yet.
+Each training is measured for a few seconds after its first batches. Trainings with deterministic operations have their own process,
+because the switch cannot be undone. Each process gets a share of the time and measures the most important trainings first; when
+its time is over, the rest is left out. The output is tables for benchmarks/README.md. Not run on a GPU yet.
 """
 
 import argparse
@@ -22,10 +22,11 @@ import tensorflow as tf
 
 from benchmarks.gpu_cells import Cell, SaveCost, Speed, copies_to_host, save_cost, serve, speed
 from benchmarks.gpu_models import LARGE, TINY, WORKLOADS
+from benchmarks.own_process import silent_children
 
 PRECISIONS = ("bfloat16", "TF32", "float32")
 MINUTES = 5.7
-MISSING = "-"  # in a table, of what the time did not suffice for
+MISSING = "-"  # in a table: the time was too short, or the value is unknown
 
 Task = tuple[Any, Callable, tuple]  # a key for the result, a function and its arguments
 Results = dict[Any, Any]
@@ -33,12 +34,12 @@ Results = dict[Any, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """What one process measures.
+    """The measurements of one process.
 
     Args:
-        share: of the whole time.
-        tasks: what it does, the most important first.
-        environment: variables that are set for it.
+        share: its share of the total time.
+        tasks: the measurements, the most important first.
+        environment: additional environment variables.
     """
 
     share: float
@@ -50,9 +51,9 @@ def plan(names: Sequence[str], precisions: Sequence[str], seconds: float) -> lis
     """Returns the processes, in their order.
 
     Args:
-        names: workloads.
-        precisions: of `PRECISIONS`, the most important first.
-        seconds: that count for each training.
+        names: the workloads.
+        precisions: the precisions, the most important first.
+        seconds: how long each training is measured.
     """
 
     def task(*arguments, **options):
@@ -77,11 +78,11 @@ def plan(names: Sequence[str], precisions: Sequence[str], seconds: float) -> lis
 
 
 def run(jobs: Sequence[Job], seconds: float) -> Results:
-    """Runs the processes one after the other. What one leaves of its time, the next ones have.
+    """Runs the processes one after the other. If one ends early, the next ones get the rest of its time.
 
     Args:
         jobs: the processes.
-        seconds: for all of them.
+        seconds: the total time.
     """
     began, due, results = time.monotonic(), 0.0, {}
     for job in jobs:
@@ -94,11 +95,12 @@ def run(jobs: Sequence[Job], seconds: float) -> Results:
 
 
 def _results_of(job, scratch, deadline):
-    """Yields what a process measures, until the time is over."""
+    """Yields the results of a process until the deadline."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=serve, args=(job.tasks, {**job.environment, "TMPDIR": scratch}, theirs), daemon=True)
-    process.start()
+    with silent_children():
+        process.start()
     theirs.close()
     try:
         for _ in job.tasks:
@@ -113,14 +115,14 @@ def _results_of(job, scratch, deadline):
 
 
 def speeds(results: Results, names: Sequence[str], precisions: Sequence[str]) -> str:
-    """The table of the trainings: units per second, the ratio to the plain `fit`, and the utilization."""
+    """Returns the table of trainings: images or tokens per second, the ratio to the plain `fit`, and MFU."""
     columns = {
         "plain `fit`": {"is_plain": True, "compiled": None},
         "ours": {},
         "ours, compiled": {"compiled": True},
         "ours, deterministic": {"deterministic": True},
     }
-    rows = [["per second (of the plain `fit`; MFU)", *columns]]
+    rows = [["per second (relative to the plain `fit`; MFU)", *columns]]
     for name in names:
         workload = WORKLOADS[name]
         for precision in precisions:
@@ -131,8 +133,8 @@ def speeds(results: Results, names: Sequence[str], precisions: Sequence[str]) ->
 
 
 def saves(results: Results, names: Sequence[str]) -> str:
-    """The table of the saves."""
-    rows = [["a save of the state, in bfloat16", "bytes", "blocked, ms", "more memory of the device, MB"]]
+    """Returns the table of saves."""
+    rows = [["a save of the state, in bfloat16", "bytes", "blocked, ms", "additional memory of the GPU, MB"]]
     for name in names:
         cost = results.get(("save", name), MISSING)
         if isinstance(cost, SaveCost):
@@ -144,7 +146,7 @@ def saves(results: Results, names: Sequence[str]) -> str:
 
 
 def habits(results: Results, names: Sequence[str], precision: str) -> str:
-    """The table of what recipes do, or leave, on GPUs."""
+    """Returns the table of settings for GPUs, with and without each."""
     name, ours = names[0], results.get(Cell(names[0], precision), MISSING)
     plain, prefetched = (
         results.get(Cell(name, precision, is_plain=True, prefetched=prefetched), MISSING) for prefetched in (False, True)
@@ -153,10 +155,10 @@ def habits(results: Results, names: Sequence[str], precision: str) -> str:
     rates = [f"{rate / 1e9:.1f} GB/s" for rate in copies.values()] if isinstance(copies, dict) else [str(copies)] * 2
     return _table(
         [
-            ["habit", "without", "with"],
-            ["`TF_GPU_THREAD_MODE=gpu_private`, as recipes have it", _said(results.get(("threads", name), MISSING)), _said(ours)],
-            ["prefetching to the device, not in recipes", _said(plain), _said(prefetched)],
-            ["pinned memory for copies to the host, not in recipes", *rates],
+            ["setting", "without", "with"],
+            ["`TF_GPU_THREAD_MODE=gpu_private` (on in recipes)", _said(results.get(("threads", name), MISSING)), _said(ours)],
+            ["prefetch to the device (off in recipes)", _said(plain), _said(prefetched)],
+            ["pinned memory for copies to the host (off in recipes)", *rates],
         ]
     )
 
@@ -174,7 +176,11 @@ def _name(key):
 
 
 def _said(result):
-    return f"{result.per_second:.0f}" if isinstance(result, Speed) else str(result)
+    if isinstance(result, Speed):
+        return f"{result.per_second:.0f}"
+    if isinstance(result, SaveCost):
+        return f"blocks for {result.blocked * 1e3:.1f} ms"
+    return ", ".join(f"{name} {rate / 1e9:.1f} GB/s" for name, rate in result.items()) if isinstance(result, dict) else result
 
 
 def _cell(speed, plain):
@@ -194,17 +200,17 @@ def _table(rows):
 def main(argv: Sequence[str] = ()) -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="The recipes on one GPU.")
-    parser.add_argument("--minutes", type=float, default=MINUTES, metavar="M", help=f"for all of it ({MINUTES})")
-    parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="that count for each training (4)")
+    parser.add_argument("--minutes", type=float, default=MINUTES, metavar="M", help=f"the total time ({MINUTES})")
+    parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="how long each training is measured (4)")
     parser.add_argument("--tiny", action="store_true", help="small models in bfloat16, also without a GPU")
     args = parser.parse_args(argv)
     gpus = tf.config.list_physical_devices("GPU")
     if not (gpus or args.tiny):
-        print("gpu: left out, needs a GPU; --tiny of python -m benchmarks.gpu runs small models on a CPU")
+        print("gpu: left out, needs a GPU (python -m benchmarks.gpu --tiny runs small models on a CPU)")
         return
     names, precisions = (TINY, PRECISIONS[:1]) if args.tiny else (LARGE, PRECISIONS)
     device = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "CPU"
-    print(f"recipes on one {device}, at most {args.minutes:g} minutes; {MISSING}: the time did not suffice, or not known")
+    print(f"recipes on one {device}, at most {args.minutes:g} minutes; {MISSING}: the time was too short, or the value is unknown")
     results = run(plan(names, precisions, args.seconds), args.minutes * 60)
     for table in (speeds(results, names, precisions), saves(results, names), habits(results, names, precisions[0])):
         print(f"\n{table}", flush=True)

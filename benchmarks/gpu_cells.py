@@ -1,4 +1,4 @@
-"""What `benchmarks.gpu` measures, in processes of their own: the speed of a training, a save of its state, copies to the host."""
+"""The measurements of `benchmarks.gpu`, each in a process of its own: speed of a training, cost of a save, copies to the host."""
 
 import contextlib
 import io
@@ -16,7 +16,6 @@ import tensorflow as tf
 
 from benchmarks.checkpoint_blocked_time import EVERY, OURS, SAVERS, time_saves
 from benchmarks.gpu_models import WORKLOADS
-from benchmarks.own_process import silence
 from callbacks.device_usage import peak_tflops
 from callbacks.flops import FORWARD_AND_BACKWARD, graph_flops
 from callbacks.keras_private import array_view
@@ -26,20 +25,20 @@ from recipes.common.run import training_callbacks
 
 WARM_UP = 5  # batches
 NEVER = str(2**31 - 1)  # batches between saves
-EPOCH = 1 << 20  # samples: no epoch ends while the clock runs
+EPOCH = 1 << 20  # samples, so that no epoch ends during a measurement
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A training whose speed is measured.
+    """A training to measure.
 
     Args:
         workload: a key of `WORKLOADS`.
         precision: `float32`, `TF32` or `bfloat16`.
-        is_plain: a `fit` of Keras alone with its own defaults, or the recipe's training with all its callbacks.
-        compiled: by XLA; None: as Keras decides.
-        deterministic: with deterministic operations.
-        prefetched: the input is copied to the device ahead; only of a plain `fit`.
+        is_plain: whether it is a plain `fit` of Keras, or the recipe's training with all callbacks.
+        compiled: whether XLA compiles it; None: Keras decides.
+        deterministic: whether operations are deterministic.
+        prefetched: whether batches are prefetched to the device; for a plain `fit`.
     """
 
     workload: str
@@ -52,7 +51,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a training is: units (images, tokens) per second, and the share of the device's peak, None if that is unknown."""
+    """The speed of a training: images or tokens per second, and model FLOPs utilization (None: unknown)."""
 
     per_second: float
     utilization: float | None
@@ -60,7 +59,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class SaveCost:
-    """What a save costs training: bytes of the file, seconds blocked, and bytes of device memory (None on a CPU)."""
+    """The cost of a save: bytes of the state, seconds of blocked time, and additional bytes of device memory (None: on a CPU)."""
 
     bytes: int
     blocked: float
@@ -68,7 +67,7 @@ class SaveCost:
 
 
 class Repeated:
-    """Arrays as a data set of `EPOCH` samples, the same ones again and again."""
+    """A data set of `EPOCH` samples that repeats arrays."""
 
     def __init__(self, arrays: Arrays):
         self._arrays, self.fetched_together = arrays, arrays.fetched_together
@@ -81,7 +80,7 @@ class Repeated:
 
 
 class Clock(keras.callbacks.Callback):
-    """Measures batches per second, and ends `fit`. The first batches do not count: they trace, compile and choose algorithms.
+    """Measures batches per second, then stops `fit`. The first batches do not count, because they trace, compile and autotune.
 
     Args:
         seconds: how long to measure.
@@ -105,23 +104,22 @@ class Clock(keras.callbacks.Callback):
 
 
 def wait_for_device(logs: dict[str, Any]) -> None:
-    """Waits until the batch with these logs is computed: a GPU computes while Python goes on."""
+    """Waits until the batch with these logs is computed, because operations on GPUs are asynchronous."""
     float(logs["loss"])
 
 
 def serve(tasks: list[tuple[Any, Callable, tuple]], environment: Mapping[str, str], connection: Connection) -> None:
-    """Does tasks in their order, and sends each result, or why there is none, as soon as it is there.
+    """Executes tasks in order, and sends each key with the result or an error message.
 
     Args:
-        tasks: a key, a function and its arguments, each.
-        environment: further variables; TensorFlow, which is imported by now, reads them when it makes its devices.
-        connection: to whoever gave them.
+        tasks: key, function and arguments of each task.
+        environment: additional environment variables. TensorFlow reads them at the first operation.
+        connection: receives the results.
     """
-    silence()
     os.environ.update(environment)
     for key, function, arguments in tasks:
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # a recipe says much
+            with contextlib.redirect_stdout(io.StringIO()):  # drops the output of the recipe
                 result = function(*arguments)
         except tf.errors.ResourceExhaustedError:
             result = "out of memory"
@@ -132,7 +130,7 @@ def serve(tasks: list[tuple[Any, Callable, tuple]], environment: Mapping[str, st
 
 
 def speed(cell: Cell, seconds: float) -> Speed:
-    """Trains for some seconds."""
+    """Measures a training for some seconds."""
     workload, clock = WORKLOADS[cell.workload], Clock(seconds)
     with tempfile.TemporaryDirectory() as workdir:
         model, fit = (_plain if cell.is_plain else _ours)(cell, workdir)
@@ -144,7 +142,7 @@ def speed(cell: Cell, seconds: float) -> Speed:
 
 
 def save_cost(name: str, rounds: int = 3) -> SaveCost:
-    """Saves a recipe's state while it trains in bfloat16."""
+    """Measures saves during a recipe's training in bfloat16."""
     with tempfile.TemporaryDirectory() as workdir, tempfile.TemporaryDirectory() as directory:
         model, batches, _ = _prepared(Cell(name, "bfloat16"), workdir)
         memory = _PeakMemory()
@@ -158,10 +156,10 @@ def save_cost(name: str, rounds: int = 3) -> SaveCost:
 
 
 def copies_to_host(name: str, rounds: int = 3) -> dict[str, float]:
-    """Bytes per second of copies of a state to the host: into memory of TensorFlow's that is pageable, and that is pinned.
+    """Returns bytes per second of copies of a model's weights to the host, to `pageable` and to `pinned` memory.
 
-    TensorFlow's eager copies, which the checkpoint's writer uses, go to pageable memory (`TensorHandle::CopyToDevice` asks for no
-    `gpu_compatible` memory); an edge of a graph from a GPU to a CPU goes to pinned memory (`InferAllocAttr` of `executor.cc`).
+    TensorFlow's eager copies, which the writer of checkpoints uses, go to pageable memory (`TensorHandle::CopyToDevice` does not
+    request `gpu_compatible` memory). In a graph, an edge from a GPU to a CPU goes to pinned memory (`InferAllocAttr`).
     """
     model = WORKLOADS[name].model()
     values = [v.value.read_value() for v in model.variables if v.dtype == "float32"]
@@ -185,7 +183,7 @@ def copies_to_host(name: str, rounds: int = 3) -> dict[str, float]:
 
 
 class _PeakMemory(keras.callbacks.Callback):
-    """Notes the most memory of the first GPU that each batch uses; nothing on a CPU."""
+    """Records the peak memory of the first GPU for each batch; records nothing on a CPU."""
 
     def __init__(self):
         super().__init__()
@@ -202,7 +200,7 @@ class _PeakMemory(keras.callbacks.Callback):
 
 
 def _prepared(cell, workdir):
-    """The recipe's training: a compiled model, its data and its callbacks."""
+    """Returns the recipe's compiled model, its data and its callbacks."""
     workload = WORKLOADS[cell.workload]
     flags = ["--workdir", workdir, "--save-freq", NEVER, "--global-batch-size", str(workload.batch)]
     flags += ["--deterministic" if cell.deterministic else "--no-deterministic"]
@@ -223,7 +221,7 @@ def _ours(cell, workdir):
 
 
 def _plain(cell, workdir):
-    """What one writes without this repository, for one device."""
+    """Returns a model and its `fit` as in a script without this repository."""
     workload = WORKLOADS[cell.workload]
     policy = "mixed_bfloat16" if _set_precision(cell.precision) else "float32"
     keras.mixed_precision.set_global_policy(policy)
@@ -239,14 +237,14 @@ def _plain(cell, workdir):
 
 
 def _set_precision(precision):
-    """Switches TF32 as named and the policy back to float32. Returns the recipe's flags."""
+    """Turns TF32 on or off, and resets the policy to float32. Returns the recipe's flags for the precision."""
     tf.config.experimental.enable_tensor_float_32_execution(precision != "float32")
     keras.mixed_precision.set_global_policy("float32")
     return ["--mixed-precision", precision] if precision == "bfloat16" else []
 
 
 def _utilization(model, precision, shape, samples_per_second):
-    """Model FLOPs utilization; None where the peak is unknown: on a CPU, and of float32 without TF32."""
+    """Returns model FLOPs utilization; None on a CPU, and for float32 without TF32, whose peak is unknown."""
     gpus = tf.config.list_physical_devices("GPU")
     if not gpus or precision == "float32":
         return None

@@ -1,4 +1,4 @@
-"""The two trainings that `benchmarks.gpu` measures, and two small ones that take the same way on a CPU within seconds."""
+"""The two trainings that `benchmarks.gpu` measures, and two small ones that run the same code on a CPU within seconds."""
 
 import argparse
 from collections.abc import Callable
@@ -13,16 +13,16 @@ from recipes import imagenet_resnet50, mnist, transformer_lm
 
 @dataclass(frozen=True)
 class Workload:
-    """A recipe's model on random data, which is in memory: reading files is not measured.
+    """A recipe's model on data in memory, so that reading files is not measured.
 
     Args:
-        unit: what is counted, `images` or `tokens`.
-        batch: samples of a batch.
-        parse_args: the recipe's, for the flags that all recipes share.
-        flags: for `parse_args`.
+        unit: `images` or `tokens`.
+        batch: samples per batch.
+        parse_args: parses the recipe's flags.
+        flags: the flags of this training.
         model: builds the recipe's model.
-        samples: makes inputs `[samples, ...]` and labels.
-        optimizer, loss: make the recipe's.
+        samples: returns inputs `[samples, ...]` and labels.
+        optimizer, loss: build the recipe's optimizer and loss.
     """
 
     unit: str

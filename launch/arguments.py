@@ -109,7 +109,7 @@ def _parser():
         ranks,
         "--numa-binding",
         choices=numa.MODES,
-        help="run each rank on cores near its GPU: all cores of the NUMA node, or of its socket; an exclusive share of the node; or "
+        help="run each rank on cores near its GPU: all cores of the NUMA node or of its socket, an exclusive share of the node, or "
         "cores that share a cache (off; not measured on a GPU)",
     )
     flag(ranks, "--local-ranks-filter", metavar="0,1,...", help="show only the output of these local ranks; every rank has a log")

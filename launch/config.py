@@ -55,7 +55,7 @@ class LaunchConfig:
         return self.nodes == 1 or self.rendezvous[0] in ("localhost", LOOPBACK)
 
     def threads(self, local: int) -> int:
-        """Returns the number of threads for the libraries of a local rank: its share of the cores, at most one per core it runs on."""
+        """Returns the number of threads for a local rank: its share of the cores, and at most one per core that it runs on."""
         return max(1, min(cpus() // self.per_node, len(self.cores[local]) if self.cores else cpus()))
 
 

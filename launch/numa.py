@@ -1,11 +1,11 @@
-"""Which cores a rank runs on: those near its GPU, or without GPUs a share of the node's (`--numa-binding`, as torchrun's).
+"""`--numa-binding`: selects the cores that each rank runs on, near its GPU. The modes are torchrun's.
 
-A core reaches the memory of its own NUMA node faster than that of another, and a GPU hangs on one node. A process that is bound
-to a node's cores also gets its memory there, since Linux takes memory from the node of the core that first writes to it.
+A core accesses the memory of its own NUMA node faster than the memory of other nodes, and a GPU is attached to one node. Binding a
+process to the cores of a node also binds its memory, because Linux allocates a page on the node of the core that first writes to
+it. Without GPUs, the ranks are spread evenly over the nodes. Not measured on a GPU.
 
-Sources: the modes are those of torchrun, https://docs.pytorch.org/docs/stable/elastic/numa.html; the files those of
-https://docs.kernel.org/admin-guide/cputopology.html and https://docs.kernel.org/ABI/stable/sysfs-devices-node.html.
-Not measured on a GPU yet.
+Sources: the modes, https://docs.pytorch.org/docs/stable/elastic/numa.html; the files in /sys,
+https://docs.kernel.org/admin-guide/cputopology.html.
 """
 
 import os
@@ -15,23 +15,22 @@ from pathlib import Path
 from launch.errors import LaunchError
 
 MODES = ("node", "socket", "exclusive", "core-complex")
-ROOT = Path("/")  # above /sys, /proc and /dev; tests have another
+ROOT = Path("/")  # the parent of /sys, /proc and /dev; tests set another one
 
 
 def bind(mode: str, ranks: int, gpus: Sequence[str], allowed: frozenset[int]) -> tuple[frozenset[int], ...]:
     """Returns the cores of each local rank.
 
     Args:
-        mode: `node`: all cores of the NUMA node of the rank's GPU; `socket`: of all nodes of that node's socket; `exclusive`: a
-            share of the node's cores that no other rank has; `core-complex`: the cores of that node which share a last cache,
-            another one for each rank as far as there are enough.
-        ranks: how many ranks this node has.
-        gpus: the visible GPUs, as `launch.devices.gpus` names them; rank i has GPU i modulo their number. Without GPUs the ranks
-            are spread evenly over the NUMA nodes.
+        mode: `node`: all cores of the NUMA node of the rank's GPU; `socket`: all cores of the socket of that node; `exclusive`: a
+            share of the cores of that node, which no other rank gets; `core-complex`: cores of that node that share their
+            last-level cache, a different one for each rank if there are enough.
+        ranks: the number of ranks on this machine.
+        gpus: the visible GPUs, by number or UUID. Local rank i uses GPU i modulo their number.
         allowed: the cores that this process may use.
 
     Raises:
-        LaunchError: if the system does not tell where GPUs or cores are, or there are too few cores.
+        LaunchError: if /sys or /proc does not show where GPUs or cores are, or a node has too few cores.
     """
     nodes = _nodes(allowed)
     homes = _homes(ranks, gpus, sorted(nodes))
@@ -57,7 +56,7 @@ def bind(mode: str, ranks: int, gpus: Sequence[str], allowed: frozenset[int]) ->
 
 
 def as_text(cores: frozenset[int]) -> str:
-    """Cores as Linux writes them.
+    """Returns cores in the notation of Linux.
 
     >>> as_text(frozenset({0, 1, 2, 5, 7}))
     '0-2,5,7'
@@ -68,19 +67,19 @@ def as_text(cores: frozenset[int]) -> str:
 
 
 def _nodes(allowed):
-    """The usable cores of each NUMA node that has some."""
+    """Returns the allowed cores of each NUMA node that has any."""
     found = {}
     for path in (ROOT / "sys/devices/system/node").glob("node[0-9]*"):
         cores = _list(path / "cpulist") & allowed
         if cores:
             found[int(path.name.removeprefix("node"))] = cores
     if not found:
-        raise LaunchError("--numa-binding needs /sys/devices/system/node, where this system lists no node with cores.")
+        raise LaunchError("--numa-binding needs /sys/devices/system/node, which lists no NUMA node with cores of this process.")
     return found
 
 
 def _homes(ranks, gpus, nodes):
-    """The NUMA node of each local rank."""
+    """Returns the NUMA node of each local rank."""
     if not gpus:
         return [nodes[rank * len(nodes) // ranks] for rank in range(ranks)]
     addresses = _addresses()
@@ -89,28 +88,28 @@ def _homes(ranks, gpus, nodes):
         names = [name for name in addresses if name == gpu or (gpu.startswith("GPU-") and name.startswith(gpu))]
         if not names:
             raise LaunchError(
-                f"--numa-binding cannot tell where GPU {gpu} is: /proc/driver/nvidia/gpus has {', '.join(addresses) or 'none'}. "
+                f"--numa-binding found no GPU {gpu} in /proc/driver/nvidia/gpus, only {', '.join(addresses) or 'none'}. "
                 "Leave the flag out."
             )
         address = addresses[names[0]]
         found.append(_number(ROOT / "sys/bus/pci/devices" / address / "numa_node"))
-    return [max(found[rank % len(found)], 0) for rank in range(ranks)]  # -1: there is only one
+    return [max(found[rank % len(found)], 0) for rank in range(ranks)]  # -1: there is only one node
 
 
 def _addresses():
-    """The PCI address of each GPU that this process may open, by number, in CUDA's order of equal GPUs, and by UUID."""
+    """Returns the PCI address of each GPU that this process may open, by UUID and by number, which CUDA sorts by address."""
     found, number = {}, 0
     for path in sorted((ROOT / "proc/driver/nvidia/gpus").glob("*/information")):
         facts = dict(line.split(":", 1) for line in path.read_text().splitlines() if ":" in line)
         device = ROOT / f"dev/nvidia{facts.get('Device Minor', '').strip()}"
-        if os.access(device, os.R_OK | os.W_OK):  # Slurm's control groups leave the others in sight
+        if os.access(device, os.R_OK | os.W_OK):  # under Slurm, the files of other jobs' GPUs exist
             found[str(number)] = found[facts.get("GPU UUID", "").strip()] = path.parent.name
             number += 1
     return found
 
 
 def _share(groups, place, of, node):
-    """The cores of the one at `place` of `of`, whole physical cores; the first ones get what is left over."""
+    """Returns share number `place` of `of` equal shares of whole physical cores; the first shares get the remainder."""
     if len(groups) < of:
         raise LaunchError(
             f"--numa-binding exclusive: NUMA node {node} has {len(groups)} physical cores for {of} ranks. Use node, or fewer ranks."
@@ -121,7 +120,7 @@ def _share(groups, place, of, node):
 
 
 def _groups(cores, together):
-    """Cores by what they share, in the order of their first ones."""
+    """Returns groups of cores, in the order of their first core."""
     groups = {together(core) & cores for core in cores}
     return sorted(groups, key=min)
 
@@ -134,7 +133,9 @@ def _last_cache(core):
     caches = (ROOT / f"sys/devices/system/cpu/cpu{core}/cache").glob("index[0-9]*")
     of_data = [cache for cache in caches if (cache / "type").read_text().strip() in ("Unified", "Data")]
     if not of_data:
-        raise LaunchError(f"--numa-binding core-complex needs to know the caches of core {core}, and the system does not tell.")
+        raise LaunchError(
+            f"--numa-binding core-complex needs /sys/devices/system/cpu/cpu{core}/cache, which lists no cache of data."
+        )
     return _list(max(of_data, key=lambda cache: _number(cache / "level")) / "shared_cpu_list")
 
 
@@ -143,7 +144,7 @@ def _topology(core):
 
 
 def _list(path):
-    """What a file such as `0-3,8` lists."""
+    """Reads a list such as `0-3,8`."""
     ranges = (part.split("-") for part in _read(path).split(",") if part)
     return frozenset(core for ends in ranges for core in range(int(ends[0]), int(ends[-1]) + 1))
 

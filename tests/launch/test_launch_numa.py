@@ -123,8 +123,8 @@ def test_a_gpu_without_a_node_belongs_to_the_first(described):
     "mode, ranks, gpus, allowed, message",
     [
         ("exclusive", 5, ["0"], ALL, "NUMA node 1 has 4 physical cores for 5 ranks. Use node, or fewer ranks."),
-        ("node", 1, ["9"], ALL, "cannot tell where GPU 9 is: /proc/driver/nvidia/gpus has 0, "),
-        ("node", 1, ["MIG-1"], ALL, "cannot tell where GPU MIG-1 is"),
+        ("node", 1, ["9"], ALL, "found no GPU 9 in /proc/driver/nvidia/gpus, only 0, "),
+        ("node", 1, ["MIG-1"], ALL, "found no GPU MIG-1"),
         (
             "node",
             1,

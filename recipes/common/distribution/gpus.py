@@ -1,4 +1,4 @@
-"""What differs on GPUs: defaults, threads, and GPUs that a job was given and TensorFlow does not see."""
+"""Settings for GPUs, and a warning if TensorFlow does not see the GPUs of the job."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
 
@@ -29,13 +29,13 @@ def unseen_gpus(environment: Mapping[str, str], seen: int) -> str | None:
 
 
 def is_deterministic(flag: bool | None, devices: Sequence[str]) -> bool:
-    """Returns whether TensorFlow's operations are to be deterministic: as the flag says, else on without GPUs and off with them.
+    """Returns whether to turn on TensorFlow's deterministic operations. The default is on without GPUs and off with GPUs.
 
-    On CPUs deterministic operations cost nothing measurable. On GPUs some of them are slower, and Keras leaves XLA out.
+    On GPUs, deterministic operations are slower, and Keras does not use XLA. How much slower is not measured.
 
     Args:
         flag: `--deterministic` (True), `--no-deterministic` (False), or neither (None).
-        devices: of this process's replicas, as TensorFlow calls them.
+        devices: the devices of this process, as TensorFlow names them.
 
     Source: https://www.tensorflow.org/api_docs/python/tf/config/experimental/enable_op_determinism
 
@@ -46,14 +46,14 @@ def is_deterministic(flag: bool | None, devices: Sequence[str]) -> bool:
 
 
 def give_own_threads(environment: MutableMapping[str, str]) -> None:
-    """Has each GPU launch its kernels from threads of its own, so that they do not wait behind the input pipeline's work.
+    """Sets `TF_GPU_THREAD_MODE`: each GPU launches kernels from its own threads, which do not wait for the input pipeline.
 
-    TensorFlow gives each GPU `TF_GPU_THREAD_COUNT` threads, 2 by default. A mode that the environment already names stays:
-    `TF_GPU_THREAD_MODE=global` is TensorFlow's default. Not measured on a GPU yet.
+    A mode that is already set stays: `TF_GPU_THREAD_MODE=global` restores TensorFlow's default. `TF_GPU_THREAD_COUNT` is the
+    number of threads of each GPU, 2 by default. Not measured on a GPU.
 
     Args:
-        environment: of this process; TensorFlow reads it when it makes its devices, at the first operation.
+        environment: the environment of this process. TensorFlow reads it at the first operation.
 
-    Source: https://www.tensorflow.org/guide/gpu_performance_analysis, "Improve GPU kernel launch times".
+    Source: https://www.tensorflow.org/guide/gpu_performance_analysis
     """
     environment.setdefault("TF_GPU_THREAD_MODE", "gpu_private")

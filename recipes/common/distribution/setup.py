@@ -21,7 +21,7 @@ def get_distribution(args: argparse.Namespace) -> Distribution:
     """Sets up devices, seeds, precision and determinism as the flags say; to be called before anything else of TensorFlow.
 
     Args:
-        args: the flags of `recipes.common.arguments`. Sets `args.deterministic` where the flag was not given.
+        args: the flags of `recipes.common.arguments`. Sets `args.deterministic` if the flag was not given.
 
     Raises:
         InputError: if the flags do not fit each other, this machine, or the launcher's environment.
@@ -145,7 +145,7 @@ def _devices(virtual_devices: int | None, world: World | None) -> tuple[str, ...
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)  # other processes may want some of the memory
     if gpus:
-        give_own_threads(os.environ)  # before the first tensor, with which TensorFlow makes its devices
+        give_own_threads(os.environ)  # before the first operation, at which TensorFlow creates its devices
         return tuple(f"/gpu:{i}" for i in range(len(gpus)))
     count = virtual_devices or 1
     if count > 1:

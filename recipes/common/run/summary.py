@@ -110,10 +110,10 @@ def _how_often(save_freq):
 
 
 def _determinism(is_on):
-    """What a restart repeats."""
+    """Returns what a restart repeats."""
     if is_on:
-        return "on: a restart restores the state bit for bit, and repeats every batch after it bit for bit"
-    return "off: a restart restores the state bit for bit; batches after it may differ by rounding (--deterministic: they do not)"
+        return "on: a restart restores the state bit for bit, and so is every batch after it"
+    return "off: a restart restores the state bit for bit; later batches may differ by rounding (--deterministic avoids it)"
 
 
 def _rate(optimizer):
