@@ -34,25 +34,12 @@ def bind(mode: str, ranks: int, gpus: Sequence[str], allowed: frozenset[int]) ->
     """
     nodes = _nodes(allowed)
     homes = _homes(ranks, gpus, sorted(nodes))
-    bound = []
     for rank, home in enumerate(homes):
         if home not in nodes:
             raise LaunchError(
                 f"--numa-binding: the GPU of local rank {rank} is on NUMA node {home}, and this process may use none of its cores."
             )
-        neighbors = [other for other in range(ranks) if homes[other] == home]
-        place = neighbors.index(rank)
-        if mode == "node":
-            bound.append(nodes[home])
-        elif mode == "socket":
-            sockets = {node: _number(_topology(min(cores)) / "physical_package_id") for node, cores in nodes.items()}
-            bound.append(frozenset().union(*(nodes[node] for node in nodes if sockets[node] == sockets[home])))
-        elif mode == "exclusive":
-            bound.append(_share(_groups(nodes[home], _siblings), place, len(neighbors), home))
-        else:
-            largest_first = sorted(_groups(nodes[home], _last_cache), key=lambda cores: (-len(cores), min(cores)))
-            bound.append(largest_first[place % len(largest_first)])
-    return tuple(bound)
+    return tuple(_cores(mode, nodes, home, homes[:rank].count(home), homes.count(home)) for rank, home in enumerate(homes))
 
 
 def as_text(cores: frozenset[int]) -> str:
@@ -64,6 +51,18 @@ def as_text(cores: frozenset[int]) -> str:
     starts = [core for core in sorted(cores) if core - 1 not in cores]
     ends = [core for core in sorted(cores) if core + 1 not in cores]
     return ",".join(f"{start}-{end}" if end > start else str(start) for start, end in zip(starts, ends, strict=True))
+
+
+def _cores(mode, nodes, home, place, ranks):
+    """Returns the cores of the rank at `place` of the `ranks` whose NUMA node is `home`."""
+    if mode == "node":
+        return nodes[home]
+    if mode == "socket":
+        return frozenset().union(*(cores for cores in nodes.values() if _socket(cores) == _socket(nodes[home])))
+    if mode == "exclusive":
+        return _share(_groups(nodes[home], _siblings), place, ranks, home)
+    complexes = sorted(_groups(nodes[home], _last_cache), key=len, reverse=True)
+    return complexes[place % len(complexes)]
 
 
 def _nodes(allowed):
@@ -123,6 +122,10 @@ def _groups(cores, together):
     """Returns groups of cores, in the order of their first core."""
     groups = {together(core) & cores for core in cores}
     return sorted(groups, key=min)
+
+
+def _socket(cores):
+    return _number(_topology(min(cores)) / "physical_package_id")
 
 
 def _siblings(core):

@@ -187,8 +187,8 @@ def recipe_parser(
     parser.add_argument(
         "--deterministic",
         action=argparse.BooleanOptionalAction,
-        help="deterministic operations: a restart repeats every batch bit for bit; slower on GPUs (default: on without GPUs, off "
-        "with GPUs)",
+        help="deterministic operations: a restart repeats every batch bit for bit; slower on GPUs, not measured how much (default: "
+        "on without GPUs, off with GPUs)",
     )
     parser.begin_group(f"{name} alone")
     return parser
