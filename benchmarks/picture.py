@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -20,13 +21,13 @@ from PIL import Image
 
 PICTURE = Path(__file__).parent.parent / "tensorboard.png"
 BROWSERS = ("chromium-headless-shell", "chromium")
-SIZE = "1500,1020"  # pixels
+SIZE = "1900,980"  # pixels
 DRAWING_SECS = 20  # of the browser's virtual clock
 TRIES = 5
+CHECKPOINTS = 5  # that the run has saved when it is killed
 HEADER, CURVE = 100, 1000  # pixels: the height of TensorBoard's header; the least number of colored pixels of a few curves
-PAGE = (
-    "/?pinnedCards=%5B%5D&tagFilter=epoch_accuracy%7Cepoch_loss%7Cbatch_loss%7Csamples_per_second%24%7Cgoodput%7Cblocked#timeseries"
-)
+CURVES = ("batch_loss$", "epoch_accuracy", "goodput", "blocked", "data_wait", "restarts")
+PAGE = f"/?pinnedCards=%5B%5D&tagFilter={urllib.parse.quote('|'.join(CURVES))}#timeseries"
 
 
 def main() -> int:
@@ -70,9 +71,9 @@ def main() -> int:
 
 
 def _train(workdir):
-    command = [sys.executable, "-m", "recipes.mnist", "--workdir", str(workdir)]
+    command = [sys.executable, "-m", "recipes.mnist", "--epochs", "30", "--workdir", str(workdir)]
     first = subprocess.Popen(command)
-    while first.poll() is None and not (workdir / "checkpoints" / "model_batch_at_00100.weights.h5").exists():
+    while first.poll() is None and len(list(workdir.glob("checkpoints/*.h5"))) < CHECKPOINTS:
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()
