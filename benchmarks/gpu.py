@@ -14,7 +14,7 @@ import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,33 +47,37 @@ class Job:
     environment: Mapping[str, str]
 
 
-def plan(names: Sequence[str], precisions: Sequence[str], seconds: float) -> list[Job]:
+def plan(batches: Mapping[str, int], precisions: Sequence[str], seconds: float) -> list[Job]:
     """Returns the processes, in their order.
 
     Args:
-        names: the workloads.
+        batches: the batch size of each workload.
         precisions: the precisions, the most important first.
         seconds: how long each training is measured.
     """
 
-    def task(*arguments, **options):
-        cell = Cell(*arguments, **options)
+    def task(name, precision, **options):
+        cell = Cell(name, batches[name], precision, **options)
         return cell, speed, (cell, seconds)
 
-    jobs = []
+    jobs, names = [], list(batches)
     for name in names:
         first, *others = precisions
-        tasks = [task(name, first), (("save", name), save_cost, (name,)), task(name, first, is_plain=True, compiled=None)]
+        tasks = [
+            task(name, first),
+            (("save", name), save_cost, (name, batches[name])),
+            task(name, first, is_plain=True, compiled=None),
+        ]
         tasks += [task(name, first, compiled=True), *(task(name, other) for other in others)]
         for other in others:
             tasks += [task(name, other, is_plain=True, compiled=None), task(name, other, compiled=True)]
         jobs.append(Job(0.32, tasks, {}))
     for name in names:
         jobs.append(Job(0.1, [task(name, each, deterministic=True) for each in precisions], {}))
-    habits = [task(names[0], precisions[0], is_plain=True, prefetched=prefetched) for prefetched in (False, True)]
-    jobs.append(Job(0.1, [*habits, (("copies", names[-1]), copies_to_host, (names[-1],))], {}))
-    key = ("threads", names[0])
-    jobs.append(Job(0.06, [(key, speed, (Cell(names[0], precisions[0]), seconds))], {"TF_GPU_THREAD_MODE": "global"}))
+    prefetching = [task(names[0], precisions[0], is_plain=True, prefetched=prefetched) for prefetched in (False, True)]
+    jobs.append(Job(0.1, [*prefetching, (("copies", names[-1]), copies_to_host, (names[-1],))], {}))
+    _, *how = task(names[0], precisions[0])
+    jobs.append(Job(0.06, [(("threads", names[0]), *how)], {"TF_GPU_THREAD_MODE": "global"}))
     return jobs
 
 
@@ -114,7 +118,7 @@ def _results_of(job, scratch, deadline):
         process.join()
 
 
-def speeds(results: Results, names: Sequence[str], precisions: Sequence[str]) -> str:
+def speeds(results: Results, batches: Mapping[str, int], precisions: Sequence[str]) -> str:
     """Returns the table of trainings: images or tokens per second, the ratio to the plain `fit`, and MFU."""
     columns = {
         "plain `fit`": {"is_plain": True, "compiled": None},
@@ -123,16 +127,15 @@ def speeds(results: Results, names: Sequence[str], precisions: Sequence[str]) ->
         "ours, deterministic": {"deterministic": True},
     }
     rows = [["per second (relative to the plain `fit`; MFU)", *columns]]
-    for name in names:
-        workload = WORKLOADS[name]
+    for name, batch in batches.items():
         for precision in precisions:
-            found = [results.get(Cell(name, precision, **options), MISSING) for options in columns.values()]
+            found = [results.get(Cell(name, batch, precision, **options), MISSING) for options in columns.values()]
             cells = [_cell(each, found[0]) for each in found]
-            rows.append([f"{name}, {workload.unit}, batches of {workload.batch}, {precision}", *cells])
+            rows.append([f"{name}, {WORKLOADS[name].unit}, batches of {batch}, {precision}", *cells])
     return _table(rows)
 
 
-def saves(results: Results, names: Sequence[str]) -> str:
+def saves(results: Results, names: Iterable[str]) -> str:
     """Returns the table of saves."""
     rows = [["a save of the state, in bfloat16", "bytes", "blocked, ms", "additional memory of the GPU, MB"]]
     for name in names:
@@ -145,13 +148,14 @@ def saves(results: Results, names: Sequence[str]) -> str:
     return _table(rows)
 
 
-def habits(results: Results, names: Sequence[str], precision: str) -> str:
+def settings(results: Results, batches: Mapping[str, int], precision: str) -> str:
     """Returns the table of settings for GPUs, with and without each."""
-    name, ours = names[0], results.get(Cell(names[0], precision), MISSING)
-    plain, prefetched = (
-        results.get(Cell(name, precision, is_plain=True, prefetched=prefetched), MISSING) for prefetched in (False, True)
+    name, *_, last = batches
+    ours, plain, prefetched = (
+        results.get(Cell(name, batches[name], precision, **options), MISSING)
+        for options in ({}, {"is_plain": True}, {"is_plain": True, "prefetched": True})
     )
-    copies = results.get(("copies", names[-1]), MISSING)
+    copies = results.get(("copies", last), MISSING)
     rates = [f"{rate / 1e9:.1f} GB/s" for rate in copies.values()] if isinstance(copies, dict) else [str(copies)] * 2
     return _table(
         [
@@ -202,6 +206,7 @@ def main(argv: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description="The recipes on one GPU.")
     parser.add_argument("--minutes", type=float, default=MINUTES, metavar="M", help=f"the total time ({MINUTES})")
     parser.add_argument("--seconds", type=float, default=4.0, metavar="S", help="how long each training is measured (4)")
+    parser.add_argument("--divide-batches", type=int, default=1, metavar="N", help="for a GPU with less memory than 80 GB (1)")
     parser.add_argument("--tiny", action="store_true", help="small models in bfloat16, also without a GPU")
     args = parser.parse_args(argv)
     gpus = tf.config.list_physical_devices("GPU")
@@ -211,8 +216,9 @@ def main(argv: Sequence[str] = ()) -> None:
     names, precisions = (TINY, PRECISIONS[:1]) if args.tiny else (LARGE, PRECISIONS)
     device = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else "CPU"
     print(f"recipes on one {device}, at most {args.minutes:g} minutes; {MISSING}: the time was too short, or the value is unknown")
-    results = run(plan(names, precisions, args.seconds), args.minutes * 60)
-    for table in (speeds(results, names, precisions), saves(results, names), habits(results, names, precisions[0])):
+    batches = {name: WORKLOADS[name].batch // args.divide_batches for name in names}
+    results = run(plan(batches, precisions, args.seconds), args.minutes * 60)
+    for table in (speeds(results, batches, precisions), saves(results, batches), settings(results, batches, precisions[0])):
         print(f"\n{table}", flush=True)
 
 

@@ -34,6 +34,7 @@ class Cell:
 
     Args:
         workload: a key of `WORKLOADS`.
+        batch: samples per batch.
         precision: `float32`, `TF32` or `bfloat16`.
         is_plain: whether it is a plain `fit` of Keras, or the recipe's training with all callbacks.
         compiled: whether XLA compiles it; None: Keras decides.
@@ -42,6 +43,7 @@ class Cell:
     """
 
     workload: str
+    batch: int
     precision: str
     is_plain: bool = False
     compiled: bool | None = False
@@ -135,16 +137,16 @@ def speed(cell: Cell, seconds: float) -> Speed:
     with tempfile.TemporaryDirectory() as workdir:
         model, fit = (_plain if cell.is_plain else _ours)(cell, workdir)
         fit(clock)
-        samples_per_second = clock.batches_per_second * workload.batch
+        samples_per_second = clock.batches_per_second * cell.batch
         shape = model.inputs[0].shape[1:] if workload.unit == "images" else workload.samples()[0].shape[1:]
         units = shape[0] if workload.unit == "tokens" else 1
         return Speed(samples_per_second * units, _utilization(model, cell.precision, shape, samples_per_second))
 
 
-def save_cost(name: str, rounds: int = 3) -> SaveCost:
+def save_cost(name: str, batch: int, rounds: int = 3) -> SaveCost:
     """Measures saves during a recipe's training in bfloat16."""
     with tempfile.TemporaryDirectory() as workdir, tempfile.TemporaryDirectory() as directory:
-        model, batches, _ = _prepared(Cell(name, "bfloat16"), workdir)
+        model, batches, _ = _prepared(Cell(name, batch, "bfloat16"), workdir)
         memory = _PeakMemory()
         saver = SAVERS[OURS]
         callback = saver.callback(directory)
@@ -202,7 +204,7 @@ class _PeakMemory(keras.callbacks.Callback):
 def _prepared(cell, workdir):
     """Returns the recipe's compiled model, its data and its callbacks."""
     workload = WORKLOADS[cell.workload]
-    flags = ["--workdir", workdir, "--save-freq", NEVER, "--global-batch-size", str(workload.batch)]
+    flags = ["--strategy", "single", "--workdir", workdir, "--save-freq", NEVER, "--global-batch-size", str(cell.batch)]
     flags += ["--deterministic" if cell.deterministic else "--no-deterministic"]
     args = workload.parse_args([*workload.flags, *flags, *_set_precision(cell.precision)])
     distribution = get_distribution(args)
@@ -211,7 +213,7 @@ def _prepared(cell, workdir):
         model.compile(distribution.optimizer(workload.optimizer()), workload.loss(), jit_compile=bool(cell.compiled))
         model.optimizer.build(model.trainable_variables)
     source = Repeated(Arrays(*workload.samples()))
-    batches = training_data(source, model, distribution, global_batch_size=workload.batch, seed=0)
+    batches = training_data(source, model, distribution, global_batch_size=cell.batch, seed=0)
     return model, batches, training_callbacks(args, distribution, batches)
 
 
@@ -229,11 +231,11 @@ def _plain(cell, workdir):
     model.compile(workload.optimizer(), workload.loss(), jit_compile="auto" if cell.compiled is None else cell.compiled)
     with tf.device("/cpu:0"):
         samples = tf.data.Dataset.from_tensor_slices(workload.samples())
-    data = samples.shuffle(1024).repeat().batch(workload.batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    data = samples.shuffle(1024).repeat().batch(cell.batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
     if cell.prefetched:
         device = "/gpu:0" if tf.config.list_physical_devices("GPU") else "/cpu:0"
         data = data.apply(tf.data.experimental.prefetch_to_device(device))
-    return model, lambda clock: model.fit(data, steps_per_epoch=EPOCH // workload.batch, verbose=0, callbacks=[clock])
+    return model, lambda clock: model.fit(data, steps_per_epoch=EPOCH // cell.batch, verbose=0, callbacks=[clock])
 
 
 def _set_precision(precision):

@@ -17,7 +17,7 @@ class Workload:
 
     Args:
         unit: `images` or `tokens`.
-        batch: samples per batch.
+        batch: samples per batch, for a GPU with 80 GB of memory.
         parse_args: parses the recipe's flags.
         flags: the flags of this training.
         model: builds the recipe's model.

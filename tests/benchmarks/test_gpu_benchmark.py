@@ -9,7 +9,8 @@ from processes import ROOT, USER_ENVIRONMENT
 
 from benchmarks.gpu import Job, plan, run, speeds
 from benchmarks.gpu_cells import Cell, Speed
-from benchmarks.gpu_models import LARGE
+
+BATCHES = {"ResNet-50": 256, "GPT-2 124M": 16}
 
 
 def benchmark(*arguments):
@@ -46,23 +47,23 @@ def test_a_process_that_takes_too_long_is_ended_and_the_next_one_has_its_turn():
 
 
 def test_every_training_of_the_tables_is_planned_once_and_the_shares_are_all_of_the_time():
-    jobs = plan(LARGE, ("bfloat16", "TF32", "float32"), seconds=4)
+    jobs = plan(BATCHES, ("bfloat16", "TF32", "float32"), seconds=4)
     assert sum(job.share for job in jobs) == pytest.approx(1)
     keys = [key for job in jobs for key, _, _ in job.tasks]
     assert len(keys) == len(set(keys))
-    for name in LARGE:
+    for name, batch in BATCHES.items():
         for precision in ("bfloat16", "TF32", "float32"):
             for how in ({}, {"compiled": True}, {"deterministic": True}, {"is_plain": True, "compiled": None}):
-                assert Cell(name, precision, **how) in keys
+                assert Cell(name, batch, precision, **how) in keys
     for job in jobs:  # the switch cannot be undone in a process
         assert len({key.deterministic for key, _, _ in job.tasks if isinstance(key, Cell)}) <= 1
 
 
 def test_a_table_has_ratios_to_the_plain_fit_and_says_what_is_missing():
     results = {
-        Cell("ResNet-50", "TF32", is_plain=True, compiled=None): Speed(2000.0, 0.25),
-        Cell("ResNet-50", "TF32"): Speed(1500.0, 0.2),
-        Cell("ResNet-50", "TF32", compiled=True): "out of memory",
+        Cell("ResNet-50", 256, "TF32", is_plain=True, compiled=None): Speed(2000.0, 0.25),
+        Cell("ResNet-50", 256, "TF32"): Speed(1500.0, 0.2),
+        Cell("ResNet-50", 256, "TF32", compiled=True): "out of memory",
     }
-    row = speeds(results, ["ResNet-50"], ["TF32"]).splitlines()[2]
+    row = speeds(results, {"ResNet-50": 256}, ["TF32"]).splitlines()[2]
     assert row == "| ResNet-50, images, batches of 256, TF32 | 2000 (25%) | 1500 (0.75; 20%) | out of memory | - |"
