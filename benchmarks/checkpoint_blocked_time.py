@@ -47,8 +47,8 @@ def _checkpoint_manager(directory: str) -> keras.callbacks.Callback:
     class Managed(keras.callbacks.Callback):
         def set_model(self, model):
             super().set_model(model)
-            whole = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
-            self._manager = tf.train.CheckpointManager(whole, directory, max_to_keep=1)
+            state = tf.train.Checkpoint(model=model, optimizer=model.optimizer)
+            self._manager = tf.train.CheckpointManager(state, directory, max_to_keep=1)
 
         def on_train_batch_end(self, batch, logs=None):
             if (batch + 1) % EVERY == 0:

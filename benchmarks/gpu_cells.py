@@ -205,12 +205,14 @@ def _prepared(cell, workdir):
     """Returns the recipe's compiled model, its data and its callbacks."""
     workload = WORKLOADS[cell.workload]
     flags = ["--strategy", "single", "--workdir", workdir, "--save-freq", NEVER, "--global-batch-size", str(cell.batch)]
-    flags += ["--deterministic" if cell.deterministic else "--no-deterministic"]
+    flags += ["--deterministic" if cell.deterministic else "--no-deterministic", "--jit-compile", "on" if cell.compiled else "off"]
     args = workload.parse_args([*workload.flags, *flags, *_set_precision(cell.precision)])
     distribution = get_distribution(args)
     with distribution.scope():
         model = workload.model()
-        model.compile(distribution.optimizer(workload.optimizer()), workload.loss(), jit_compile=bool(cell.compiled))
+        model.compile(
+            distribution.optimizer(workload.optimizer()), workload.loss(), jit_compile=False
+        )  # --jit-compile decides, in a callback
         model.optimizer.build(model.trainable_variables)
     source = Repeated(Arrays(*workload.samples()))
     batches = training_data(source, model, distribution, global_batch_size=cell.batch, seed=0)

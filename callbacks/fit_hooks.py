@@ -36,7 +36,8 @@ class FitHooks:
 
     def __init__(self, model: keras.Model):
         self._model = model
-        self._model_train_step = self._train_step = model.train_step
+        self._model_train_step = self._innermost_train_step = model.train_step
+        self._train_step: Callable[[Any], Any] = lambda data: self._innermost_train_step(data)
         self._make_keras_train_function = model.make_train_function
         self._keras_train_function: Callable[[Any], Any] | None = None
         self._execution: Callable[[Any], Any] = self._execute
@@ -58,6 +59,22 @@ class FitHooks:
         """
         self._train_step = functools.partial(call, self._train_step)
         self.trace_again()
+
+    @property
+    def has_keras_train_step(self) -> bool:
+        """Whether the model's train step is the one of `keras.Model`."""
+        return getattr(self._model_train_step, "__func__", None) is keras.Model.train_step
+
+    def train_with(self, train_step: Callable[[Any], Any] | None) -> None:
+        """Replaces the model's train step, within the registered functions around it.
+
+        Args:
+            train_step: gets the batch and returns the logs; None for the model's own.
+        """
+        train_step = train_step or self._model_train_step
+        if train_step is not self._innermost_train_step:
+            self._innermost_train_step = train_step
+            self.trace_again()
 
     def before_tracing(self, act: Callable[[], None]) -> None:
         """Registers a function to call before each making of a train function, which then traces the train step."""

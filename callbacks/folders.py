@@ -1,8 +1,28 @@
-"""New folders, and new names in folders, that survive a crash of the machine."""
+"""Paths of local folders; new folders, and new names in folders, that survive a crash of the machine."""
 
 import contextlib
 import os
+import re
 from pathlib import Path
+
+from callbacks.errors import InputError
+
+
+def is_url(path: str) -> bool:
+    """Whether a path names remote storage: `gs://bucket/run`."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
+
+
+def local_folder(path: str | os.PathLike) -> str:
+    """Returns the path of a folder from the root, with the home directory in place of a leading `~`.
+
+    Raises:
+        InputError: if the path is a URL.
+    """
+    text = os.fspath(path)
+    if is_url(text):
+        raise InputError(f"Give a folder on a local or mounted file system, not a URL. Received: {text!r}")
+    return os.path.abspath(os.path.expanduser(text))
 
 
 def make_folder(path: str | os.PathLike) -> None:

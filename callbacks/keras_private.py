@@ -41,6 +41,8 @@ _keras_store = _find(_SAVING, "H5IOStore")
 _get_global = _find("keras.src.backend.common.global_state", "get_global_attribute")
 _make_global_seeds = _find("keras.src.random.seed_generator", "global_seed_generator")
 _GLOBAL_SEEDS = _find("keras.src.random.seed_generator", "GLOBAL_SEED_GENERATOR") or "global_seed_generator"
+_unscale_loss = _find("keras.src.losses.loss", "unscale_loss_for_distribution")
+_is_deterministic = _find("tensorflow.python.framework.config", "is_op_determinism_enabled")
 _list_devices = _find("tensorflow.python.client.device_lib", "list_local_devices")
 _execute = _find("tensorflow.python.eager.execute", "execute")
 _context = _find("tensorflow.python.eager.context", "context")
@@ -227,6 +229,28 @@ def symbolic_build(model: keras.Model, element_spec: Any) -> None:
 
     batch = tf.nest.map_structure(symbol, element_spec)
     needed(model, "_symbolic_build")(data_batch=batch)
+
+
+def forward(model: keras.Model, x: Any, y: Any, sample_weight: Any) -> tuple[Any, tf.Tensor]:
+    """Returns the predictions for a batch and its loss in training, as Keras's own train step computes them."""
+    y_pred = model(x, training=True) if needed(model, "_call_has_training_arg") else model(x)
+    return y_pred, needed(model, "_compute_loss")(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+
+
+def log_loss(model: keras.Model, loss: tf.Tensor, samples: tf.Tensor) -> None:
+    """Adds the loss of a batch to the logged loss, as Keras's own train step does.
+
+    Args:
+        model: a compiled model.
+        loss: what `forward` returned. Keras divides it by the number of replicas; older versions also log it so.
+        samples: how many samples the batch has.
+    """
+    needed(model, "_loss_tracker").update_state(_unscale_loss(loss) if _unscale_loss else loss, sample_weight=samples)
+
+
+def is_op_determinism_enabled() -> bool:
+    """Returns whether TensorFlow's deterministic operations are enabled."""
+    return _is_deterministic is not None and _is_deterministic()
 
 
 def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:

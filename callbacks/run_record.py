@@ -19,6 +19,7 @@ from callbacks.counters import Counters, counters_of
 from callbacks.data_arrival import data_arrival_of
 from callbacks.errors import InputError
 from callbacks.fit_hooks import fit_hooks_of, running_fit
+from callbacks.folders import local_folder
 from callbacks.ranks import ranks
 from callbacks.save_costs import SaveCosts, save_costs_of
 from callbacks.time_account import TimeAccount
@@ -140,12 +141,13 @@ class RunRecord(Copyable, keras.callbacks.Callback):
         directory: the run's directory.
 
     Raises:
-        InputError: when training begins, if nothing can be written there. Later, a warning says so, and training continues.
+        InputError: if it is a URL; when training begins, if nothing can be written there. Later, a warning says so, and training
+            continues.
     """
 
     def __init__(self, directory: str | os.PathLike):
         super().__init__()
-        self._path = os.path.join(os.path.abspath(os.path.expanduser(os.fspath(directory))), record_file.NAME)
+        self._path = os.path.join(local_folder(directory), record_file.NAME)
         self._time = time.time
         self._settings = frozenset(vars(self)) - {"_model"}
         self._forget_run()

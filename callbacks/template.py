@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from callbacks.errors import InputError
+from callbacks.folders import is_url
 
 COUNTERS = ("batch", "epoch", "samples", "step")
 FIELDS = (*COUNTERS, "replicas")
@@ -51,7 +52,7 @@ class Template:
     text: str
 
     def __post_init__(self):
-        if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", self.text):
+        if is_url(self.text):
             raise InputError(
                 "A checkpoint becomes visible by an atomic rename, so it needs a POSIX file system. Give a path on a local or "
                 f"mounted one. Received: {self.text!r}"

@@ -20,6 +20,7 @@ from callbacks.counts import Counts
 from callbacks.errors import InputError
 from callbacks.event_files import EventFile
 from callbacks.fit_hooks import running_fit
+from callbacks.folders import local_folder
 from callbacks.logged_metrics import scalar
 from callbacks.ranks import ranks
 from callbacks.save_costs import save_costs_of
@@ -50,7 +51,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
     those of a validation to `validation`.
 
     Args:
-        log_dir: TensorBoard's directory of this run, which no other run writes to.
+        log_dir: TensorBoard's directory of this run, on a local or mounted file system, which no other run writes to.
         histogram_freq, write_graph, write_images, embeddings_freq, embeddings_metadata: as in Keras.
         write_steps_per_second: also `batch_steps_per_second`.
         update_freq: after how many global batches; `"batch"` for each, `"epoch"` for points at the ends of epochs only.
@@ -63,7 +64,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
             earlier processes. TensorBoard has to be started again to show them.
 
     Raises:
-        InputError: when training begins, if nothing can be written to `log_dir`, or the run has no such rank to profile.
+        InputError: if `log_dir` is a URL; when training begins, if nothing can be written to `log_dir`, or the run has no such rank
+            to profile.
         EventWriteError: during training, if nothing can be written there any more. Where `log_dir` was deleted, moved or
             unmounted, a warning says so, and training continues without curves.
     """
@@ -87,7 +89,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         if update_freq not in ("batch", "epoch") and not (isinstance(update_freq, int) and update_freq > 0):
             raise InputError(f"update_freq is 'batch', 'epoch' or a number of batches, 1 or more. Received: {update_freq!r}")
         super().__init__(
-            os.fspath(log_dir),
+            local_folder(log_dir),
             histogram_freq,
             write_graph,
             write_images,

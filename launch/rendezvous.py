@@ -107,7 +107,7 @@ def join(config: LaunchConfig, secret: bytes, info: NodeInfo, check: Callable[[]
     began = time.monotonic()
     deadline = began + config.rendezvous_timeout
     host, port = config.rendezvous
-    told = False
+    reported = False
     while True:
         check()
         try:
@@ -123,8 +123,8 @@ def join(config: LaunchConfig, secret: bytes, info: NodeInfo, check: Callable[[]
                 raise LaunchError(
                     f"node {config.node} waited {config.rendezvous_timeout:g} s for {host}:{port}: {why}", code=exit_codes.FAILED
                 ) from None
-            if not told and time.monotonic() - began > PATIENCE:
-                told = True
+            if not reported and time.monotonic() - began > PATIENCE:
+                reported = True
                 console.say(f"node {config.node} waits for node 0 at {host}:{port}: {why}")
             time.sleep(RETRY)
 

@@ -1,9 +1,9 @@
-"""What all tests share: Keras as a new process has it, four CPU devices, and recipes in processes of their own."""
+"""Fixtures for all tests: Keras as in a new process, four CPU devices, and recipes in their own processes."""
 
 import gc
 import signal
 
-from processes import Process  # silences TensorFlow, and so comes before it
+from processes import Process  # silences TensorFlow, so import it first
 
 import keras
 import pytest
@@ -15,23 +15,23 @@ DEVICES = 4
 
 
 def pytest_configure(config):
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what is to run in the background that way
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does this for background processes
         signal.signal(signal.SIGINT, signal.default_int_handler)
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * DEVICES)
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
     tf.config.experimental.enable_op_determinism()
-    keras.utils.set_random_seed(0)  # for fixtures of whole modules
+    keras.utils.set_random_seed(0)  # for module fixtures
 
 
 def pytest_collection_modifyitems(items):
-    """Those that take longest come first, so that no process is left with them at the end."""
+    """Runs the longest tests first, so that no process has to run them at the end."""
     items.sort(key=lambda item: item.path.parent.name not in ("slurm", "launch"))
 
 
 class ByFile(LoadScopeScheduling):
-    """Tests of a file run in one process, which share its fixtures; so do those that use the launcher's port, all of them."""
+    """Runs the tests of a file in one process, which shares its fixtures; also all tests that use the launcher's port."""
 
     def _split_scope(self, nodeid):
         file = nodeid.partition("::")[0]
@@ -43,14 +43,14 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 def pytest_collection_finish():
-    """What is imported by now lives on; each garbage collection, as in `clear_session`, would take a fifth of a second for it."""
+    """Excludes imported modules from garbage collection, which would take a fifth of a second in each `clear_session`."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True)
 def fresh_keras(request):
-    """Each test starts from the same seeds and names, and leaves no policy behind."""
+    """Starts each test with the same seeds and names, and resets the dtype policy."""
     if "launch" in request.fixturenames:  # trains in other processes, and would wait for a third of a second
         yield
         return
@@ -62,7 +62,7 @@ def fresh_keras(request):
 
 @pytest.fixture(autouse=True)
 def same_signals():
-    """A recipe's `run` catches signals, and ignores them when it ends; the next test's processes would inherit that."""
+    """Restores signal handlers, because processes of the next test would inherit those of a recipe's `run`."""
     numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     yield
@@ -73,13 +73,13 @@ def same_signals():
 
 @pytest.fixture(scope="session", params=ENGINES)
 def engine(request):
-    """What carries gradients and messages between several ranks."""
+    """The engine that carries gradients and messages between ranks."""
     return request.param
 
 
 @pytest.fixture
 def strategy():
-    """Makes the strategy for a number of CPU replicas."""
+    """Creates the strategy for a number of CPU replicas."""
 
     def make(replicas):
         if replicas == 1:
@@ -93,7 +93,7 @@ def strategy():
 
 @pytest.fixture
 def recipe():
-    """Starts `python -m recipes.mnist` with these flags, in a real process; ends what is left over."""
+    """Starts `python -m recipes.mnist` with these flags in a real process, and ends remaining processes."""
     started = []
 
     def start(*args, **options):

@@ -1,4 +1,4 @@
-"""An import is an import: no module of callbacks, recipes or launch changes the process that imports it."""
+"""Importing a module of callbacks, recipes or launch does not change the process."""
 
 import json
 import subprocess
@@ -58,7 +58,7 @@ def test_an_import_changes_nothing_of_the_process(package, first):
     assert changed == {}
 
 
-def test_recipes_are_listed_with_a_line_each_and_without_tensorflow():
+def test_recipes_are_listed_with_one_line_each_without_importing_tensorflow():
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "recipes"],
         cwd=ROOT,
@@ -74,7 +74,7 @@ def test_recipes_are_listed_with_a_line_each_and_without_tensorflow():
 
 
 @pytest.mark.parametrize("command", ["list", "verify"])
-def test_checkpoints_are_listed_without_tensorflow_and_without_its_words(tmp_path, command):
+def test_checkpoints_are_listed_without_importing_tensorflow(tmp_path, command):
     data = ROOT / "tests" / "callbacks" / "data" / "format_1"
     for written, code in ((data, 0), (tmp_path, 2), (tmp_path / "none", 2)):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The README's commands are run as they stand there."""
+"""Runs the commands of the README."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def commands():
-    """Every line of a bash block that starts a recipe, but for Slurm's, without its comment."""
+    """Returns the lines of bash blocks that start a recipe, except those of Slurm, without comments."""
     blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if "-m recipes." in line and not line.startswith("sbatch")]
@@ -28,11 +28,13 @@ def run(line, directory, *more):
 
 TRAIN = [line for line in commands() if "--dry-run" not in line and "--nnodes" not in line]
 LAUNCHED = [line for line in TRAIN if "-m launch" in line]
+SAMPLE = README.split("Without a GPU, it prints:")[1].split("```")[1]
+PRINTED = re.findall(r"^(?:[a-z]+ +|train longer )", SAMPLE, re.MULTILINE)  # labels at the beginning of lines
 FROM_ANOTHER = [line for line in TRAIN if "runs/mnist/" in line]
 PLAIN = [line for line in TRAIN if line not in (*LAUNCHED, *FROM_ANOTHER)]
 
 
-def test_each_command_starts_a_run_of_its_own():
+def test_each_command_starts_a_separate_run():
     directories = [line.split("--workdir ")[1] for line in TRAIN]
     assert len(set(directories)) == len(directories)
 
@@ -45,7 +47,7 @@ def test_it_has_commands_of_every_kind():
 @pytest.mark.parametrize("line", [*PLAIN, *LAUNCHED])
 def test_a_command_trains(line, tmp_path):
     out = run(line, tmp_path, "--epochs", "3")
-    assert "result       accuracy" in out
+    assert "result       accuracy" in out and all(label in out for label in PRINTED)
     workdir = line.split("--workdir ")[1]
     assert sorted(path.name for path in (tmp_path / workdir / "checkpoints").iterdir()) == [
         "model_batch_at_00050.weights.h5",
@@ -54,7 +56,7 @@ def test_a_command_trains(line, tmp_path):
 
 
 @pytest.mark.slow
-def test_commands_that_begin_with_a_checkpoint_of_another_run_train(tmp_path):
+def test_commands_that_start_from_a_checkpoint_of_another_run_train(tmp_path):
     assert len(FROM_ANOTHER) == 2
     run(".venv/bin/python -m recipes.mnist", tmp_path, "--epochs", "3")
     resumed, fine_tuned = (run(line, tmp_path, "--epochs", "4") for line in FROM_ANOTHER)
@@ -64,17 +66,17 @@ def test_commands_that_begin_with_a_checkpoint_of_another_run_train(tmp_path):
 
 @pytest.mark.parametrize("line", [line for line in commands() if line not in TRAIN])
 def test_a_command_for_several_nodes_or_a_dry_run_prints_its_table(line, tmp_path):
-    """What it would do is printed; tests/launch/test_launch_nodes.py does it."""
+    """Only prints what would run; tests/launch/test_launch_nodes.py runs it."""
     assert "recipes.mnist" in run(line.replace("-m launch", "-m launch --dry-run"), tmp_path)
 
 
-def test_the_make_targets_it_names_exist():
+def test_the_named_make_targets_exist():
     makefile = (ROOT / "Makefile").read_text()
     for target in set(re.findall(r"(?:`|^)make ([a-z-]+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-def test_each_line_of_the_matrix_of_faults_is_shown_by_a_test_that_is_there():
+def test_each_line_of_the_matrix_of_faults_names_an_existing_test():
     folder = ROOT / "tests" / "callbacks"
     named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", (ROOT / "callbacks" / "README.md").read_text())
     assert len(named) >= 20

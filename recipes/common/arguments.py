@@ -1,4 +1,4 @@
-"""The flags that every recipe takes."""
+"""The flags of all recipes."""
 
 import argparse
 import os
@@ -10,31 +10,31 @@ from callbacks.restoring import newest_first
 from callbacks.template import Template
 from recipes.common.run_flags import begins_from
 
-MOST_VIRTUAL_DEVICES = 256  # each takes a thread and its own copy of the model
+MOST_VIRTUAL_DEVICES = 256  # each needs a thread and a copy of the model
 _LARGEST: dict[Callable[[str], Any], float] = {int: 2**31 - 1, float: 3.4e38}
 
 
 _EXAMPLES = """examples:
-  python -m recipes.{name} --workdir runs/longer --epochs 20           a run of its own; started again, it goes on
-  python -m recipes.{name} --virtual-devices 2                         two replicas on a machine without GPUs
-  python -m recipes.{name} --keep-last 3 --save-secs 600               three checkpoints at most, one every ten minutes
+  python -m recipes.{name} --workdir runs/longer --epochs 20           a separate run; start it again to resume
+  python -m recipes.{name} --virtual-devices 2                         two replicas without GPUs
+  python -m recipes.{name} --keep-last 3 --save-secs 600               at most three checkpoints, one every ten minutes
   python -m launch --nproc-per-node 2 -m recipes.{name}                two processes"""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows defaults, except where a flag has none."""
+    """Shows the default of each flag that has one."""
 
     def _get_help_string(self, action):
         return action.help if action.default in (None, False) else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that raises for a wrong flag, as for any other bad input."""
+    """An argument parser that raises an `InputError` for a wrong flag."""
 
-    _group: Any = None  # of argparse
+    _group: Any = None  # an argument group
 
     def begin_group(self, title: str) -> None:
-        """Has `--help` show the flags that are added from here on under a title."""
+        """Begins a group of flags in `--help`."""
         self._group = self.add_argument_group(title)
 
     def add_argument(self, *args, **kwargs):
@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         parsed = super().parse_args(args, namespace)
         for name, value in vars(parsed).items():
-            if isinstance(value, str) and not _is_utf8(value):  # file names of other encodings: HDF5 and TensorFlow take none
+            if isinstance(value, str) and not _is_utf8(value):  # HDF5 and TensorFlow accept only UTF-8 file names
                 raise InputError(f"--{name.replace('_', '-')} must be UTF-8. Received: {os.fsencode(value)!r}")
         return parsed
 
@@ -63,15 +63,15 @@ def recipe_parser(
     save_freq: int | str = 50,
     keep_last: int | str = "all",
 ) -> argparse.ArgumentParser:
-    """The flags of all recipes, with this recipe's defaults.
+    """Returns a parser with the flags of all recipes and the defaults of one recipe.
 
     Args:
-        name: the recipe's module name, without `recipes.`.
-        description: what `--help` says first.
+        name: the module name of the recipe, without `recipes.`.
+        description: the first line of `--help`.
         epochs, global_batch_size, learning_rate, base_batch_size, warmup_epochs, save_freq, keep_last: the defaults.
 
     Returns:
-        A parser, for the recipe to add its own flags to. Read it with `parse`.
+        A parser, to which the recipe adds its own flags. Pass it to `parse`.
     """
     parser = Parser(
         prog=f"python -m recipes.{name}",
@@ -85,24 +85,24 @@ def recipe_parser(
         "--strategy",
         choices=("auto", "single", "mirrored", "horovod", "multiworker"),
         default="auto",
-        help="auto: for one of several ranks horovod where it is installed, else multiworker; mirrored for several GPUs or virtual "
-        "devices of one process; else single",
+        help="auto: for several ranks, horovod if it is installed, otherwise multiworker; for several GPUs or virtual devices in "
+        "one process, mirrored; otherwise single",
     )
     parser.add_argument(
         "--virtual-devices",
         type=positive(int, most=MOST_VIRTUAL_DEVICES),
         metavar="N",
-        help="split the CPU into N devices, to run the distributed path on a machine without GPUs",
+        help="split the CPU into N devices, to run distributed training without GPUs",
     )
     parser.begin_group("training")
-    parser.add_argument("--workdir", default=f"runs/{name}", help="the run's directory")
-    parser.add_argument("--epochs", type=positive(int), default=epochs, metavar="N", help="the planned end")
+    parser.add_argument("--workdir", type=os.path.expanduser, default=f"runs/{name}", help="directory of the run")
+    parser.add_argument("--epochs", type=positive(int), default=epochs, metavar="N", help="planned end of training")
     parser.add_argument(
         "--global-batch-size",
         type=positive(int),
         default=global_batch_size,
         metavar="N",
-        help="examples of one update over all replicas",
+        help="examples in one update over all replicas",
     )
     parser.add_argument("--learning-rate", type=positive(float), default=learning_rate, metavar="X", help="for the global batch")
     parser.add_argument(
@@ -110,22 +110,22 @@ def recipe_parser(
         type=positive(int),
         default=base_batch_size,
         metavar="N",
-        help="the global batch that --learning-rate is for; the rate is scaled linearly to --global-batch-size",
+        help="batch size for which --learning-rate is given; the rate is scaled linearly to --global-batch-size",
     )
     parser.add_argument(
         "--warmup-epochs",
         type=not_negative(float, most=2**31 - 1),
         default=warmup_epochs,
         metavar="E",
-        help="the rate rises over the first E epochs, from the one before scaling, or from 0 without --base-batch-size",
+        help="raise the rate over the first E epochs, from the rate before scaling, or from 0 without --base-batch-size",
     )
-    parser.begin_group("checkpoints and resume")
+    parser.begin_group("checkpoints")
     parser.add_argument(
         "--save-freq",
         type=save_frequency,
         default=save_freq,
         metavar="N|epoch|auto",
-        help="global batches between checkpoints; auto: as often as pays, for at most 1%% of the time",
+        help="global batches between checkpoints; auto: choose the interval, for at most 1%% of the time",
     )
     parser.add_argument("--save-secs", type=positive(float), metavar="S", help="also save every S seconds")
     parser.add_argument(
@@ -137,26 +137,26 @@ def recipe_parser(
     parser.add_argument(
         "--keep-last", type=number_or_all, default=keep_last, metavar="N|all", help="keep the N newest checkpoints, or all"
     )
-    parser.add_argument("--keep-every", type=positive(int), metavar="N", help="keep one for every N batches")
-    parser.add_argument("--keep-best", type=positive(int), metavar="N", help="keep the N with the lowest val_loss")
+    parser.add_argument("--keep-every", type=positive(int), metavar="N", help="keep one checkpoint for every N batches")
+    parser.add_argument("--keep-best", type=positive(int), metavar="N", help="keep the N checkpoints with the lowest val_loss")
     parser.add_argument(
         "--resume",
         type=resume,
         default="auto",
         metavar="auto|never|PATH",
-        help="auto: go on from the newest checkpoint that verifies; PATH: from that one; an older one with another --workdir",
+        help="auto: resume from the newest intact checkpoint; PATH: from this checkpoint (an older one needs another --workdir)",
     )
     parser.add_argument(
         "--init-from",
         metavar="PATH",
-        help="begin with the weights of another run: a checkpoint, or the newest of a directory; counters and optimizer begin anew",
+        help="start a new run with the weights of a checkpoint, or of the newest checkpoint in a directory",
     )
     parser.add_argument(
         "--skip-batches",
         type=batch_range,
         metavar="FIRST:LAST",
-        help="global batches of the order to leave out, where the loss spikes or becomes NaN; they do not count, and later ones "
-        "move up. Stored in checkpoints, so later resumes leave them out too",
+        help="leave batches out of the data order, because the loss spikes or becomes NaN; later batches move up. Checkpoints "
+        "store the range",
     )
     parser.begin_group("watching")
     parser.add_argument(
@@ -173,14 +173,14 @@ def recipe_parser(
         "--peak-tflops",
         type=positive(float),
         metavar="X",
-        help="what a device reaches at most, for its utilization in TensorBoard; known for NVIDIA's data center GPUs",
+        help="peak TFLOP/s of a device, for its utilization in TensorBoard; known for NVIDIA's data center GPUs",
     )
     parser.add_argument(
-        "--log-secs", type=positive(float), default=10.0, metavar="S", help="seconds between lines, where output is a file"
+        "--log-secs", type=positive(float), default=10.0, metavar="S", help="seconds between two lines, if the output is a file"
     )
     parser.begin_group("computation")
     parser.add_argument(
-        "--seed", type=not_negative(int, most=2**32 - 1), default=0, metavar="N", help="of weights, dropout and data order"
+        "--seed", type=not_negative(int, most=2**32 - 1), default=0, metavar="N", help="seed of weights, dropout and data order"
     )
     parser.add_argument("--steps-per-execution", type=positive(int), default=1, metavar="N", help="batches per call of the device")
     parser.add_argument("--mixed-precision", choices=("float16", "bfloat16"), help="compute in this type, keep weights in float32")
@@ -190,26 +190,33 @@ def recipe_parser(
         help="deterministic operations: a restart repeats every batch bit for bit; slower on GPUs, not measured how much (default: "
         "on without GPUs, off with GPUs)",
     )
-    parser.begin_group(f"{name} alone")
+    parser.add_argument(
+        "--jit-compile",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="on: XLA compiles the train step of one replica, or forward and backward on each of several (not measured on a GPU); "
+        "auto: one replica as Keras chooses, several not",
+    )
+    parser.begin_group(f"only {name}")
     return parser
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the flags and checks what needs no TensorFlow.
+    """Parses and checks the flags.
 
     Raises:
-        InputError: if one is wrong, or they contradict each other, or what is on the disk.
+        InputError: if a flag is wrong, or contradicts another flag or the files in the run's directory.
     """
     args = parser.parse_args(argv)
     if args.checkpoint is None:
         args.checkpoint = os.path.join(_literal(args.workdir), "checkpoints", "model_batch_at_{batch:05d}.weights.h5")
     template = Template(args.checkpoint)
     if not template.counters and args.keep_last == parser.get_default("keep_last"):
-        args.keep_last = None  # one file, which each checkpoint replaces
+        args.keep_last = None  # each save replaces the same file
     args.resume_from = {"auto": True, "never": False}.get(args.resume, args.resume)
     if args.init_from and args.resume not in ("auto", "never"):
         raise InputError(
-            "--init-from begins a run with the weights of another, and --resume PATH goes on with all of it. Give one."
+            "--init-from starts a new run with the weights of another run; --resume PATH resumes that run. Give only one of them."
         )
     if args.resume_from is not True:
         args.resume_from = _checked_resume(template, args.resume_from)
@@ -217,7 +224,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 
 
 def checkpoint_callback(args: argparse.Namespace) -> GlobalStepCheckpoint:
-    """The checkpoint callback that the flags describe."""
+    """Returns the checkpoint callback for the flags."""
     return GlobalStepCheckpoint(
         args.checkpoint,
         save_freq=args.save_freq,
@@ -230,7 +237,7 @@ def checkpoint_callback(args: argparse.Namespace) -> GlobalStepCheckpoint:
 
 
 def positive(kind: Callable[[str], Any], most: float | None = None) -> Callable[[str], Any]:
-    """An argparse type: a number above 0, and at most `most`; by default what 32 bits hold."""
+    """Returns an argparse type: a number above 0, at most `most`; by default at most the largest number in 32 bits."""
     most = _LARGEST[kind] if most is None else most
 
     def convert(text):
@@ -246,7 +253,7 @@ def positive(kind: Callable[[str], Any], most: float | None = None) -> Callable[
 
 
 def not_negative(kind: Callable[[str], Any], most: float | None = None) -> Callable[[str], Any]:
-    """An argparse type: a number that is 0 or more, and at most `most`."""
+    """Returns an argparse type: a number from 0, at most `most`."""
 
     def convert(text):
         value = kind(text)
@@ -269,7 +276,7 @@ def batches_or_epoch(text):
 
 
 def number_or_all(text):
-    """An argparse type: a number of files, or `all`, which is None."""
+    """An argparse type: a number of files, or `all`, which becomes None."""
     return None if text == "all" else positive(int)(text)
 
 
@@ -281,7 +288,7 @@ def resume(text):
 
 
 def batch_range(text):
-    """An argparse type: the first and the last of some batches, `500:510`."""
+    """An argparse type: the first and the last batch of a range, such as `500:510`."""
     first, _, last = text.partition(":")
     if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
         raise argparse.ArgumentTypeError(f"must be FIRST:LAST, such as 500:510. Received: {text}")
@@ -289,9 +296,9 @@ def batch_range(text):
 
 
 def _checked_resume(template, resume_from):
-    """Returns what to resume from: with the command that began a run from a checkpoint of another one, the run's own newest."""
-    if resume_from and os.path.exists(resume_from) and not os.path.isfile(resume_from):  # to open a FIFO would wait forever
-        raise InputError(f"--resume takes auto, never or the path of a checkpoint. {resume_from} is not a regular file.")
+    """Returns what to resume from. If the run began with the same `--resume PATH`, this is its own newest checkpoint."""
+    if resume_from and os.path.exists(resume_from) and not os.path.isfile(resume_from):  # opening a FIFO would block forever
+        raise InputError(f"--resume must be auto, never or the path of a checkpoint. {resume_from} is not a regular file.")
     present = newest_first(template.text)
     if not present:
         return resume_from
@@ -299,9 +306,7 @@ def _checked_resume(template, resume_from):
     if resume_from and begins_from(newest) == os.path.abspath(resume_from):
         return True
     if resume_from is False:
-        raise InputError(
-            f"--resume never would mix a new run with the checkpoints that are there, up to {newest}. Use another --workdir."
-        )
+        raise InputError(f"--resume never would mix a new run with existing checkpoints, up to {newest}. Use another --workdir.")
     if os.path.exists(resume_from) and os.path.abspath(resume_from) != os.path.abspath(newest):
         raise InputError(
             f"--resume {resume_from} would overwrite later checkpoints, up to {newest} at batch {trailer.batch}. "

@@ -1,4 +1,4 @@
-"""What tests of damaged and of hostile files share: the checkpoints of a small training."""
+"""Fixtures for tests of corrupt and hostile files: the checkpoints of a small training."""
 
 import shutil
 
@@ -18,6 +18,6 @@ def trained(request, tmp_path_factory):
 
 @pytest.fixture
 def copies(trained, tmp_path):
-    """The same in a directory of the test's own: older, newer."""
+    """Copies of both checkpoints in a new directory: older, newer."""
     older, newer = (shutil.copy(path, tmp_path) for path in sorted(trained.iterdir(), key=lambda path: len(path.name)))
     return tmp_path, tmp_path / older, tmp_path / newer

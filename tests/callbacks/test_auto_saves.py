@@ -1,4 +1,4 @@
-"""`save_freq="auto"` in a real `fit`, by a clock that the test sets: a batch takes a second, a save half of one."""
+"""`save_freq="auto"` in a real `fit` with a fake clock: a batch takes one second, a save half a second."""
 
 import keras
 import pytest
@@ -10,7 +10,7 @@ from callbacks.save_policy import SavePolicy
 
 
 class Clock(keras.callbacks.Callback):
-    """Goes forward by a second in each batch."""
+    """Advances by one second in each batch."""
 
     now = 0.0
 
@@ -41,16 +41,16 @@ def run(directory, *callbacks, epochs, **options):
 
 def test_the_first_save_comes_after_ten_seconds_the_next_as_late_as_pays_and_the_last_at_the_end(tmp_path):
     run(tmp_path, epochs=32)
-    # 0.5 s are what 294 s and a failure a day make worth.
+    # With 294 s and one failure a day, 0.5 s are worthwhile.
     assert names(tmp_path) == ["0010.weights.h5", "0304.weights.h5", "0320.weights.h5"]
 
 
-def test_a_larger_budget_is_not_spent_where_failures_are_rare(tmp_path):
+def test_a_larger_budget_is_not_used_up_if_failures_are_rare(tmp_path):
     run(tmp_path, epochs=32, max_overhead=0.1)
     assert names(tmp_path) == ["0001.weights.h5", "0295.weights.h5", "0320.weights.h5"]
 
 
-def test_a_resume_knows_costs_and_failures_and_tells_the_interval(tmp_path, capsys):
+def test_a_resume_knows_costs_and_failures_and_prints_the_interval(tmp_path, capsys):
     run(tmp_path, epochs=31)
     (tmp_path / "0310.weights.h5").unlink()  # as if it had been killed
     resumed = run(tmp_path, GlobalStepTensorBoard(tmp_path / "events", update_freq=5, write_graph=False), epochs=32)

@@ -1,4 +1,4 @@
-"""Training goes on while a checkpoint is written, the file holds the instant of the save, and no failure is lost."""
+"""Training continues while a checkpoint is written, the file contains the instant of the save, and no failure is lost."""
 
 import errno
 import json
@@ -33,7 +33,7 @@ from callbacks.lock import pid_space
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Holds every write until `open` is set; the write itself is the real one."""
+    """Blocks every write until `open` is set; then the real write runs."""
 
     class Gate:
         open, entered = threading.Event(), threading.Event()
@@ -69,8 +69,8 @@ def embedding_model(spe):
         pytest.param(".keras", 2, 1, marks=pytest.mark.slow),
     ],
 )
-def test_a_file_written_while_training_goes_on_equals_one_written_at_once(tmp_path, strategy, gate, suffix, replicas, spe):
-    """The write begins only when eight more batches have changed every variable."""
+def test_a_file_written_in_the_background_equals_one_written_at_once(tmp_path, strategy, gate, suffix, replicas, spe):
+    """The write begins after eight more batches have changed every variable."""
     random = np.random.default_rng(0)
     data = tf.data.Dataset.from_tensor_slices((random.integers(0, 50, (64, 5)), random.normal(size=(64, 1)))).batch(4)
     written = {}
@@ -105,7 +105,7 @@ def test_a_file_written_while_training_goes_on_equals_one_written_at_once(tmp_pa
 
 @pytest.mark.slow
 def test_under_xla_counts_are_right_and_a_file_written_in_the_background_equals_one_written_at_once(tmp_path):
-    """In a process of its own: under op determinism Keras leaves XLA out. On GPUs it is what Keras does by default."""
+    """Runs in its own process, because Keras does not use XLA under op determinism. On GPUs, Keras uses XLA by default."""
     done = run_program("saves_under_xla.py", tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "20 80\n20 80\n"
@@ -113,7 +113,7 @@ def test_under_xla_counts_are_right_and_a_file_written_in_the_background_equals_
         assert_same_weights(*(tmp_path / which / f"b{batch}.weights.h5" for which in ("True", "False")))
 
 
-def test_training_goes_on_while_a_save_is_in_flight(tmp_path, gate):
+def test_training_continues_during_a_save(tmp_path, gate):
     reached = []
 
     def look():
@@ -124,14 +124,14 @@ def test_training_goes_on_while_a_save_is_in_flight(tmp_path, gate):
     assert reached == [True]
 
 
-def test_a_save_that_is_due_while_one_is_in_flight_waits_and_the_rate_is_told(tmp_path, gate):
+def test_a_save_that_is_due_during_another_save_waits_and_a_warning_gives_the_rate(tmp_path, gate):
     checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=2)
 
     def open_when_the_next_save_waits():
         gate.entered.wait(60)
         while checkpoint._writer._in_flight is not None:
             time.sleep(0.01)
-        time.sleep(0.2)  # longer than what is not worth a warning
+        time.sleep(0.2)  # long enough for a warning
         gate.open.set()
 
     threading.Thread(target=open_when_the_next_save_waits).start()
@@ -141,7 +141,7 @@ def test_a_save_that_is_due_while_one_is_in_flight_waits_and_the_rate_is_told(tm
 
 
 @pytest.mark.parametrize("background", [True, False])
-def test_an_error_of_the_disk_stops_training_at_the_next_batch_and_names_file_and_cause(tmp_path, monkeypatch, background):
+def test_a_disk_error_stops_training_at_the_next_batch_and_names_file_and_cause(tmp_path, monkeypatch, background):
     real = os.fsync
 
     def fails(descriptor):
@@ -160,7 +160,7 @@ def test_an_error_of_the_disk_stops_training_at_the_next_batch_and_names_file_an
     files.verify(tmp_path / "b2.weights.h5")
 
 
-def test_an_error_of_the_very_last_save_is_raised_by_fit(tmp_path, monkeypatch):
+def test_fit_raises_an_error_of_the_last_save(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -171,8 +171,8 @@ def test_an_error_of_the_very_last_save_is_raised_by_fit(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_exception_in_training_leaves_the_save_in_flight_to_be_finished(tmp_path):
-    """In a process of its own, which ends right after the exception."""
+def test_a_save_is_completed_after_an_exception_in_training(tmp_path):
+    """Runs in its own process, which ends right after the exception."""
     runs = {}
     for error in ("ValueError", "KeyboardInterrupt"):
         directory = tmp_path / error
@@ -185,7 +185,7 @@ def test_an_exception_in_training_leaves_the_save_in_flight_to_be_finished(tmp_p
         files.verify(directory / "b4.weights.h5")
 
 
-def test_a_fit_after_one_that_failed_waits_for_what_is_still_being_written(tmp_path, monkeypatch):
+def test_a_fit_after_a_failed_one_waits_for_its_save(tmp_path, monkeypatch):
     template = str(tmp_path / "b{batch}.weights.h5")
     begun, may_end, write = threading.Event(), threading.Event(), state.write
 
@@ -206,7 +206,7 @@ def test_a_fit_after_one_that_failed_waits_for_what_is_still_being_written(tmp_p
     assert names(tmp_path) == ["b10.weights.h5", "b4.weights.h5"]
 
 
-def test_a_fit_after_one_that_failed_resumes_from_a_save_whose_write_has_yet_to_begin(tmp_path):
+def test_a_fit_after_a_failed_one_resumes_from_its_pending_save(tmp_path):
     template = str(tmp_path / "b{batch}.weights.h5")
     checkpoint, may_begin = GlobalStepCheckpoint(template, save_freq=4), threading.Event()
 
@@ -233,7 +233,7 @@ def test_a_last_save_is_made_unless_that_state_was_just_saved(tmp_path):
 
 
 def test_no_batch_between_saves_reads_the_device(tmp_path, monkeypatch):
-    """A read waits for the batches under way; the only ones are at saves, and at the bounds of an epoch."""
+    """A read waits for running batches, so reads are allowed only at saves and at the boundaries of an epoch."""
     model = small_model()
     checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=500)
     reads, in_batch = [], []
@@ -264,14 +264,14 @@ def test_no_batch_between_saves_reads_the_device(tmp_path, monkeypatch):
 
 
 def run_on(directory):
-    """A training in a process of its own that saves every batch: (exit code, last line of stderr)."""
+    """Runs a training in its own process that saves every batch. Returns its exit code and the last line of stderr."""
     done = run_program("save_each_batch.py", directory / "b{batch}.weights.h5")
     return done.returncode, done.stderr.strip().splitlines()[-1] if done.stderr else ""
 
 
 @pytest.fixture
 def mounted(tmp_path):
-    """Mounts a file system in memory, with the options that the test gives."""
+    """Mounts a file system in memory, with the options of the test."""
 
     def mount(options):
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", tmp_path], capture_output=True, text=True)
@@ -283,7 +283,7 @@ def mounted(tmp_path):
     subprocess.run(["umount", "--lazy", tmp_path], capture_output=True)  # a writer of this process may have a file open there
 
 
-def test_a_full_disk_ends_training_with_its_name_and_leaves_what_was_saved(mounted):
+def test_a_full_disk_ends_training_with_its_name_and_leaves_earlier_checkpoints(mounted):
     directory = mounted("size=120k")
     code, said = run_on(directory)
     visible = names(directory)
@@ -308,12 +308,12 @@ def test_a_directory_that_cannot_be_written_to_is_refused_before_the_first_batch
     ), said
 
 
-def test_what_a_dead_process_left_is_swept_and_what_a_living_one_writes_is_not(tmp_path):
+def test_temporary_files_are_deleted_if_their_process_is_dead_and_kept_if_it_is_alive(tmp_path):
     here, target = pid_space(), "b7.weights.h5"
     dead = subprocess.Popen(["true"])
     dead.wait()
     living = subprocess.Popen(["sleep", "60"])
-    recycled = f".tmp-{os.getpid()}@{here}@{target}"  # in a container every life of a run has the same pid
+    recycled = f".tmp-{os.getpid()}@{here}@{target}"  # in a container, every attempt has the same pid
     left = {
         f".tmp-{dead.pid}@{here}@{target}": False,
         recycled: False,
@@ -336,7 +336,7 @@ def test_what_a_dead_process_left_is_swept_and_what_a_living_one_writes_is_not(t
         living.kill()
 
 
-def test_two_callbacks_of_one_fit_on_one_template_are_refused_and_on_two_are_fine(tmp_path):
+def test_two_callbacks_of_one_fit_need_different_templates(tmp_path):
     a, b = str(tmp_path / "a{batch}.weights.h5"), str(tmp_path / "b{batch}.keras")
     with pytest.raises(InputError, match="Two callbacks of this fit write to"):
         fit(small_model(), GlobalStepCheckpoint(a), GlobalStepCheckpoint(a, save_freq=3))
@@ -344,7 +344,7 @@ def test_two_callbacks_of_one_fit_on_one_template_are_refused_and_on_two_are_fin
     assert names(tmp_path) == ["a10.weights.h5", "a4.weights.h5", "a8.weights.h5", "b10.keras", "b5.keras"]
 
 
-def test_what_travels_beside_kerass_part_is_plain(tmp_path):
+def test_our_part_of_a_file_is_plain_data(tmp_path):
     fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5")))
     with h5py.File(tmp_path / "b10.weights.h5") as file:
         header = json.loads(file["global_step/header"][()].tobytes())

@@ -1,4 +1,4 @@
-"""Callbacks beside ours may do anything to the model: a killed and resumed run ends as the uninterrupted one does."""
+"""Other callbacks may change the model in any way: a run that is killed and resumed ends like the uninterrupted one."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ def crash():
 
 
 class Changes(keras.callbacks.Callback):
-    """Changes a variable of the model in one hook, and counts the calls in it."""
+    """Changes a variable of the model in one hook, and counts the calls in the variable."""
 
     def __init__(self, hook):
         super().__init__()
@@ -35,7 +35,7 @@ class Changes(keras.callbacks.Callback):
 
 
 class Stops(keras.callbacks.Callback):
-    """Ends training after a batch of an epoch, both 0-based."""
+    """Ends training after a batch of an epoch, both counted from 0."""
 
     def __init__(self, epoch, batch):
         super().__init__()
@@ -50,7 +50,7 @@ class Stops(keras.callbacks.Callback):
 
 
 def marked_model():
-    keras.backend.clear_session()  # names are stored too
+    keras.backend.clear_session()  # because names are stored
     keras.utils.set_random_seed(5)
     model = small_model(keras.optimizers.SGD(0.05, momentum=0.5), metrics=["mae"])
     model.marker = tf.Variable(0.0, trainable=False)
@@ -58,7 +58,7 @@ def marked_model():
 
 
 def life(directory, *others, crash_at=None, first=False, **options):
-    """A `fit` that resumes; the others stand behind our callback, or before it."""
+    """Runs a `fit` that resumes, with other callbacks after or before ours."""
     model = marked_model()
     own = GlobalStepCheckpoint(directory / "b{batch:02d}.weights.h5", save_freq=4, resume=True)
     listed = [*others, own] if first else [own, *others]
@@ -77,9 +77,9 @@ HOOKS = ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_epo
 
 
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("crash_at", [18, pytest.param(21, marks=pytest.mark.slow)])  # in mid-epoch, and after the end of one
+@pytest.mark.parametrize("crash_at", [18, pytest.param(21, marks=pytest.mark.slow)])  # in the middle and after the end of an epoch
 @pytest.mark.parametrize("hook", HOOKS)
-def test_what_a_callback_does_to_the_model_is_done_once(tmp_path, hook, crash_at, first):
+def test_changes_that_a_callback_makes_to_the_model_are_applied_once(tmp_path, hook, crash_at, first):
     whole = life(tmp_path / "whole", Changes(hook), first=first)
     with pytest.raises(Stop):
         life(tmp_path / "cut", Changes(hook), first=first, crash_at=crash_at)
@@ -88,7 +88,7 @@ def test_what_a_callback_does_to_the_model_is_done_once(tmp_path, hook, crash_at
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_change_when_training_begins_is_done_once(tmp_path, first):
+def test_a_change_when_training_begins_is_applied_once(tmp_path, first):
     whole = life(tmp_path / "whole", Changes("on_train_begin"), first=first)
     with pytest.raises(Stop):
         life(tmp_path / "cut", Changes("on_train_begin"), first=first, crash_at=18)
@@ -140,7 +140,7 @@ def test_a_cut_epoch_is_saved_as_stock_saves_it_and_finished_after_a_resume(tmp_
         np.testing.assert_array_equal(a, b)
 
 
-def test_an_epoch_that_ends_where_training_stops_is_whole(tmp_path):
+def test_an_epoch_that_ends_where_training_stops_is_complete(tmp_path):
     fit(small_model(), GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5"), Stops(1, 9), epochs=EPOCHS)
     resumed = GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5", resume=True)
     fit(small_model(), resumed, epochs=EPOCHS)
@@ -148,7 +148,7 @@ def test_an_epoch_that_ends_where_training_stops_is_whole(tmp_path):
 
 
 class Works(keras.callbacks.Callback):
-    """Works with the model in all ways, in mid-epoch and at the end of epochs."""
+    """Uses the model in all ways, in the middle and at the end of epochs."""
 
     def __init__(self, directory):
         super().__init__()
@@ -175,7 +175,7 @@ def test_callbacks_may_evaluate_predict_export_and_clear_the_session(tmp_path):
 
 
 class Compiles(keras.callbacks.Callback):
-    """Unfreezes and compiles anew when the second epoch begins."""
+    """Unfreezes layers and compiles the model when the second epoch begins."""
 
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 1:

@@ -1,4 +1,4 @@
-"""Anybody's callback with `get_state` and `set_state` ends a killed and resumed run as it ends the uninterrupted one."""
+"""Any callback with `get_state` and `set_state` is resumed: it ends as in an uninterrupted run."""
 
 import json
 import os
@@ -22,7 +22,7 @@ EPOCHS = 3
 
 
 class Journal(keras.callbacks.Callback):
-    """Notes every hook that it sees, in state of all kinds."""
+    """Records every hook in state of all kinds."""
 
     def on_train_begin(self, logs=None):
         self.batches = self.epochs = self.validations = 0
@@ -61,7 +61,7 @@ class Journal(keras.callbacks.Callback):
 
 
 class PatientJournal(keras.callbacks.EarlyStopping):
-    """A subclass of one of Keras's own that adds state."""
+    """A subclass of a Keras callback that adds state."""
 
     def __init__(self):
         super().__init__("loss", min_delta=1e9, patience=2)
@@ -79,7 +79,7 @@ class PatientJournal(keras.callbacks.EarlyStopping):
 
 
 def train(directory, *after, save_freq=1, **options):
-    """Trains with a journal before the checkpoint and one behind it: both."""
+    """Trains with a journal before the checkpoint and one after it. Returns both."""
     keras.utils.set_random_seed(0)
     first, second = Journal(), Journal()
     checkpoint = GlobalStepCheckpoint(directory / "b{batch:02d}.weights.h5", save_freq=save_freq, resume=True, background=False)
@@ -89,7 +89,7 @@ def train(directory, *after, save_freq=1, **options):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """What journals tell at the end of a run that nothing happens to."""
+    """The journals at the end of an uninterrupted run."""
     first, second = train(tmp_path_factory.mktemp("whole"))
     assert first.told() == second.told()
     assert first.told()["counts"] == [EPOCHS * BATCHES, EPOCHS, EPOCHS]
@@ -109,7 +109,7 @@ train(directory, *[Do(after, lambda: os.kill(os.getpid(), signal.SIGKILL))] * (a
 
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [14, 20], ids=["in an epoch", "in the last batch of an epoch"])
-def test_a_callback_of_ones_own_is_killed_and_resumed_wherever_it_stands_in_the_list(tmp_path, uninterrupted, after):
+def test_a_custom_callback_is_resumed_after_a_kill_at_any_position_in_the_list(tmp_path, uninterrupted, after):
     command = [sys.executable, "-c", KILLED, str(tmp_path), str(after)]
     died = subprocess.run(command, cwd=ROOT, env=USER_ENVIRONMENT, capture_output=True, text=True)
     assert died.returncode == -signal.SIGKILL, died.stderr
@@ -119,7 +119,7 @@ def test_a_callback_of_ones_own_is_killed_and_resumed_wherever_it_stands_in_the_
 
 
 def assert_told(told, expected):
-    """The killed process may compute losses with other instructions, so that their last bits differ."""
+    """The killed process may compute losses with other instructions, so their last bits may differ."""
     assert told["counts"] == expected["counts"]
     np.testing.assert_allclose(told["losses"], expected["losses"], rtol=1e-5)
     assert [epoch for epoch, _ in told["history"]["epochs"]] == [epoch for epoch, _ in expected["history"]["epochs"]]
@@ -138,7 +138,7 @@ def test_batches_that_a_resume_skips_are_not_counted_twice(tmp_path, execution):
 
 
 class Ask(keras.callbacks.Callback):
-    """Asks the process to leave in a hook."""
+    """Requests a stop in a hook."""
 
     def __init__(self, hook):
         super().__init__()
@@ -152,7 +152,7 @@ class Ask(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_batch_begin"])
-def test_a_run_that_was_asked_to_leave_ends_as_the_uninterrupted_one(tmp_path, monkeypatch, uninterrupted, hook):
+def test_a_stopped_run_ends_like_the_uninterrupted_one(tmp_path, monkeypatch, uninterrupted, hook):
     monkeypatch.setattr(preemption, "_asked", 0)
     with pytest.raises(Preempted):
         train(tmp_path, Ask(hook), save_freq=1000)
@@ -190,7 +190,7 @@ def test_set_state_comes_after_every_on_train_begin_and_before_the_first_batch(t
     assert hooks == ["begin a", "begin b", "set a", "set b"] + ["batch"] * (2 * BATCHES)
 
 
-def test_a_subclass_of_one_of_kerass_own_keeps_what_keras_holds_and_what_it_adds(tmp_path):
+def test_a_subclass_of_a_keras_callback_keeps_the_state_of_keras_and_its_own(tmp_path):
     for epochs in (1, 10):
         callback = PatientJournal()
         checkpoint = GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5", resume=True)
@@ -232,7 +232,7 @@ PLAIN = {
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
-def test_plain_data_comes_back_as_it_was(tmp_path, suffix):
+def test_plain_data_is_restored_unchanged(tmp_path, suffix):
     template = tmp_path / f"b{{batch}}{suffix}"
     fit(small_model(), GlobalStepCheckpoint(template), Holder(PLAIN))
     holder = Holder()
@@ -258,7 +258,7 @@ def assert_same(found, expected):
         assert found == expected
 
 
-def test_what_a_callback_does_after_a_save_does_not_change_what_was_saved():
+def test_changes_of_a_callback_after_a_save_do_not_change_the_file():
     holder = Holder({"array": np.zeros(3), "list": [1]})
     states = gather([holder], "on_train_batch_end")
     holder.state["array"][:] = 7
@@ -290,8 +290,8 @@ def test_a_tensor_is_refused_with_the_advice_to_make_it_an_array():
         check([Holder([keras.ops.ones(2)])])
 
 
-def test_files_of_format_2_from_before_the_protocol_resume(tmp_path):
-    """They name the best weights `EarlyStopping-1.best_weights`, and do not say in which hook they were saved."""
+def test_runs_resume_from_files_of_format_2_without_the_protocol(tmp_path):
+    """These files call the best weights `EarlyStopping-1.best_weights`, and do not store the hook in which they were saved."""
     template, old = tmp_path / "b{batch}.weights.h5", tmp_path / "old.h5"
 
     def stopping():
@@ -318,7 +318,7 @@ def test_files_of_format_2_from_before_the_protocol_resume(tmp_path):
     assert [each.shape for each in second.best_weights] == [each.shape for each in states.arrays["EarlyStopping-1"]]
 
 
-def test_kerass_own_callbacks_have_adapters():
+def test_keras_callbacks_have_adapters():
     own = [
         keras.callbacks.EarlyStopping(),
         keras.callbacks.ReduceLROnPlateau(),

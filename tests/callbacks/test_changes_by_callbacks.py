@@ -1,4 +1,4 @@
-"""What callbacks and train steps do to the model in mid-run is so after a restart too: variables they make, layers they freeze."""
+"""Changes that callbacks and train steps make to the model survive a restart: new variables, frozen layers."""
 
 import contextlib
 import warnings
@@ -16,7 +16,7 @@ EPOCHS = 3
 
 
 class Crash(keras.callbacks.Callback):
-    """Raises after a batch, counted from the begin of training."""
+    """Raises an error after a batch, counted from the beginning of training."""
 
     def __init__(self, after):
         super().__init__()
@@ -37,7 +37,7 @@ def two_layers(optimizer=None):
 
 
 def train(directory, make, *callbacks, crash=None):
-    """Trains a new model, from the newest checkpoint there: the model, all of its values, and its history."""
+    """Trains a new model from the newest checkpoint. Returns the model, all of its values, and its history."""
     keras.backend.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     model = make()
@@ -60,7 +60,7 @@ class Freeze(keras.callbacks.Callback):
 
 
 class FreezeWithoutEffect(keras.callbacks.Callback):
-    """Freezes the first layer, and has nobody trace the train step again."""
+    """Freezes the first layer without retracing the train step."""
 
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 1:
@@ -68,7 +68,7 @@ class FreezeWithoutEffect(keras.callbacks.Callback):
 
 
 class Unfreeze(keras.callbacks.Callback):
-    """Trains all layers from the second epoch on, as keras.io's guide to fine-tuning does, with another rate."""
+    """Trains all layers from the second epoch on, with another rate, as in keras.io's guide to fine-tuning."""
 
     def on_epoch_begin(self, epoch, logs=None):
         if epoch == 1:
@@ -78,7 +78,7 @@ class Unfreeze(keras.callbacks.Callback):
 
 
 class FineTune(Unfreeze):
-    """Trains the last layer alone before that."""
+    """Before that, trains only the last layer."""
 
     def on_train_begin(self, logs=None):
         self.model.layers[0].trainable = self.model.layers[1].trainable = False
@@ -100,7 +100,7 @@ FREEZES = {
 
 
 @pytest.mark.parametrize("kind", FREEZES)
-def test_layers_that_a_callback_has_frozen_or_unfrozen_are_so_after_a_restart(tmp_path, kind):
+def test_layers_that_a_callback_has_frozen_or_unfrozen_stay_so_after_a_restart(tmp_path, kind):
     make, callback = FREEZES[kind]
     _, whole, history = train(tmp_path / "whole", make, callback)
     for crash in (5, BATCHES + 5, 2 * BATCHES + 5):
@@ -114,7 +114,7 @@ def test_layers_that_a_callback_has_frozen_or_unfrozen_are_so_after_a_restart(tm
 
 
 class Averages(keras.callbacks.Callback):
-    """Keeps averages of the weights in variables of the model, which it makes when training begins."""
+    """Keeps averages of the weights in variables of the model, which it creates when training begins."""
 
     def on_train_begin(self, logs=None):
         if not hasattr(self.model, "averages"):
@@ -126,7 +126,7 @@ class Averages(keras.callbacks.Callback):
 
 
 class OwnAverages(keras.Model):
-    """Keeps averages that its train step makes."""
+    """Keeps averages that its train step creates."""
 
     def __init__(self):
         super().__init__()
@@ -154,7 +154,7 @@ def own_averages():
 
 
 @pytest.mark.parametrize("make, callbacks", [(two_layers, [Averages]), (own_averages, [])], ids=["callback", "train step"])
-def test_variables_that_are_made_when_training_begins_or_by_its_first_batch_are_resumed(tmp_path, make, callbacks):
+def test_variables_created_when_training_begins_or_in_its_first_batch_are_resumed(tmp_path, make, callbacks):
     model, whole, _ = train(tmp_path / "whole", make, *callbacks)
     train(tmp_path / "cut", make, *callbacks, crash=BATCHES + 5)
     resumed_model, resumed, _ = train(tmp_path / "cut", make, *callbacks)
@@ -162,7 +162,7 @@ def test_variables_that_are_made_when_training_begins_or_by_its_first_batch_are_
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
-def test_a_checkpoint_with_variables_that_nobody_makes_is_refused_and_leaves_the_next_fit_alone(tmp_path):
+def test_a_checkpoint_with_unknown_variables_is_refused_and_does_not_affect_the_next_fit(tmp_path):
     train(tmp_path, two_layers, Averages, crash=BATCHES + 5)
     keras.backend.clear_session(free_memory=False)
     model = two_layers()
@@ -246,7 +246,7 @@ def test_a_vocabulary_that_a_callback_learns_is_in_the_next_archive(tmp_path):
 
 
 class Noise(keras.layers.Layer):
-    """Draws noise of a given kind."""
+    """Draws random noise in a given way."""
 
     def __init__(self, draw):
         super().__init__()
@@ -267,7 +267,7 @@ UNSEEN = {
 
 
 @pytest.mark.parametrize("draws", [*SEEN, *UNSEEN])
-def test_draws_that_no_checkpoint_can_hold_are_said_before_the_first_batch(tmp_path, draws):
+def test_random_draws_that_no_checkpoint_can_store_are_reported_before_the_first_batch(tmp_path, draws):
     model = keras.Sequential([keras.Input((6,)), Noise((SEEN | UNSEEN)[draws]), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
     model.compile("adam", "mse")
     for resume in (False, True):

@@ -1,4 +1,4 @@
-"""Callbacks can be copied at any time, as tuners and job runners do; a copy trains and saves like a new one."""
+"""Callbacks can be copied at any time, as tuners and job runners do; a copy trains and saves like a new callback."""
 
 import copy
 import pickle
@@ -31,7 +31,7 @@ def eager_model():
 
 
 def trained(callback, directory, *others):
-    """Trains a new model with a callback: what is then in the directory, without the parts of names that no two runs share."""
+    """Trains a new model with a callback. Returns the files in the directory, without the random parts of their names."""
     shutil.rmtree(directory, ignore_errors=True)
     keras.utils.set_random_seed(0)
     fit(eager_model(), callback, *others, batches=3)
@@ -67,6 +67,6 @@ def test_a_copy_trains_and_saves_like_the_original(tmp_path, how, callback):
     for when, each in copied.items():
         assert type(each) is type(original) and each is not original
         if isinstance(each, GlobalStepTensorBoard):
-            assert each.get_state() == {"kept_seconds": 0}  # what a run has spent is not a setting
+            assert each.get_state() == {"kept_seconds": 0}  # the state of a run is not a setting
         assert trained(each, tmp_path / "run") == expected, when
     assert names(tmp_path) == ["run"]

@@ -1,4 +1,4 @@
-"""The counters in a name are those of the state in the file, whatever way `fit` goes through the data.
+"""The counters in a name equal those of the state in the file, for every way in which `fit` iterates over the data.
 
 The truth is kept by the model itself: a layer that counts the training calls and the samples it saw, in weights that are
 saved with the rest.
@@ -23,7 +23,7 @@ BATCHES = SAMPLES // BATCH  # 28 in an epoch
 
 
 class Witness(keras.layers.Layer):
-    """Counts the batches and samples that it is trained on."""
+    """Counts the batches and samples on which it is trained."""
 
     def build(self, input_shape):
         self.batches = self.add_weight(shape=(), initializer="zeros", trainable=False, name="batches")
@@ -52,7 +52,7 @@ def dataset(samples=SAMPLES):
 
 
 def saved(directory):
-    """What the files of a directory hold, by name; each name has been held against the witness inside."""
+    """Returns the counters in the files of a directory, by name, and checks each name against the witness in the file."""
     found = {}
     for path in sorted(directory.iterdir()):
         with h5py.File(path) as file:
@@ -67,7 +67,7 @@ def saved(directory):
 
 
 def boundaries(save_freq, spe, epochs, batches=BATCHES):
-    """The batches at which saves are due: the first end of an execution at or after each multiple, and the end."""
+    """Returns the batches at which saves are due: the first end of an execution at or after each multiple, and the last batch."""
     ends = [epoch * batches + min(done, batches) for epoch in range(epochs) for done in range(spe, batches + spe, spe)]
     due = {next(end for end in ends if end >= multiple) for multiple in range(save_freq, ends[-1] + 1, save_freq)}
     return sorted(due | {ends[-1]})
@@ -84,7 +84,7 @@ def template(tmp_path):
 
 @pytest.mark.parametrize("spe", [1, 4, 7, pytest.param(56, marks=PARTIAL_EXECUTIONS)])
 def test_saves_fall_on_the_first_boundary_after_each_multiple(tmp_path, spe):
-    """Of two callbacks, with multiples of 5 and of 14."""
+    """Two callbacks save at multiples of 5 and of 14."""
     callbacks = [GlobalStepCheckpoint(tmp_path / str(freq) / "b{batch:04d}.weights.h5", save_freq=freq) for freq in (5, 14)]
     witnessed(steps_per_execution=spe).fit(*arrays(), batch_size=BATCH, epochs=3, verbose=0, callbacks=callbacks)
     for save_freq in (5, 14):
@@ -105,8 +105,8 @@ def test_an_epoch_with_a_last_partial_batch_counts_its_samples(tmp_path, spe):
 
 
 @pytest.mark.parametrize("spe, steps", [(1, 10), (4, 10), (7, 10)])
-def test_steps_per_epoch_that_divide_nothing(tmp_path, template, spe, steps):
-    """Of data without an end, Keras trains on whole executions: 14 batches, not 10, with 7 in each."""
+def test_steps_per_epoch_that_do_not_divide_the_data(tmp_path, template, spe, steps):
+    """With endless data, Keras trains on complete executions: 14 batches, not 10, with 7 in each."""
     witnessed(steps_per_execution=spe).fit(
         dataset().repeat(),
         steps_per_epoch=steps,
@@ -119,7 +119,7 @@ def test_steps_per_epoch_that_divide_nothing(tmp_path, template, spe, steps):
 
 @pytest.mark.parametrize("spe", [1, 4, 7])
 def test_data_of_unknown_length(tmp_path, template, spe):
-    """TensorFlow finds the end by running into it, and Keras counts the execution that did."""
+    """TensorFlow finds the end by reaching it, and Keras counts the execution that reached it."""
     unknown = dataset().filter(lambda x, y: True)
     witnessed(steps_per_execution=spe).fit(unknown, epochs=3, verbose=0, callbacks=[GlobalStepCheckpoint(template, save_freq=10)])
     assert batches_of(saved(tmp_path)) == boundaries(10, spe, epochs=3)
@@ -143,7 +143,7 @@ def test_run_eagerly(tmp_path, template):
     assert batches_of(saved(tmp_path)) == boundaries(4, 1, epochs=2, batches=10)
 
 
-def test_a_train_step_of_ones_own(tmp_path, template):
+def test_a_custom_train_step(tmp_path, template):
     class Own(keras.Model):
         def train_step(self, data):
             x, y = data
@@ -161,7 +161,7 @@ def test_a_train_step_of_ones_own(tmp_path, template):
 
 
 def test_accumulated_gradients_make_fewer_steps_than_batches(tmp_path):
-    """Keras's `iterations` counts batches here, so the step is what was applied."""
+    """Keras's `iterations` counts batches here, so the step is the number of applied updates."""
     template = str(tmp_path / "b{batch}_s{step}.weights.h5")
     witnessed(keras.optimizers.SGD(gradient_accumulation_steps=4)).fit(
         *arrays(), batch_size=BATCH, epochs=2, verbose=0, callbacks=[GlobalStepCheckpoint(template, save_freq=10)]
@@ -181,7 +181,7 @@ def test_an_overflow_of_the_loss_scale_is_a_batch_and_no_step(tmp_path):
     }
 
 
-def test_several_fits_and_a_new_callback_go_on_counting(tmp_path, template):
+def test_several_fits_and_a_new_callback_continue_counting(tmp_path, template):
     model = witnessed()
     for _ in range(3):
         callback = GlobalStepCheckpoint(template, save_freq=10)
@@ -199,7 +199,7 @@ def test_one_callback_in_several_fits(tmp_path, template):
 
 
 def test_batches_without_a_callback_count_too(tmp_path, template):
-    """`train_on_batch`, and a fit without us in between: the counters live with the model."""
+    """With `train_on_batch` and a fit without our callbacks in between, because the counters belong to the model."""
     model = witnessed()
     model.fit(*arrays(), batch_size=BATCH, epochs=1, verbose=0, callbacks=[GlobalStepCheckpoint(template, save_freq=28)])
     model.fit(*arrays(), batch_size=BATCH, epochs=1, verbose=0)
@@ -209,7 +209,7 @@ def test_batches_without_a_callback_count_too(tmp_path, template):
     assert batches_of(saved(tmp_path)) == [28, 84, 85]
 
 
-def test_compiling_again_goes_on_counting(tmp_path, template):
+def test_compiling_again_continues_counting(tmp_path, template):
     model = witnessed()
     model.fit(*arrays(), batch_size=BATCH, verbose=0, callbacks=[GlobalStepCheckpoint(template, save_freq="epoch")])
     model.compile("sgd", "mse", steps_per_execution=7)

@@ -1,6 +1,6 @@
-"""A power cut at any moment: what a real run did to its directories is replayed, with all that POSIX lets a cut leave of it.
+"""Power cuts at any moment: replays the changes of a real run to its directories, with every state that POSIX allows after a cut.
 
-`recorded_disk.py` says what may be lost. Cuts of real file systems: `test_power_cuts.py`.
+`recorded_disk.py` describes what may be lost. `test_power_cuts.py` cuts the power of real file systems.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ def is_of_index(path):
 
 
 def put(directory, tree):
-    """Makes what is in a tree."""
+    """Creates the files of a tree."""
     for path, content in tree.items():
         if content is None:
             (directory / path).mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def put(directory, tree):
 
 
 def distinct(recording, belongs):
-    """The different contents that power cuts leave in a part of the directory."""
+    """Returns the distinct states that power cuts leave in a part of the directory."""
     seen = {}
     for _, tree in power_cuts(recording.part(belongs)):
         found = {path: content for path, content in tree.items() if belongs(path)}
@@ -77,7 +77,7 @@ def distinct(recording, belongs):
 
 
 class Checkpoints:
-    """Looks at the checkpoints that a power cut leaves; a file that was seen before is not read again."""
+    """Checks the checkpoints that a power cut leaves; reads each distinct file once."""
 
     def __init__(self, recording: Recording, directory):
         self._directory, self._batches = directory, {}
@@ -89,7 +89,7 @@ class Checkpoints:
         assert len(self._saved) == len(TEMPLATES) * EPOCHS * BATCHES // 2
 
     def check(self, moment, tree):
-        """Every visible file is whole, and of each template the newest that training was told of are there."""
+        """Checks that every visible file is intact, and that the newest checkpoints that were reported as saved exist."""
         visible = {path for path, content in tree.items() if content is not None and not os.path.basename(path).startswith(".")}
         for path in visible:
             assert self._batch(path, tree[path]) is not None, f"{path} is visible and damaged"
@@ -118,8 +118,8 @@ def check_checkpoints(recording, directory):
     return count
 
 
-def test_whatever_a_power_cut_leaves_every_visible_checkpoint_is_whole_and_the_newest_saved_ones_are_there(recorded, tmp_path):
-    """So an old one is deleted only when the newer one is durable, and new parents of a directory outlast the cut with it."""
+def test_after_a_power_cut_every_visible_checkpoint_is_intact_and_the_newest_saved_ones_exist(recorded, tmp_path):
+    """So an old checkpoint is deleted only when the newer one is durable, and new parent directories survive the cut too."""
     count = check_checkpoints(recorded[1], tmp_path)
     assert count > 5000
     print(f"{count} states")
@@ -136,7 +136,7 @@ def test_whatever_a_power_cut_leaves_every_visible_checkpoint_is_whole_and_the_n
     ],
     ids=["of the file", "of its name", "of a name in a directory that the template makes", "of a parent", "of the directory"],
 )
-def test_the_replay_finds_what_a_run_without_one_of_its_flushes_would_lose(recorded, tmp_path, forgotten):
+def test_the_replay_detects_a_missing_flush(recorded, tmp_path, forgotten):
     _, recording = recorded
     of = {number for number, path in recording.paths.items() if forgotten(path)}
     changes = [
@@ -155,7 +155,7 @@ def directories_of(left, tmp_path):
         yield i, directory
 
 
-def test_whatever_a_power_cut_leaves_of_a_lock_the_next_run_takes_it(recorded, tmp_path):
+def test_after_a_power_cut_the_next_run_takes_the_lock(recorded, tmp_path):
     left = distinct(recorded[1], lambda path: path.startswith(f"{RUN}/.lock-"))
     assert len(left) > 10
     for _, directory in directories_of(left, tmp_path):
@@ -167,7 +167,7 @@ def test_whatever_a_power_cut_leaves_of_a_lock_the_next_run_takes_it(recorded, t
         assert list(directory.iterdir()) == []
 
 
-def test_whatever_a_power_cut_leaves_of_the_curves_the_next_run_continues_them(recorded, tmp_path):
+def test_after_a_power_cut_the_next_run_continues_the_curves(recorded, tmp_path):
     left = distinct(recorded[1], lambda path: path.startswith(f"{RUN}/events/batches/"))
     assert len(left) > 100
     for i, directory in directories_of(left, tmp_path):
@@ -184,7 +184,7 @@ def test_whatever_a_power_cut_leaves_of_the_curves_the_next_run_continues_them(r
 
 
 @pytest.mark.slow
-def test_whatever_a_power_cut_leaves_of_the_index_the_next_run_finds_the_records(recorded, tmp_path):
+def test_after_a_power_cut_the_next_run_finds_the_records(recorded, tmp_path):
     directory, recording = recorded
     left = distinct(recording, is_of_index)
     assert len(left) > 10
@@ -198,7 +198,7 @@ def test_whatever_a_power_cut_leaves_of_the_index_the_next_run_finds_the_records
 
 @pytest.mark.slow
 def test_the_run_after_a_power_cut_ends_with_the_same_bits_and_leaves_nothing_else(recorded, tmp_path):
-    """Some states at random: of the checkpoints, of the curves and of the index."""
+    """Checks random states of the checkpoints, the curves and the index."""
     directory, recording = recorded
     choose = random.Random(0)
     parts = [distinct(recording, belongs) for belongs in (is_of_checkpoints, is_of_events, is_of_index)]

@@ -1,4 +1,4 @@
-"""After a resume the next batch is the one that would have come, or training says before its first batch why it may not be."""
+"""After a resume, a run gets the next batch of the uninterrupted run, or a warning before the first batch says why it may not."""
 
 import contextlib
 import re
@@ -18,7 +18,7 @@ SAID = re.compile("A resume may see this data in another order|The data may come
 
 
 def batches(count=10):
-    """Batches that come in the same order each time."""
+    """Returns batches in the same order each time."""
     return Dataset.from_tensor_slices(arrays(count)).batch(BATCH)
 
 
@@ -40,7 +40,7 @@ def from_generator():
 
 
 class Shuffled(keras.utils.PyDataset):
-    """Shuffles itself at the end of each epoch, as keras.io's examples do."""
+    """Shuffles its samples at the end of each epoch, as in keras.io's examples."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -64,7 +64,7 @@ def noise(x, y):
 
 
 def files_in_turn():
-    """As one reads files: their order is shuffled, and the samples of several at a time."""
+    """Reads files as usual: shuffles the files, and interleaves and shuffles the samples of several."""
     return Dataset.range(5).shuffle(5).interleave(lambda file: samples().shard(5, file), cycle_length=2).shuffle(8).batch(BATCH)
 
 
@@ -95,7 +95,7 @@ QUICK = ("one pass cut into epochs", "arrays, which fit shuffles", "files and sa
 
 
 def train(data, options, directory=None, crash=None, spe=1, scope=contextlib.nullcontext, **arguments):
-    """Trains in a new process, as it were: until a batch of this number is over, or to the end.
+    """Trains as in a new process, until a batch or to the end.
 
     Returns:
         The model, and the warnings about the order of its data.
@@ -137,7 +137,7 @@ def assert_equal(one, other):
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[] if kind in QUICK else pytest.mark.slow) for kind in (*KINDS, *DOUBTED)]
 )
-def test_crashes_at_any_batch_end_as_stock_keras_ends_without_one(tmp_path, kind):
+def test_runs_that_crash_at_any_batch_end_like_stock_keras_without_a_crash(tmp_path, kind):
     data, options = {**KINDS, **DOUBTED}[kind]
     stock, _ = train(data, options)
     for crash in CRASHES:
@@ -169,14 +169,14 @@ def test_replicas_that_share_batches(tmp_path, strategy):
     assert_equal(stock, train(data, options, tmp_path, scope=scope)[0])
 
 
-def test_more_epochs_go_on_with_the_pass_where_it_ended(tmp_path):
+def test_more_epochs_continue_the_pass_where_it_ended(tmp_path):
     data, options = lambda: [samples(7).shuffle(28).batch(BATCH).repeat()], dict(steps_per_epoch=5)
     stock, _ = train(data, {**options, "epochs": 5})
     train(data, {**options, "epochs": 2}, tmp_path)
     assert_equal(stock, train(data, {**options, "epochs": 5}, tmp_path)[0])
 
 
-def test_a_restored_model_is_trained_on_from_the_next_batch_without_a_callback_too(tmp_path):
+def test_a_restored_model_continues_at_the_next_batch_without_a_callback(tmp_path):
     stock, _ = train(lambda: [batches()], dict(epochs=2))
     train(lambda: [batches()], dict(epochs=2), tmp_path, 7)
     model = small_model(keras.optimizers.SGD(0.05, momentum=0.9))
@@ -187,7 +187,7 @@ def test_a_restored_model_is_trained_on_from_the_next_batch_without_a_callback_t
 
 @pytest.fixture
 def no_seed():
-    """As in a user's script that sets none; op determinism would refuse it."""
+    """Sets no seed, as in many scripts; op determinism would refuse this."""
     config.disable_op_determinism()
     tf.random.set_seed(None)
     yield
@@ -199,9 +199,7 @@ def no_seed():
     [(lambda: arrays(), dict(batch_size=BATCH)), (lambda: [samples().shuffle(9).batch(BATCH)], {})],
     ids=["arrays", "a dataset"],
 )
-def test_data_shuffled_without_a_seed_is_told_before_the_first_batch_of_the_first_run_and_of_a_resume(
-    tmp_path, no_seed, data, options
-):
+def test_a_shuffle_without_a_seed_is_reported_before_the_first_batch_of_a_run_and_of_a_resume(tmp_path, no_seed, data, options):
     template = str(tmp_path / "b{batch}.weights.h5")
 
     def run(crash=None):
@@ -220,13 +218,13 @@ def test_data_shuffled_without_a_seed_is_told_before_the_first_batch_of_the_firs
     assert "Training reads and drops 3 batches and goes on with what comes then" in run()
 
 
-def test_nothing_is_said_where_nobody_wants_to_resume(tmp_path, no_seed, recwarn):
+def test_nothing_is_printed_without_resume(tmp_path, no_seed, recwarn):
     fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5")))
     assert not [each for each in recwarn if SAID.match(str(each.message))]
 
 
 @pytest.mark.parametrize("keeps", [lambda data: data.cache(), lambda data: data.repeat(2)], ids=["cache", "repeat"])
-def test_a_shuffle_that_only_all_its_epochs_could_bring_back_is_told_in_the_first_run_and_in_a_resume(tmp_path, keeps):
+def test_a_shuffle_that_depends_on_all_earlier_epochs_is_reported_in_the_first_run_and_in_a_resume(tmp_path, keeps):
     def data():
         return [keeps(samples(5).shuffle(20)).batch(BATCH)]
 
@@ -235,13 +233,13 @@ def test_a_shuffle_that_only_all_its_epochs_could_bring_back_is_told_in_the_firs
         assert len(said) == 1 and "a shuffle comes before a repeat, a cache or a concatenation" in said[0]
 
 
-def test_another_seed_than_before_is_told(tmp_path):
+def test_another_seed_is_reported(tmp_path):
     train(lambda: [samples().shuffle(40, seed=1).batch(BATCH)], {}, tmp_path, 3)
     _, said = train(lambda: [samples().shuffle(40, seed=2).batch(BATCH)], {}, tmp_path)
     assert len(said) == 1 and "its seeds are not those of the run that is resumed" in said[0]
 
 
-def test_images_of_a_directory_are_shuffled_anew_and_told_unless_their_seed_is_the_same(tmp_path):
+def test_images_of_a_directory_with_another_shuffle_seed_are_reported(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(10):
@@ -263,7 +261,7 @@ def test_images_of_a_directory_are_shuffled_anew_and_told_unless_their_seed_is_t
     assert "its seeds are not those" in train(lambda: images(6), {}, tmp_path / "other")[1][0]
 
 
-def test_a_dataset_that_this_process_has_read_is_told_if_its_shuffle_has_gone_on(tmp_path):
+def test_a_dataset_whose_shuffle_has_advanced_in_this_process_is_reported(tmp_path):
     shuffled, same = samples().shuffle(40).batch(BATCH), batches()
     for data, tells in ((shuffled, True), (same, False)):
         directory = tmp_path / str(tells)
@@ -290,7 +288,7 @@ def test_two_fits_of_a_script_on_one_dataset_resume_in_the_second_one(tmp_path):
 
 
 @pytest.mark.parametrize("other", [dict(batch_size=8), pytest.param(dict(batch_size=3), marks=pytest.mark.slow)])
-def test_another_batch_size_is_refused_in_the_middle_of_an_epoch_and_fine_at_its_end(tmp_path, other):
+def test_another_batch_size_is_refused_in_the_middle_of_an_epoch_and_accepted_at_its_end(tmp_path, other):
     train(lambda: arrays(), dict(batch_size=BATCH), tmp_path, 4)
     with pytest.raises(InputError, match=r"stands behind 4 batches of this data with 16 samples, and here they have \d+\. In the"):
         train(lambda: arrays(), other, tmp_path)
@@ -306,7 +304,7 @@ def test_data_with_fewer_batches_than_were_trained_on_is_refused(tmp_path):
 
 
 class AnyBatch(keras.Model):
-    """Trains on what it is given."""
+    """Trains on any batch."""
 
     def __init__(self):
         super().__init__()
@@ -329,7 +327,7 @@ class AnyBatch(keras.Model):
         (lambda: Dataset.range(15).batch(3, drop_remainder=True).map(lambda x: (tf.zeros([7]), x, x)), 15),
     ],
 )
-def test_samples_are_counted_whatever_stands_first_in_a_batch(tmp_path, data, expected):
+def test_samples_are_counted_whatever_the_first_part_of_a_batch_is(tmp_path, data, expected):
     def run(directory, crash=None):
         model = AnyBatch()
         model.compile("sgd")

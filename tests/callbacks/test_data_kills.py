@@ -1,4 +1,4 @@
-"""SIGKILL in the middle of an epoch, on every kind of data: the next batch is the one that would have come, or training says why not."""
+"""SIGKILL in the middle of an epoch, on every kind of data: the run gets the next batch, or a warning says why it cannot."""
 
 import json
 
@@ -8,13 +8,13 @@ from processes import run_program
 
 pytestmark = pytest.mark.slow
 
-DOUBTED = {"generator", "PyDataset", "shuffled without a seed"}  # said by the first process already
+DOUBTED = {"generator", "PyDataset", "shuffled without a seed"}  # already printed by the first process
 NEW_ORDER = {"shuffled without a seed", "images of a directory"}
 
 
 @pytest.fixture(scope="module")
 def trainings(tmp_path_factory):
-    """Kind -> name -> what a training noted."""
+    """Returns kind -> name -> the record of a training."""
     done = run_program("killed_data.py", tmp_path_factory.mktemp("trainings"))
     found = {}
     for training in map(json.loads, done.stdout.splitlines()):
@@ -34,7 +34,7 @@ def said_before_the_first_batch(training):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_after_a_kill_the_next_batch_is_the_one_that_would_have_come_or_training_says_what_comes(trainings, kind):
+def test_after_a_kill_the_run_gets_the_next_batch_or_a_warning(trainings, kind):
     stock, first, second, last = (trainings[kind][name] for name in ("stock", "first", "second", "last"))
     assert [each["code"] for each in (stock, first, second, last)] == [0, -9, -9, 0]
     batches = noted(stock, "batch")

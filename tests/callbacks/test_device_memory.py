@@ -1,4 +1,4 @@
-"""A save does not make a GPU run out of memory: where there is no room for a second copy, values are fetched at once."""
+"""A save does not make a GPU run out of memory: without room for a second copy, training waits for the values."""
 
 import re
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ GPUS = {"/gpu:0": 1000, "/gpu:1": 1000}
 
 
 def on(device, numbers):
-    """What a tensor of float32 on a device tells of itself."""
+    """Returns the description of a float32 tensor on a device."""
     return SimpleNamespace(
         device=f"/job:localhost/replica:0/task:0/device:{device}", shape=tf.TensorShape([numbers]), dtype=tf.float32
     )
@@ -40,7 +40,7 @@ def test_a_device_of_no_known_limit_has_room():
 
 
 class Full(DeviceMemory):
-    """A device that has no room, whichever it is."""
+    """A device without room."""
 
     def full(self, tensors):
         return ["/gpu:0"] if list(tensors) else []

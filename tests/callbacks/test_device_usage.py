@@ -1,4 +1,4 @@
-"""What a model computes, counted by hand, and the curves of utilization, memory and single losses."""
+"""Numbers of operations, counted by hand, and the curves of utilization, memory and single losses."""
 
 import keras
 import numpy as np
@@ -30,7 +30,7 @@ def layers(*of, shape):
         (keras.layers.Conv2D(4, 3, padding="same"), [8, 8, 2], 2 * 8 * 8 * 4 * 3 * 3 * 2),
         (keras.layers.DepthwiseConv2D(3, padding="same"), [8, 8, 2], 2 * 8 * 8 * 2 * 3 * 3),
         (keras.layers.Conv2DTranspose(4, 3, strides=2, padding="same"), [8, 8, 2], 2 * 8 * 8 * 2 * 3 * 3 * 4),
-        (keras.layers.Conv2D(4, 3, groups=2), [8, 8, 2], None),  # a function of its own
+        (keras.layers.Conv2D(4, 3, groups=2), [8, 8, 2], None),  # a custom function
         (keras.layers.LSTM(4), [3, 5], None),  # a loop
     ],
     ids=lambda value: getattr(value, "name", str(value)),
@@ -46,7 +46,7 @@ def test_attention_counts_projections_and_both_products():
     assert forward_flops(model, 1, tokens, width) == 2 * (4 * tokens * width * width + 2 * tokens * tokens * width)
 
 
-def test_resnet_50_has_the_operations_that_its_paper_tells():
+def test_resnet_50_has_the_number_of_operations_in_its_paper():
     model = keras.applications.ResNet50(weights=None)
     assert forward_flops(model, 1, 224, 224, 3) / 2 == pytest.approx(3.86e9, rel=0.01)  # multiplications with additions
 
@@ -77,7 +77,7 @@ def test_utilization_is_what_the_model_computes_for_the_samples_that_pass(tmp_pa
         ("NVIDIA GeForce GTX 1080", "float32", None),
     ],
 )
-def test_peaks_by_the_name_that_tensorflow_tells(device, dtype, peak):
+def test_peaks_by_the_device_name_of_tensorflow(device, dtype, peak):
     assert peak_tflops(device, dtype) == peak
 
 

@@ -1,4 +1,4 @@
-"""No error of a disk is lost, whichever call of a save it comes from: every visible file holds what its name says.
+"""No disk error is lost, whichever call of a save fails: every visible file contains the state in its name.
 
 `io_errors.c` makes chosen calls fail in a training process, which is told fault after fault (`io_errors_run.py`). What files
 have to hold is what a run without faults holds at that batch.
@@ -27,7 +27,7 @@ from callbacks import GlobalStepCheckpoint, files, latest_checkpoint
 
 SUFFIXES = (".weights.h5", ".keras")
 BATCHES = 8  # of a run; it saves every second, and the save of batch 4 meets the fault
-SHORT, LOST, SLOW = -1, -2, -3  # a call that transfers one byte; a write that never comes to the disk; a flush that takes long
+SHORT, LOST, SLOW = -1, -2, -3  # a call that transfers one byte; a write that never reaches the disk; a slow flush
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def compiled(tmp_path_factory):
 
 
 class Trainer:
-    """A process that trains again and again, with calls that fail."""
+    """A process that trains repeatedly, with system calls that fail."""
 
     def __init__(self, library, directory, suffix):
         self.directory, self.suffix = directory, suffix
@@ -59,7 +59,7 @@ class Trainer:
         )
 
     def train(self, directory, fault="", batches=BATCHES, **options):
-        """Trains from the newest checkpoint there: what the process answers. A process that dies is a failure."""
+        """Trains from the newest checkpoint. Returns the answer of the process; a process that dies is a failure."""
         task = {"template": str(directory / self.name("{batch:02d}")), "batches": batches, "fault": fault, "options": options}
         self._process.stdin.write(json.dumps(task) + "\n")
         self._process.stdin.flush()
@@ -80,7 +80,7 @@ class Trainer:
 
 @pytest.fixture(scope="module", params=SUFFIXES)
 def trainer(request, compiled, tmp_path_factory):
-    """A trainer; `trainer.expected` maps the names of checkpoints to the arrays in them, by a run without faults."""
+    """A trainer; `trainer.expected` maps names of checkpoints to their arrays in a run without faults."""
     directory = tmp_path_factory.mktemp("trainer")
     started = Trainer(compiled("io_errors"), directory, request.param)
     started.whole = directory / "whole"
@@ -93,7 +93,7 @@ def trainer(request, compiled, tmp_path_factory):
 
 
 def arrays(path):
-    """Every array of a checkpoint but the header: name -> type, shape and bytes."""
+    """Returns every array of a checkpoint except the header: name -> type, shape and bytes."""
     found, source = {}, path
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as archive:
@@ -109,7 +109,7 @@ def arrays(path):
 
 
 def assert_true(directory, trainer):
-    """Every visible file verifies, and holds bit for bit what the run without faults held at the batch in its name."""
+    """Checks that every visible file verifies and equals, bit for bit, that of the run without faults."""
     for name in names(directory):
         batch = int(name[1:3])
         assert files.verify(str(directory / name)).batch == batch
@@ -117,14 +117,14 @@ def assert_true(directory, trainer):
 
 
 def begin(trainer, directory):
-    """A directory with the checkpoint of batch 2."""
+    """Returns a directory with the checkpoint of batch 2."""
     directory.mkdir(exist_ok=True)
     shutil.copy(trainer.whole / trainer.name(2), directory)
     return directory
 
 
 def attempt(trainer, tmp_path, call, error, first, step=0, of_directory=False):
-    """Trains in a new directory while calls of the save of batch 4 fail. Returns what the process answers, and the files."""
+    """Trains in a new directory while calls of the save of batch 4 fail. Returns the answer of the process, and the files."""
     directory = begin(trainer, tmp_path / "run")
     path = {"rename": f"{directory}/{trainer.name(4)}"}.get(call, f"{directory}/.tmp-*@{trainer.name(4)}")
     answer = trainer.train(directory, f"{call},{error},{directory if of_directory else path},{first},{step}")
@@ -136,7 +136,7 @@ def attempt(trainer, tmp_path, call, error, first, step=0, of_directory=False):
 
 
 def indexes(trainer, tmp_path, call, error, of_directory=False):
-    """Yields the attempts that let the first such call fail, then the second, until the save has no more of them."""
+    """Yields attempts in which the first call fails, then the second, until the save makes no more calls."""
     first = 1
     while True:
         answer, found, directory = attempt(trainer, tmp_path, call, error, first, of_directory=of_directory)
@@ -162,7 +162,7 @@ CALLS = {"open": 1, "write": 5, "fsync": 1, "read": 2, "close": 1, "rename": 1} 
     [errno.EIO, *(pytest.param(each, marks=pytest.mark.slow) for each in (errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EROFS))],
     ids=errno.errorcode.get,
 )
-def test_an_error_of_any_call_of_a_save_ends_training_and_nothing_of_the_save_is_seen(trainer, tmp_path, call, error):
+def test_an_error_of_any_call_of_a_save_ends_training_and_leaves_no_visible_file(trainer, tmp_path, call, error):
     attempts = list(indexes(trainer, tmp_path, call, error))
     assert len(attempts) >= CALLS[call]
     for answer, found, directory in attempts:
@@ -174,7 +174,7 @@ def test_an_error_of_any_call_of_a_save_ends_training_and_nothing_of_the_save_is
 
 @pytest.mark.parametrize("call", ["open", "fsync"])
 def test_an_error_when_the_name_is_flushed_ends_training_and_the_file_is_right(trainer, tmp_path, call):
-    """The rename is done then: the file is there, but may be gone after a crash of the machine."""
+    """The rename has succeeded: the file exists, but may be lost when the machine crashes."""
     failed = 0
     for answer, found, directory in indexes(trainer, tmp_path, call, errno.EIO, of_directory=True):
         if answer["error"] is None:
@@ -189,7 +189,7 @@ def test_an_error_when_the_name_is_flushed_ends_training_and_the_file_is_right(t
 
 @pytest.mark.parametrize("call", ["write", "read"])
 def test_a_call_that_transfers_only_a_part_is_continued(trainer, tmp_path, call):
-    """Every second call transfers one byte only, and the next one the rest."""
+    """Every second call transfers only one byte, and the next call the rest."""
     answer, found, _ = attempt(trainer, tmp_path, call, SHORT, 1, step=2)
     assert answer["seen"] >= 2 * CALLS[call]
     assert (answer["error"], found) == (None, all_names(trainer))
@@ -197,19 +197,19 @@ def test_a_call_that_transfers_only_a_part_is_continued(trainer, tmp_path, call)
 
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "read"])
 def test_a_call_that_a_signal_interrupts_is_made_again(trainer, tmp_path, call):
-    """Every second call is interrupted, and then made again."""
+    """Every second call is interrupted, and then repeated."""
     answer, found, _ = attempt(trainer, tmp_path, call, errno.EINTR, 1, step=2)
     assert answer["seen"] >= 2 * CALLS[call]
     assert (answer["error"], found) == (None, all_names(trainer))
 
 
 @pytest.mark.parametrize("call", ["close", "rename"])
-def test_a_save_outlives_a_signal_that_interrupts_its_close_or_its_rename(trainer, tmp_path, call):
+def test_a_save_survives_a_signal_that_interrupts_its_close_or_rename(trainer, tmp_path, call):
     for answer, found, _ in indexes(trainer, tmp_path, call, errno.EINTR):
         assert (answer["error"], found) == (None, all_names(trainer))
 
 
-def test_a_rename_that_is_done_though_a_signal_interrupted_it_is_not_missed(tmp_path, monkeypatch):
+def test_a_rename_that_completes_despite_a_signal_is_noticed(tmp_path, monkeypatch):
     rename = os.replace
 
     def interrupted(*paths):
@@ -231,7 +231,7 @@ def test_a_flush_that_takes_long_is_waited_for(trainer, tmp_path):
 
 @pytest.mark.parametrize("trainer", [".weights.h5"], indirect=True)
 @pytest.mark.parametrize("call", ["open", "write", "read", "close", "rename"])
-def test_an_error_of_any_call_on_the_lock_is_one_line_that_names_it_or_does_no_harm(trainer, tmp_path, call):
+def test_an_error_of_any_call_on_the_lock_is_one_line_that_names_it_or_is_harmless(trainer, tmp_path, call):
     first, failed, directory = 1, 0, begin(trainer, tmp_path / "run")
     while True:
         answer = trainer.train(directory, f"{call},{errno.ESTALE},{directory}/.lock-*,{first},0")
@@ -260,7 +260,7 @@ def test_every_call_may_transfer_a_single_byte(trainer, tmp_path, call):
 
 
 @pytest.mark.parametrize("trainer", [".weights.h5", pytest.param(".keras", marks=pytest.mark.slow)], indirect=True)
-def test_a_write_that_a_disk_loses_in_silence_is_found_before_the_file_is_seen(trainer, tmp_path):
+def test_a_write_that_a_disk_silently_loses_is_detected_before_the_file_is_visible(trainer, tmp_path):
     attempts = list(indexes(trainer, tmp_path, "write", LOST))
     assert len(attempts) >= CALLS["write"]
     assert all("what was read back is not what was written" in answer["error"] for answer, _, _ in attempts[:-1])
@@ -271,7 +271,7 @@ def test_a_write_that_a_disk_loses_in_silence_is_found_before_the_file_is_seen(t
 
 
 def test_a_file_that_ends_early_when_it_is_read_back_is_named_as_the_cause(tmp_path):
-    """What remains where a disk loses the last write in silence."""
+    """The file that remains if a disk silently loses the last write."""
 
     def write(output):
         output.write(bytes(1000))
@@ -284,7 +284,7 @@ def test_a_file_that_ends_early_when_it_is_read_back_is_named_as_the_cause(tmp_p
 
 @pytest.mark.parametrize("background", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["background", "at once"])
 def test_training_resumes_after_each_error_and_ends_as_without_any(trainer, tmp_path, background):
-    """One call of each kind fails, one run after the other, in one directory."""
+    """In one directory, one call of each kind fails in one run after the other."""
     directory, failed = begin(trainer, tmp_path / "run"), 0
     for call in CALLS:
         answer = trainer.train(directory, f"{call},{errno.EIO},{directory}/*b0[468].*,1,0", background=background)
@@ -318,7 +318,7 @@ def small_disk(request, tmp_path):
 
 
 class Neighbour(threading.Thread):
-    """Fills a disk and frees it again: a hundred times, and then until it is enough."""
+    """Fills a disk and frees it, at least a hundred times, until it is stopped."""
 
     TIMES = 100
 
@@ -341,7 +341,7 @@ class Neighbour(threading.Thread):
             time.sleep(self.choose.random() * 0.06)
 
 
-def test_a_neighbour_who_fills_the_disk_again_and_again_makes_no_file_lie(trainer, small_disk):
+def test_a_process_that_repeatedly_fills_the_disk_causes_no_corrupt_file(trainer, small_disk):
     begin(trainer, small_disk)
     neighbour = Neighbour(small_disk)
     neighbour.start()
@@ -374,7 +374,7 @@ def test_a_neighbour_who_fills_the_disk_again_and_again_makes_no_file_lie(traine
 
 @pytest.mark.slow
 def test_on_file_systems_without_locks_saving_resuming_listing_and_verifying_work(compiled, tmp_path):
-    """What NFS, Lustre and BeeGFS answer to `flock`; HDF5 by itself opens no file then."""
+    """`flock` fails like on NFS, Lustre and BeeGFS, where HDF5 opens no file."""
     whole, runs = tmp_path / "whole", []
     fit(
         small_model(), *(GlobalStepCheckpoint(f"{whole}/b{{batch:02d}}{suffix}", save_freq=5) for suffix in SUFFIXES), shuffle=False

@@ -1,4 +1,4 @@
-"""Whether the disk has room for what a run will write is said when it begins, and what it needs."""
+"""A warning when a run begins says if the disk has no room for its checkpoints, and how much they need."""
 
 import math
 import os
@@ -47,16 +47,16 @@ def test_one_file_that_is_replaced_takes_the_room_of_two():
         (50, None, None, (math.inf, math.inf)),
     ],
 )
-def test_what_is_still_to_come_follows_from_the_plan(save_freq, save_secs, params, expected):
+def test_the_number_of_remaining_files_follows_from_the_planned_epochs(save_freq, save_secs, params, expected):
     assert SavePolicy(save_freq, save_secs).still_to_come(params, 0) == expected
 
 
-def test_a_run_that_stands_further_needs_less():
+def test_a_run_that_is_further_needs_less_room():
     assert SavePolicy(50).still_to_come({"epochs": 10, "steps": 22}, 200) == (1, 20)
 
 
 def warned(tmp_path, monkeypatch, room_for, **options):
-    """What ten batches with a checkpoint each say on a disk with room for some checkpoints, and the size of one."""
+    """Returns the warnings of a run with ten checkpoints on a disk with room for some, and the size of a checkpoint."""
     model = small_model()
     monkeypatch.setattr(disk_room, "_free", lambda directory: room_for * state_size(model))
     with warnings.catch_warnings(record=True) as caught:
@@ -65,14 +65,14 @@ def warned(tmp_path, monkeypatch, room_for, **options):
     return [str(each.message) for each in caught if "free, and" in str(each.message)], state_size(model)
 
 
-def test_a_disk_without_room_is_said_in_one_line_with_what_it_takes(tmp_path, monkeypatch):
+def test_a_disk_without_room_is_reported_in_one_line_with_the_required_size(tmp_path, monkeypatch):
     (said,), size = warned(tmp_path, monkeypatch, room_for=BATCHES)
     assert said.startswith(f"The disk of {tmp_path} has {in_units(BATCHES * size)} free") and "\n" not in said
     assert f"need {in_units((BATCHES + 1) * size)} more: {BATCHES + 1} files of {in_units(size)}." in said
-    assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (1, 10, 2, 3, 4, 5, 6, 7, 8, 9)]  # and training goes on
+    assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (1, 10, 2, 3, 4, 5, 6, 7, 8, 9)]  # and training continues
 
 
-def test_a_rule_for_which_there_is_room_needs_no_word(tmp_path, monkeypatch):
+def test_nothing_is_printed_if_there_is_room(tmp_path, monkeypatch):
     assert warned(tmp_path, monkeypatch, room_for=4, keep_last=3)[0] == []
     assert len(warned(tmp_path / "less", monkeypatch, room_for=3, keep_last=3)[0]) == 1
 
@@ -98,11 +98,11 @@ def test_the_size_is_that_of_the_values_of_a_file(tmp_path):
 
 
 @pytest.mark.parametrize(("size", "text"), [(999, "0.999 kB"), (1.2e6, "1.2 MB"), (1_234_000_000, "1.23 GB"), (5e13, "50 TB")])
-def test_sizes_are_written_for_a_reader(size, text):
+def test_sizes_have_readable_units(size, text):
     assert in_units(size) == text
 
 
-def test_of_an_unknown_number_of_files_the_next_two_have_to_fit(tmp_path, monkeypatch):
+def test_the_next_two_files_must_fit_if_their_number_is_unknown(tmp_path, monkeypatch):
     def endless():
         while True:
             yield tuple(part[:4] for part in arrays())

@@ -1,4 +1,4 @@
-"""Every use of `keras.callbacks.ModelCheckpoint` works the same with our classes: both are run, and the files compared."""
+"""Every usage of `keras.callbacks.ModelCheckpoint` works with our classes: runs both, and compares the files."""
 
 import keras
 import numpy as np
@@ -14,7 +14,7 @@ CLASSES = [keras.callbacks.ModelCheckpoint, GlobalStepCheckpoint]
 
 
 def run_both(tmp_path, filename, epochs=3, model=small_model, **options):
-    """Trains once with each class: (directory, callback) of stock, and of ours."""
+    """Trains once with each class. Returns directory and callback of stock, and of ours."""
     results = []
     for kind in CLASSES:
         keras.backend.clear_session()
@@ -65,7 +65,7 @@ def classifier():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("use", USES)
-def test_a_use_gives_the_same_files(tmp_path, use):
+def test_each_usage_gives_the_same_files_as_stock(tmp_path, use):
     filename, options = USES[use]
     (stock, theirs), (ours, callback) = run_both(tmp_path, filename, model=classifier, **options)
     assert_same_files(stock, ours)
@@ -78,7 +78,7 @@ def test_nothing_better_than_the_threshold_saves_nothing(tmp_path):
 
 
 @MONITOR
-def test_a_missing_monitor_is_a_warning_and_the_run_goes_on(tmp_path):
+def test_a_missing_monitor_is_a_warning_and_the_run_continues(tmp_path):
     with pytest.warns(UserWarning, match="Can save best model only with unknown available"):
         (stock, _), (ours, _) = run_both(tmp_path, "e{epoch}.keras", save_best_only=True, monitor="unknown", mode="min")
     assert names(stock) == names(ours)
@@ -111,7 +111,7 @@ def test_a_path_object_is_a_path(tmp_path):
     assert names(tmp_path) == ["b10.weights.h5"]
 
 
-def test_a_directory_that_is_not_there_is_made(tmp_path):
+def test_a_missing_directory_is_created(tmp_path):
     for directory, _ in run_both(tmp_path, "deep/er/e{epoch}.keras"):
         assert names(directory / "deep" / "er") == ["e1.keras", "e2.keras", "e3.keras"]
 
@@ -128,13 +128,13 @@ def test_a_directory_may_have_a_counter_too(tmp_path):
 
 
 @pytest.mark.parametrize("filename", ["model-batch-{batch}.weights.h5", "model_batch_at_{batch:05d}.weights.h5"])
-def test_the_published_callback_around_a_stock_one_does_what_it_says(tmp_path, filename):
+def test_the_published_wrapper_of_a_stock_callback_works(tmp_path, filename):
     stock = keras.callbacks.ModelCheckpoint(str(tmp_path / filename), save_freq=5, save_weights_only=True, verbose=0)
     fit(small_model(), BatchAwareCheckpoint(stock), epochs=2)
     assert names(tmp_path) == sorted(filename.format(batch=batch) for batch in (5, 10, 15, 20))
 
 
-def test_the_published_callback_takes_the_settings_of_the_stock_one(tmp_path):
+def test_the_published_wrapper_uses_the_settings_of_the_stock_callback(tmp_path):
     stock = keras.callbacks.ModelCheckpoint(
         str(tmp_path / "best-{batch}.keras"), monitor="loss", mode="min", save_best_only=True, initial_value_threshold=0.0
     )
@@ -142,7 +142,7 @@ def test_the_published_callback_takes_the_settings_of_the_stock_one(tmp_path):
     assert names(tmp_path) == []  # no loss is below zero
 
 
-def test_metrics_are_told_by_the_file(tmp_path):
+def test_a_file_contains_its_metrics(tmp_path):
     history = fit(
         classifier(), GlobalStepCheckpoint(str(tmp_path / "e{epoch}.weights.h5")), epochs=2, validation_data=arrays()
     ).history

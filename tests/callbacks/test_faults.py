@@ -1,4 +1,4 @@
-"""Trainings that are ended again and again, in ways that a seed chooses. `make faults` does it a hundred times."""
+"""Trainings that are ended repeatedly, with faults that a seed selects. `make faults` does so a hundred times."""
 
 import re
 
@@ -8,7 +8,7 @@ from processes import run_program
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_run_that_is_ended_again_and_again_in_any_way_loses_nothing():
+def test_a_run_that_is_repeatedly_ended_in_any_way_loses_nothing():
     done = run_program("soak.py", "--rounds", 12, "--seed", 0)
     assert done.returncode == 0, done.stdout + done.stderr
     rounds = int(re.match(r"seed 0: (\d+) rounds", done.stdout.splitlines()[-1])[1])

@@ -1,4 +1,4 @@
-"""Checkpoints of format 1 are read as ever: `tests/data/format_1` has some that the code of that time wrote."""
+"""Checkpoints of format 1 can still be read: `tests/data/format_1` contains files from the code of that time."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ TWO_REPLICAS = STORED / "two_replicas_10.weights.h5"
 
 
 def build():
-    """The model of that run; without a graph, which would take most of the time of these tests."""
+    """Returns the model of that run; it runs eagerly, because tracing would take most of the time of these tests."""
     model = build_model()
     model.run_eagerly = True
     return model
@@ -35,7 +35,7 @@ def counted(checkpoint):
 
 
 def raw(path):
-    """Every dataset of the group `global_step`, read with h5py alone."""
+    """Returns every dataset of the group `global_step`, read only with h5py."""
     found = {}
 
     def note(name, node):
@@ -51,7 +51,7 @@ def raw(path):
     return found
 
 
-def test_they_are_listed_and_verify(capsys):
+def test_files_of_format_1_are_listed_and_verified(capsys):
     assert main(["list", str(STORED)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert sorted((row[:4], Path(row[-1]).name) for row in rows) == [
@@ -88,7 +88,7 @@ def test_weights_and_optimizer_are_restored_as_stock_keras_loads_them(path):
 
 
 @pytest.mark.parametrize("path", [MIDDLE, ARCHIVE, EPOCH_END], ids=lambda path: path.name)
-def test_seeds_and_metrics_are_those_of_the_files_datasets(path):
+def test_seeds_and_metrics_are_those_in_the_file(path):
     datasets = raw(path)
     model = build()
     train(model, keras.callbacks.Callback(), epochs=1, steps_per_epoch=1)  # metrics have variables from the first batch on
@@ -102,7 +102,7 @@ def test_seeds_and_metrics_are_those_of_the_files_datasets(path):
     assert datasets["metrics/1"] == (BATCHES if path is EPOCH_END else 2) * BATCH  # samples that the mean loss is over
 
 
-def test_each_replica_gets_what_it_had(strategy):
+def test_each_replica_gets_its_own_values(strategy):
     datasets = raw(TWO_REPLICAS)
     where = strategy(2)
     with where.scope():
@@ -122,7 +122,7 @@ def test_each_replica_gets_what_it_had(strategy):
 
 @pytest.fixture(scope="module")
 def uninterrupted():
-    """The same training without any checkpoint: its model and its history."""
+    """Runs the same training without checkpoints. Returns its model and its history."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)
     model = build()
@@ -130,8 +130,8 @@ def uninterrupted():
 
 
 @pytest.mark.parametrize("path", [MIDDLE, ARCHIVE, EPOCH_END], ids=lambda path: path.name)
-def test_a_run_resumes_from_them_ends_as_the_uninterrupted_one_and_writes_format_2(uninterrupted, path, tmp_path):
-    """Seeds, running metrics, and the state of EarlyStopping and ReduceLROnPlateau: without any of them the end differs."""
+def test_a_run_resumes_from_format_1_ends_like_the_uninterrupted_one_and_writes_format_2(uninterrupted, path, tmp_path):
+    """The end depends on seeds, running metrics, and the state of EarlyStopping and ReduceLROnPlateau."""
     expected, history = uninterrupted
     assert len(history["loss"]) == STOPS_AFTER
     shutil.copy(path, tmp_path)
@@ -156,7 +156,7 @@ def test_a_run_resumes_from_them_ends_as_the_uninterrupted_one_and_writes_format
 
 
 @pytest.mark.parametrize("path", [MIDDLE, ARCHIVE], ids=lambda path: path.name)
-def test_a_flipped_byte_anywhere_is_found(path, tmp_path):
+def test_a_flipped_byte_anywhere_is_detected(path, tmp_path):
     content = path.read_bytes()
     copy = tmp_path / path.name
     copy.write_bytes(content)

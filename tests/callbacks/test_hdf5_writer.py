@@ -1,4 +1,4 @@
-"""`Hdf5File` makes what h5py makes of the same calls, in pieces that come in the order of the file."""
+"""`Hdf5File` writes the same file as h5py from the same calls, in pieces in the order of the file."""
 
 import io
 import tracemalloc
@@ -18,7 +18,7 @@ DTYPES = ("float16", "float32", "float64", "int8", "uint16", "int64", "bool", "c
 
 
 def tree(file):
-    """Name -> attributes; and of a dataset its type, shape, layout and bytes too. The root is there as "/"."""
+    """Returns name -> attributes, and for a dataset also type, shape, layout and bytes. "/" is the root."""
     found = {"/": [plain(file.attrs)]}
 
     def note(name, node):
@@ -36,14 +36,14 @@ def plain(attributes):
 
 
 def content_of(ours):
-    """What was written: its pieces, and the bytes that they make."""
+    """Returns the pieces that were written, and all of their bytes."""
     pieces = []
     ours.write(lambda piece: pieces.append(piece))
     return pieces, b"".join(bytes(piece) for piece in pieces)
 
 
 def by_h5py(groups):
-    """The tree of a file that h5py has written: groups are path -> (attributes, datasets)."""
+    """Returns the tree of a file written by h5py: path -> (attributes, datasets)."""
     memory = io.BytesIO()
     with h5py.File(memory, "w") as file:
         for path, (attributes, values) in groups.items():
@@ -85,7 +85,7 @@ def test_an_array_is_stored_as_by_h5py(size):
 
 @pytest.mark.parametrize("size", [3, LARGE])
 def test_bfloat16_is_stored_as_by_keras(size):
-    """h5py knows no bfloat16: it stores the bytes, and Keras tells the type in an attribute."""
+    """h5py does not know bfloat16: it stores the bytes, and Keras stores the type in an attribute."""
     values = np.linspace(-3, 3, size).astype(ml_dtypes.bfloat16)
     assert_as_by_h5py({"a": ({}, {"bits": values})})
     ours = Hdf5File()
@@ -124,7 +124,7 @@ def test_groups_nest_and_carry_attributes_as_with_h5py():
 
 
 def test_metadata_of_many_pages_between_large_arrays_is_stored_as_by_h5py():
-    """Thousands of small values fill page after page of the image, and large ones lie across the pages' borders."""
+    """Thousands of small values fill many pages of the image, and large values cross page boundaries."""
     random, groups = np.random.default_rng(0), {}
     for i in range(20):
         values = {f"small_{j}": random.normal(size=j) for j in range(60)}
@@ -153,7 +153,7 @@ def test_a_large_array_is_written_from_its_own_memory_and_a_small_one_is_not():
 
 
 def test_a_large_array_is_taken_as_it_is_when_it_is_written():
-    """That is why a snapshot's arrays stay as they are until the file is there."""
+    """So the arrays of a snapshot must not change until the file is complete."""
     large = np.zeros(LARGE, "float32")
     ours = Hdf5File()
     ours.put(ours.group("vars"), "0", large)
@@ -163,7 +163,7 @@ def test_a_large_array_is_taken_as_it_is_when_it_is_written():
 
 
 def test_large_values_take_no_memory():
-    """64 arrays of 4 MB, all of the same memory: what is kept beside them is a page of metadata for each."""
+    """Writes 64 arrays of 4 MB that share memory: only a page of metadata for each is allocated."""
     array = np.ones(1 << 20, "float32")
     tracemalloc.start()
     ours = Hdf5File()
@@ -184,7 +184,7 @@ def test_large_values_take_no_memory():
 
 
 def test_pieces_come_in_the_order_of_the_file_whatever_the_order_of_the_arrays():
-    """Each large array is found, in the stream of the pieces, at the place that HDF5 gave its dataset."""
+    """Each large array is in the stream of pieces at the offset of its dataset."""
     random = np.random.default_rng(0)
     arrays = {
         name: random.integers(0, 256, LARGE + extra).astype("uint8") for name, extra in zip("zamb", (0, 5, 9, 1), strict=True)
@@ -206,7 +206,7 @@ def test_an_empty_file_is_one_of_hdf5():
 
 
 def test_the_same_values_make_the_same_bytes():
-    """Two runs that hold the same state write equal files."""
+    """Two runs with the same state write equal files."""
 
     def write():
         ours = Hdf5File()

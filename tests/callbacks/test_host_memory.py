@@ -1,4 +1,4 @@
-"""The memory that a snapshot takes: each value is kept once, in memory of our own or where training has left it."""
+"""Memory of a snapshot: each value is stored once, in our own memory or where training has left it."""
 
 import weakref
 
@@ -16,7 +16,7 @@ WIDE = 256  # a kernel of 64 pages
 
 @pytest.fixture
 def snapshot():
-    """Takes a snapshot of a model with two kernels of 256 kB, and has training write one of them."""
+    """Takes a snapshot of a model with two kernels of 256 kB, and lets training overwrite one of them."""
     model = keras.Sequential([keras.Input((WIDE,)), keras.layers.Dense(WIDE), keras.layers.Dense(WIDE)])
     model.compile("sgd", "mse")
     model.fit(np.ones((2, WIDE)), np.ones((2, WIDE)), verbose=0)
@@ -40,7 +40,7 @@ def test_a_value_that_training_has_written_stays_where_it_is_and_the_others_are_
     np.testing.assert_array_equal(second, before[2])
 
 
-def test_values_that_were_written_are_let_go(snapshot):
+def test_values_that_were_written_are_released(snapshot):
     taken, _ = snapshot
     memory = HostMemory()
     taken.fetch(memory)
@@ -58,7 +58,7 @@ def test_pages_of_a_value_that_is_elsewhere_go_back_to_the_system():
     assert resident - resident_bytes() > 1 << 23
 
 
-def test_memory_that_a_snapshot_wants_is_no_longer_provided():
+def test_memory_that_a_snapshot_needs_is_not_prepared():
     memory = HostMemory()
     memory.want()
     before = resident_bytes()

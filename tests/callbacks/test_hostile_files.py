@@ -1,4 +1,4 @@
-"""Files made to harm: each is named in one line, soon, opens no other file, and takes little more memory than it has bytes.
+"""Malicious files: each is quickly named in one line, opens no other file, and needs little more memory than its size.
 
 All of them verify: whoever makes such a file computes its checksum too. What they lead to is a FIFO, so that who opens it waits
 until the test is ended.
@@ -24,23 +24,23 @@ from callbacks.plain_data import dtype_named
 from callbacks.restoring import named_checkpoint
 
 pytestmark = pytest.mark.timeout(60)
-MEMORY = 100_000  # KiB that looking at such a file may take
+MEMORY = 100_000  # KiB that reading such a file may allocate
 
 
 @pytest.fixture
 def copies(copies, tmp_path):
-    """The same beside a FIFO, for which a reader would wait forever."""
+    """Returns copies beside a FIFO, on which a reader would block forever."""
     os.mkfifo(tmp_path / "elsewhere")
     return copies
 
 
 def put(path, content):
-    """Gives a file another content, and a trailer that fits it."""
+    """Replaces the content of a file, with a matching trailer."""
     files.commit(str(path), files.verify(path), lambda output: output.write(content))
 
 
 def hdf5_of(path):
-    """The HDF5 part of a checkpoint, in memory."""
+    """Returns the HDF5 part of a checkpoint, in memory."""
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as archive:
             return io.BytesIO(archive.read("model.weights.h5"))
@@ -56,7 +56,7 @@ def put_hdf5(path, content):
 
 
 def archive_of(members, **options):
-    """An archive without its comment, which the trailer will be."""
+    """Returns an archive without its comment, which the trailer replaces."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", **options) as archive, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of two members with one name
@@ -67,7 +67,7 @@ def archive_of(members, **options):
 
 
 def assert_refused(directory, older, newer, capsys, why=""):
-    """The newer file is named in one line by all who look at it, and the older one is used."""
+    """Checks that every reader names the newer file in one line, and uses the older one."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -114,7 +114,7 @@ def virtual_dataset(file, elsewhere):
 
 
 def growing_virtual_dataset(file, elsewhere):
-    """HDF5 opens its sources to tell its shape."""
+    """HDF5 opens its sources to determine its shape."""
     layout = h5py.VirtualLayout((5,), "f8", maxshape=(None,))
     source = h5py.VirtualSource(elsewhere, "data", (5,), maxshape=(None,))
     layout[: h5py.h5s.UNLIMITED] = source[: h5py.h5s.UNLIMITED]
@@ -194,7 +194,7 @@ def test_an_hdf5_file_that_is_more_than_plain_arrays_is_refused(copies, capsys, 
 
 
 def test_arrays_that_lie_over_each_other_are_refused(copies, capsys):
-    """Of a thousand of them, each as large as the file, a thousand copies would be read."""
+    """A thousand arrays, each as large as the file, would be read as a thousand copies."""
     directory, older, newer = copies
     content = hdf5_of(newer)
     with h5py.File(content, "r+") as file:
@@ -208,7 +208,7 @@ def test_arrays_that_lie_over_each_other_are_refused(copies, capsys):
 
 
 def with_header(path, change):
-    """Changes the header of a checkpoint: a function of the parsed one, which returns bytes or changes it."""
+    """Changes the header of a checkpoint with a function that modifies the parsed header or returns bytes."""
     content = hdf5_of(path)
     with h5py.File(content, "r+") as file:
         header = json.loads(file["global_step/header"][()].tobytes())
@@ -273,7 +273,7 @@ HEADERS = {
 
 @pytest.mark.parametrize("trained", [".weights.h5"], indirect=True)
 @pytest.mark.parametrize("change", HEADERS.values(), ids=HEADERS)
-def test_a_header_that_is_none_is_refused(copies, capsys, change):
+def test_a_malformed_header_is_refused(copies, capsys, change):
     directory, older, newer = copies
     with_header(newer, change)
     assert_refused(directory, older, newer, capsys, "its state cannot be read: ")
@@ -298,7 +298,7 @@ def type_that_is_code(header):
 
 
 @pytest.mark.parametrize("change", [array_that_is_missing, type_that_is_code])
-def test_a_resume_from_states_of_callbacks_that_are_none_is_one_line(copies, change):
+def test_malformed_states_of_callbacks_are_refused_in_one_line(copies, change):
     _, _, newer = copies
     with_header(newer, change)
     with pytest.raises(InputError, match=f"^The state in {newer} cannot be read: ") as raised:
@@ -309,7 +309,7 @@ def test_a_resume_from_states_of_callbacks_that_are_none_is_one_line(copies, cha
 
 
 def central(raw, member):
-    """Where the archive's list has its entry of a member."""
+    """Returns the offset of a member's entry in the central directory."""
     at = raw.rindex(member.encode())
     return raw.rindex(b"PK\x01\x02", 0, at)
 
@@ -346,7 +346,7 @@ def test_an_archive_that_keras_does_not_write_is_refused(copies, capsys, make):
     assert_refused(directory, older, newer, capsys, "its state cannot be read: ")
 
 
-def test_training_passes_over_a_hostile_file_and_resumes_from_the_one_before(copies):
+def test_training_skips_a_hostile_file_and_resumes_from_the_checkpoint_before_it(copies):
     directory, older, newer = copies
     content = hdf5_of(newer)
     with h5py.File(content, "r+") as file:

@@ -1,4 +1,4 @@
-"""Any change of a byte is found, and whoever looks for the newest checkpoint passes over what is not one."""
+"""Any changed byte is detected, and a search for the newest checkpoint skips other files."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def assert_passed_over(directory, newer, older, why):
         assert latest_checkpoint(directory).path == str(older)
 
 
-def test_every_byte_of_a_file_is_guarded(trained, tmp_path):
+def test_the_checksum_covers_every_byte_of_a_file(trained, tmp_path):
     source = min(trained.iterdir(), key=lambda path: len(path.name))
     whole = source.read_bytes()
     path = tmp_path / source.name
@@ -53,13 +53,13 @@ def test_a_file_ends_with_its_counters_its_size_and_the_xxh3_of_everything_befor
 
 
 def with_trailer(content, batch):
-    """The same file with another batch in its trailer, and the checksum of that."""
+    """Returns the file with another batch in its trailer, and a matching checksum."""
     changed = content[:-56] + struct.pack(">Q", batch) + content[-48:-16]
     return changed + xxhash.xxh3_128_digest(changed)
 
 
-def test_a_trailer_that_disagrees_with_the_header_is_found(copies):
-    """Its checksum is right, since the whole file was written that way."""
+def test_a_trailer_that_contradicts_the_header_is_detected(copies):
+    """Its checksum is right, because the whole file was written that way."""
     directory, older, newer = copies
     assert with_trailer(newer.read_bytes(), 10) == newer.read_bytes()
     lying = newer.with_name(newer.name.replace("10", "11"))
@@ -71,15 +71,15 @@ def test_a_trailer_that_disagrees_with_the_header_is_found(copies):
 
 
 def test_the_checksum_is_no_signature_and_the_readme_says_so():
-    """Whoever changes a file can compute its checksum again, as `with_trailer` does."""
+    """Anyone who changes a file can compute its checksum again, like `with_trailer`."""
     readme = (ROOT / "callbacks" / "README.md").read_text()
     assert "no signature" in " ".join(readme.split())
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["a FIFO", "a directory"])
-def test_what_is_no_file_in_the_place_of_a_checkpoint_is_passed_over(copies, capsys, make):
-    """Nobody ever writes to the FIFO, so a reader that waits for that hangs."""
+def test_a_path_that_is_not_a_regular_file_is_skipped(copies, capsys, make):
+    """Nothing writes to the FIFO, so a reader that opens it blocks."""
     directory, older, newer = copies
     newer.unlink()
     make(newer)
@@ -118,13 +118,13 @@ def test_training_resumes_beside_a_fifo_and_replaces_it(copies):
     ],
     ids=["one bit", "last byte gone", "half", "empty", "beginning gone", "foreign"],
 )
-def test_a_damaged_newest_file_is_passed_over_and_named(copies, damage, why):
+def test_a_corrupt_newest_file_is_skipped_and_named(copies, damage, why):
     directory, older, newer = copies
     damage(newer)
     assert_passed_over(directory, newer, older, why)
 
 
-def test_a_file_of_stock_keras_is_passed_over(copies):
+def test_a_file_of_stock_keras_is_skipped(copies):
     directory, older, newer = copies
     if newer.suffix == ".keras":
         small_model().save(newer)
@@ -133,21 +133,21 @@ def test_a_file_of_stock_keras_is_passed_over(copies):
     assert_passed_over(directory, newer, older, "not written by GlobalStepCheckpoint")
 
 
-def test_a_file_whose_name_lies_is_passed_over(copies):
+def test_a_file_with_a_wrong_name_is_skipped(copies):
     directory, older, newer = copies
     lying = newer.with_name(newer.name.replace("10", "99"))
     newer.rename(lying)
     assert_passed_over(directory, lying, older, "its name lies: it holds batch 10")
 
 
-def test_a_file_that_cannot_be_opened_is_passed_over(copies):
+def test_a_file_that_cannot_be_opened_is_skipped(copies):
     directory, older, newer = copies
     newer.unlink()
     newer.symlink_to(directory / "nowhere")
     assert_passed_over(directory, newer, older, "No such file")
 
 
-def test_where_all_are_damaged_there_is_none_to_restore(copies):
+def test_nothing_is_restored_if_all_files_are_corrupt(copies):
     directory, older, newer = copies
     for path in (older, newer):
         path.write_bytes(b"")
@@ -157,7 +157,7 @@ def test_where_all_are_damaged_there_is_none_to_restore(copies):
         assert restore(small_model(), directory) is None
 
 
-def test_a_damaged_file_is_replaced_when_training_comes_to_it_again(copies):
+def test_a_corrupt_file_is_replaced_when_training_reaches_its_batch_again(copies):
     directory, older, newer = copies
     flip(newer, 1000)
     template = str(directory / older.name.replace("b5", "b{batch}"))
@@ -168,7 +168,7 @@ def test_a_damaged_file_is_replaced_when_training_comes_to_it_again(copies):
     assert latest_checkpoint(template).batch == 10
 
 
-def test_an_unknown_version_is_named_and_not_taken_for_damage(copies, monkeypatch):
+def test_an_unknown_version_is_named_and_not_reported_as_corrupt(copies, monkeypatch):
     directory, _, _ = copies
     monkeypatch.setattr("callbacks.stored_header.FORMAT", 3)
     with pytest.raises(InputError, match=r"has format 2.*reads formats 1 and 3"):
@@ -189,7 +189,7 @@ def bytes_read():
     return int(Path("/proc/self/io").read_text().split()[1])
 
 
-def test_a_search_of_a_thousand_checkpoints_reads_their_ends_alone(trained, tmp_path):
+def test_searching_a_thousand_checkpoints_reads_only_their_trailers(trained, tmp_path):
     source = min(trained.iterdir(), key=lambda path: len(path.name))
     body, suffix = source.read_bytes(), "".join(source.suffixes)
     for batch in range(1000):
@@ -241,8 +241,8 @@ def test_the_command_line_finds_the_checkpoints_of_a_runs_directory(copies, tmp_
     assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[1:]] == [str(run / older.name)]
 
 
-def test_state_in_an_archive_is_no_code(trained):
-    """What is read back is JSON and plain arrays: nothing in it is unpickled or evaluated."""
+def test_state_in_an_archive_is_not_executed(trained):
+    """Files contain JSON and plain arrays, and nothing in them is unpickled or evaluated."""
     for path in trained.iterdir():
         content = path.read_bytes()
         assert b"pickle" not in content

@@ -1,4 +1,4 @@
-"""Every kind of model resumes exactly: the end is that of stock Keras without an interruption, variable by variable."""
+"""Every kind of model resumes exactly: it ends like stock Keras without an interruption, variable by variable."""
 
 import contextlib
 import json
@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from compare import datasets
 from features import MULTI_OPTIMIZER
-from kinds import BATCHES, KINDS, gan
+from generative_models import gan
+from kind_data import BATCHES
+from kinds import KINDS
 from small import names
 
 from callbacks import GlobalStepCheckpoint, InputError, counters_of, latest_checkpoint, restore
@@ -19,12 +21,12 @@ pytestmark = pytest.mark.versions
 
 EPOCHS = 2
 CRASHES = (BATCHES, BATCHES + 1)  # after the last batch of an epoch, and after the first of the next one
-IN_GRAPH_CRASHES = (2, BATCHES)  # in the middle of an epoch too
+IN_GRAPH_CRASHES = (2, BATCHES)  # also in the middle of an epoch
 COMPARED = BATCHES + 1  # the batch whose file is compared with stock Keras's
 
 
 class Crash(keras.callbacks.Callback):
-    """Raises after a batch, counted from the begin of training."""
+    """Raises an error after a batch, counted from the beginning of training."""
 
     def __init__(self, after):
         super().__init__()
@@ -40,7 +42,7 @@ class Crash(keras.callbacks.Callback):
 
 @contextlib.contextmanager
 def taken_for_built(model):
-    """Stock Keras neither saves nor loads a model without `call` before somebody says that it is built."""
+    """Stock Keras neither saves nor loads a model without `call` unless it is marked as built."""
     built, model.built = model.built, True
     yield
     model.built = built
@@ -62,27 +64,27 @@ class SaveWithKeras(keras.callbacks.Callback):
 
 
 class Run:
-    """How a kind of model is trained: in which scope, whether eagerly, and after which batches it crashes."""
+    """How to train a kind of model: the scope, eager or not, and after which batches to crash."""
 
     def __init__(self, kind, scope, eager=False, crashes=CRASHES):
         self.kind, self.scope, self.eager, self.crashes = kind, scope, eager, crashes
 
     def fresh(self):
-        """A new model, as in a process of its own."""
+        """Returns a new model, as in a new process."""
         keras.backend.clear_session(free_memory=False)  # a garbage collection would take half of the time
         keras.utils.set_random_seed(7)
         with self.scope():
             model = self.kind.make()
         model.run_eagerly = self.eager
         if model.distribute_strategy.num_replicas_in_sync > 1:
-            model.built = True  # as Keras asks for where it cannot build a model itself
+            model.built = True  # required by Keras if it cannot build a model itself
         return model
 
     def fit(self, model, *callbacks):
         return model.fit(self.kind.data(), epochs=EPOCHS, verbose=0, callbacks=list(callbacks))
 
     def check(self, directory, suffix):
-        """Trains with stock Keras, and again with a crash at each moment, and compares the ends.
+        """Trains with stock Keras, and again with a crash at each moment, and compares the results.
 
         Returns:
             The file of stock Keras and ours, of the same batch.
@@ -131,7 +133,7 @@ MIRRORED = ("tf.random.Generator and tf.Variable",)
 
 
 def without_addresses(config):
-    """A part of a configuration without the addresses in memory that Keras writes into it."""
+    """Returns a configuration without the memory addresses that Keras writes into it."""
     return {name: value for name, value in config.items() if name != "shared_object_id"}
 
 
@@ -145,7 +147,7 @@ def check_weights_file(run, directory):
     stock, ours = run.check(directory, ".weights.h5")
     assert_same_arrays(stock, ours)
     model = run.fresh()
-    model.fit(run.kind.data().take(1), verbose=0)  # builds what only a batch builds
+    model.fit(run.kind.data().take(1), verbose=0)  # builds layers that need a batch
     before, loaded = run.kind.values(model), []
     for path in (stock, ours):
         with warnings.catch_warnings(), taken_for_built(model):
@@ -157,7 +159,7 @@ def check_weights_file(run, directory):
 
 
 @pytest.mark.parametrize("kind", cases(EAGERLY))
-def test_a_kind_of_model_ends_as_without_a_crash_and_its_files_are_those_of_stock_keras(tmp_path, strategy, kind):
+def test_each_kind_of_model_ends_as_without_a_crash_and_its_files_equal_those_of_stock_keras(tmp_path, strategy, kind):
     check_weights_file(Run(KINDS[kind], strategy(1).scope, eager=True), tmp_path)
 
 
@@ -184,7 +186,7 @@ def test_the_same_holds_for_two_replicas(tmp_path, strategy, kind):
 
 
 def test_the_step_is_that_of_the_optimizer_that_was_stepped_most(tmp_path):
-    """A discriminator that is updated twice in a batch; after a crash too."""
+    """A discriminator that is updated twice in a batch, also after a crash."""
     for crash in (2, None):
         keras.backend.clear_session(free_memory=False)
         keras.utils.set_random_seed(0)

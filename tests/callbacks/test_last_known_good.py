@@ -1,4 +1,4 @@
-"""A training that has gone bad: the last checkpoint without NaN stays, is found, and is resumed from."""
+"""A training with NaN: the last checkpoint without NaN is kept and found, and the run resumes from it."""
 
 import math
 
@@ -25,13 +25,13 @@ def spoilt_arrays():
 
 
 def fit_spoilt(model, *callbacks, **options):
-    """Trains on ten batches, of which one has a NaN; the same order each time."""
+    """Trains on ten batches, one of which contains a NaN, in the same order each time."""
     return model.fit(*spoilt_arrays(), batch_size=BATCH, shuffle=False, verbose=0, callbacks=list(callbacks), **options)
 
 
 @pytest.fixture(scope="module")
 def gone_bad(tmp_path_factory):
-    """A run with a checkpoint after every second batch; those of batch 8 and 10 hold NaN."""
+    """A run with a checkpoint after every second batch; those of batches 8 and 10 contain NaN."""
     directory = tmp_path_factory.mktemp("bad")
     with pytest.warns(UserWarning, match=r"b08\.weights\.h5 holds NaN or infinite values, first in \S*dense\S*/kernel") as warned:
         fit_spoilt(small_model(), GlobalStepCheckpoint(str(directory / TEMPLATE), save_freq=2))
@@ -53,7 +53,7 @@ def test_a_run_that_goes_bad_never_deletes_its_last_good_checkpoint(tmp_path):
 
 
 def test_a_good_checkpoint_after_a_bad_one_is_the_last_good_one(tmp_path):
-    """What a callback repairs in mid-run is finite again, and the one before the damage may go."""
+    """After a callback has repaired the values, they are finite again, and the checkpoint before the NaN may be deleted."""
     model = small_model("sgd")
     weights = model.get_weights()
     spoil, repair = (Do(at, lambda w=w: model.set_weights(w)) for at, w in ((3, [w * math.nan for w in weights]), (7, weights)))
@@ -90,14 +90,14 @@ def test_where_no_checkpoint_is_good_a_resume_is_refused(gone_bad, tmp_path):
     assert names(tmp_path) == ["b10.weights.h5"]
 
 
-def test_a_bad_checkpoint_that_somebody_names_is_restored(gone_bad):
+def test_a_bad_checkpoint_is_restored_if_its_path_is_given(gone_bad):
     model = small_model()
     found = restore(model, gone_bad / "b08.weights.h5")
     assert (found.batch, found.finite) == (8, False)
     assert np.isnan(model.get_weights()[0]).any()
 
 
-def test_files_that_do_not_say_count_as_finite(gone_bad, tmp_path, monkeypatch):
+def test_files_without_the_mark_count_as_finite(gone_bad, tmp_path, monkeypatch):
     fit(small_model(), GlobalStepCheckpoint(str(tmp_path / TEMPLATE)))
     header = read_header(str(tmp_path / "b10.weights.h5"))
     assert header.pop("finite") is True
@@ -114,7 +114,7 @@ def test_list_shows_which_checkpoints_are_good(gone_bad, capsys):
 
 
 class Values:
-    """A snapshot of one variable, `w`, in a group of Keras's part or beside it."""
+    """A snapshot of one variable, `w`, in Keras's part of the file or in ours."""
 
     def __init__(self, value, *, updated=True, metric=False, beside=False):
         self.header = {
@@ -132,7 +132,7 @@ DTYPES = ["float32", "float64", "float16", ml_dtypes.bfloat16, ml_dtypes.float8_
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("place", [0, 1 << 18, (1 << 18) + 1])
-def test_one_nan_anywhere_is_found_in_every_type(dtype, place, beside):
+def test_one_nan_anywhere_is_detected_in_every_type(dtype, place, beside):
     value = np.ones([2, (1 << 17) + 1], dtype)
     assert first_not_finite(Values(value, beside=beside)) is None
     value.reshape(-1)[place] = math.nan
@@ -142,7 +142,7 @@ def test_one_nan_anywhere_is_found_in_every_type(dtype, place, beside):
 def test_infinite_values_count_only_in_what_an_optimizer_updates():
     value = np.array([1.0, -math.inf], "float32")
     assert first_not_finite(Values(value)) == "dense/kernel"
-    assert first_not_finite(Values(value, updated=False)) is None  # a mask, say
+    assert first_not_finite(Values(value, updated=False)) is None  # a mask, for example
     assert first_not_finite(Values(value * math.nan, updated=False)) == "dense/kernel"
 
 

@@ -1,4 +1,4 @@
-"""A run that resumes has the learning rate that the user wants, and says which one it is where two differ."""
+"""A resumed run uses the learning rate that the user wants, and prints which one if two differ."""
 
 import contextlib
 import warnings
@@ -13,7 +13,7 @@ from callbacks.restoring import restore_weights
 
 
 class Rates(keras.callbacks.Callback):
-    """The rate of each batch."""
+    """Records the rate of each batch."""
 
     def __init__(self):
         super().__init__()
@@ -35,7 +35,7 @@ def train(directory, optimizer, *callbacks, epochs=2, save_freq="epoch"):
 
 
 class Stop(Exception):
-    """Ends a fit, as a crash does."""
+    """Ends a fit like a crash."""
 
 
 def crash():
@@ -50,7 +50,7 @@ def silent():
 
 
 @pytest.mark.parametrize("save_freq", ["epoch", 4])  # from the end of an epoch, and from its middle
-def test_a_new_rate_given_to_compile_is_used_and_said(tmp_path, save_freq):
+def test_a_new_rate_in_compile_is_used_and_reported(tmp_path, save_freq):
     with pytest.raises(Stop):
         train(tmp_path, keras.optimizers.SGD(0.01), Do(13, crash), save_freq=save_freq)
     with pytest.warns(
@@ -63,7 +63,7 @@ def test_a_new_rate_given_to_compile_is_used_and_said(tmp_path, save_freq):
         assert set(train(tmp_path, keras.optimizers.SGD(0.002), epochs=3)) == {0.002}
 
 
-def test_what_a_callback_has_lowered_stays_lowered_and_needs_no_word(tmp_path):
+def test_a_rate_that_a_callback_has_lowered_stays_lowered_silently(tmp_path):
     def lower(model):
         model.optimizer.learning_rate = 0.003
 
@@ -76,7 +76,7 @@ def test_what_a_callback_has_lowered_stays_lowered_and_needs_no_word(tmp_path):
         assert set(train(tmp_path, keras.optimizers.SGD(0.01))) == {0.003}
 
 
-def test_a_second_fit_of_a_process_does_not_take_a_lowered_rate_for_compiles(tmp_path):
+def test_a_second_fit_does_not_mistake_a_lowered_rate_for_that_of_compile(tmp_path):
     model = small_model(keras.optimizers.SGD(0.01))
     template = str(tmp_path / "b{batch:02d}.weights.h5")
     fit(model, GlobalStepCheckpoint(template))
@@ -86,7 +86,7 @@ def test_a_second_fit_of_a_process_does_not_take_a_lowered_rate_for_compiles(tmp
         assert set(train(tmp_path, keras.optimizers.SGD(0.01), epochs=3)) == {0.003}
 
 
-def test_a_file_that_does_not_say_what_was_compiled_keeps_its_rate_and_that_is_said(tmp_path, monkeypatch):
+def test_the_rate_of_a_file_without_compile_arguments_is_kept_and_reported(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("callbacks.snapshot.rates_of_fit", lambda model, tree: {})
         train(tmp_path, keras.optimizers.SGD(0.01), epochs=1)

@@ -1,4 +1,4 @@
-"""One run per template: a second one is refused, and nobody waits for the dead."""
+"""One run per template: a second run is refused, and no run waits for a dead one."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ from callbacks.lock import SILENCE, Lock, LockLost, Owner, is_dead
 
 @pytest.fixture
 def hold(tmp_path):
-    """A living process that holds a template."""
+    """Starts a process that holds a template."""
     started = []
 
     def start(template, *, before=(), **environment):
@@ -49,7 +49,7 @@ def test_a_second_run_is_refused_by_name_until_the_first_is_dead(tmp_path, hold)
     with pytest.raises(InputError, match=rf"in use by another run: process {first.pid} on {os.uname().nodename}, since 20"):
         fit(small_model(), GlobalStepCheckpoint(template))
     assert names(tmp_path) == []
-    fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "other{batch}.weights.h5")))  # another template is no obstacle
+    fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "other{batch}.weights.h5")))  # another template does not block the run
     first.send_signal(signal.SIGKILL)
     first.wait()
     fit(small_model(), GlobalStepCheckpoint(template))
@@ -57,7 +57,7 @@ def test_a_second_run_is_refused_by_name_until_the_first_is_dead(tmp_path, hold)
     assert not list(tmp_path.glob(".lock*"))
 
 
-def test_an_earlier_life_of_the_same_slurm_job_is_no_obstacle_and_another_job_is(tmp_path, hold, monkeypatch):
+def test_an_earlier_attempt_of_the_same_slurm_job_does_not_block_a_run_and_another_job_does(tmp_path, hold, monkeypatch):
     template = str(tmp_path / "b{batch}.weights.h5")
     hold(template, SLURM_JOB_ID="77", SLURM_RESTART_COUNT="1")
     monkeypatch.setenv("SLURM_JOB_ID", "78")
@@ -70,7 +70,7 @@ def test_an_earlier_life_of_the_same_slurm_job_is_no_obstacle_and_another_job_is
     lock.release()
 
 
-def test_a_holder_that_has_been_silent_is_no_obstacle_wherever_it_is(tmp_path, hold):
+def test_a_silent_holder_does_not_block_a_run_on_any_host(tmp_path, hold):
     template = str(tmp_path / "b{batch}.weights.h5")
     first = hold(template)
     first.send_signal(signal.SIGSTOP)
@@ -81,7 +81,7 @@ def test_a_holder_that_has_been_silent_is_no_obstacle_wherever_it_is(tmp_path, h
     first.send_signal(signal.SIGCONT)
     first.send_signal(signal.SIGTERM)
     first.wait()
-    assert os.path.exists(lock.path)  # the one that lost it does not take it away
+    assert os.path.exists(lock.path)  # the process that lost the lock does not remove it
     lock.release()
     assert not os.path.exists(lock.path)
 
@@ -123,14 +123,14 @@ ME = Owner(host="here", pid=10, started=500, job="7", restart=2, since="", boot=
         (dict(host="elsewhere", pid=11, job="8"), 0, False),
         (dict(host="elsewhere", pid=11, job="8"), SILENCE - 1, False),
         (dict(host="elsewhere", pid=11, job="8"), SILENCE + 1, True),
-        (dict(host="elsewhere", pid=11, restart=1), 0, True),  # an earlier life of this job
-        (dict(host="elsewhere", pid=11, restart=2), 0, False),  # this very life: another task of the job
-        (dict(host="elsewhere", pid=11, restart=3), 0, False),  # a later life: we are the one to go
+        (dict(host="elsewhere", pid=11, restart=1), 0, True),  # an earlier attempt of this job
+        (dict(host="elsewhere", pid=11, restart=2), 0, False),  # the same attempt: another task of the job
+        (dict(host="elsewhere", pid=11, restart=3), 0, False),  # a later attempt: this one must end
         (dict(host="elsewhere", pid=11, job="", restart=0), 0, False),
-        (dict(pid=os.getpid(), job=""), 0, True),  # a pid that is used again: it started at another time
+        (dict(pid=os.getpid(), job=""), 0, True),  # a reused pid: the process started at another time
         (dict(pid=2**22 + 1, job=""), 0, True),  # no such process
         (dict(pid=2**22 + 1, job="", boot="", pid_namespace=""), 0, True),  # the same, in a lock of an older version
-        (dict(pid=2**22 + 1, job="", boot="b2"), 0, False),  # another machine of the same name, for all that we know
+        (dict(pid=2**22 + 1, job="", boot="b2"), 0, False),  # possibly another machine with the same name
         (dict(pid=2**22 + 1, job="", boot="b2"), SILENCE + 1, True),
         (dict(pid=2**22 + 1, job="", pid_namespace="n2"), 0, False),  # another container of this host
         (dict(pid=2**22 + 1, job="", pid_namespace="n2"), SILENCE + 1, True),
@@ -141,7 +141,7 @@ def test_when_a_holder_counts_as_dead(holder, silent_for, dead):
     assert is_dead(dataclasses.replace(ME, **holder), dataclasses.replace(ME, host="here"), silent_for) is dead
 
 
-def test_what_a_process_left_that_was_killed_while_it_took_the_lock_is_swept(tmp_path):
+def test_files_of_a_process_that_was_killed_while_taking_the_lock_are_deleted(tmp_path):
     lock = Lock("b{batch}.keras", str(tmp_path))
     for suffix in ("", ".abc"):
         with open(lock.path + suffix, "w") as file:
@@ -152,7 +152,7 @@ def test_what_a_process_left_that_was_killed_while_it_took_the_lock_is_swept(tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lock_that_nobody_can_read_is_no_obstacle(tmp_path):
+def test_a_malformed_lock_does_not_block_a_run(tmp_path):
     lock = Lock("b{batch}.keras", str(tmp_path))
     owner = dataclasses.asdict(Owner.this_process())
     wrong = [
@@ -166,7 +166,7 @@ def test_a_lock_that_nobody_can_read_is_no_obstacle(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_restart_count_that_is_no_number_is_the_first_attempt(monkeypatch):
+def test_a_malformed_restart_count_means_the_first_attempt(monkeypatch):
     monkeypatch.setenv("SLURM_RESTART_COUNT", "x")
     assert Owner.this_process().restart == 0
 
@@ -189,7 +189,7 @@ def test_the_mode_of_the_lock_follows_the_umask(tmp_path, umask, mask):
 
 
 def test_another_user_is_refused_in_one_line_and_takes_over_from_a_dead_run(umask, monkeypatch):
-    monkeypatch.setattr(lock, "_HEARTBEAT", 600)  # the lock falls silent when the test says so
+    monkeypatch.setattr(lock, "_HEARTBEAT", 600)  # the test stops the renewal of the lock
     if os.geteuid():
         pytest.skip("only root can act as another user")
     directory = tempfile.mkdtemp()  # not under tmp_path, which other users cannot enter
@@ -223,7 +223,7 @@ def test_another_user_is_refused_in_one_line_and_takes_over_from_a_dead_run(umas
         shutil.rmtree(directory)
 
 
-def test_an_error_of_the_disk_does_not_end_the_signs_of_life(tmp_path, monkeypatch):
+def test_a_disk_error_does_not_stop_the_renewal_of_the_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_HEARTBEAT", 0.02)
     held, aside = Lock("b{batch}.keras", str(tmp_path)), tmp_path / "aside"
     held.acquire()
@@ -253,7 +253,7 @@ def test_a_lock_that_cannot_be_read_is_named_in_one_line(tmp_path):
 
 
 @pytest.mark.timeout(60)
-def test_a_fifo_in_the_place_of_a_lock_is_named_and_not_waited_for(tmp_path):
+def test_a_fifo_instead_of_a_lock_is_named_without_blocking(tmp_path):
     held = Lock("b{batch}.keras", str(tmp_path))
     os.mkfifo(held.path)
     with pytest.raises(InputError, match=f"^The lock {held.path} cannot be read or written: it is no regular file"):
@@ -262,13 +262,13 @@ def test_a_fifo_in_the_place_of_a_lock_is_named_and_not_waited_for(tmp_path):
 
 @pytest.mark.parametrize("jump", [-3600, 3600])
 def test_a_clock_that_jumps_does_not_keep_a_dead_run_alive(tmp_path, jump):
-    """The one on another host, which is judged by silence alone."""
+    """The dead run is on another host, where only silence counts."""
     taker = Lock("b{batch}.keras", str(tmp_path))
     holder = dataclasses.replace(Owner.this_process(), host="elsewhere")
     Path(taker.path).write_text(json.dumps(dataclasses.asdict(holder)))
     with pytest.raises(InputError, match="in use by another run"):
         taker.acquire()
-    os.utime(taker.path, (time.time() - jump,) * 2)  # what the last sign of life looks like after the jump
+    os.utime(taker.path, (time.time() - jump,) * 2)  # the timestamp of the last renewal after the jump
     taker.acquire()
     taker.release()
 
@@ -297,19 +297,19 @@ def test_a_second_fit_of_this_process_is_refused_while_the_first_one_runs(tmp_pa
     assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (10, 4, 8)]
 
 
-def test_a_fit_that_failed_blocks_no_other_fit_of_this_process(tmp_path):
+def test_a_failed_fit_does_not_block_another_fit_of_this_process(tmp_path):
     template = str(tmp_path / "b{batch}.weights.h5")
     with ThreadPoolExecutor(1) as pool:
         failed = pool.submit(fit, small_model(), GlobalStepCheckpoint(template, save_freq=4), Do(5, fail))
         assert isinstance(failed.exception(), InterruptedError)
-        with pytest.raises(InterruptedError):  # in another thread, while the first one still lives
+        with pytest.raises(InterruptedError):  # in another thread, while the first one still runs
             fit(small_model(), GlobalStepCheckpoint(template, save_freq=4), Do(5, fail))
         fit(small_model(), GlobalStepCheckpoint(template, save_freq=4))
     assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (10, 4, 8)]
     assert not list(tmp_path.glob(".lock*"))
 
 
-def test_a_fit_that_failed_is_no_obstacle_for_another_process_while_this_one_lives(tmp_path, hold):
+def test_a_failed_fit_does_not_block_another_process(tmp_path, hold):
     template = str(tmp_path / "b{batch}.weights.h5")
     with pytest.raises(InterruptedError):
         fit(small_model(), GlobalStepCheckpoint(template, save_freq=5), Do(5, fail))
@@ -317,11 +317,11 @@ def test_a_fit_that_failed_is_no_obstacle_for_another_process_while_this_one_liv
     while list(tmp_path.glob(".*")):
         assert time.monotonic() < deadline, "the lock is still there"
         time.sleep(0.01)
-    assert names(tmp_path) == ["b5.weights.h5"]  # what was being written is finished first
+    assert names(tmp_path) == ["b5.weights.h5"]  # the running write completes first
     hold(template)
 
 
-def test_a_loop_of_ones_own_holds_the_lock_until_its_thread_starts_another_or_ends(tmp_path):
+def test_a_custom_training_loop_holds_the_lock_until_its_thread_starts_another_or_ends(tmp_path):
     def take():
         Lock("b{batch}.keras", str(tmp_path)).acquire()
 
@@ -335,7 +335,7 @@ def test_a_loop_of_ones_own_holds_the_lock_until_its_thread_starts_another_or_en
     take()
 
 
-def test_a_run_whose_lock_another_fit_has_taken_saves_nothing_more(tmp_path):
+def test_a_run_that_has_lost_its_lock_saves_nothing(tmp_path):
     first, second = Lock("b{batch}.keras", str(tmp_path)), Lock("b{batch}.keras", str(tmp_path))
     first.acquire()
     second.acquire()  # in the same second, by the same process

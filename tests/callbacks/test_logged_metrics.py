@@ -1,4 +1,4 @@
-"""Logs hold whatever people put there. Where stock `ModelCheckpoint` works, ours writes the files that it writes."""
+"""Logs may contain any value. If stock `ModelCheckpoint` works, ours writes the same files."""
 
 import keras
 import numpy as np
@@ -40,7 +40,7 @@ def score(epoch):
 
 
 def both(tmp_path, filename, *others, model=small_model, after=False, **options):
-    """The names that stock and ours write in two epochs; `others` stand before them in the list, or after."""
+    """Returns the names that stock and ours write in two epochs, with `others` before or after them in the list."""
     found = []
     for kind in (keras.callbacks.ModelCheckpoint, GlobalStepCheckpoint):
         keras.backend.clear_session()
@@ -55,7 +55,7 @@ def both(tmp_path, filename, *others, model=small_model, after=False, **options)
 
 
 @pytest.mark.parametrize("kind", VALUES)
-def test_any_value_in_the_logs_is_as_good_as_with_stock(tmp_path, kind):
+def test_any_value_in_the_logs_is_accepted_as_by_stock(tmp_path, kind):
     stock, ours = both(tmp_path, "e{epoch}.weights.h5", Logs("own", VALUES[kind]))
     assert stock == ours == ["e1.weights.h5", "e2.weights.h5"]
 
@@ -69,13 +69,13 @@ def test_any_value_in_a_name_is_written_as_stock_writes_it(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", ["np.float32", "a tensor", "a vector"])
-def test_best_only_compares_numbers_and_saves_what_is_none_as_stock_does(tmp_path, kind):
+def test_best_only_compares_numbers_and_treats_other_values_like_stock(tmp_path, kind):
     options = {"monitor": "own", "mode": "max", "save_best_only": True}
     stock, ours = both(tmp_path, "e{epoch}.weights.h5", Logs("own", VALUES[kind]), **options)
     assert stock == ours and len(ours) == (2 if kind == "a vector" else 1)
 
 
-def test_keep_best_passes_over_what_is_no_number(tmp_path):
+def test_keep_best_ignores_values_that_are_not_numbers(tmp_path):
     values = [np.arange(3.0), 0.5, "text"]
     checkpoint = GlobalStepCheckpoint(str(tmp_path / "e{epoch}.weights.h5"), monitor="own", mode="max", keep_best=1)
     fit(small_model(), Logs("own", lambda epoch: values[epoch]), checkpoint, epochs=3)
@@ -84,7 +84,7 @@ def test_keep_best_passes_over_what_is_no_number(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["top-5", "a/b", "f 1", "acc@1", "m\u00e4x", "1st", "50%"])
-def test_a_metric_of_any_name_may_stand_in_a_file_s_name(tmp_path, name):
+def test_a_metric_with_any_name_may_be_in_a_file_name(tmp_path, name):
     def classifier():
         return small_model(metrics=[keras.metrics.MeanAbsoluteError(name=name)])
 
@@ -97,13 +97,13 @@ def test_a_metric_of_any_name_may_stand_in_a_file_s_name(tmp_path, name):
     assert len(names(tmp_path / "GlobalStepCheckpoint")) == 1
 
 
-def test_a_part_of_a_vector_may_stand_in_a_name(tmp_path):
+def test_an_element_of_a_vector_may_be_in_a_name(tmp_path):
     stock, ours = both(tmp_path, "e{epoch}-{own[1]:.2f}.weights.h5", Logs("own", np.arange(3.0)))
     assert stock == ours == ["e1-1.00.weights.h5", "e2-1.00.weights.h5"]
 
 
 @pytest.mark.parametrize("after", [False, True])
-def test_a_metric_of_a_callback_may_stand_in_a_name(tmp_path, after):
+def test_a_metric_of_a_callback_may_be_in_a_name(tmp_path, after):
     template = "e{epoch}-{val_f1:.3f}.weights.h5"
     if after:  # stock knows only what was logged before it
         checkpoint = GlobalStepCheckpoint(str(tmp_path / template))
@@ -114,8 +114,8 @@ def test_a_metric_of_a_callback_may_stand_in_a_name(tmp_path, after):
         assert stock == ours == ["e1-0.500.weights.h5", "e2-0.625.weights.h5"]
 
 
-def test_saves_by_batch_carry_the_newest_value_that_a_callback_has_logged(tmp_path):
-    """The first ones wait for it, as for a validation."""
+def test_saves_by_batch_contain_the_newest_value_that_a_callback_has_logged(tmp_path):
+    """The first saves wait for the value, as for a validation."""
     template = str(tmp_path / "b{batch:02d}-{f1:.3f}.weights.h5")
     fit(small_model(), Logs("f1", score), GlobalStepCheckpoint(template, save_freq=4), epochs=2)
     assert names(tmp_path) == [f"b{batch}-0.500.weights.h5" for batch in (10, 12, 16, 20)]
@@ -144,7 +144,7 @@ def test_a_metric_of_a_callback_waits_for_the_epoch_that_validates(tmp_path):
     assert names(tmp_path) == ["e2-0.625.weights.h5"]
 
 
-def test_a_format_that_does_not_suit_the_value_is_one_clear_line(tmp_path):
+def test_a_format_that_does_not_fit_the_value_is_reported_in_one_line(tmp_path):
     with pytest.raises(InputError, match=r"\{own:\.3f\}.*is no format of the value that was logged.*0\., 1\., 2\.") as raised:
         checkpoint = GlobalStepCheckpoint(str(tmp_path / "{own:.3f}.weights.h5"))
         fit(small_model(), Logs("own", np.arange(3.0)), checkpoint)
@@ -153,7 +153,7 @@ def test_a_format_that_does_not_suit_the_value_is_one_clear_line(tmp_path):
 
 @pytest.mark.parametrize("value", ["../../up", "/etc/x", "..", ".", "a/b", "a\nb", "a\0b"])
 @pytest.mark.parametrize("filename", ["in/{own}.weights.h5", "in/{own}/b{batch}.weights.h5"])
-def test_no_value_leads_out_of_the_directory(tmp_path, value, filename):
+def test_no_value_in_a_name_leads_out_of_the_directory(tmp_path, value, filename):
     directory = tmp_path / "run"
     template = str(directory / filename)
     fit(small_model(), Logs("own", value), GlobalStepCheckpoint(template, resume=True))
@@ -172,7 +172,7 @@ def test_the_published_callback_takes_such_names_too(tmp_path):
     assert len(names(tmp_path)) == 1
 
 
-def test_what_no_curve_can_show_is_left_out_with_one_warning(tmp_path):
+def test_values_that_no_curve_can_show_are_left_out_with_one_warning(tmp_path):
     def with_vector():
         return small_model(metrics=[keras.metrics.F1Score(average=None, threshold=0.5, name="f1")])
 

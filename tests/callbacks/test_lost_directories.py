@@ -1,4 +1,4 @@
-"""A directory that is deleted, moved or unmounted in mid-run is not made again, and what is lost is said in one line."""
+"""A directory that is deleted, moved or unmounted during a run is not created again, and the loss is reported in one line."""
 
 import os
 import shutil
@@ -26,7 +26,7 @@ def move(directory):
 
 def replace(directory):
     os.rename(directory, f"{directory}-moved")
-    os.mkdir(directory)  # as an empty mount point is there when its disk is gone
+    os.mkdir(directory)  # an empty mount point remains when its disk is gone
 
 
 @pytest.mark.parametrize("background", [True, False])
@@ -51,7 +51,7 @@ def test_a_save_into_a_lost_directory_fails_with_its_name_and_makes_nothing(tmp_
         assert names(tmp_path / "run-moved") == ["b2.weights.h5", "b4.weights.h5"]
 
 
-def test_a_lost_directory_above_those_that_a_template_makes_is_not_made_again(tmp_path):
+def test_a_lost_parent_directory_is_not_created_again(tmp_path):
     directory = tmp_path / "run"
     checkpoint = GlobalStepCheckpoint(directory / "s{samples}" / "b{batch}.weights.h5", save_freq=2, background=False)
     with pytest.raises(CheckpointWriteError, match=f"the directory {directory} was deleted, moved or unmounted"):
@@ -104,7 +104,7 @@ def test_a_disk_that_becomes_read_only_ends_training_with_its_name_and_keeps_wha
 
 
 @pytest.mark.parametrize("jump", [-3600, 3600])
-def test_a_clock_that_jumps_an_hour_moves_no_save_and_ends_no_run(tmp_path, monkeypatch, jump):
+def test_a_clock_jump_of_an_hour_does_not_affect_saves_or_the_run(tmp_path, monkeypatch, jump):
     clock = time.time
     steady, jumping = tmp_path / "steady", tmp_path / "jumping"
     for directory in (steady, jumping):
@@ -150,7 +150,7 @@ def test_a_disk_that_is_unmounted_leaves_nothing_on_the_disk_below(tmp_path):
 
 
 @pytest.mark.parametrize("lose", [delete, move])
-def test_lost_curves_are_said_once_and_training_continues(tmp_path, lose):
+def test_lost_curves_are_reported_once_and_training_continues(tmp_path, lose):
     events = tmp_path / "events"
     board = GlobalStepTensorBoard(events, update_freq=2, write_graph=False)
     with warnings.catch_warnings(record=True) as caught:
@@ -164,7 +164,7 @@ def test_lost_curves_are_said_once_and_training_continues(tmp_path, lose):
     assert not events.exists()
 
 
-def test_a_profile_does_not_make_a_lost_directory_again(tmp_path):
+def test_a_profile_does_not_recreate_a_lost_directory(tmp_path):
     events = tmp_path / "events"
     board = GlobalStepTensorBoard(events, update_freq=100, write_graph=False, profile_batch=(4, 6))
     with pytest.warns(UserWarning, match="curves .* are lost"):
@@ -189,7 +189,7 @@ run(lambda: main(sys.argv[1:]))
 """
 
 
-def test_a_write_of_events_that_fails_in_mid_run_is_a_failure_and_not_bad_input(tmp_path):
+def test_a_failed_write_of_events_during_a_run_is_a_failure_and_not_bad_input(tmp_path):
     flags = ["--model", "mlp", "--epochs", "2", "--workdir", str(tmp_path)]
     done = subprocess.run([sys.executable, "-c", FULL, *flags], cwd=ROOT, capture_output=True, text=True, env=USER_ENVIRONMENT)
     assert done.returncode == 1, done.stderr
@@ -212,7 +212,7 @@ def test_after_an_event_file_that_is_ahead_of_the_clock_the_next_one_still_sorts
     began = time.monotonic()
     for i in range(3):
         EventFile(str(tmp_path), describe).scalars(i, time.time(), {"loss": float(i)})
-    assert time.monotonic() - began < 1  # nobody waits for the clock
+    assert time.monotonic() - began < 1  # without waiting for the clock
     written = sorted(path.name for path in tmp_path.iterdir())[1:]
     assert [int(name.split(".")[3]) for name in written] == [ahead + 1, ahead + 2, ahead + 3]
     reader = EventAccumulator(str(tmp_path), {"scalars": 0}).Reload()
@@ -220,14 +220,14 @@ def test_after_an_event_file_that_is_ahead_of_the_clock_the_next_one_still_sorts
 
 
 @pytest.mark.parametrize("resume", ["", None, 3])
-def test_what_is_no_path_to_resume_from_is_refused_in_one_line(resume):
+def test_an_invalid_resume_path_is_refused_in_one_line(resume):
     with pytest.raises(InputError, match=r"^resume is True, False, or the path of a checkpoint. Received: .*$") as raised:
         GlobalStepCheckpoint("b{batch}.weights.h5", resume=resume)
     assert repr(resume) in str(raised.value)
 
 
 @pytest.mark.timeout(60)
-def test_a_fifo_among_the_event_files_is_passed_over(tmp_path):
+def test_a_fifo_among_the_event_files_is_skipped(tmp_path):
     os.mkfifo(tmp_path / "events.out.tfevents.\u00b2.host.1.x")
     file = EventFile(str(tmp_path), str)
     file.scalars(3, time.time(), {"loss": 1.0})

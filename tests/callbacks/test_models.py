@@ -1,4 +1,4 @@
-"""Whatever a model is made of comes back from a checkpoint, and stock Keras loads the same file."""
+"""Every part of a model is restored from a checkpoint, and stock Keras loads the same file."""
 
 import keras
 import numpy as np
@@ -27,7 +27,7 @@ class Subclassed(keras.Model):
 
 @keras.saving.register_keras_serializable("tests")
 class OwnVariables(layers.Layer):
-    """Stores its table in a way of its own."""
+    """Stores its table in a custom way."""
 
     def build(self, shape):
         self.table = self.add_weight(shape=(shape[-1], 1), name="table")
@@ -98,7 +98,7 @@ MODELS = [subclassed, functional, nested, shared_layers, own_variables, recurren
 
 @pytest.mark.slow
 @pytest.mark.parametrize("build, optimizer", [*((build, adam) for build in MODELS), (functional, ema)])
-def test_every_variable_comes_back_and_stock_keras_loads_the_file(tmp_path, build, optimizer):
+def test_every_variable_is_restored_and_stock_keras_loads_the_file(tmp_path, build, optimizer):
     def make():
         keras.backend.clear_session()
         model = build()
@@ -135,7 +135,7 @@ def test_every_variable_comes_back_and_stock_keras_loads_the_file(tmp_path, buil
 
 
 def test_a_model_without_an_optimizer_is_saved_too(tmp_path):
-    """A train step that updates in a way of its own, or not at all."""
+    """A custom train step that updates by itself, or not at all."""
 
     class Frozen(keras.Model):
         def train_step(self, data):
@@ -148,10 +148,10 @@ def test_a_model_without_an_optimizer_is_saved_too(tmp_path):
         *arrays(), batch_size=BATCH, verbose=0, callbacks=[GlobalStepCheckpoint(str(tmp_path / "b{batch}_s{step}.weights.h5"))]
     )
     latest = latest_checkpoint(tmp_path)
-    assert (latest.batch, latest.step) == (10, 10)  # nobody else tells updates
+    assert (latest.batch, latest.step) == (10, 10)  # nothing else counts updates
 
 
-def test_a_model_that_is_not_built_says_what_to_do(tmp_path):
+def test_the_error_for_a_model_that_is_not_built_says_what_to_do(tmp_path):
     trained = subclassed()
     trained.compile("adam", "mse")
     template = str(tmp_path / "b{batch}.weights.h5")

@@ -1,4 +1,4 @@
-"""A file holds what the model was at the batch that it names, whatever happens before it is written."""
+"""A file contains the model at the batch in its name, whatever happens before it is written."""
 
 import copy
 import json
@@ -9,7 +9,8 @@ import keras
 import numpy as np
 import pytest
 from compare import assert_same_weights, datasets
-from kinds import BATCHES, KINDS
+from kind_data import BATCHES
+from kinds import KINDS
 from small import Do, fit, names
 
 import callbacks.checkpoint
@@ -19,7 +20,7 @@ from callbacks.snapshot import Snapshot
 
 @pytest.fixture
 def gate(monkeypatch):
-    """Holds every save that is in flight until it is opened, before its values are copied or before they are written."""
+    """Blocks every save until the gate is opened, before its values are copied or before they are written."""
     opened = threading.Event()
 
     def hold(owner, name):
@@ -37,7 +38,7 @@ def gate(monkeypatch):
 
 
 class After(keras.callbacks.Callback):
-    """Does something with the model after a batch of this fit, counted from 1, or at the end of an epoch."""
+    """Calls a function of the model after a batch of this fit, counted from 1, or at the end of an epoch."""
 
     def __init__(self, act, *, batch=None, epoch=None):
         super().__init__()
@@ -54,7 +55,7 @@ class After(keras.callbacks.Callback):
 
 
 def fresh(make, seed=0):
-    """A model that trains eagerly, which is fast for a model as small as these."""
+    """Returns a model that trains eagerly, which is fast for a small model."""
     keras.backend.clear_session(free_memory=False)
     keras.utils.set_random_seed(seed)
     model = make()
@@ -63,15 +64,15 @@ def fresh(make, seed=0):
 
 
 def save_with_keras(model, directory):
-    """What stock Keras saves now, in both formats."""
-    built, model.built = model.built, True  # as Keras asks for where a model has no `call`
+    """Saves with stock Keras, in both formats."""
+    built, model.built = model.built, True  # required by Keras for a model without `call`
     model.save_weights(directory / "stock.weights.h5")
     model.save(directory / "stock.keras")
     model.built = built
 
 
 def parts(path, directory):
-    """The configuration in an archive, without addresses in memory, and a file with its weights."""
+    """Returns the configuration in an archive, without memory addresses, and a file with its weights."""
     with zipfile.ZipFile(path) as archive:
         config = json.loads(
             archive.read("config.json"), object_hook=lambda part: {k: v for k, v in part.items() if k != "shared_object_id"}
@@ -93,7 +94,7 @@ SUFFIXES = ".weights.h5", ".keras"
 
 
 @pytest.mark.parametrize("kind, what", [*HELD, *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE_HELD)])
-def test_what_is_written_ten_batches_later_holds_every_array_as_it_was_at_the_save(tmp_path, gate, kind, what):
+def test_a_file_written_ten_batches_later_contains_every_array_as_at_the_save(tmp_path, gate, kind, what):
     kind, opened = KINDS[kind], gate[what]()
     seen = {}
 
@@ -121,13 +122,13 @@ def test_what_is_written_ten_batches_later_holds_every_array_as_it_was_at_the_sa
     assert_same_weights(stock_weights, archived_weights)
     for path in (weights, archive):
         other = fresh(kind.make, seed=1)
-        other.fit(kind.data().take(1), verbose=0)  # builds what only a batch builds
+        other.fit(kind.data().take(1), verbose=0)  # builds layers that need a batch
         assert restore(other, path).batch == SAVED
         assert_same_values(seen["saved"], kind.values(other))
 
 
 def run_and_clear(directory, *others):
-    """Trains with a save at each batch: the model's history."""
+    """Trains with a save at each batch. Returns the history."""
     kind = KINDS["Dropout and BatchNormalization"]
     model = fresh(kind.make)
     checkpoint = GlobalStepCheckpoint(directory / "b{batch:02d}.weights.h5", save_freq=1)
@@ -135,7 +136,7 @@ def run_and_clear(directory, *others):
 
 
 class ClearAlways(keras.callbacks.Callback):
-    """Calls `clear_session` in a thread of its own, again and again while training goes on."""
+    """Calls `clear_session` repeatedly in a thread during training."""
 
     def __init__(self):
         super().__init__()
@@ -143,7 +144,7 @@ class ClearAlways(keras.callbacks.Callback):
         self.thread = threading.Thread(target=self.clear)
 
     def on_train_batch_end(self, batch, logs=None):
-        if self.thread.ident is None:  # not before, since Keras cannot be cleared while it builds the model
+        if self.thread.ident is None:  # not earlier, because Keras cannot be cleared while it builds the model
             self.thread.start()
 
     def clear(self):
@@ -157,7 +158,7 @@ class ClearAlways(keras.callbacks.Callback):
 
 
 class ClearAtEachBatch(keras.callbacks.Callback):
-    """What many people paste against growing memory."""
+    """Calls `clear_session` at each batch, as many scripts do against growing memory."""
 
     calls = 0
 
@@ -170,7 +171,7 @@ class ClearAtEachBatch(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("clears", [pytest.param(ClearAtEachBatch, marks=pytest.mark.slow), ClearAlways])
-def test_clear_session_while_training_changes_no_file(tmp_path, clears):
+def test_clear_session_during_training_does_not_change_files(tmp_path, clears):
     clear = clears()
     quiet = run_and_clear(tmp_path / "quiet")
     try:
@@ -189,7 +190,7 @@ def compile_anew(model):
 
 
 def compile_again(model):
-    """Compiles with another optimizer; the `fit` under way then needs its train function again."""
+    """Compiles with another optimizer; the running `fit` then needs its train function again."""
     compile_anew(model)
     model.make_train_function()
 
@@ -203,7 +204,7 @@ WHEN = {
 
 @pytest.mark.parametrize("is_first", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("when", WHEN)
-def test_a_callback_that_compiles_the_model_loses_no_save(tmp_path, when, is_first):
+def test_compiling_in_a_callback_does_not_lose_a_save(tmp_path, when, is_first):
     kind = KINDS["accumulated gradients"]
     ends = {}
     for ours in (False, True):
@@ -271,7 +272,7 @@ def test_layers_that_a_callback_freezes_are_frozen_in_the_next_save(tmp_path, co
 
 
 def test_settings_that_a_callback_changes_are_in_the_next_archive(tmp_path):
-    """A rate of Dropout is neither a variable nor an object, and what loads the archive trains with it."""
+    """A Dropout rate is neither a variable nor an object; a program that loads the archive trains with it."""
     kind = KINDS["Dropout and BatchNormalization"]
 
     def change(model):
@@ -289,7 +290,7 @@ def test_settings_that_a_callback_changes_are_in_the_next_archive(tmp_path):
 
 @pytest.mark.slow
 def test_draws_without_a_seed_resume_though_keras_has_forgotten_their_generator(tmp_path):
-    """The compiled train step keeps the generator that it was made with, and so does the checkpoint."""
+    """The compiled train step keeps its original generator, and so does the checkpoint."""
 
     class Clear(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):

@@ -1,4 +1,4 @@
-"""One file replaces methods of Keras and looks for the running `fit`, one uses private names; a model gets one hidden attribute."""
+"""One file replaces methods of Keras and finds the running `fit`, one uses private names; a model gets one hidden attribute."""
 
 import ast
 
@@ -16,21 +16,21 @@ PACKAGES = ("callbacks", "recipes", "launch")
 
 
 def parse(*packages):
-    """Path of a file, from the root -> its syntax tree."""
+    """Returns path of a file, relative to the root -> its syntax tree."""
     paths = [path for package in packages for path in sorted((ROOT / package).rglob("*.py"))]
     assert len(paths) > 10
     return {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in paths}
 
 
 def methods_of_keras():
-    """What can be called on a model or an optimizer, and the functions that `fit` makes."""
+    """Returns the methods of a model and an optimizer, and the functions that `fit` creates."""
     kinds = (keras.Model, keras.Sequential, keras.optimizers.Adam, keras.optimizers.LossScaleOptimizer)
     made = {"train_function", "test_function", "predict_function"}
     return made | {name for kind in kinds for name in dir(kind) if callable(getattr(kind, name, None))}
 
 
 def own_names(trees):
-    """Private names that the files themselves define: functions, classes, variables, attributes of `self`."""
+    """Returns private names that the files define: functions, classes, variables, attributes of `self`."""
     names = set()
     for tree in trees.values():
         for node in ast.walk(tree):
@@ -48,7 +48,7 @@ def is_self(node):
 
 
 def text_of(node, constants):
-    """The string that an expression stands for: a literal, or a constant of the module; else None."""
+    """Returns the string of an expression that is a literal or a constant of the module; otherwise None."""
     value = constants.get(node.id) if isinstance(node, ast.Name) else node
     return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
 
@@ -64,7 +64,7 @@ def constants_of(tree):
 
 
 def replaced_methods(tree, methods):
-    """The places where a method of a model or an optimizer may be assigned to: (line, name)."""
+    """Returns the assignments to methods of a model or an optimizer: (line, name)."""
     constants = constants_of(tree)
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, (ast.Store, ast.Del)) and not is_self(node.value):
@@ -88,7 +88,7 @@ def looks_at_frames(tree):
 
 
 def private_names(tree, own):
-    """The private modules and names of other packages that a file uses: (line, name)."""
+    """Returns the private modules and names of other packages that a file uses: (line, name)."""
     constants = constants_of(tree)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -176,7 +176,7 @@ def test_a_model_gets_one_hidden_attribute(tmp_path):
     assert set(vars(ours.optimizer)) - set(vars(plain.optimizer)) == {"callbacks.attached"}
 
 
-def test_a_skipped_execution_passes_the_functions_around_it_and_trains_on_nothing():
+def test_a_skipped_execution_calls_the_functions_around_it_and_does_not_train():
     model, passed = small_model(), []
     hooks = fit_hooks_of(model)
     hooks.around_execution(lambda execute, iterator: [passed.append("around"), execute(iterator)][1])
@@ -189,7 +189,7 @@ def test_a_skipped_execution_passes_the_functions_around_it_and_trains_on_nothin
     assert int(model.optimizer.iterations) == BATCHES - 2
 
 
-def test_what_is_registered_last_is_called_first_and_outlives_another_compile():
+def test_the_function_registered_last_is_called_first_and_survives_another_compile():
     model, traced = small_model(), []
     for name in ("inner", "outer"):
         fit_hooks_of(model).around_train_step(lambda step, data, name=name: [traced.append(name), step(data)][1])
@@ -199,7 +199,7 @@ def test_what_is_registered_last_is_called_first_and_outlives_another_compile():
     assert traced[:2] == ["outer", "inner"] and len(traced) >= 2 * BATCHES
 
 
-def test_models_share_no_hooks():
+def test_models_do_not_share_hooks():
     one, other, called = small_model(), small_model(), []
     fit_hooks_of(one).after_execution(lambda: called.append(one))
     fit(other)

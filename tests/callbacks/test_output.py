@@ -1,4 +1,4 @@
-"""What a checkpoint is written to: the disk begins early, and none of its errors is lost."""
+"""The output of a checkpoint: flushing begins early, and no disk error is lost."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def write_three(output):
         output.write(MEGABYTE)
 
 
-def test_the_disk_begins_while_the_rest_is_written(tmp_path, monkeypatch, small_flushes):
+def test_flushing_begins_while_the_rest_is_written(tmp_path, monkeypatch, small_flushes):
     began = threading.Event()
     monkeypatch.setattr(os, "fdatasync", lambda descriptor: began.set())
 
@@ -38,7 +38,7 @@ def test_the_disk_begins_while_the_rest_is_written(tmp_path, monkeypatch, small_
 
 
 def test_an_error_of_an_early_flush_ends_the_save_though_the_last_flush_succeeds(tmp_path, monkeypatch, small_flushes):
-    """The system tells of a failed write once; the next fsync of the same file says that all is well."""
+    """The system reports a failed write once; the next fsync of the same file succeeds."""
     errors = [OSError(errno.EIO, "Input/output error")]
 
     def fdatasync(descriptor):
@@ -51,7 +51,7 @@ def test_an_error_of_an_early_flush_ends_the_save_though_the_last_flush_succeeds
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_flush_outlives_a_save_that_failed(tmp_path, monkeypatch, small_flushes):
+def test_no_flush_outlives_a_failed_save(tmp_path, monkeypatch, small_flushes):
     began, may_end, ended = threading.Event(), threading.Event(), []
 
     def fdatasync(descriptor):
@@ -68,4 +68,4 @@ def test_no_flush_outlives_a_save_that_failed(tmp_path, monkeypatch, small_flush
     monkeypatch.setattr(os, "fdatasync", fdatasync)
     with pytest.raises(InterruptedError):
         files.commit(str(tmp_path / "a.weights.h5"), TRAILER, write)
-    assert len(ended) == 1  # before the descriptor was closed, and could become another file's
+    assert len(ended) == 1  # before the descriptor was closed and could be reused

@@ -1,4 +1,4 @@
-"""Loops of the user's own around which a `CallbackList` calls our callbacks, beside `fit` on the same data."""
+"""Custom training loops with a `CallbackList` that calls our callbacks, compared with `fit` on the same data."""
 
 import keras
 import numpy as np
@@ -20,7 +20,7 @@ class Stop(Exception):
 
 
 def model_of(strategy=None, optimizer="adam"):
-    keras.backend.clear_session()  # names are stored too
+    keras.backend.clear_session()  # because names are stored
     keras.utils.set_random_seed(3)
     with (strategy or tf.distribute.get_strategy()).scope():
         model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
@@ -44,7 +44,7 @@ def strategy_run(model, x, y):
 
 
 def train_step(model, x, y):
-    """A step of the user's own around the model's, which counts on the device."""
+    """Returns a custom step around that of the model, which counts on the device."""
     return model.distribute_strategy.run(tf.function(lambda: model.train_step((x, y))))
 
 
@@ -52,7 +52,7 @@ STEPS = [train_on_batch, gradient_tape, strategy_run, train_step]
 
 
 def run(model, step, *listed, stop_at=None, leaves_out=True, from_epoch=None):
-    """The loop of the README, for any step; it crashes after so many batches of its own."""
+    """Runs the loop of the README with any step, and crashes after a number of batches."""
     checkpoint = next(each for each in listed if isinstance(each, GlobalStepCheckpoint))
     loop = keras.callbacks.CallbackList([*listed], add_history=True, model=model, epochs=EPOCHS, steps=BATCHES)
     loop.on_train_begin()
@@ -117,7 +117,7 @@ def test_a_loop_that_crashed_ends_with_the_same_bits(tmp_path, strategy, step, r
     assert_same_rest(tmp_path / "cut" / "b30.weights.h5", tmp_path / "whole" / "b30.weights.h5")
 
 
-def test_train_on_batch_leaves_out_by_itself_what_is_trained_on(tmp_path):
+def test_train_on_batch_skips_batches_that_are_already_trained_on(tmp_path):
     def life(where, **options):
         model = model_of()
         run(
@@ -136,7 +136,7 @@ def test_train_on_batch_leaves_out_by_itself_what_is_trained_on(tmp_path):
     assert counters_of(resumed).read() == counters_of(whole).read()
 
 
-def test_a_model_that_its_first_batch_builds_is_restored_by_train_on_batch_and_refused_by_a_step_that_nobody_sees(tmp_path):
+def test_a_model_that_its_first_batch_builds_is_restored_by_train_on_batch_and_refused_in_a_custom_step(tmp_path):
     def life(step, **options):
         keras.utils.set_random_seed(3)
         model = keras.Sequential([keras.layers.Dense(4), keras.layers.Dense(1)])
@@ -152,7 +152,7 @@ def test_a_model_that_its_first_batch_builds_is_restored_by_train_on_batch_and_r
     assert int(resumed.optimizer.iterations.numpy()) == 30 == counters_of(resumed).read().batch
 
 
-def test_a_loop_that_trains_twice_on_something_says_so(tmp_path):
+def test_a_loop_that_repeats_batches_gets_a_warning(tmp_path):
     for where, options, words in (
         ("epochs", {"from_epoch": 0}, "Training goes on in epoch 2, and this loop begins with epoch 1"),
         ("batches", {"leaves_out": False}, "The first 5 batches of this epoch are trained on twice"),
@@ -164,7 +164,7 @@ def test_a_loop_that_trains_twice_on_something_says_so(tmp_path):
             run(model_of(), gradient_tape, GlobalStepCheckpoint(template, save_freq=5, resume=True), **options)
 
 
-def test_samples_that_nobody_can_count_are_refused_in_names(tmp_path):
+def test_samples_in_a_name_are_refused_if_they_cannot_be_counted(tmp_path):
     with pytest.raises(InputError, match=r"\{samples\}.*cannot be counted"):
         run(model_of(), gradient_tape, GlobalStepCheckpoint(tmp_path / "{samples}.weights.h5"))
     run(model_of(), train_on_batch, GlobalStepCheckpoint(tmp_path / "{samples}.weights.h5"))
@@ -180,7 +180,7 @@ def test_several_steps_for_each_batch_of_the_loop_are_one_batch(tmp_path):
     assert names(tmp_path) == ["b15-s30.weights.h5", "b30-s60.weights.h5"]
 
 
-def test_fit_goes_on_with_the_counters_of_a_loop(tmp_path):
+def test_fit_continues_with_the_counters_of_a_loop(tmp_path):
     model = model_of()
     fit(model, GlobalStepCheckpoint(tmp_path / "b{batch}-s{step}.weights.h5"))
     for step in (gradient_tape, train_on_batch):
@@ -189,7 +189,7 @@ def test_fit_goes_on_with_the_counters_of_a_loop(tmp_path):
     assert names(tmp_path) == [f"b{batch}-s{batch}.weights.h5" for batch in (10, 40, 70, 80)]
 
 
-def test_a_loop_whose_optimizer_the_model_does_not_know_says_so(tmp_path):
+def test_a_loop_with_an_optimizer_outside_the_model_gets_a_warning(tmp_path):
     model, own = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)]), keras.optimizers.Adam()
 
     def step(model, x, y):
@@ -216,6 +216,6 @@ def test_the_loop_of_the_readme_is_killed_and_ends_with_the_same_bits(tmp_path):
     assert_same_rest(cut, whole)
 
 
-def test_small_models_of_other_tests_train_in_a_loop_too(tmp_path):
+def test_models_of_other_tests_train_in_a_custom_loop(tmp_path):
     run(small_model(), gradient_tape, GlobalStepCheckpoint(tmp_path / "last.weights.h5"))
     assert names(tmp_path) == ["last.weights.h5"]

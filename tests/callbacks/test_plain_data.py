@@ -1,4 +1,4 @@
-"""What ranks tell each other is data: any plain value comes back as it was, and anything else is refused without being run."""
+"""Ranks exchange data only: any plain value is decoded unchanged, and anything else is refused and not executed."""
 
 import contextlib
 import json
@@ -23,7 +23,7 @@ DTYPES = [
 
 @pytest.fixture(autouse=True)
 def fresh_keras():
-    """No test here makes a model, and a fresh session takes a sixth of a second."""
+    """Skips the fresh session, which takes a sixth of a second, because no test here creates a model."""
 
 
 def same_array(one, other):
@@ -37,19 +37,19 @@ def same_array(one, other):
         {"a": [1, {"b": None}], "": 2.5, "array": ["<f4", [3]], "dict": {}, "scalar": "x"},
     ],
 )  # fmt: skip
-def test_plain_values_come_back_as_they_were(value):
+def test_plain_values_are_decoded_unchanged(value):
     found = decode(encode(value))
     assert found == value and type(found) is type(value)
     assert str(found) == str(value)  # -0.0 too
 
 
-def test_nan_comes_back_and_tuples_come_back_as_lists():
+def test_nan_is_decoded_and_tuples_become_lists():
     assert math.isnan(decode(encode([math.nan]))[0])
     assert decode(encode({"a": (1, (2, "b"))})) == {"a": [1, [2, "b"]]}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_arrays_come_back_bit_for_bit_and_can_be_written_to(dtype):
+def test_arrays_are_decoded_bit_for_bit_and_are_writable(dtype):
     for shape in [(), (1,), (0,), (3, 0, 2), (4, 3)]:
         sent = np.arange(math.prod(shape)).reshape(shape).astype("uint8").astype(dtype)
         found, transposed, after = decode(encode([sent, sent.T, 7]))
@@ -58,12 +58,12 @@ def test_arrays_come_back_bit_for_bit_and_can_be_written_to(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_scalars_of_numpy_stay_scalars_of_their_type(dtype):
+def test_numpy_scalars_keep_their_type(dtype):
     one = np.ones((), "uint8").astype(dtype)[()]
     assert same_array(decode(encode({"x": one}))["x"], one)
 
 
-def test_views_and_several_arrays_keep_their_places():
+def test_views_and_several_arrays_keep_their_positions():
     base = np.arange(24.0).reshape(4, 6)
     value = {
         "b": base[::2, ::-1],
@@ -93,13 +93,13 @@ class Opaque:
         ValueError("x"), 1j,
     ],
 )  # fmt: skip
-def test_what_is_not_plain_is_refused_when_it_is_sent(value):
+def test_data_that_is_not_plain_is_refused_when_it_is_sent(value):
     with pytest.raises(TypeError, match="Plain data") as caught:
         encode({"x": value})
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_nested_too_deep_is_refused_when_it_is_sent():
+def test_data_that_is_nested_too_deeply_is_refused_when_it_is_sent():
     endless = []
     endless.append(endless)
     with pytest.raises(ValueError, match="64 levels"):
@@ -185,7 +185,7 @@ def test_sizes_beyond_the_message_are_refused():
         refused(struct.pack(">8s2Q", b"PLAIN\0\0\1", *sizes) + b"null")
 
 
-def test_random_changes_of_a_message_raise_nothing_but_value_error():
+def test_random_changes_of_a_message_raise_only_value_errors():
     whole = encode({"a": [1, 2.5, "x"], "b": np.arange(3), "c": np.float32(1), "d": np.array(["ab"]), "e": np.zeros((2, 0))})
     rng = random.Random(0)
     for _ in range(20_000):
@@ -197,7 +197,7 @@ def test_random_changes_of_a_message_raise_nothing_but_value_error():
 
 
 class Trap:
-    """What runs a command when somebody unpickles it."""
+    """Runs a command when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -206,7 +206,7 @@ class Trap:
         return os.mkdir, (self.path,)
 
 
-def test_a_pickle_in_place_of_a_message_is_not_run(tmp_path):
+def test_a_pickle_instead_of_a_message_is_not_executed(tmp_path):
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         payload = pickle.dumps(Trap(str(tmp_path / f"run-{protocol}")), protocol)
         refused(payload)

@@ -1,6 +1,6 @@
-"""Real file systems that are shut down under a training (FS_IOC_SHUTDOWN): nothing reaches their disk any more, as in a power cut.
+"""Real file systems that are shut down during training (FS_IOC_SHUTDOWN): nothing reaches their disk after that, as in a power cut.
 
-What a cut may leave besides: `test_crash_states.py`.
+`test_crash_states.py` tests other states after a cut.
 """
 
 import json
@@ -19,7 +19,7 @@ CUTS = 20
 
 @pytest.fixture(scope="module")
 def uncut(tmp_path_factory):
-    """The last checkpoint of a training that nobody disturbs."""
+    """The last checkpoint of an uninterrupted training."""
     directory = tmp_path_factory.mktemp("uncut")
     assert train(directory)
     return directory / TEMPLATE.format(batch=EPOCHS * BATCHES)
@@ -27,7 +27,7 @@ def uncut(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [["mkfs.ext4", "-q"], ["mkfs.xfs", "-q"]], ids=["ext4", "xfs"])
-def test_a_disk_that_loses_its_power_again_and_again_loses_nothing_that_was_committed(uncut, tmp_path, make):
+def test_a_disk_with_repeated_power_cuts_loses_no_committed_checkpoint(uncut, tmp_path, make):
     image, directory = tmp_path / "image", tmp_path / "disk"
     directory.mkdir()
     with open(image, "wb") as file:

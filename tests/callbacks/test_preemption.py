@@ -1,4 +1,4 @@
-"""A run that is asked to leave saves once, says with its exit code why it left, and goes on as if nothing had happened."""
+"""A run that is stopped by a signal saves once, exits with a code that gives the reason, and resumes exactly."""
 
 import contextlib
 import os
@@ -48,13 +48,13 @@ def run_one(*command):
 
 
 def start(strategy, *command):
-    """Runs a command in one process, or in two ranks: (exit code, standard output, standard error) of each."""
+    """Runs a command in one process or in two ranks. Returns exit code, standard output and standard error of each."""
     return run_ranks(2, *command, engine=strategy) if strategy in ENGINES else run_one(*command)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["single", "mirrored", *ENGINES])
-def test_a_run_that_is_asked_to_leave_again_and_again_ends_with_the_same_weights(tmp_path, strategy):
+def test_a_run_that_is_stopped_repeatedly_ends_with_the_same_weights(tmp_path, strategy):
     flags = ["--epochs", EPOCHS, "--save-freq", 1000, "--strategy", strategy, "--global-batch-size", 16]
     flags += ["--virtual-devices", 2] if strategy == "mirrored" else []
     with ThreadPoolExecutor(1) as beside:
@@ -82,7 +82,7 @@ def leave_again_and_again(workdir, strategy, flags):
 
 
 def assert_same_end(one, other):
-    """Weights, optimizer, counters, history, logs, and what each replica has for itself."""
+    """Compares weights, optimizer, counters, history, logs, and the values of each replica."""
     assert_same_weights(one, other)
     assert_same_rest(one, other)
 
@@ -99,7 +99,7 @@ def test_a_signal_before_training_ends_the_process_at_once_and_writes_nothing(re
 
 
 @pytest.mark.slow
-def test_signals_without_end_do_no_harm_while_the_process_ends(recipe, tmp_path):
+def test_many_signals_do_not_disturb_the_end_of_the_process(recipe, tmp_path):
     process = recipe("--workdir", tmp_path, "--save-freq", 1, "--epochs", 100, "--model", "mlp").process
     while not (tmp_path / "checkpoints" / name(30)).exists():
         assert process.poll() is None
@@ -127,8 +127,8 @@ def test_a_second_ctrl_c_ends_a_run_whose_batch_never_ends():
 
 
 @pytest.mark.slow
-def test_an_earlier_life_that_is_still_alive_can_commit_nothing_any_more(recipe, tmp_path):
-    """Split brain: Slurm lost sight of a node and has requeued the job, while the old life is in the middle of a save."""
+def test_an_earlier_attempt_that_still_runs_cannot_commit_a_checkpoint(recipe, tmp_path):
+    """Split brain: Slurm has lost a node and has requeued the job, while the old attempt is saving."""
     flags = ["--model", "mlp", "--epochs", 4, "--save-freq", 10, "--workdir", tmp_path]
     checkpoints = tmp_path / "checkpoints"
     old = recipe(*flags, env={"SLURM_JOB_ID": "7"})
@@ -148,7 +148,7 @@ def test_an_earlier_life_that_is_still_alive_can_commit_nothing_any_more(recipe,
     assert {path.name: path.stat() for path in checkpoints.iterdir()} == before
 
 
-def test_a_run_leaves_while_there_is_time_for_another_save_before_its_job_ends(tmp_path, monkeypatch):
+def test_a_run_stops_while_there_is_time_for_another_save_before_its_job_ends(tmp_path, monkeypatch):
     monkeypatch.setattr(preemption, "_asked", 0)
     monkeypatch.setattr(preemption, "_job_end", time.time() + 10_000)
     checkpoint = GlobalStepCheckpoint(str(tmp_path / "{batch}.weights.h5"), save_freq=3, background=False)
@@ -167,7 +167,7 @@ def test_a_run_leaves_while_there_is_time_for_another_save_before_its_job_ends(t
 
 
 @pytest.mark.slow
-def test_a_job_that_ends_soon_is_left_after_the_first_batch(recipe, tmp_path):
+def test_a_run_whose_job_ends_soon_stops_after_the_first_batch(recipe, tmp_path):
     process = recipe("--model", "mlp", "--workdir", tmp_path, env={"SLURM_JOB_END_TIME": str(int(time.time()) + 5)})
     code, out, _ = process.finish()
     assert code == 75
@@ -175,14 +175,14 @@ def test_a_job_that_ends_soon_is_left_after_the_first_batch(recipe, tmp_path):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [name(1)]
 
 
-def test_after_fit_signals_do_again_what_they_did_before(tmp_path):
+def test_after_fit_signals_have_their_previous_effect(tmp_path):
     done = run_program("signals_after_fit.py", tmp_path)
     assert done.stdout.split("\n")[:3] == ["caught True", "given back True", "interrupted True"], done.stderr
     assert done.returncode == 143 and (tmp_path / "b3.weights.h5").exists()
 
 
 @pytest.mark.slow
-def test_the_end_of_another_job_that_is_past_ends_no_run(recipe, tmp_path):
+def test_the_past_end_time_of_another_job_does_not_end_a_run(recipe, tmp_path):
     process = recipe("--model", "mlp", "--epochs", "1", "--workdir", tmp_path, env={"SLURM_JOB_END_TIME": "1700000000"})
     code, _, errors = process.finish()
     assert code == 0

@@ -1,4 +1,4 @@
-"""Where the hours of a run went: the account of a process, the file, and what the report makes of it."""
+"""Where the time of a run went: the account of a process, the file, and the report."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ from callbacks.time_account import TimeAccount
 
 
 class Clock:
-    """A clock that goes forward when told."""
+    """A clock that the test advances."""
 
     now = 1000.0
 
@@ -47,7 +47,7 @@ def test_an_account_adds_up_to_the_age_of_the_process():
     assert sum(account.seconds.values()) == clock.now - 990
 
 
-def test_no_more_than_half_a_percent_of_the_time_is_untold_after_a_kill_and_no_more_than_a_minute():
+def test_after_a_kill_at_most_half_a_percent_of_the_time_and_a_minute_is_missing():
     clock = Clock()
     account = TimeAccount(clock, began=1000.0, phases={})
     told, batch_seconds = [0.0], 1.0
@@ -60,7 +60,7 @@ def test_no_more_than_half_a_percent_of_the_time_is_untold_after_a_kill_and_no_m
 
 
 def line(kind, attempt, time, batch, trained, saved=None, **more):
-    """A line of a record in which start-up took 10 s, and all else is training."""
+    """Returns a line of a record with 10 s of start-up; the rest is training."""
     return {
         "kind": kind, "attempt": attempt, "time": time, "batch": batch, "seconds": {"imports": 10.0, "batches": trained},
         "batches": [max(batch - 1, 0), trained], "beside": [0, 0.0], "sampled": [0.0, 0.0], "saved": saved, **more,
@@ -101,19 +101,19 @@ def test_parts_of_killed_attempts_add_up_and_training_that_was_repeated_is_lost(
     assert found.to_json()["goodput"] == pytest.approx((60 - 8 + 90 * 64 / 68 + 60) / 300)
 
 
-def test_an_attempt_loses_what_any_later_one_goes_back_to(tmp_path):
+def test_an_attempt_loses_the_batches_that_a_later_one_repeats(tmp_path):
     found = report(
         tmp_path / "record.jsonl",
         begin("a", 1000.0),
         line("tick", "a", 1050.0, 40, 40.0, [40, "40"]),
         begin("b", 1100.0, 40),
         line("tick", "b", 1150.0, 80, 40.0, [80, "80"]),
-        begin("c", 1200.0, 20),  # both newest files were damaged
+        begin("c", 1200.0, 20),  # both newest files were corrupt
     )
     assert [each.parts()["training_lost"] for each in found.attempts] == [pytest.approx(20), pytest.approx(40), 0]
 
 
-def test_the_last_attempt_has_lost_what_it_did_not_save_unless_it_runs(tmp_path):
+def test_the_last_attempt_has_lost_its_unsaved_batches_unless_it_runs(tmp_path):
     lines = [begin("a", 1000.0), line("tick", "a", 1050.0, 40, 40.0, [30, "30"])]
     found = report(tmp_path / "record.jsonl", *lines, now=1060.0)
     assert (found.attempts[0].why, found.parts()["training_lost"]) == ("running", 0)
@@ -129,7 +129,7 @@ def test_waiting_for_data_and_slower_batches_are_taken_out_of_training(tmp_path)
     assert parts["training_kept"] == pytest.approx(90)
 
 
-def test_a_line_that_was_cut_short_is_passed_over_and_the_next_process_begins_a_new_one(tmp_path):
+def test_a_truncated_line_is_skipped_and_the_next_process_begins_a_new_line(tmp_path):
     path = tmp_path / "record.jsonl"
     report(path, begin("a", 1000.0), line("tick", "a", 1050.0, 40, 40.0))
     with open(path, "a") as file:
@@ -154,12 +154,12 @@ def test_a_fit_is_recorded_and_shown_and_its_parts_add_up(tmp_path, capsys):
     assert set(told["seconds"]) == set(PARTS) and sum(told["percent"].values()) == pytest.approx(100, abs=1)
 
 
-def test_a_run_without_a_record_is_one_line(tmp_path, capsys):
+def test_the_report_of_a_run_without_a_record_is_one_line(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: there is no record.jsonl at")
 
 
-def test_a_place_that_cannot_be_written_to_is_refused_before_the_first_batch(tmp_path):
+def test_a_directory_that_cannot_be_written_is_refused_before_the_first_batch(tmp_path):
     (tmp_path / "file").write_text("")
     trained = []
     with pytest.raises(InputError, match=r"record.*cannot be written"):
@@ -173,7 +173,7 @@ def test_a_record_that_is_deleted_does_not_stop_training(tmp_path):
     assert not (tmp_path / "record.jsonl").exists()
 
 
-def test_the_report_needs_no_tensorflow():
+def test_the_report_does_not_import_tensorflow():
     code = (
         "import sys, types; package = types.ModuleType('callbacks'); package.__path__ = ['callbacks'];"
         "sys.modules['callbacks'] = package; import callbacks.report; print('tensorflow' in sys.modules, 'keras' in sys.modules)"

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the rules as lists, and what they delete on the disk."""
+"""Retention: the rules as lists, and the files that they delete."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from callbacks.template import Template
 
 
 def survivors(batches, values=None, **rules):
-    """What stays when the rules are applied after every save, as training does."""
+    """Returns the checkpoints that are kept if the rules are applied after every save, as in training."""
     present = []
     for i, batch in enumerate(batches):
         present.append(Kept(f"b{batch}", batch, values[i] if values else None))
@@ -40,7 +40,7 @@ LOSSES = [9.0, 3.0, 8.0, 1.0, 7.0, 2.0, 6.0, 4.0, 5.0, 9.5]
         ({"keep_every": 50}, [50, 100]),
         ({"keep_every": 25}, [30, 50, 80, 100]),  # the first at or after 25, 50, 75, 100
         ({"keep_every": 1}, TEN),
-        ({"keep_every": 1000}, [100]),  # the newest always stays
+        ({"keep_every": 1000}, [100]),  # the newest is always kept
         ({"keep_best": 1}, [40, 100]),
         ({"keep_best": 3}, [20, 40, 60, 100]),
         ({"keep_best": 2, "lower_is_better": False}, [10, 100]),
@@ -53,16 +53,16 @@ def test_a_checkpoint_stays_if_any_rule_keeps_it(rules, stay):
     assert survivors(TEN, LOSSES, **rules) == stay
 
 
-def test_of_equal_values_the_older_is_the_best_and_one_without_a_value_is_never():
+def test_the_older_of_equal_values_is_the_best_and_a_file_without_a_value_is_never_the_best():
     assert survivors([1, 2, 3, 4], [5.0, 5.0, None, float("nan")], keep_best=1) == [1, 4]
 
 
-def test_a_save_that_comes_late_does_not_move_the_milestones():
+def test_a_late_save_does_not_shift_the_milestones():
     assert survivors([12, 24, 36, 48, 60, 72], keep_every=24) == [24, 48, 72]
     assert survivors([7, 14, 21, 28, 35, 42], keep_every=10) == [14, 21, 35, 42]
 
 
-def test_old_files_go_and_others_files_stay(tmp_path):
+def test_old_files_are_deleted_and_other_files_are_kept(tmp_path):
     foreign = tmp_path / "b1.weights.h5"
     small_model().save_weights(foreign)  # matches the template, and is not of our format
     (tmp_path / "notes.txt").write_text("mine")
@@ -71,7 +71,7 @@ def test_old_files_go_and_others_files_stay(tmp_path):
     assert names(tmp_path) == ["b1.weights.h5", "b10.weights.h5", "b8.weights.h5", "notes.txt"]
 
 
-def test_the_rules_go_on_after_a_restart(tmp_path):
+def test_the_rules_apply_after_a_restart(tmp_path):
     template = str(tmp_path / "b{batch:02d}.weights.h5")
     for epochs in (1, 2):
         fit(
@@ -82,11 +82,11 @@ def test_the_rules_go_on_after_a_restart(tmp_path):
     assert names(tmp_path) == [f"b{batch:02d}.weights.h5" for batch in (6, 12, 18, 20)]
 
 
-def test_the_best_by_validation_stay_after_a_restart_too(tmp_path):
+def test_the_best_by_validation_are_kept_after_a_restart(tmp_path):
     values = iter([5.0, 1.0, 4.0, 2.0, 3.0])
 
     class Fake(keras.callbacks.Callback):
-        """Gives each epoch the value that the test wants."""
+        """Sets the value of each epoch."""
 
         def on_epoch_end(self, epoch, logs=None):
             logs["score"] = next(values)
@@ -98,7 +98,7 @@ def test_the_best_by_validation_stay_after_a_restart_too(tmp_path):
     assert names(tmp_path) == ["e2.weights.h5", "e4.weights.h5", "e5.weights.h5"]
 
 
-def test_another_runs_later_files_are_named_and_not_deleted(tmp_path):
+def test_later_files_of_another_run_are_named_and_not_deleted(tmp_path):
     template = str(tmp_path / "b{batch:02d}.weights.h5")
     fit(small_model(), GlobalStepCheckpoint(template, save_freq=5), epochs=2)
     with pytest.warns(UserWarning, match=r"b20\.weights\.h5 is of another run, which came to batch 20; this one begins at 0"):
@@ -106,17 +106,17 @@ def test_another_runs_later_files_are_named_and_not_deleted(tmp_path):
     assert names(tmp_path) == [f"b{batch:02d}.weights.h5" for batch in (5, 10, 15, 20)]
 
 
-def test_files_of_a_template_that_begins_alike_stay(tmp_path):
+def test_files_of_a_template_with_the_same_prefix_are_kept(tmp_path):
     best = GlobalStepCheckpoint(str(tmp_path / "m_best_{batch:05d}.weights.h5"), save_freq=2)
     fit(small_model(), best, GlobalStepCheckpoint(str(tmp_path / "m_{batch:05d}.weights.h5"), save_freq=2, keep_last=1))
     assert names(tmp_path) == ["m_00010.weights.h5", *(f"m_best_{batch:05d}.weights.h5" for batch in (2, 4, 6, 8, 10))]
 
 
-def test_files_of_a_template_with_the_same_names_stay_and_no_run_resumes_from_them(tmp_path):
-    """Only what is stored in `m_40` shows that 40 are samples."""
+def test_files_of_a_template_with_the_same_names_are_kept_and_no_run_resumes_from_them(tmp_path):
+    """Only the content of `m_40` shows that 40 is a number of samples."""
     template, other = str(tmp_path / "m_{batch}.weights.h5"), str(tmp_path / "m_{samples}.weights.h5")
     fit(small_model(), GlobalStepCheckpoint(template), GlobalStepCheckpoint(other, save_freq=3))
-    os.utime(tmp_path / "m_10.weights.h5", (0, 0))  # of two files of one batch, the other one is looked at first
+    os.utime(tmp_path / "m_10.weights.h5", (0, 0))  # of two files of one batch, the other one is read first
     again = GlobalStepCheckpoint(template, keep_last=1, resume=True)
     with pytest.warns(
         UserWarning, match=r"Passed over .*m_40\.weights\.h5: it was saved by another template, m_{samples}\.weights\.h5"
@@ -128,8 +128,8 @@ def test_files_of_a_template_with_the_same_names_stay_and_no_run_resumes_from_th
     assert latest_checkpoint(tmp_path / "m_40.weights.h5").samples == 40
 
 
-def test_files_of_a_template_with_equal_names_and_counters_stay(tmp_path):
-    """`{step}` and `{batch}` are equal here: only the stored template shows whose a file is."""
+def test_files_of_a_template_with_equal_names_and_counters_are_kept(tmp_path):
+    """`{step}` and `{batch}` are equal here: only the stored template shows to which run a file belongs."""
     fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{step:02d}.weights.h5"), save_freq=2))
     checkpoint, model = GlobalStepCheckpoint(str(tmp_path / "b{batch:02d}.weights.h5"), save_freq=5, keep_last=1), small_model()
     fit(model, checkpoint)
@@ -137,7 +137,7 @@ def test_files_of_a_template_with_equal_names_and_counters_stay(tmp_path):
     assert names(tmp_path) == [f"b{number:02d}.weights.h5" for number in (2, 4, 6, 8, 20)]
 
 
-def test_files_whose_header_cannot_be_read_or_whose_name_lies_stay(tmp_path):
+def test_files_with_an_unreadable_header_or_a_wrong_name_are_kept(tmp_path):
     template = str(tmp_path / "b{batch:02d}.weights.h5")
     fit(small_model(), GlobalStepCheckpoint(template, save_freq=2))
     whole = (tmp_path / "b02.weights.h5").read_bytes()
@@ -148,7 +148,7 @@ def test_files_whose_header_cannot_be_read_or_whose_name_lies_stay(tmp_path):
     assert names(tmp_path) == [f"b{batch:02d}.weights.h5" for batch in (3, 4, 6, 20)]
 
 
-def test_a_file_that_another_program_replaced_stays(tmp_path):
+def test_a_file_that_another_program_has_replaced_is_kept(tmp_path):
     def replace():
         checkpoint._writer.finish()
         shutil.copy(tmp_path / "b02.weights.h5", tmp_path / "b04.weights.h5")
@@ -158,7 +158,7 @@ def test_a_file_that_another_program_replaced_stays(tmp_path):
     assert names(tmp_path) == ["b04.weights.h5", "b08.weights.h5", "b10.weights.h5"]
 
 
-def test_old_files_in_directories_with_counters_go(tmp_path):
+def test_old_files_in_directories_with_counters_are_deleted(tmp_path):
     template = str(tmp_path / "e{epoch}" / "x.weights.h5")
     for epochs in (2, 4):
         fit(small_model(), GlobalStepCheckpoint(template, keep_last=1, resume=True), epochs=epochs)
@@ -176,7 +176,7 @@ def test_headers_are_read_once_and_not_at_each_save(tmp_path, monkeypatch):
     assert reads == {template.format(batch=batch): 2 if batch <= 5 else 1 for batch in range(1, 12)}
 
 
-def test_hidden_files_of_another_template_are_not_swept(tmp_path):
+def test_hidden_files_of_another_template_are_not_deleted(tmp_path):
     dead = subprocess.Popen(["true"])
     dead.wait()
     hidden = [f".tmp-{dead.pid}@{pid_space()}@m_{name}.weights.h5" for name in ("00002", "2", "best_00002")]
@@ -186,7 +186,7 @@ def test_hidden_files_of_another_template_are_not_swept(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(hidden[1:])
 
 
-def test_a_file_that_is_gone_already_is_no_error(tmp_path):
+def test_a_file_that_is_already_gone_is_not_an_error(tmp_path):
     template = str(tmp_path / "b{batch:02d}.weights.h5")
     checkpoint = GlobalStepCheckpoint(template, save_freq=2, keep_last=1, background=False)
     fit(small_model(), checkpoint, Do(3, lambda: os.unlink(tmp_path / "b02.weights.h5")))
@@ -195,19 +195,19 @@ def test_a_file_that_is_gone_already_is_no_error(tmp_path):
 
 @pytest.mark.parametrize("rule", ["keep_last", "keep_every", "keep_best"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
-def test_a_rule_that_is_no_number_of_files_is_refused(rule, value):
+def test_a_rule_that_is_not_a_number_of_files_is_refused(rule, value):
     with pytest.raises(InputError, match=rf"{rule} is a whole number, 1 or more.*{value!r}"):
         GlobalStepCheckpoint("b{batch}.keras", **{rule: value})
 
 
 @pytest.mark.parametrize("rule", ["keep_last", "keep_every", "keep_best"])
-def test_a_rule_for_one_file_that_is_replaced_is_refused(rule):
+def test_a_rule_for_a_template_without_a_counter_is_refused(rule):
     with pytest.raises(InputError, match=rf"{rule} needs names that differ"):
         GlobalStepCheckpoint("last.keras", **{rule: 1})
 
 
 class Clock:
-    """A clock that goes forward when told."""
+    """A clock that the test advances."""
 
     now = 100.0
 
@@ -216,7 +216,7 @@ class Clock:
 
 
 def saved_after(tmp_path, seconds_per_batch, **triggers):
-    """The batches saved in ten, when each takes so many seconds of an injected clock."""
+    """Returns which of ten batches are saved, if each takes a number of seconds of a fake clock."""
     checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch:02d}.weights.h5"), **triggers)
     clock = Clock()
     checkpoint._policy = SavePolicy(triggers["save_freq"], triggers.get("save_secs"), clock=clock)
@@ -246,7 +246,7 @@ def test_triggers(tmp_path, triggers, seconds_per_batch, batches):
 
 
 def test_best_only_with_a_number_of_batches(tmp_path):
-    """Stock Keras ends with a KeyError or skips every save here."""
+    """Stock Keras raises a KeyError or skips every save here."""
     template = str(tmp_path / "b{batch:02d}.weights.h5")
     model = small_model(keras.optimizers.SGD(0.05))
     fit(model, GlobalStepCheckpoint(template, monitor="loss", save_best_only=True, save_freq=2), epochs=3)
@@ -263,7 +263,7 @@ def test_a_validation_metric_in_the_name_waits_for_the_first_validation(tmp_path
     assert names(tmp_path) == [f"b{batch}-{first}.weights.h5" for batch in (10, 12, 16, 20)]
 
 
-def test_a_metric_that_can_never_come_is_an_error_before_the_first_batch(tmp_path):
+def test_a_metric_that_cannot_exist_is_an_error_before_the_first_batch(tmp_path):
     for name, options in (("val_loss", {}), ("acuracy", {"validation_data": arrays()})):
         model = small_model()
         with pytest.raises(InputError, match=rf"{{{name}}}.*is neither a counter nor a metric of this run"):
@@ -284,7 +284,7 @@ class Scores(keras.callbacks.Callback):
             logs["score"] = float(epoch)
 
 
-def test_the_best_of_a_metric_that_never_comes_is_an_error_before_training(tmp_path):
+def test_keeping_the_best_of_a_metric_that_cannot_exist_is_an_error_before_training(tmp_path):
     for monitor, options in (("val_loss", {}), ("acuracy", {"validation_data": arrays()})):
         model = small_model()
         checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch}.keras"), monitor=monitor, mode="min", save_freq=1, keep_best=1)
@@ -295,7 +295,7 @@ def test_the_best_of_a_metric_that_never_comes_is_an_error_before_training(tmp_p
     assert names(tmp_path) == []
 
 
-def test_a_metric_that_a_callback_never_adds_deletes_nothing_and_is_said_once(tmp_path):
+def test_a_metric_that_a_callback_never_adds_deletes_nothing_and_is_reported_once(tmp_path):
     options = {"monitor": "score", "mode": "max", "save_freq": 5, "keep_best": 1}
     with pytest.warns(UserWarning, match="keep_best compares 'score', which is in no logs at the end of the epoch") as warned:
         fit(small_model(), Scores(first=9), GlobalStepCheckpoint(str(tmp_path / "b{batch:02d}.keras"), **options), epochs=3)
@@ -303,7 +303,7 @@ def test_a_metric_that_a_callback_never_adds_deletes_nothing_and_is_said_once(tm
     assert names(tmp_path) == [f"b{batch:02d}.keras" for batch in (5, 10, 15, 20, 25, 30)]
 
 
-def test_until_the_metric_comes_nothing_is_deleted_for_it():
+def test_nothing_is_deleted_until_the_metric_exists():
     assert survivors(TEN, [None] * 10, keep_best=2) == TEN
     assert survivors(TEN, [None] * 9 + [1.0], keep_best=2) == [100]
     assert survivors(TEN, [None] * 10, keep_best=2, keep_last=1) == [100]

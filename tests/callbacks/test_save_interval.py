@@ -1,4 +1,4 @@
-"""`save_freq="auto"`: a year of training by a simulated clock, with saves that cost and a machine that fails."""
+"""`save_freq="auto"`: a simulated year of training, with the cost of saves and a machine that fails."""
 
 import math
 import random
@@ -13,7 +13,7 @@ BUDGET = 0.01
 
 
 class Clock:
-    """A clock that goes forward when told."""
+    """A clock that the test advances."""
 
     now = 0.0
 
@@ -22,7 +22,7 @@ class Clock:
 
 
 class Fixed:
-    """A policy that saves every so many seconds, whatever that costs."""
+    """A policy that saves at a fixed interval."""
 
     interval = None
     ends = False
@@ -55,9 +55,9 @@ class World:
     """A machine that trains for a year: it fails at the same moments for every policy.
 
     Args:
-        blocked: seconds that training stands still for a save, on average.
-        writes: seconds that a file is written.
-        slower: by which part batches take longer meanwhile.
+        blocked: seconds that a save blocks training, on average.
+        writes: seconds to write a file.
+        slower: the fraction by which batches are slower meanwhile.
         fails_every: seconds between two failures, on average.
     """
 
@@ -67,7 +67,7 @@ class World:
         self.blocked, self.writes, self.slower, self.fails_every = blocked, writes, slower, fails_every
 
     def train(self, make_policy):
-        """Trains for a year; returns the share of it that saves have cost, and the share that failures have cost."""
+        """Trains for a year. Returns the shares of time that saves and failures have cost."""
         self.clock, self.saves, chance = Clock(), 0, random.Random(1)
         failures = random.Random(2)
         self.policy, self.cost, lost = make_policy(self.clock), 0.0, 0.0
@@ -105,7 +105,7 @@ class World:
         self.write_ends = self.clock.now + self.writes * chance.uniform(0.5, 1.5)
 
     def _trains_to_next_look(self, fails_at):
-        """Whether the machine comes so far."""
+        """Returns whether the machine reaches the next check without a failure."""
         while self.batch < self.policy.next_batch:
             beside = self._is_writing()
             each = self.batch_seconds * (1 + self.slower if beside else 1)
@@ -130,7 +130,7 @@ WORLDS = {
 
 
 def best_fixed(world):
-    """What saves and failures cost with the best fixed interval that keeps the budget."""
+    """Returns the cost of saves and failures with the best fixed interval within the budget."""
 
     def total(seconds):
         overhead, lost = world.train(lambda clock: Fixed(seconds, clock, World.batch_seconds))
@@ -141,7 +141,7 @@ def best_fixed(world):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WORLDS)
-def test_a_year_keeps_the_budget_and_loses_as_little_as_with_the_best_fixed_interval(name):
+def test_a_year_stays_within_the_budget_and_loses_as_little_as_the_best_fixed_interval(name):
     world = WORLDS[name]
     overhead, lost = world.train(lambda clock: SavePolicy("auto", max_overhead=BUDGET, clock=clock))
     assert overhead <= BUDGET
@@ -158,7 +158,7 @@ def interval(clock):
     return SaveInterval(BUDGET, clock)
 
 
-def test_the_first_save_comes_as_early_as_the_budget_allows(interval):
+def test_the_first_save_is_as_early_as_the_budget_allows(interval):
     assert interval.seconds == pytest.approx(PRIOR_COST / BUDGET)
 
 
@@ -168,13 +168,13 @@ def test_the_interval_is_youngs_with_one_failure_a_day_as_prior(interval):
     assert interval.seconds == pytest.approx(math.sqrt(2 * 0.5 * DAY))
 
 
-def test_the_budget_comes_before_the_failures(interval):
+def test_the_budget_takes_precedence_over_failures(interval):
     interval.saved()
     interval.note_blocked(100)
     assert interval.seconds == pytest.approx(100 / BUDGET)
 
 
-def test_batches_that_are_slower_beside_a_write_are_a_cost_of_it(interval):
+def test_slower_batches_during_a_write_count_as_its_cost(interval):
     interval.end_batches(1, 60.0, False)  # compiles
     interval.end_batches(10, 10.0, False)
     interval.saved()
@@ -192,7 +192,7 @@ def test_failures_of_earlier_processes_shorten_the_interval(interval, clock):
         assert interval.between_failures == pytest.approx(2 * DAY / (1 + failures))
 
 
-def test_none_is_due_while_one_is_written_and_the_looks_become_rare_then(interval, clock):
+def test_no_save_is_due_during_a_write_and_checks_become_rare(interval, clock):
     interval.end_batches(1, 1.0, False)
     interval.end_batches(1000, 1000.0, False)
     interval.saved()
@@ -203,7 +203,7 @@ def test_none_is_due_while_one_is_written_and_the_looks_become_rare_then(interva
     assert interval.batches_to_next_look(is_writing=False) == 1
 
 
-def test_looks_come_closer_to_the_moment_and_never_lie_beyond_twice_the_batches_seen(interval, clock):
+def test_checks_become_more_frequent_near_the_save_and_are_never_beyond_twice_the_batches_seen(interval, clock):
     interval.end_batches(1, 1.0, False)
     interval.end_batches(3, 0.003, False)
     assert interval.batches_to_next_look(is_writing=False) == 4
@@ -213,7 +213,7 @@ def test_looks_come_closer_to_the_moment_and_never_lie_beyond_twice_the_batches_
     assert interval.batches_to_next_look(is_writing=False) in (499, 500)
 
 
-def test_it_says_what_it_chose_once_and_again_when_that_has_changed_by_much(interval):
+def test_the_interval_is_printed_once_and_again_after_a_large_change(interval):
     assert interval.news() is None
     interval.saved()
     interval.note_blocked(0.5)

@@ -1,4 +1,4 @@
-"""When a checkpoint is due, as the list of the batches that are saved: a policy needs no training and no time."""
+"""When a checkpoint is due, as lists of saved batches. A policy needs neither training nor time."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from callbacks.save_policy import SavePolicy, next_multiple
 
 
 class Clock:
-    """A clock that goes forward when told."""
+    """A clock that the test advances."""
 
     now = 100.0
 
@@ -15,7 +15,7 @@ class Clock:
 
 
 def saves(save_freq, save_secs=None, *, begin=0, batches=20, execution=1, seconds=1.0, epoch=10, is_saved=lambda batch: True):
-    """The batches that are saved, when training asks as the callback does: at each boundary, and at the end of each epoch."""
+    """Returns the saved batches, if training asks like the callback: at each boundary, and at the end of each epoch."""
     clock = Clock()
     policy = SavePolicy(save_freq, save_secs, clock=clock)
     policy.begin(begin)
@@ -85,7 +85,7 @@ def test_a_resumed_training_saves_at_the_batches_of_the_uninterrupted_one():
         assert saves(6, begin=begin, batches=40 - begin) == [batch for batch in whole if batch > begin]
 
 
-def test_begin_forgets_the_training_before():
+def test_begin_resets_the_policy():
     clock = Clock()
     policy = SavePolicy(5, 10.0, clock=clock)
     policy.postpone()
@@ -97,5 +97,5 @@ def test_begin_forgets_the_training_before():
 
 
 @pytest.mark.parametrize("batch, every, expected", [(0, 5, 5), (4, 5, 5), (5, 5, 10), (6, 1, 7)])
-def test_the_next_multiple_lies_above(batch, every, expected):
+def test_the_next_multiple_is_above(batch, every, expected):
     assert next_multiple(batch, every) == expected

@@ -1,4 +1,4 @@
-"""Which rank is named as the one that the others wait for."""
+"""Which rank is named as the one for which the others wait."""
 
 from callbacks.slowest_rank import SlowestRank, verdict
 
@@ -20,7 +20,7 @@ def test_ranks_that_take_turns_are_not_named():
     assert set(named([[1.5, 1.0, 1.0], [1.0, 1.5, 1.0]] * 20)) == {None}
 
 
-def test_windows_in_which_another_one_was_slowest_do_not_save_it():
+def test_a_rank_is_named_even_if_another_was_slowest_in_some_windows():
     assert named([[1.0, 1.5], [1.2, 1.0], [1.0, 1.5]] * 5)[:10].count(1) == 1
 
 
@@ -28,7 +28,7 @@ def test_a_second_rank_is_named_too():
     assert [rank for rank in named([[1.0, 1.5, 1.0]] * 10 + [[2.0, 1.0, 1.0]] * 10) if rank is not None] == [1, 0]
 
 
-def test_the_verdict_tells_rank_host_and_by_how_much():
+def test_the_message_names_rank_host_and_delay():
     assert verdict([0.1, 0.13], 1, "node7") == (
         "Rank 1 on node7 is what the other ranks wait for: in most of the last 10 points of the curves it was the slowest by more "
         "than 10%, now by 30% (130 ms for a batch)."

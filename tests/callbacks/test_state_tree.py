@@ -1,4 +1,4 @@
-"""The state tree finds everything that training changes, under names that another process gives too."""
+"""The state tree finds everything that training changes, under names that are the same in every process."""
 
 import dataclasses
 import gc
@@ -15,7 +15,7 @@ L = keras.layers
 
 
 class Counter:
-    """An object of the user's own, of no library's class."""
+    """An object of a user's class."""
 
     def __init__(self):
         self.seen = tf.Variable(0)
@@ -23,7 +23,7 @@ class Counter:
 
 
 class Model(keras.Model):
-    """Keeps state in every place where people keep it."""
+    """Keeps state in all common places."""
 
     def __init__(self):
         super().__init__()
@@ -40,7 +40,7 @@ class Model(keras.Model):
 
 @pytest.fixture
 def model():
-    keras.backend.clear_session()  # so that Keras's own generator of seeds is there in no test, or in all
+    keras.backend.clear_session()  # so that Keras's global seed generator exists in no test, or in all
     made = Model()
     made(tf.zeros([1, 2]))
     return made
@@ -71,7 +71,7 @@ def test_an_optimizer_that_is_built_names_no_variable_of_a_layer(model):
     assert all(name.startswith("d_optimizer.") for name in set(after) - before)
 
 
-def test_names_are_those_of_another_model_that_is_made_alike():
+def test_names_equal_those_of_another_model_built_the_same_way():
     first, second = small_model(), small_model()
     fit(first)
     second.train_on_batch(*(each[:4] for each in arrays()))
@@ -79,7 +79,7 @@ def test_names_are_those_of_another_model_that_is_made_alike():
     assert list(StateTree(first).variables) == list(StateTree(second).variables)
 
 
-def test_variables_of_metrics_are_told_apart():
+def test_variables_of_metrics_have_distinct_names():
     model = small_model(metrics=["mae"])
     fit(model)
     tree = StateTree(model)
@@ -129,7 +129,7 @@ def test_training_changes_values_and_not_the_tree():
     assert tree.is_like(StateTree(model))
 
 
-def test_what_an_object_notes_of_training_is_no_change_of_the_model(model):
+def test_attributes_that_training_updates_are_not_changes_of_the_model(model):
     tree = StateTree(model)
     model.counter.kept = ["batch 50"]
     model.counter.losses = [0.1, 0.2]

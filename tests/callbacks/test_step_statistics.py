@@ -1,4 +1,4 @@
-"""The times behind the curves, by a clock that the test sets."""
+"""The times behind the curves, with a fake clock."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from callbacks.step_statistics import StepStatistics
 
 
 class Clock:
-    """A clock that goes forward when told."""
+    """A clock that the test advances."""
 
     now = 50.0
 
@@ -46,7 +46,7 @@ def test_an_execution_of_several_batches_counts_each(statistics, clock):
     assert statistics.step_times()["time/step_median_ms"] == pytest.approx(100)
 
 
-def test_speed_leaves_out_validation_and_not_what_is_between_batches(statistics, clock):
+def test_speed_excludes_validation_but_includes_time_between_batches(statistics, clock):
     statistics.begin_window(Counts(batch=10, samples=40), SaveCosts())
     clock.now += 3
     statistics.begin_validation()
@@ -72,7 +72,7 @@ def test_a_batch_counts_once_and_a_skipped_one_never(statistics, clock):
     assert statistics.step_times()["time/step_p95_ms"] == pytest.approx(2000)
 
 
-def test_waiting_for_data_is_a_share_of_the_batches_in_which_it_was_noted(statistics, clock):
+def test_waiting_for_data_is_a_share_of_the_batches_in_which_it_was_measured(statistics, clock):
     statistics.begin_batch(0)
     clock.now += 3
     statistics.note_data()
@@ -90,7 +90,7 @@ def test_time_alone_ends_when_the_rank_begins_to_wait(statistics, clock):
     assert statistics.own_median() == pytest.approx(2)
 
 
-def test_checkpoints_are_those_since_the_point_before(statistics):
+def test_checkpoints_are_those_since_the_previous_point(statistics):
     statistics.begin_window(Counts(), SaveCosts(blocked=1.0, seconds=10.0, size=100))
     assert statistics.checkpoints(SaveCosts(blocked=1.5, seconds=12.0, size=4_000_100)) == pytest.approx(
         {"checkpoint/blocked_seconds": 0.5, "checkpoint/write_seconds": 2, "checkpoint/write_megabytes_per_second": 2}
@@ -98,7 +98,7 @@ def test_checkpoints_are_those_since_the_point_before(statistics):
     assert statistics.checkpoints(SaveCosts(blocked=1.0, seconds=10.0, size=100))["checkpoint/write_megabytes_per_second"] == 0
 
 
-def test_kept_seconds_go_on_over_windows(statistics, clock):
+def test_kept_seconds_accumulate_over_windows(statistics, clock):
     train(statistics, clock, 1.0)
     statistics.begin_window(Counts(batch=1), SaveCosts())
     train(statistics, clock, 2.0, begin=1)

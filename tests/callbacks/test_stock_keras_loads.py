@@ -1,4 +1,4 @@
-"""Checkpoints are files of Keras: stock Keras loads them in a process that never imports this repository."""
+"""Stock Keras loads checkpoints in a process that does not import this repository."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ TEMPLATES = "model-batch-{batch}.weights.h5", "model_batch_at_{batch:05d}.keras"
 
 
 def trained(directory, template, where):
-    """The path of the last checkpoint of a training, and what its model predicts."""
+    """Returns the path of the last checkpoint of a training, and the predictions of its model."""
     with where.scope():
         model = build()
         model.compile("adam", "mse")

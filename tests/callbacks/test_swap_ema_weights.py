@@ -1,4 +1,4 @@
-"""`SwapEMAWeights` beside ours, in any order: files are those of stock `ModelCheckpoint`, and a resume is exact."""
+"""`SwapEMAWeights` with our callback, in any order: files equal those of stock `ModelCheckpoint`, and a resume is exact."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ class Crash(keras.callbacks.Callback):
         self.batch, self.epoch, self.running = batch, epoch, 0
 
     def on_epoch_begin(self, epoch, logs=None):
-        if epoch == self.epoch:  # here, since the epoch's save comes after every callback's `on_epoch_end`
+        if epoch == self.epoch:  # here, because the save of an epoch comes after `on_epoch_end` of every callback
             raise InterruptedError
         self.running = epoch
 
@@ -35,7 +35,7 @@ def averaged():
 
 
 def train(*callbacks):
-    """Weights and optimizer at the end, and the history; the data comes in the same order in each process."""
+    """Returns weights, optimizer and history at the end. The data has the same order in each process."""
     model = averaged()
     history = fit(model, *callbacks, epochs=EPOCHS, batches=BATCHES, shuffle=False)
     return [v.numpy() for v in (*model.variables, *model.optimizer.variables)], (history.epoch, history.history)
@@ -53,7 +53,7 @@ def in_order(swap_first, checkpoint):
 
 
 @pytest.mark.parametrize("swap_first", [True, False])
-def test_with_swapped_averages_a_file_is_that_of_a_stock_checkpoint_in_the_same_place(tmp_path, swap_first):
+def test_with_swapped_averages_a_file_equals_that_of_a_stock_checkpoint_in_the_same_place(tmp_path, swap_first):
     for name, kind in (("stock", keras.callbacks.ModelCheckpoint), ("ours", GlobalStepCheckpoint)):
         checkpoint = kind(str(tmp_path / name / "e{epoch}.weights.h5"), save_weights_only=True)
         (tmp_path / name).mkdir()
@@ -73,7 +73,7 @@ CRASHES = {  # where training crashes, how often it saves, and from which batch 
 
 @pytest.fixture(scope="module")
 def whole():
-    """The end of a training without a checkpoint."""
+    """The result of a training without checkpoints."""
     return train(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
 
 

@@ -1,4 +1,4 @@
-"""Names of checkpoints: which names a template makes, and which templates are refused."""
+"""Names of checkpoints: which names a template matches, and which templates are refused."""
 
 import os
 
@@ -16,7 +16,7 @@ SPECS = [
 
 
 @pytest.mark.parametrize("spec", SPECS)
-def test_a_template_matches_the_names_that_it_makes_whatever_the_format(spec):
+def test_a_template_matches_its_own_names_in_any_format(spec):
     template = Template(f"/run/m_{{batch:{spec}}}.weights.h5")
     for number in NUMBERS:
         path = template.format(Counts(batch=number), {})
@@ -57,7 +57,7 @@ def test_a_template_does_not_match_names_that_it_cannot_make(text, other):
 
 
 @pytest.mark.parametrize("text", ["{epoch:02d}{batch:05d}.keras", "{batch:05d}{epoch:02d}.keras", "{epoch}{batch:05d}.keras"])
-def test_counters_may_stand_side_by_side(text):
+def test_counters_may_be_adjacent(text):
     for batch in NUMBERS:
         assert Template(text).matches(text.format(epoch=3, batch=batch))
 
@@ -83,18 +83,18 @@ def test_counters_may_stand_side_by_side(text):
         ("m_{batch:0240d}.keras", "at most 255 bytes"),
     ],
 )
-def test_a_template_that_cannot_name_files_is_refused_in_one_line_when_the_callback_is_made(text, words):
+def test_a_template_that_cannot_name_files_is_refused_in_one_line_by_the_constructor(text, words):
     with pytest.raises(InputError, match=words) as raised:
         GlobalStepCheckpoint(text)
     assert "\n" not in str(raised.value)
 
 
-def test_a_bucket_is_refused_where_checkpoints_are_looked_for():
+def test_a_bucket_url_is_refused_as_a_directory_of_checkpoints():
     with pytest.raises(InputError, match="POSIX file system"):
         latest_checkpoint("gs://bucket/run")
 
 
-def test_a_relative_template_stays_where_it_was_when_the_callback_was_made(tmp_path, monkeypatch):
+def test_a_relative_template_refers_to_the_working_directory_of_the_constructor(tmp_path, monkeypatch):
     here, elsewhere = tmp_path / "a{b}", tmp_path / "elsewhere"
     here.mkdir()
     elsewhere.mkdir()
@@ -134,7 +134,7 @@ COUNTS = Counts(batch=10, step=10, epoch=2, samples=40)
         ("last.keras", "last.keras", True),
     ],
 )
-def test_a_name_is_true_or_lies_or_claims_nothing(text, name, is_true):
+def test_a_name_is_right_or_wrong_or_has_no_counters(text, name, is_true):
     assert Template(text).is_true_of(f"run/{name}", COUNTS) is is_true
 
 
@@ -149,7 +149,7 @@ def test_a_name_is_true_or_lies_or_claims_nothing(text, name, is_true):
     ],
 )
 def test_a_template_made_to_be_slow_is_not(text, name):
-    """A file that somebody gives me stores it, and has the name that fits."""
+    """A file from someone else may store such a template, and have a matching name."""
     assert Template(text).is_true_of(name, COUNTS)
 
 
@@ -169,7 +169,7 @@ def test_a_directory_that_is_a_symlink_is_followed(tmp_path):
     assert resumed.resumed_from.batch == 10 and names(real) == ["b10.weights.h5", "b20.weights.h5"]
 
 
-def test_a_link_in_the_place_of_a_checkpoint_is_read_and_a_save_replaces_it_and_not_what_it_names(tmp_path):
+def test_a_link_instead_of_a_checkpoint_is_read_and_a_save_replaces_the_link_and_not_its_target(tmp_path):
     template, kept = str(tmp_path / "last.weights.h5"), tmp_path / "kept.weights.h5"
     fit(small_model(), GlobalStepCheckpoint(str(kept)))
     os.symlink(kept, template)

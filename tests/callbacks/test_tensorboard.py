@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: its own readers see one curve per tag, over the global batch, whatever happened in between."""
+"""TensorBoard's own readers find one curve per tag over the global batch, whatever interrupts the run."""
 
 import contextlib
 import json
@@ -26,13 +26,13 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError
+from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, RunRecord
 
 TRAINED = ("batch_", "epoch_")  # tags whose values a restart must not change
 
 
 def served_curves(directory, *flags):
-    """What a real server answers: the same."""
+    """Returns the curves from a real server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -65,7 +65,7 @@ def _get(port, what):
 
 
 def assert_same_curves(found, expected):
-    """Same tags, strictly increasing and equal steps, and equal values of what is trained."""
+    """Checks for the same tags, equal and strictly increasing steps, and equal training values."""
     assert found.keys() == expected.keys()
     for key, points in found.items():
         steps = [step for step, _ in points]
@@ -79,7 +79,7 @@ def assert_same_curves(found, expected):
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    """The curves of a recipe that nothing happens to: 66 batches in 3 epochs."""
+    """The curves of an uninterrupted recipe: 66 batches in 3 epochs."""
     directory = tmp_path_factory.mktemp("uninterrupted")
     code, _, errors = Process(*FLAGS, "--workdir", directory).finish()
     assert code == 0, errors
@@ -91,7 +91,7 @@ FLAGS = ["--epochs", 3, "--save-freq", 11, "--seed", 5]  # each second checkpoin
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """The directory of the same recipe, killed three times: at the end of an epoch, early in one, and before its last save."""
+    """The directory of the same recipe, killed three times: at the end of an epoch, early in an epoch, and before its last save."""
     directory = tmp_path_factory.mktemp("killed")
     checkpoints = directory / "checkpoints"
     for batch in (22, 33, 55):
@@ -122,8 +122,8 @@ def steps(directory, run, tag):
 
 
 @pytest.mark.versions
-def test_points_of_a_life_past_its_checkpoint_vanish(tmp_path):
-    """Also those of an epoch that had ended after the checkpoint, and of one that the next life does not come to."""
+def test_points_after_the_resumed_checkpoint_are_discarded(tmp_path):
+    """Also points of an epoch that ended after the checkpoint, and of one that the next attempt does not reach."""
 
     def life(epochs):
         model = small_model()
@@ -155,7 +155,7 @@ def test_a_point_is_on_the_disk_before_the_checkpoint_of_its_batch(tmp_path, boa
 @pytest.mark.parametrize(
     "steps_per_execution", [1, pytest.param(3, marks=PARTIAL_EXECUTIONS), pytest.param(4, marks=PARTIAL_EXECUTIONS)]
 )
-def test_several_fits_go_on_along_one_axis(tmp_path, steps_per_execution):
+def test_several_fits_continue_one_axis(tmp_path, steps_per_execution):
     model = small_model(steps_per_execution=steps_per_execution)
     board = GlobalStepTensorBoard(tmp_path, update_freq=5, write_graph=False)
     for _ in range(2):
@@ -174,7 +174,7 @@ def test_each_tag_has_a_description_in_tensorboard(tmp_path):
             assert reader.SummaryMetadata(tag).summary_description, tag
 
 
-def test_the_model_and_histograms_of_its_weights_stand_in_the_same_run_as_the_epochs_curves(tmp_path):
+def test_the_model_and_histograms_of_its_weights_are_in_the_run_of_the_epoch_curves(tmp_path):
     model = small_model()
     board = GlobalStepTensorBoard(tmp_path, histogram_freq=1)
     fit(model, board, epochs=2)
@@ -208,7 +208,7 @@ def _wait(x):
     return x
 
 
-def test_share_of_data_wait_tells_slow_data_from_a_slow_step(tmp_path):
+def test_the_share_of_waiting_for_data_distinguishes_slow_data_from_a_slow_step(tmp_path):
     data = tf.data.Dataset.from_tensor_slices(arrays()).batch(4).repeat(3)
     slow_data = data.map(lambda x, y: (tf.ensure_shape(tf.numpy_function(_wait, [x], x.dtype), x.shape), y))
     slow_step = SlowStep()
@@ -222,9 +222,9 @@ def test_share_of_data_wait_tells_slow_data_from_a_slow_step(tmp_path):
 
 
 @pytest.mark.slow
-def test_goodput_over_three_lives_is_what_the_clock_says(tmp_path):
+def test_goodput_over_three_attempts_equals_the_clock(tmp_path):
     now = 1000.0
-    # Kills come after batch 11, of which 8 are kept, and after 17, of which 16 are.
+    # The run is killed after batch 11, with 8 batches kept, and after batch 17, with 16 batches kept.
     for kill_at in (11, 17, 1000):
         process = run_program("clocked_run.py", tmp_path, now, kill_at)
         assert process.stdout, process.stderr
@@ -238,7 +238,7 @@ def test_goodput_over_three_lives_is_what_the_clock_says(tmp_path):
 
 
 @pytest.mark.parametrize("batches", [4, (4, 6)])
-def test_a_profile_is_of_the_global_batches_asked_for(tmp_path, batches):
+def test_a_profile_covers_the_requested_global_batches(tmp_path, batches):
     for epochs, begins in ((1, True), (2, False), (3, False)):
         board = GlobalStepTensorBoard(tmp_path / "events", write_graph=False, profile_batch=batches)
         fit(small_model(), GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5", resume=True), board, batches=3, epochs=epochs)
@@ -257,8 +257,26 @@ def test_a_rank_that_the_run_does_not_have_cannot_be_profiled(tmp_path, wrong):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("make", [GlobalStepTensorBoard, RunRecord])
+def test_a_directory_in_a_bucket_is_refused_when_the_callback_is_made(make):
+    with pytest.raises(InputError, match=r"not a URL. Received: 'gs://bucket/run'"):
+        make("gs://bucket/run")
+
+
+def test_curves_are_written_where_the_directory_was_when_the_callback_was_made(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    boards = [GlobalStepTensorBoard("here"), GlobalStepTensorBoard("~/events")]
+    monkeypatch.chdir("elsewhere")
+    for board in boards:
+        fit(small_model(), board)
+    assert sorted(os.listdir(tmp_path)) == ["elsewhere", "here", "home"] and not os.listdir()
+    assert (tmp_path / "here/batches").is_dir() and (tmp_path / "home/events/batches").is_dir()
+
+
 def hparams(directory):
-    """What TensorBoard's plugin reads: name -> value, of each session that was started."""
+    """Returns what TensorBoard's plugin reads: name -> value for each session."""
     found = []
     for path in directory.glob("events.out.*"):
         for event in EventFileLoader(str(path)).Load():
@@ -288,7 +306,7 @@ def test_hyperparameters_are_those_of_the_newest_resume_in_one_session(tmp_path)
 
 
 @pytest.mark.slow
-def test_the_hyperparameters_of_a_recipe_tell_its_runs_apart(killed):
+def test_the_hyperparameters_of_a_recipe_distinguish_its_runs(killed):
     (told,) = hparams(killed)
     assert (told["seed"], told["epochs"], told["strategy"], told["world_size"], told["replicas"]) == (5, 3, "single", 1, 1)
     assert told["model"] == "cnn" and told["global_batch_size"] == 64 and told["learning_rate"] == 2e-3
@@ -297,12 +315,12 @@ def test_the_hyperparameters_of_a_recipe_tell_its_runs_apart(killed):
 
 
 @pytest.mark.slow
-def test_of_four_ranks_the_chief_alone_writes_and_speaks(tmp_path):
+def test_only_the_chief_of_four_ranks_writes_and_prints(tmp_path):
     flags = ["--model", "mlp", "--epochs", 1, "--profile-batches", "3:4", "--log-secs", 0.01]
     results = run_ranks(4, PROGRAMS / "count_event_files.py", *flags, "--workdir", tmp_path)
     for code, _, errors in results:
         assert code == 0, errors
-    # five: four of the run, and one aside for `tf.summary` of the user's own
+    # five: four of the run, and one for `tf.summary` of the user
     assert [out.splitlines()[-1] for _, out, _ in results] == ["opened 5", "opened 0", "opened 0", "opened 0"]
     assert all(out.count("\n") == 1 for _, out, _ in results[1:])
     events = sorted(path.relative_to(tmp_path / "tensorboard").parts[:-1] for path in tmp_path.rglob("events.out.*"))
@@ -325,7 +343,7 @@ def test_the_slowest_rank_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_without_tensorboard_one_line_says_so_and_training_goes_on(tmp_path):
+def test_without_tensorboard_training_continues_after_one_warning(tmp_path):
     run = run_program("without_tensorboard.py", "--model", "mlp", "--epochs", 1, "--workdir", tmp_path)
     assert run.returncode == 0, run.stderr
     lines = [line for line in run.stderr.splitlines() if "ensor" in line and "pip install" in line]
@@ -348,7 +366,7 @@ def test_output_in_a_file_is_dated_lines_and_on_a_terminal_one_bar(tmp_path):
     )  # fmt: skip
     os.close(inside)
     shown = b""
-    with contextlib.suppress(OSError):  # that is how a terminal ends
+    with contextlib.suppress(OSError):  # like at the end of a terminal
         while part := os.read(terminal, 4096):
             shown += part
     os.close(terminal)

@@ -1,4 +1,4 @@
-"""A version that nobody has tried says so in one line at import, and lacks of private names cost time and nothing else."""
+"""An untested version causes one warning at import; missing private names cost only time."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from callbacks import GlobalStepCheckpoint
 
 
 @pytest.mark.parametrize("tensorflow, keras", [("2.17.0", "3.5.0"), ("2.21.0", "3.15.1"), ("2.19.1", "3.10.0")])
-def test_a_tested_version_says_nothing(caplog, tensorflow, keras):
+def test_a_tested_version_causes_no_warning(caplog, tensorflow, keras):
     versions.say_if_untested(tensorflow, keras)
     assert not caplog.messages
 
@@ -27,7 +27,7 @@ def test_a_tested_version_says_nothing(caplog, tensorflow, keras):
 @pytest.mark.parametrize(
     "tensorflow, keras", [("2.16.2", "3.5.0"), ("2.22.0-rc1", "3.15.1"), ("2.21.0", "3.16.0.dev0"), ("2.21.0", "4.0")]
 )
-def test_another_one_is_named_with_what_is_tested(caplog, tensorflow, keras):
+def test_an_untested_version_is_named_with_the_tested_ones(caplog, tensorflow, keras):
     versions.say_if_untested(tensorflow, keras)
     (line,) = caplog.messages
     assert line == (
@@ -37,7 +37,7 @@ def test_another_one_is_named_with_what_is_tested(caplog, tensorflow, keras):
 
 
 @pytest.mark.slow
-def test_an_import_says_it_once():
+def test_an_import_warns_once():
     program = IMPORT.format(keras="3.99.0", tensorflow="2.99.0")
     done = subprocess.run([sys.executable, "-c", program], env=PROGRAM_ENVIRONMENT, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
@@ -47,14 +47,14 @@ def test_an_import_says_it_once():
     ]
 
 
-def test_the_range_is_the_one_that_is_installed():
+def test_the_range_equals_that_of_the_package():
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     for name, ((major, first), (_, last)) in {"tensorflow": versions.TENSORFLOW, "keras": versions.KERAS}.items():
         assert f"{name}>={major}.{first},<{major}.{last + 1}" in wanted
 
 
 @pytest.mark.slow
-def test_missing_private_names_cost_time_and_nothing_else(tmp_path):
+def test_missing_private_names_cost_only_time(tmp_path):
     done = run_program("without_private_names.py", tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {}

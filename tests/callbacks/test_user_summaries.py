@@ -1,4 +1,4 @@
-"""`tf.summary` of the user's own: the tags that stock TensorBoard writes, at the global batch."""
+"""`tf.summary` calls of users: the tags of stock TensorBoard, at the global batch."""
 
 from collections import defaultdict
 
@@ -13,7 +13,7 @@ OWN = ("layer/training", "layer/testing", "callback/begin", "callback/batch", "c
 
 
 class Watched(keras.layers.Layer):
-    """Writes the mean of what passes, and whether it is training."""
+    """Writes the mean of its input, and whether it trains."""
 
     def call(self, x, training=False):
         tf.summary.scalar("layer/training" if training else "layer/testing", tf.reduce_mean(x))
@@ -59,7 +59,7 @@ def watched_model(**compiled):
 
 
 def found_in(directory):
-    """Run -> tag -> [(step, value)]; restarts taken into account."""
+    """Returns run -> tag -> [(step, value)], after restarts."""
     found = defaultdict(lambda: defaultdict(list))
     for path in sorted(directory.rglob("*tfevents*")):
         for event in tf.compat.v1.train.summary_iterator(str(path)):
@@ -77,12 +77,12 @@ def own_tags(found):
 
 
 def points(found, run, tag):
-    """The steps of a tag, whose beginning names the layer that wrote it."""
+    """Returns the steps of a tag that begins with the name of its layer."""
     return [step for whole, of_tag in found[run].items() if whole.endswith(tag) for step, _ in of_tag]
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_the_tags_are_those_of_stock_and_the_steps_are_global_batches(tmp_path, first):
+def test_tags_equal_those_of_stock_and_steps_are_global_batches(tmp_path, first):
     def listed(board):
         return [Tells(), board] if first else [board, Tells()]
 
@@ -96,7 +96,7 @@ def test_the_tags_are_those_of_stock_and_the_steps_are_global_batches(tmp_path, 
     assert points(ours, "batches", "layer/training") == points(ours, "batches", "my_inputs") == list(range(1, 21))
     assert ours["batches"]["my_step"] == [(batch, float(batch)) for batch in range(1, 21)]
     assert points(ours, "batches", "callback/batch") == list(range(1, 21))
-    assert points(ours, "batches", "callback/epoch") == [0, 1]  # a step of one's own stays
+    assert points(ours, "batches", "callback/epoch") == [0, 1]  # an explicit step is kept
     assert points(ours, "validation", "layer/testing") == [10] * 3 + [20] * 3
 
 
@@ -107,7 +107,7 @@ def test_they_follow_update_freq(tmp_path):
     assert points(found, "batches", "callback/batch") == points(found, "batches", "layer/training") == [4, 8, 12, 16, 20]
 
 
-def test_without_points_for_batches_there_are_none_of_the_user_s_either(tmp_path):
+def test_without_points_for_batches_there_are_no_user_summaries(tmp_path):
     fit(watched_model(), GlobalStepTensorBoard(tmp_path, update_freq="epoch"), Tells(), epochs=2)
     assert own_tags(found_in(tmp_path)) == set()
 
@@ -134,7 +134,7 @@ def test_a_killed_run_has_the_points_of_the_uninterrupted_one(tmp_path):
 
 
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_a_second_fit_and_a_second_callback_go_on(tmp_path, strategy, replicas):
+def test_a_second_fit_and_a_second_callback_continue(tmp_path, strategy, replicas):
     with strategy(replicas).scope():
         model = watched_model()
     fit(model)
@@ -143,7 +143,7 @@ def test_a_second_fit_and_a_second_callback_go_on(tmp_path, strategy, replicas):
     assert points(found_in(tmp_path), "batches", "layer/training") == [5, 10, 15, 20]
 
 
-def test_a_writer_of_the_user_s_own_keeps_what_it_writes_and_gets_its_place_back(tmp_path):
+def test_a_writer_of_the_user_is_not_affected_and_becomes_the_default_again(tmp_path):
     own = tf.summary.create_file_writer(str(tmp_path / "own"))
     with own.as_default(step=7):
         fit(small_model(), GlobalStepTensorBoard(tmp_path / "tb", update_freq=1), Tells())
@@ -152,12 +152,12 @@ def test_a_writer_of_the_user_s_own_keeps_what_it_writes_and_gets_its_place_back
     assert {tag: [step for step, _ in of_tag] for tag, of_tag in found_in(tmp_path)["own"].items()} == {"behind": [7]}
 
 
-def test_an_evaluation_before_any_fit_is_told_too(tmp_path):
+def test_an_evaluation_before_any_fit_is_recorded(tmp_path):
     model = watched_model()
     model.evaluate(*arrays(2), batch_size=4, verbose=0, callbacks=[GlobalStepTensorBoard(tmp_path, update_freq=1)])
     assert points(found_in(tmp_path), "validation", "layer/testing") == [0, 0]
 
 
-def test_executions_of_several_batches_tell_the_batch_that_they_end_with(tmp_path):
+def test_executions_of_several_batches_are_recorded_at_their_last_batch(tmp_path):
     fit(watched_model(steps_per_execution=4), GlobalStepTensorBoard(tmp_path, update_freq=4), epochs=2)
     assert points(found_in(tmp_path), "batches", "my_step") == [4] * 4 + [8] * 4 + [14] * 4 + [18] * 4 + [20] * 2

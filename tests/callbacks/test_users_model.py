@@ -1,4 +1,4 @@
-"""A model of the user's may have any attribute, and need not be compiled to be restored."""
+"""A user's model may have any attribute, and can be restored without being compiled."""
 
 import keras
 import numpy as np
@@ -10,7 +10,7 @@ from callbacks import GlobalStepCheckpoint, InputError, counters_of, restore
 
 
 class Named(keras.Model):
-    """Has attributes that are named as ours are, in the model and in the files."""
+    """Has attributes with the same names as ours, in the model and in the files."""
 
     def __init__(self):
         super().__init__()
@@ -54,7 +54,7 @@ def bare_model(units=1):
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
-def test_a_model_that_is_not_compiled_gets_all_but_the_optimizer(tmp_path, suffix):
+def test_a_model_that_is_not_compiled_gets_everything_except_the_optimizer(tmp_path, suffix):
     trained = small_model(metrics=["mae"])
     fit(trained, GlobalStepCheckpoint(tmp_path / ("b{batch}" + suffix)))
     model = bare_model()
@@ -62,13 +62,13 @@ def test_a_model_that_is_not_compiled_gets_all_but_the_optimizer(tmp_path, suffi
     np.testing.assert_array_equal(model.predict(arrays(1)[0], verbose=0), trained.predict(arrays(1)[0], verbose=0))
 
 
-def test_another_model_is_refused_though_it_is_not_compiled(tmp_path):
+def test_another_model_is_refused_even_if_it_is_not_compiled(tmp_path):
     fit(small_model(), GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5"))
     with pytest.raises(InputError, match="is of another model"):
         restore(bare_model(units=2), tmp_path)
 
 
-def test_a_model_that_is_compiled_after_it_was_restored_trains_on(tmp_path):
+def test_a_model_that_is_compiled_after_a_restore_continues_training(tmp_path):
     fit(small_model(), GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5"))
     model = bare_model()
     restore(model, tmp_path)

@@ -1,4 +1,4 @@
-"""A checkpoint holds what Keras saves at the same instant, and is read as Keras reads it, whatever layers keep."""
+"""A checkpoint contains what Keras saves at the same instant, and is read like Keras reads it, whatever layers store."""
 
 import io
 import json
@@ -40,7 +40,7 @@ KEPT_LARGE = {
 
 @keras.saving.register_keras_serializable("test_weights_file")
 class Keeper(keras.layers.Layer):
-    """Keeps more than variables, and notes what it gets back."""
+    """Stores more than variables, and records what it gets back."""
 
     KEPT = KEPT
 
@@ -56,7 +56,7 @@ class Keeper(keras.layers.Layer):
             store[name] = value
 
     def load_own_variables(self, store):
-        self.found = {name: store[name] for name in store.keys()}  # noqa: SIM118, a store is no dict
+        self.found = {name: store[name] for name in store.keys()}  # noqa: SIM118, a store is not a dict
         matrix = KEPT["matrix"] if "matrix" not in self.found else self.found["matrix"]
         self.kernel.assign(matrix)
         self.twin.assign(matrix)
@@ -89,7 +89,7 @@ class Variables(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("test_weights_file")
 class Nested(keras.layers.Layer):
-    """Keeps layers in containers, and containers in those; some layers have the same name, and one is there twice."""
+    """Keeps layers in nested containers; some layers have the same name, and one occurs twice."""
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -99,7 +99,7 @@ class Nested(keras.layers.Layer):
         self.tuple = (dense(2), keras.Sequential([dense(2), keras.layers.Dropout(0.5)]))
         self.nested = [[dense(2)], {"c": [dense(2)]}]
 
-    def innermost(self):  # no property, since Keras finds layers through those too
+    def innermost(self):  # not a property, because Keras finds layers through properties
         return (*self.nested[0], *self.nested[1]["c"])
 
     def build(self, shape):
@@ -122,7 +122,7 @@ def of_all_dtypes():
 
 
 def wide():
-    """Kernels and moments that are large, and biases that are small."""
+    """Returns a model with large kernels and moments, and small biases."""
     return keras.Sequential(
         [keras.Input([2]), keras.layers.Dense(150), keras.layers.Dense(150, dtype="mixed_bfloat16"), keras.layers.Dense(1)]
     )
@@ -144,7 +144,7 @@ def nested():
 
 
 def of_words():
-    """The vocabularies are assets of the archive: they were learnt, not given."""
+    """Returns a model whose learned vocabularies are assets of the archive."""
     layers = keras.layers
     vectorize, lookup = layers.TextVectorization(output_sequence_length=4), layers.StringLookup()
     vectorize.adapt(["a quick brown fox", "a slow é dog"])
@@ -184,7 +184,7 @@ def data_for(model):
 
 
 class SaveAsKeras(keras.callbacks.Callback):
-    """Has stock Keras save the same instant, beside each checkpoint."""
+    """Saves the same instant with stock Keras, beside each checkpoint."""
 
     def __init__(self, directory, every):
         super().__init__()
@@ -198,7 +198,7 @@ class SaveAsKeras(keras.callbacks.Callback):
 
 
 def train(model, directory, background=True, optimizer="adam"):
-    """Saves batches 2 and 4, by us in both suffixes and by Keras."""
+    """Saves batches 2 and 4 with our callback, in both formats, and with Keras."""
     model.compile(optimizer, "mse", run_eagerly=True)
     x, y = data_for(model)
     ours = [
@@ -208,7 +208,7 @@ def train(model, directory, background=True, optimizer="adam"):
 
 
 def tree(path):
-    """Name -> attributes, and of a dataset its type, shape and bytes; but for the group that is ours alone."""
+    """Returns name -> attributes, and for a dataset also type, shape and bytes; leaves out our own group."""
     source = path
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as archive:
@@ -242,12 +242,12 @@ def saved(request, tmp_path_factory):
     return request.param, directory
 
 
-def test_a_checkpoint_holds_what_keras_saves_at_the_same_instant(saved):
+def test_a_checkpoint_contains_what_keras_saves_at_the_same_instant(saved):
     assert_holds_what_keras_saves(*saved)
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if "values" in name else pytest.mark.slow) for name in MODELS])
-def test_a_checkpoint_that_is_written_at_once_holds_it_too(name, tmp_path):
+def test_a_checkpoint_without_background_contains_it_too(name, tmp_path):
     train(MODELS[name](), tmp_path, background=False)
     assert_holds_what_keras_saves(name, tmp_path)
 
@@ -277,7 +277,7 @@ def assert_holds_what_keras_saves(name, tmp_path):
 
 
 def test_a_checkpoint_is_read_as_keras_reads_it(saved):
-    """Into a model with other values: small values come through HDF5, large ones around it."""
+    """Reads into a model with other values: small values through HDF5, large ones directly."""
     name, directory = saved
     for suffix in SUFFIXES:
         path = str(directory / f"ours_4{suffix}")
@@ -301,7 +301,7 @@ def test_a_checkpoint_is_read_as_keras_reads_it(saved):
                 assert_same_values(found.found, expected.found, expected.KEPT)
 
 
-def test_stock_keras_makes_the_whole_model_of_an_archive_with_vocabularies(tmp_path):
+def test_stock_keras_loads_the_model_from_an_archive_with_vocabularies(tmp_path):
     model = of_words()
     train(model, tmp_path)
     loaded = keras.models.load_model(tmp_path / "ours_4.keras")
@@ -310,7 +310,7 @@ def test_stock_keras_makes_the_whole_model_of_an_archive_with_vocabularies(tmp_p
 
 
 def test_at_the_end_of_an_epoch_weights_are_those_of_the_callbacks_place_in_the_list(tmp_path):
-    """As with ModelCheckpoint; what a later callback does to a weight is in the state that training resumes from."""
+    """As with ModelCheckpoint; the state for a resume includes changes of later callbacks."""
 
     class Save(keras.callbacks.Callback):
         def on_epoch_end(self, epoch, logs=None):
@@ -351,14 +351,14 @@ def assert_same_values(found, expected, names):
         np.testing.assert_array_equal(np.asarray(found[name]), np.asarray(value), err_msg=name)
 
 
-def test_every_kind_of_value_comes_back_as_with_keras(path):
+def test_every_kind_of_value_is_restored_as_by_keras(path):
     by_keras, ours = model_of_keeper(), model_of_keeper()
     by_keras.load_weights(path)
     load_weights(ours, path)
     assert_same_values(ours.layers[0].found, by_keras.layers[0].found, KEPT)
 
 
-def test_two_variables_that_got_one_array_are_two(path):
+def test_two_variables_from_one_array_stay_separate(path):
     restored = model_of_keeper()
     load_weights(restored, path)
     kernel, twin = restored.layers[0].kernel, restored.layers[0].twin
@@ -377,7 +377,7 @@ def test_an_array_that_has_become_a_variable_cannot_be_written_to(path):
     np.testing.assert_array_equal(restored.layers[0].kernel, KEPT["matrix"])
 
 
-def test_parts_and_results_of_an_array_become_the_tensors_that_they_are(path):
+def test_slices_and_results_of_an_array_become_correct_tensors(path):
     restored = model_of_keeper()
     load_weights(restored, path)
     found = restored.layers[0].found["matrix"]
@@ -392,7 +392,7 @@ def test_a_file_of_another_model_is_refused(path):
         load_weights(other, path)
 
 
-def test_a_file_is_read_once_and_no_part_of_it_again(tmp_path):
+def test_a_file_is_read_only_once(tmp_path):
     layers = [keras.layers.Dense(256) for _ in range(8)]
     deep = keras.Sequential([keras.Input([2]), *layers, keras.layers.Dense(1)])
     train(deep, tmp_path)

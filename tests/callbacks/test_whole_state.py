@@ -1,4 +1,4 @@
-"""A restart from any checkpoint ends as the uninterrupted run: weights, optimizer, seeds, history, rates, stopping epoch."""
+"""A restart from any checkpoint ends like the uninterrupted run: weights, optimizer, seeds, history, rates, stopping epoch."""
 
 import contextlib
 import shutil
@@ -25,7 +25,7 @@ def data(seed=0):
 
 
 def dataset():
-    """A set that cannot seek, in an order that is the same in every epoch."""
+    """Returns a data set that cannot seek, with the same order in every epoch."""
     return tf.data.Dataset.from_tensor_slices(data()).batch(8)
 
 
@@ -43,7 +43,7 @@ def compiled(optimizer=None, spe=1):
 
 
 class Crash(keras.callbacks.Callback):
-    """Ends training with an exception: in the first batch, or at the end of an epoch, when so many batches are over."""
+    """Ends training with an exception after a number of batches, in a batch or at the end of an epoch."""
 
     def __init__(self, after):
         super().__init__()
@@ -59,7 +59,7 @@ class Crash(keras.callbacks.Callback):
 
 
 class Rates(keras.callbacks.Callback):
-    """What the learning rate was at the end of each epoch."""
+    """Records the learning rate at the end of each epoch."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +70,7 @@ class Rates(keras.callbacks.Callback):
 
 
 def train(make, others, directory, name, *, epochs=6, crashes=(), save_freq=1, **options):
-    """Trains in one fit, and after each crash in another one that resumes. A crash is given in batches that are over.
+    """Trains in one fit, and after each crash in another fit that resumes. Crashes are given in batches.
 
     Returns:
         The model, its history, the other callbacks and the checkpoint of the last fit, and the batch that each fit resumed from.
@@ -90,7 +90,7 @@ def train(make, others, directory, name, *, epochs=6, crashes=(), save_freq=1, *
 
 
 def assert_same_end(one, other):
-    """Two trainings end with the same files and the same history."""
+    """Checks that two trainings end with the same files and the same history."""
     assert_same_weights(one[3].newest, other[3].newest)
     for a, b in zip(one[0].variables, other[0].variables, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)
@@ -131,7 +131,7 @@ def of_high_rate():
 
 @pytest.fixture(scope="module")
 def steered(tmp_path_factory):
-    """Trains without a crash, once for each list of callbacks: what `train` returns."""
+    """Trains without a crash, once for each list of callbacks. Returns the results of `train`."""
     trained = {}
 
     def get(others):
@@ -145,7 +145,7 @@ def steered(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("crashes", [(7,), pytest.param((36, 59), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("others", [steering_early_stopping, steering_plateau, steering_schedule])
-def test_callbacks_that_steer_training_decide_as_if_nothing_had_happened(tmp_path, steered, others, crashes):
+def test_callbacks_that_control_training_decide_as_without_an_interruption(tmp_path, steered, others, crashes):
     whole = steered(others)
     crashed = train(of_high_rate, others, tmp_path, "crashed", epochs=8, save_freq=6, crashes=crashes)
     assert_same_end(whole, crashed)
@@ -159,7 +159,7 @@ def test_callbacks_that_steer_training_decide_as_if_nothing_had_happened(tmp_pat
         assert crashed[2][-1].seen == {epoch: rates[epoch] for epoch in crashed[2][-1].seen}
 
 
-def test_a_run_that_early_stopping_ended_is_not_trained_on(tmp_path, steered):
+def test_a_run_that_early_stopping_has_ended_does_not_continue(tmp_path, steered):
     whole = steered(steering_early_stopping)
     shutil.copytree(Path(whole[3].newest).parent, tmp_path / "run")
     again = train(of_high_rate, steering_early_stopping, tmp_path, "run", epochs=8, save_freq=6)
@@ -210,7 +210,7 @@ def test_steps_per_execution(tmp_path, spe):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("replicas, spe", [(2, 1), (2, 4)])
-def test_replicas_with_statistics_of_their_own(tmp_path, strategy, replicas, spe):
+def test_replicas_with_their_own_statistics(tmp_path, strategy, replicas, spe):
     mirrored = strategy(replicas)
 
     def make():
@@ -225,8 +225,8 @@ def test_replicas_with_statistics_of_their_own(tmp_path, strategy, replicas, spe
             np.testing.assert_array_equal(one.numpy(), other.numpy(), err_msg=a.path)
 
 
-def test_the_last_save_holds_the_last_batch_and_not_the_averages_that_keras_puts_in_its_place(tmp_path):
-    """With `use_ema`, `fit` ends by overwriting the weights; going on from those would be another training."""
+def test_the_last_save_contains_the_last_batch_and_not_the_averages_that_keras_assigns(tmp_path):
+    """With `use_ema`, `fit` overwrites the weights at the end; resuming from these would be another training."""
     whole = train(lambda: compiled(OPTIMIZERS["ema at the end"]()), list, tmp_path, "run", epochs=2)
     model = compiled(OPTIMIZERS["ema at the end"]())
     restore(model, whole[3].newest)
@@ -240,8 +240,8 @@ def test_more_epochs_after_the_end_equal_one_longer_training(tmp_path):
     assert_same_end(whole, train(compiled, list, tmp_path, "longer", epochs=4))
 
 
-def test_an_epoch_save_is_that_of_a_stock_checkpoint_in_its_place_and_a_resume_has_what_all_callbacks_did(tmp_path):
-    """The plateau callback stands behind the checkpoint and lowers the rate in the same hook."""
+def test_an_epoch_save_equals_that_of_a_stock_checkpoint_and_a_resume_has_the_changes_of_all_callbacks(tmp_path):
+    """The plateau callback comes after the checkpoint, and lowers the rate in the same hook."""
 
     def make():
         keras.backend.clear_session(free_memory=False)
@@ -280,7 +280,7 @@ def test_an_epoch_save_is_that_of_a_stock_checkpoint_in_its_place_and_a_resume_h
 
 @pytest.mark.slow
 @SAME_FOR_ANY_REPLICAS
-def test_other_numbers_of_replicas_go_on_from_each_others_files(tmp_path, strategy):
+def test_runs_with_other_numbers_of_replicas_resume_from_each_others_files(tmp_path, strategy):
     def make(replicas):
         keras.utils.set_random_seed(0)
         with strategy(replicas).scope() if replicas > 1 else tf.device(None):

@@ -1,4 +1,4 @@
-"""Ranks without a launcher, for tests that give each of them an environment, or look at how each ends by itself."""
+"""Starts ranks without a launcher, for tests that set the environment of each rank, or check the exit of each rank."""
 
 import contextlib
 import socket
@@ -19,7 +19,7 @@ CPUS = 1
 
 @contextlib.contextmanager
 def bare_ranks(size, *command, engine="horovod", **options):
-    """Starts a command of Python in each of so many ranks on this machine; those that are left at the end are killed."""
+    """Starts a Python command in several ranks on this machine, and kills the remaining ones at the end."""
     server = _rendezvous(engine)
     world = WorldSpec(
         nodes=1,
@@ -63,7 +63,7 @@ def _free_ports(count):
 
 
 def run_ranks(size, *command, engine="horovod", timeout=400):
-    """Runs a command of Python in each of so many ranks: (exit code, standard output, standard error) of each."""
+    """Runs a Python command in several ranks. Returns exit code, standard output and standard error of each."""
     with bare_ranks(size, *command, engine=engine) as processes, ThreadPoolExecutor(size) as readers:
         texts = list(readers.map(lambda process: process.communicate(timeout=timeout), processes))
     return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]

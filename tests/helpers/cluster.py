@@ -1,4 +1,4 @@
-"""A Slurm cluster on this machine, of Debian's packages: munged, slurmctld and several slurmd, with files of their own."""
+"""Runs a Slurm cluster on this machine, with Debian's packages: munged, slurmctld and several slurmd in a separate folder."""
 
 import contextlib
 import os
@@ -59,7 +59,7 @@ PartitionName=urgent Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
 
 
 def require_slurm():
-    """Skips the test where Slurm is missing, or fails it where REQUIRE_SLURM says that it has to be there."""
+    """Skips the test if Slurm is missing; fails it if REQUIRE_SLURM is set."""
     if missing := [program for program in PROGRAMS if not shutil.which(program, path=PATH)]:
         skip("SLURM", f"no {' '.join(missing)}: apt-get install --no-install-recommends {PACKAGES}")
     if subprocess.run(["unshare", "--uts", "--mount", "true"], capture_output=True, check=False).returncode:
@@ -70,7 +70,7 @@ class Cluster:
     """A cluster with nodes `node1`, `node2`, ...
 
     Args:
-        root: its folder; a short path, because of the socket in it.
+        root: the folder of the cluster; a short path, because it contains a socket.
         nodes: how many.
     """
 
@@ -117,20 +117,20 @@ class Cluster:
         (self.root / "plugstack.conf").touch()
 
     def start_node(self, node):
-        """Starts the node's slurmd, with a host name and a hosts file of its own."""
+        """Starts slurmd of a node, with its own host name and hosts file."""
         script = 'hostname "$0" && mount --bind "$1" /etc/hosts && exec slurmd -N "$0"'
         hosts = self.root / f"{node}.hosts"
         self._run("unshare", "--uts", "--mount", "--propagation", "private", "sh", "-c", script, node, str(hosts))
 
     def kill_slurmd(self, node):
-        """Kills the daemon of a node; what runs there goes on."""
+        """Kills the daemon of a node; its jobs continue."""
         os.kill(int((self.root / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
 
     def _run(self, *command):
         subprocess.run(command, env=self.environment, check=True, stdin=subprocess.DEVNULL, timeout=60)
 
     def run(self, *command, env=None, cwd="/", check=True):
-        """Runs a command of Slurm: its output."""
+        """Runs a command of Slurm. Returns its output."""
         result = subprocess.run(
             list(map(str, command)),
             env={**self.environment, **(env or {})},
@@ -148,7 +148,7 @@ class Cluster:
         return Job(self, self.run("sbatch", "--parsable", *command, env=env, cwd=cwd).strip(), Path(cwd))
 
     def stop(self):
-        """Ends all jobs, then the daemons: only those that this cluster has started."""
+        """Ends all jobs and daemons of this cluster."""
         with contextlib.suppress(subprocess.TimeoutExpired, AssertionError):
             self.run("scancel", "--full", "--signal=KILL", "--user=root", check=False)
             self.run("scancel", "--user=root", check=False)
@@ -163,7 +163,7 @@ class Cluster:
                 os.kill(pid, signal.SIGKILL)
 
     def _left(self):
-        """Whatever carries this cluster's configuration in its environment, or its folder in its command."""
+        """Returns processes with this cluster's configuration in their environment, or its folder in their command."""
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -188,22 +188,22 @@ class Job:
         self._cluster, self.number, self._folder = cluster, number, folder
 
     def show(self, field):
-        """A field of `scontrol show job`."""
+        """Returns a field of `scontrol show job`."""
         text = self._cluster.run("scontrol", "show", "job", "-o", self.number)
         return re.search(rf"(?:^| ){field}=(\S+)", text)[1]
 
     @property
     def output(self):
-        """What it has printed, in all its lives."""
+        """The output of all attempts."""
         path = self._folder / f"slurm-{self.number}.out"
         return path.read_text() if path.exists() else ""
 
     def wait_for_life(self, life, timeout=120):
-        """Waits for the first line of its so manieth life."""
+        """Waits for the first line of an attempt."""
         wait_for(lambda: f"life {life}," in self.output, f"life {life} of the job: {self.output}", timeout)
 
     def end(self, timeout=240):
-        """Waits until it will not run any more: its state."""
+        """Waits until the job has ended for good. Returns its state."""
         deadline = time.monotonic() + timeout
         while (state := self.show("JobState")) in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"):
             assert time.monotonic() < deadline, f"{state}: {self.output}"
@@ -211,10 +211,10 @@ class Job:
         return state
 
     def signal(self, name, *how):
-        """Sends it a signal as `scancel` does."""
+        """Sends a signal to the job with `scancel`."""
         self._cluster.run("scancel", *how, f"--signal={name}", self.number)
 
     @property
     def restarts(self):
-        """How often it was requeued."""
+        """How often the job was requeued."""
         return int(self.show("Restarts"))

@@ -1,4 +1,4 @@
-"""What is in a checkpoint, read with h5py alone, and whether two hold the same."""
+"""Reads checkpoints with h5py alone, and compares them."""
 
 import h5py
 import numpy as np
@@ -7,7 +7,7 @@ from callbacks.stored_header import read_header
 
 
 def datasets(path):
-    """Every array of a `.weights.h5` but the part that this project adds: name -> value."""
+    """Returns every array of a `.weights.h5` file except our own group: name -> value."""
     found = {}
     with h5py.File(path, "r") as file:
 
@@ -20,7 +20,7 @@ def datasets(path):
 
 
 def lasting_header(path):
-    """What a checkpoint tells beside its arrays, without the run's directory, how often it saves, and the seconds it has taken."""
+    """Returns the header of a checkpoint, without the directory, the save interval and measured times."""
     header = read_header(str(path))
     header["callbacks"].pop("GlobalStepTensorBoard-1", None)
     for flag in ("workdir", "save_freq"):
@@ -29,7 +29,7 @@ def lasting_header(path):
 
 
 def assert_same_weights(one, other):
-    """Two checkpoints hold bit-identical weights and optimizer state."""
+    """Checks that two checkpoints contain bit-identical weights and optimizer state."""
     a, b = datasets(one), datasets(other)
     assert a.keys() == b.keys()
     for name in a:
@@ -37,7 +37,7 @@ def assert_same_weights(one, other):
 
 
 def assert_same_rest(one, other):
-    """Two checkpoints hold the same beside their weights: counters, history, logs, and what each replica has for itself."""
+    """Checks that two checkpoints agree in counters, history, logs and the values of each replica."""
     header, expected = lasting_header(one), lasting_header(other)
     assert header.keys() == expected.keys()
     for key in header:

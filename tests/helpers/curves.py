@@ -1,4 +1,4 @@
-"""What TensorBoard's own reader finds in a run's directory."""
+"""Reads the directory of a run with TensorBoard's own reader."""
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -6,7 +6,7 @@ EVERYTHING = {"scalars": 0}
 
 
 def curves(directory):
-    """What EventAccumulator reads: (run, tag) -> [(step, value), ...]."""
+    """Returns what EventAccumulator reads: (run, tag) -> [(step, value), ...]."""
     found = {}
     for run in sorted(path for path in directory.iterdir() if path.is_dir()):
         reader = EventAccumulator(str(run), EVERYTHING).Reload()

@@ -1,4 +1,4 @@
-"""Environments with older versions of TensorFlow and Keras, made once each, in `.venv-versions`."""
+"""Creates environments with older versions of TensorFlow and Keras, once each, in `.venv-versions`."""
 
 import os
 import platform
@@ -14,7 +14,7 @@ from processes import ROOT
 
 
 class Pair(NamedTuple):
-    """A release of TensorFlow and one of Keras from its time, as `"2.17"` and `"3.5"`."""
+    """Releases of TensorFlow and Keras from the same time, such as `"2.17"` and `"3.5"`."""
 
     tensorflow: str
     keras: str
@@ -38,15 +38,15 @@ _LAST_PYTHON = {"2.17": (3, 12), "2.18": (3, 12), "2.19": (3, 12)}  # later ones
 
 
 def python_of(pair: Pair) -> str:
-    """The Python of the environment, which is made where it is missing: 20 seconds to minutes, and 1.3 GB.
+    """Returns the Python of an environment. Creates the environment if it is missing: 20 seconds to minutes, and 1.3 GB.
 
-    Without a network the test is skipped, or fails where REQUIRE_VERSIONS is set.
+    Without a network, the test is skipped, or fails if REQUIRE_VERSIONS is set.
     """
     if is_here(pair):
         return sys.executable
     environment = _DIRECTORY / str(pair)
     installed, python = environment / "installed", str(environment / "bin" / "python")
-    if not installed.exists():  # the stamp comes last: pip takes half a package for a whole one
+    if not installed.exists():  # the stamp comes last, because pip regards an incomplete package as installed
         _run(_python_for(pair), "-m", "venv", "--clear", environment)
         _run(python, "-m", "pip", "install", "--quiet", "--no-input", "--retries", "1", *_requirements(pair))
         installed.touch()
@@ -54,7 +54,7 @@ def python_of(pair: Pair) -> str:
 
 
 def is_here(pair: Pair) -> bool:
-    """Whether this process has the pair itself."""
+    """Whether this process uses this pair."""
     return all(version(name).startswith(f"{wanted}.") for name, wanted in zip(("tensorflow", "keras"), pair, strict=True))
 
 

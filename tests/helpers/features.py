@@ -1,4 +1,4 @@
-"""What older versions of Keras lack: tests of that are skipped there, with the reason."""
+"""Skips tests of features that older versions of Keras lack."""
 
 import keras
 import pytest
@@ -7,7 +7,7 @@ KERAS = tuple(int(part) for part in keras.__version__.split(".")[:2])
 
 
 def since_keras(minor, what):
-    """Skips a test where Keras is older than 3.`minor`."""
+    """Skips a test if Keras is older than 3.`minor`."""
     return pytest.mark.skipif((3, minor) > KERAS, reason=f"before Keras 3.{minor}: {what}")
 
 

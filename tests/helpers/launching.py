@@ -1,4 +1,4 @@
-"""What the launcher's tests share: a launcher in a process of its own, and a look at every process that a run started."""
+"""Helpers for tests of the launcher: starts a launcher, and finds every process that a run has started."""
 
 import contextlib
 import importlib.util
@@ -15,12 +15,12 @@ from processes import ROOT
 
 from launch.horovod.build import TOOLS, how_to_install
 
-FOREIGN = ("SLURM_", "LAUNCH_", "TF_CPP_MIN_LOG_LEVEL")  # what this process has and a user's does not
-PATIENCE = 60  # seconds for what takes less than one on an idle machine
+FOREIGN = ("SLURM_", "LAUNCH_", "TF_CPP_MIN_LOG_LEVEL")  # variables that this process has and a user's process lacks
+PATIENCE = 60  # seconds; takes less than one on an idle machine
 
 
 def wait_for(condition, what, timeout=PATIENCE):
-    """Polls until the condition holds. Returns what it returned."""
+    """Polls until a condition is true. Returns its result."""
     deadline = time.monotonic() + timeout
     while not (found := condition()):
         assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
@@ -29,14 +29,14 @@ def wait_for(condition, what, timeout=PATIENCE):
 
 
 def skip(what, reason):
-    """Skips a test, or fails it where REQUIRE_`what` says that what it needs is there."""
+    """Skips a test, or fails it if REQUIRE_`what` is set."""
     if os.environ.get(f"REQUIRE_{what}") == "1":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 
 
 def need_horovod():
-    """Skips a test where Horovod is not installed."""
+    """Skips a test if Horovod is not installed."""
     if importlib.util.find_spec("horovod") is None:
         skip("HOROVOD", f"Horovod is not installed: make horovod. It needs a compiler. {how_to_install(TOOLS)}")
 
@@ -45,13 +45,13 @@ ENGINES = ("horovod", "multiworker")  # of several ranks
 
 
 def need(engine):
-    """Skips a test where an engine of several ranks is not installed."""
+    """Skips a test if an engine is not installed."""
     if engine == "horovod":
         need_horovod()
 
 
 class Launch:
-    """`python -m launch ...` in a process group of its own, with a mark in the environment of all that it starts."""
+    """`python -m launch ...` in its own process group, with a mark in the environment of all processes that it starts."""
 
     def __init__(self, *args, cwd, env=None, prefix=(), **options):
         self.mark = uuid.uuid4().hex
@@ -68,7 +68,7 @@ class Launch:
         return self.process.returncode, out, err
 
     def processes(self):
-        """Process id -> command line, of all that carry the mark and are not the launcher itself."""
+        """Returns process id -> command line of all processes with the mark except the launcher."""
         found = {}
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -77,26 +77,26 @@ class Launch:
         return found
 
     def agent(self):
-        """The process id of the agent, which owns the ranks."""
+        """The process id of the agent."""
         return next(pid for pid, command in self.processes().items() if "-m launch" in command)
 
     def none_left(self):
-        """Nothing that carries the mark is alive, however it was started."""
+        """Returns whether no process with the mark is alive."""
         wait_for(lambda: not self.processes(), f"the end of {self.processes()}", timeout=20)
         return True
 
     def file(self, name):
-        """Waits for a file that a rank writes, and returns its text."""
+        """Waits for a file that a rank writes. Returns its text."""
         path = self.cwd / name
         wait_for(lambda: path.exists() and path.read_text().strip(), name)
         return path.read_text().strip()
 
     def pid(self, name):
-        """A process id that a rank wrote into a file."""
+        """Returns a process id that a rank wrote to a file."""
         return int(self.file(name))
 
     def rank(self, number):
-        """The process id of a rank; those that it started have its environment, but not a process group of their own."""
+        """Returns the process id of a rank: the process with its environment that leads a process group."""
         mine = f"\0RANK={number}\0".encode()
 
         def leaders():
@@ -107,12 +107,12 @@ class Launch:
         return wait_for(leaders, f"rank {number}")[0]
 
     def log(self, rank):
-        """All that a rank wrote."""
+        """Returns the log of a rank."""
         (path,) = self.cwd.rglob(f"rank-{rank}.log")
         return path.read_text()
 
     def end(self):
-        """Ends all that is left over."""
+        """Ends all remaining processes."""
         for pid in [*self.processes(), self.process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -121,7 +121,7 @@ class Launch:
 
 @pytest.fixture
 def launch(tmp_path):
-    """Starts launchers in a folder of the test's own; ends what is left over."""
+    """Starts launchers in a temporary folder, and ends remaining processes."""
     started = []
 
     def start(*args, cwd=tmp_path, **options):
@@ -134,10 +134,10 @@ def launch(tmp_path):
 
 
 def sh(script):
-    """The end of a command line: each rank runs this in a shell."""
+    """Returns the arguments to run a shell script in each rank."""
     return "--no-python", "sh", "-c", script
 
 
 def python(script):
-    """The end of a command line: each rank runs this in a Python that starts fast."""
+    """Returns the arguments to run Python code in each rank, in a Python that starts fast."""
     return "--no-python", sys.executable, "-S", "-u", "-c", script

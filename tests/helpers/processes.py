@@ -1,4 +1,4 @@
-"""Real processes that run recipes and the programs of these tests, in the environment that a user's shell has."""
+"""Runs recipes and test programs in real processes, with the environment of a user's shell."""
 
 import os
 import re
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 # The tests count on CPU devices, also where there are GPUs: tests/test_gpu.py shows those to what it starts.
 if os.environ.get("TESTS_USE_GPU") != "1":
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-USER_ENVIRONMENT = dict(os.environ)  # what a user's process has, before this one silences TensorFlow
+USER_ENVIRONMENT = dict(os.environ)  # the environment of a user's process, before this process silences TensorFlow
 if "PYTEST_XDIST_WORKER" in os.environ:  # the process that started this one has done so
     USER_ENVIRONMENT.pop("TF_CPP_MIN_LOG_LEVEL", None)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -23,7 +23,7 @@ PROGRAM_ENVIRONMENT = {**USER_ENVIRONMENT, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests
 
 
 def run_program(name, *args, **options):
-    """Runs a program of tests/programs to its end: exit code and output."""
+    """Runs a program of tests/programs. Returns its exit code and output."""
     options = {"cwd": ROOT, "env": PROGRAM_ENVIRONMENT, "capture_output": True, "text": True, **options}
     return subprocess.run([sys.executable, PROGRAMS / name, *map(str, args)], **options)
 
@@ -36,13 +36,13 @@ def copy_until(run, copy, batch):
         if not number:
             shutil.copy(source, target)
         elif int(number[1]) <= batch:
-            os.link(source, target)  # a checkpoint may be large, and is never written to
+            os.link(source, target)  # a link, because a checkpoint may be large, and nothing modifies it
 
     shutil.copytree(run, copy, copy_function=copy_file)
 
 
 class Process:
-    """A recipe in a process of its own."""
+    """A recipe in its own process."""
 
     def __init__(self, *args, cwd=ROOT, env=None, module="recipes.mnist"):
         self.process = subprocess.Popen(
@@ -60,7 +60,7 @@ class Process:
         return self.process.returncode, out, err
 
     def kill_when(self, condition, timeout=300):
-        """Sends SIGKILL at the moment that the condition holds."""
+        """Sends SIGKILL as soon as a condition is true."""
         deadline = time.monotonic() + timeout
         while not condition():
             assert self.process.poll() is None, f"ended by itself: {self.process.communicate()}"

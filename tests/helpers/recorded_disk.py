@@ -1,4 +1,4 @@
-"""What a program did to a directory, as strace saw it: the changes, and the flushes that make them last.
+"""Records with strace what a program does to a directory: the changes, and the flushes that make them durable.
 
 POSIX promises of a power cut only this: what `fsync` of a file has returned for is on the disk (its content, not its name), and
 what `fsync` of a directory has returned for is on the disk (the names in it). All else may be there or not, in any order.
@@ -46,7 +46,7 @@ class Change:
 
 @dataclass
 class Recording:
-    """What happened in a directory.
+    """The changes of a directory.
 
     Args:
         paths: object -> the first path that it had, from the directory that was watched.
@@ -63,7 +63,7 @@ class Recording:
     end: float = 0.0
 
     def part(self, belongs: Callable[[str], bool]) -> "Recording":
-        """Only the changes of objects with paths that belong to the part, and of the directories that lead to them."""
+        """Returns only the changes of objects in a part of the paths, and of their parent directories."""
         of = {number for number, path in self.paths.items() if belongs(path)}
         leading = {parent for number in of for parent in _parents(self.paths[number])}
         of |= {number for number, path in self.paths.items() if path in leading}
@@ -75,7 +75,7 @@ def _parents(path):
 
 
 def record(directory: Path, command: Sequence[str], **options) -> Recording:
-    """Runs a program to its end and records what it did in a directory. It must not start programs that change something there."""
+    """Runs a program and records its changes of a directory. It must not start programs that change files there."""
     reader = _Reader(str(directory))
     traces = directory.with_name(f"{directory.name}-traces")
     traces.mkdir()
@@ -90,7 +90,7 @@ def record(directory: Path, command: Sequence[str], **options) -> Recording:
 
 
 def _moment(match):
-    """A descriptor is given out when `open` returns, and is free again when `close` begins."""
+    """Returns the time at which a call takes effect: `open` when it returns, `close` when it begins."""
     return float(match["begin"]) + (float(match["seconds"]) if match["call"].startswith(("open", "creat")) else 0)
 
 
@@ -200,7 +200,7 @@ Tree = dict[str, bytes | None]  # path -> content; None for a directory
 
 
 def tree(recording: Recording, applied: Sequence[Change]) -> Tree:
-    """What is in the directory when only these changes have come to the disk."""
+    """Returns the content of the directory if only these changes have reached the disk."""
     names: dict[int, dict[str, int]] = {}
     contents: dict[int, bytearray] = {}
     for change in applied:
@@ -230,7 +230,7 @@ def tree(recording: Recording, applied: Sequence[Change]) -> Tree:
 
 
 def power_cuts(recording: Recording) -> Iterator[tuple[float, Tree]]:
-    """Yields what a power cut may leave: a time, and what may be in the directory after a cut at that time.
+    """Yields possible states after a power cut: a time, and the content of the directory after a cut at that time.
 
     At each time what was flushed is there. Of the rest: nothing, all, all up to one change, all but one, one alone, all with a
     write that is torn or of which only the size has come to the disk, and some at random.

@@ -1,4 +1,4 @@
-"""C files of `tests/programs` that stand before functions of the C library (LD_PRELOAD)."""
+"""Compiles C files of `tests/programs` that replace functions of the C library (LD_PRELOAD)."""
 
 import shutil
 import subprocess
@@ -8,12 +8,12 @@ from processes import PROGRAMS
 
 
 def compiler():
-    """The C compiler, or None."""
+    """Returns the C compiler, or None."""
     return shutil.which("cc") or shutil.which("gcc")
 
 
 def compile_shim(name: str, directory: Path) -> Path:
-    """Compiles a C file, once for each directory: the library to preload."""
+    """Compiles a C file once for each directory. Returns the library to preload."""
     library = directory / f"{name}.so"
     if not library.exists():
         source = PROGRAMS / f"{name}.c"

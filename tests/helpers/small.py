@@ -1,4 +1,4 @@
-"""A small model and its data, for tests of what goes on around training."""
+"""A small model and its data, for tests that do not depend on the model."""
 
 import keras
 import numpy as np
@@ -30,7 +30,7 @@ def names(directory):
 
 
 class Do(keras.callbacks.Callback):
-    """Does something after a batch of this fit, 1-based."""
+    """Calls a function after a batch of this fit, counted from 1."""
 
     def __init__(self, after, act):
         super().__init__()

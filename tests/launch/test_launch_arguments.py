@@ -35,7 +35,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_answered_in_one_line_before_a_rank_starts(launch, mistake):
+def test_a_wrong_flag_is_reported_in_one_line_before_a_rank_starts(launch, mistake):
     flags, named = MISTAKES[mistake]
     run = launch(*flags, "--no-python", *TOUCH, env={"CUDA_VISIBLE_DEVICES": ""})
     code, out, err = run.finish()
@@ -59,13 +59,13 @@ def test_a_mistake_is_answered_in_one_line_before_a_rank_starts(launch, mistake)
         ["-m", "--no-python", "no-python"],
     ],
 )
-def test_what_cannot_be_run_is_answered_in_one_line(launch, command):
+def test_a_command_that_cannot_run_is_reported_in_one_line(launch, command):
     code, out, err = launch("--nproc-per-node", "2", *command).finish()
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert not command or str(command[-1]).rpartition(".")[0] in err
 
 
-def test_flags_are_taken_with_underscores_and_the_scripts_own_are_left_alone(tmp_path):
+def test_flags_may_have_underscores_and_flags_of_the_script_are_passed_on(tmp_path):
     script = tmp_path / "train.py"
     script.touch()
     config = parse(["--nproc_per_node=3", "--max_restarts", "2", str(script), "--nproc_per_node", "9", "-m"], {})
@@ -97,7 +97,7 @@ STEP = {
 }
 
 
-def test_inside_an_srun_step_slurm_says_which_node_this_is():
+def test_inside_an_srun_step_the_node_number_comes_from_slurm():
     config = parse(["--no-python", "true"], STEP)
     assert (config.nodes, config.node, config.master_addr, config.run_id) == (4, 2, "gpu-a07-ib", "71.0")
     assert parse(["--no-python", "true"], {**STEP, "SLURM_RESTART_COUNT": "2"}).run_id == "71.2"
@@ -123,7 +123,7 @@ def test_eight_tasks_of_a_step_are_not_eight_launchers_of_one_run(nodes, flags):
     "flags, environment, hint",
     [
         ([], {"SLURM_JOB_NUM_NODES": "2"}, True),  # in the shell of salloc, or in a batch file without srun
-        ([], {"SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "4294967290"}, True),  # the shell of salloc is a step of its own
+        ([], {"SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "4294967290"}, True),  # the shell of salloc is a separate step
         ([], {"SLURM_JOB_NUM_NODES": "2", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_NODES": "1"}, False),  # srun -N1
         ([], {"SLURM_JOB_NUM_NODES": "1"}, False),
         ([], {}, False),
@@ -157,10 +157,10 @@ def test_what_slurm_never_writes_is_answered_in_one_line(wrong):
     assert "\n" not in str(error.value) and error.value.code == 2
 
 
-def test_more_ranks_than_open_files_are_answered_in_one_line(launch):
+def test_too_many_ranks_for_the_limit_of_open_files_are_refused_in_one_line(launch):
     few = ("sh", "-c", 'ulimit -n 100; exec "$@"', "sh")
     code, _, err = launch("--nproc-per-node", "20", *sh("touch started"), prefix=few).finish()
-    assert (code, err) == (2, "error: --nproc-per-node 20 takes 140 open files; the limit is 100: ulimit -n 140\n")
+    assert (code, err) == (2, "error: --nproc-per-node 20 needs 140 open files; the limit is 100. Run: ulimit -n 140\n")
 
 
 def test_help_has_every_flag_of_torchrun_that_is_supported(capsys):

@@ -1,4 +1,4 @@
-"""What the launcher says never harms the run: a terminal may be closed, full, stopped, or read by nobody."""
+"""Output of the launcher never harms the run: the terminal may be closed, full, stopped, or not read."""
 
 import contextlib
 import os
@@ -23,7 +23,7 @@ def no_reader():
 
 @contextlib.contextmanager
 def stands_still():
-    """A pipe that is full, and whose reader does not read."""
+    """A full pipe whose reader does not read."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with contextlib.suppress(BlockingIOError):
@@ -46,7 +46,7 @@ TERMINALS = {"without a reader": no_reader, "on a full disk": full_disk, "closed
 
 @contextlib.contextmanager
 def started(launch, terminal, *command):
-    """A launcher with this standard output and error."""
+    """Starts a launcher with this standard output and standard error."""
     if terminal == "closed":
         yield launch("--nproc-per-node", 2, *command, prefix=("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"))
     else:
@@ -55,16 +55,16 @@ def started(launch, terminal, *command):
 
 
 @pytest.mark.parametrize("terminal", TERMINALS)
-def test_ranks_save_and_are_ended_though_nothing_can_be_said(launch, terminal):
+def test_ranks_save_and_end_without_a_usable_terminal(launch, terminal):
     with started(launch, terminal, *sh(SAVES)) as run:
         assert run.pid("pid-0") and run.pid("pid-1")
-        os.kill(run.process.pid, signal.SIGKILL)  # of which the agent tells
+        os.kill(run.process.pid, signal.SIGKILL)  # which the agent reports
         assert run.none_left()
     assert all((run.cwd / f"saved-{rank}").exists() for rank in range(2))
 
 
 @pytest.mark.parametrize("terminal", TERMINALS)
-def test_the_exit_code_is_right_though_nothing_can_be_said(launch, terminal):
+def test_the_exit_code_is_right_without_a_usable_terminal(launch, terminal):
     fails = "echo words; [ $RANK = 1 ] || exec sleep 100; setsid -f sleep 100; exit 7"
     with started(launch, terminal, "--max-restarts", 1, *sh(fails)) as run:
         assert run.process.wait(30) == 7
@@ -72,13 +72,13 @@ def test_the_exit_code_is_right_though_nothing_can_be_said(launch, terminal):
 
 
 @pytest.mark.parametrize("flags", [["--help"], ["--dry-run", "x.py"], ["--nproc-per-node", "0"]])
-def test_an_answer_that_nobody_reads_changes_no_exit_code(launch, tmp_path, flags):
+def test_output_that_nobody_reads_does_not_change_the_exit_code(launch, tmp_path, flags):
     (tmp_path / "x.py").touch()
     with no_reader() as descriptor:
         assert launch(*flags, stdout=descriptor, stderr=descriptor).process.wait(30) == (2 if "0" in flags else 0)
 
 
-def test_a_terminal_that_stands_still_is_waited_for_once(monkeypatch):
+def test_the_launcher_waits_only_once_for_a_blocked_terminal(monkeypatch):
     waited = []
 
     class Poll:
@@ -96,7 +96,7 @@ def test_a_terminal_that_stands_still_is_waited_for_once(monkeypatch):
     assert waited == [5000, 0, 0]
 
 
-def test_a_full_pipe_takes_what_it_can_and_nothing_raises(monkeypatch):
+def test_writing_to_a_full_pipe_does_not_raise(monkeypatch):
     monkeypatch.setattr(console, "PATIENCE", 0.001)
     monkeypatch.setattr(console, "_stuck", set())
     with stands_still() as descriptor:

@@ -23,7 +23,7 @@ LOST = exit_codes.ANOTHER_RANK_FAILED
 
 
 class FakeSignals:
-    """Signals that a launcher received before it looked."""
+    """Signals that a launcher has received."""
 
     def __init__(self, *numbers):
         self._numbers = list(numbers)
@@ -43,7 +43,7 @@ class FakeSignals:
 
 
 def attempt_of(*events, signals=()):
-    """An attempt on two nodes that report these events, (node, event), and answer nothing. And what they were ordered."""
+    """Returns an attempt on two nodes that report these events, (node, event), and the orders that the nodes received."""
     nodes, ends = {}, {}
     for number in range(2):
         ours, theirs = socket.socketpair()
@@ -52,7 +52,7 @@ def attempt_of(*events, signals=()):
         theirs.setblocking(False)
     for number, event in events:
         ends[number].send(event)
-    jumps = itertools.count(0, 100).__next__  # every look at the clock is past every deadline
+    jumps = itertools.count(0, 100).__next__  # every reading of the clock is past every deadline
     attempt = Attempt(CONFIG, nodes, FakeSignals(*signals), set(), clock=jumps)
     code = attempt.run()
     return attempt, code, {number: end.receive() for number, end in ends.items()}
@@ -62,20 +62,20 @@ def exited(rank, code, tail=""):
     return RankExited(ExitRecord(rank, code, None, "log", 0), False, tail)
 
 
-def test_a_node_that_does_not_end_its_ranks_is_given_up():
+def test_a_node_that_does_not_end_its_ranks_counts_as_lost():
     attempt, code, ordered = attempt_of((0, exited(0, 3, "boom")))
     assert code == 3 and attempt.failure.line == "rank 0 on host0: exit code 3"
     assert ordered[1] == [EndRanks(signal.SIGTERM)]
 
 
-def test_ranks_that_do_not_end_within_the_grace_are_ended_and_their_node_is_given_up(capfd):
+def test_ranks_that_outlive_the_grace_period_are_ended_and_their_node_counts_as_lost(capfd):
     attempt, code, ordered = attempt_of(signals=[signal.SIGTERM])
     assert ordered[0] == ordered[1] == [SendSignal(signal.SIGTERM), EndRanks(signal.SIGKILL)]
     assert "did not end within 30 s" in capfd.readouterr().err
     assert code == 1 and attempt.failure.line.endswith(": does not answer")  # and not 0: a job would count as complete
 
 
-def test_a_rank_that_lost_another_is_reported_only_where_no_cause_comes_in_time():
+def test_a_victim_is_reported_only_if_no_cause_exits_in_time():
     attempt, code, ordered = attempt_of((0, exited(0, LOST)))
     assert code == LOST and attempt.failure.rank == 0
     assert ordered[1] == [EndRanks(signal.SIGTERM)]
@@ -85,7 +85,7 @@ def test_a_rank_that_lost_another_is_reported_only_where_no_cause_comes_in_time(
     "cause, line",
     [(exited(1, -9), "rank 1 on host1: killed by SIGKILL"), (NodeLost("its launcher is gone"), "node 1: its launcher is gone")],
 )
-def test_a_cause_that_comes_after_its_victim_is_reported(cause, line):
+def test_a_cause_that_exits_after_its_victim_is_reported(cause, line):
     attempt, _, _ = attempt_of((0, exited(0, LOST)), (1, cause), (0, AttemptEnded((ExitRecord(0, LOST, None, "log", 0),))))
     assert attempt.failure.line == line
 
@@ -94,7 +94,7 @@ def test_a_cause_that_comes_after_its_victim_is_reported(cause, line):
     ("last", "code", "ordered"),
     [([], 1, [EndRanks(signal.SIGTERM)]), ([EndRanks(signal.SIGABRT), Leave(7, "rank 0 failed")], 7, [EndRanks(signal.SIGABRT)])],
 )
-def test_a_node_whose_agent_does_not_end_its_ranks_is_left_all_the_same(last, code, ordered):
+def test_a_node_worker_exits_even_if_its_agent_does_not_end_the_ranks(last, code, ordered):
     (ours, agents), (to_zero, of_zero) = socket.socketpair(), socket.socketpair()
     agent, zero = Connection(agents), Connection(of_zero)
     world = WorldSpec(2, 1, "night", "node0", 1, ("a", "b"), ((1,), (2,)), ("", ""))
@@ -121,7 +121,7 @@ def start_agent(config):
     if not pid:
         os.setsid()
         if os.fork():
-            time.sleep(60)  # ignores everything, as one in a write that does not return
+            time.sleep(60)  # ignores everything, like a process in a write that does not return
         while True:
             time.sleep(60)
     return Connection(ours), pid
@@ -144,18 +144,18 @@ if not agent:
     while True:
         time.sleep(60)
 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-keeper.keep(agent, launcher=1 << 22, clock=itertools.count(0, 100).__next__)  # it has another parent: the launcher is gone
+keeper.keep(agent, launcher=1 << 22, clock=itertools.count(0, 100).__next__)  # its parent has changed: the launcher is gone
 assert not processes.descendants(os.getpid())
 """
 
 
 @pytest.mark.parametrize("script", [STUCK, KEPT], ids=["by the launcher", "by the keeper"])
-def test_an_agent_that_does_not_end_is_killed_with_all_below_it(script):
+def test_an_agent_that_does_not_end_is_killed_with_its_descendants(script):
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_log_that_is_a_pipe_without_a_reader_costs_the_log_and_not_the_run(launch, tmp_path):
+def test_a_log_that_is_a_pipe_without_a_reader_does_not_end_the_run(launch, tmp_path):
     (tmp_path / "logs").mkdir()
     subprocess.run(["mkfifo", tmp_path / "logs" / "rank-0.log"], check=True)
     code, out, err = launch("--log-dir", "logs", "--no-python", "echo", "hello").finish()

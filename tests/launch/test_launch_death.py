@@ -1,4 +1,4 @@
-"""However a rank or the launcher dies: everything ends, nothing is left, and the screen says why."""
+"""However a rank or the launcher dies, all processes end and the report says why."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ def state(pid):
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def test_a_rank_that_fails_ends_the_others_and_the_screen_says_why(launch):
+def test_a_rank_that_fails_ends_the_others_and_is_reported(launch):
     script = (
         "import os, time\nrank = os.environ['RANK']\nopen('pid-' + rank, 'w').write(str(os.getpid()))\n"
         "while not all(os.path.exists(f'pid-{n}') for n in range(3)): time.sleep(0.01)\n"
@@ -47,8 +47,8 @@ def test_a_rank_that_is_killed_is_named_with_its_signal(launch):
     assert run.none_left()
 
 
-def test_the_first_failure_in_time_is_named_not_the_lowest_rank(launch):
-    """The launcher is stopped while two ranks fail, so that it finds both at once."""
+def test_the_rank_that_failed_first_is_named_and_not_the_lowest_rank(launch):
+    """The launcher is stopped while two ranks fail, so that it notices both at once."""
     run = launch("--nproc-per-node", "2", *sh("echo $$ > pid-$RANK; while [ ! -e fail-$RANK ]; do sleep 0.01; done; exit 4$RANK"))
     ranks = started(run, 2)
     agent = run.agent()
@@ -61,7 +61,7 @@ def test_the_first_failure_in_time_is_named_not_the_lowest_rank(launch):
     assert code == 41 and "rank 1 on" in err.splitlines()[0]
 
 
-def test_a_rank_that_ignores_term_is_killed_after_the_grace(launch):
+def test_a_rank_that_ignores_term_is_killed_after_the_grace_period(launch):
     fails = "while [ ! -s pid-1 ]; do sleep 0.01; done; exit 5"
     script = f'[ $RANK = 0 ] && {{ {fails}; }}; trap "" TERM; echo $$ > pid-$RANK; while :; do sleep 1; done'
     run = launch("--nproc-per-node", "2", *sh(script))
@@ -73,7 +73,7 @@ def test_a_rank_that_ignores_term_is_killed_after_the_grace(launch):
 
 @pytest.mark.parametrize("whom", ["launcher", "its process group", "agent", "launcher and agent"])
 def test_nothing_is_left_when_the_launcher_is_killed(launch, whom):
-    """Ranks, their children, and a daemon in a session of its own."""
+    """Ranks, their children, and a daemon in its own session end."""
     run = launch("--nproc-per-node", "2", *sh("sleep 100 & setsid -f sleep 100; echo $$ > pid-$RANK; sleep 100"))
     started(run, 2)
     wait_for(lambda: len(run.processes()) >= 9, "all processes")
@@ -83,7 +83,7 @@ def test_nothing_is_left_when_the_launcher_is_killed(launch, whom):
         os.killpg(run.process.pid, signal.SIGKILL)
     elif whom == "launcher and agent":
         agent = run.agent()
-        for pid in (run.process.pid, agent):  # nobody but the keeper is left
+        for pid in (run.process.pid, agent):  # only the keeper is left
             os.kill(pid, signal.SIGKILL)
     else:
         os.kill(run.agent(), signal.SIGKILL)
@@ -92,7 +92,7 @@ def test_nothing_is_left_when_the_launcher_is_killed(launch, whom):
     assert run.none_left()
 
 
-def test_what_a_shell_had_started_before_it_became_the_launcher_is_left_alone(launch):
+def test_children_that_a_shell_started_before_it_became_the_launcher_are_not_killed(launch):
     before = ("sh", "-c", 'sh -c "echo \\$\\$ > before; sleep 100; true" & exec "$@"', "sh")
     run = launch(*sh("while [ ! -s before ]; do sleep 0.01; done; exit 3"), prefix=before, stdout=None)
     assert run.process.wait(GONE) == 3
@@ -111,18 +111,18 @@ def test_nothing_is_left_when_the_keeper_is_killed_too(launch, killed):
 
 
 @pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGKILL])
-def test_an_agent_that_was_stopped_goes_on_when_the_ranks_have_to_end(launch, told):
+def test_a_stopped_agent_continues_when_the_ranks_must_end(launch, told):
     saves = 'trap "touch saved-$RANK; exit 143" TERM; echo $$ > pid-$RANK; while :; do sleep 0.05; done'
     run = launch("--nproc-per-node", "2", *sh(saves))
     started(run, 2)
     os.kill(run.agent(), signal.SIGSTOP)
-    os.kill(run.process.pid, told)  # of a launcher that is killed, the keeper knows
+    os.kill(run.process.pid, told)  # the keeper notices that the launcher was killed
     assert run.process.wait(GONE) == (143 if told == signal.SIGTERM else -9)
     assert run.none_left()
     assert all((run.cwd / f"saved-{rank}").exists() for rank in range(2))
 
 
-def test_ranks_may_save_and_speak_when_the_launcher_was_killed(launch):
+def test_ranks_may_save_and_print_after_the_launcher_was_killed(launch):
     saves = 'trap "sleep 0.2; echo saved; touch saved-$RANK; exit 143" TERM; echo $$ > pid-$RANK; while :; do sleep 0.05; done'
     run = launch("--nproc-per-node", "2", *sh(saves))
     started(run, 2)
@@ -132,7 +132,7 @@ def test_ranks_may_save_and_speak_when_the_launcher_was_killed(launch):
         assert (run.cwd / f"saved-{rank}").exists() and run.log(rank).endswith("saved\n")
 
 
-def test_the_process_group_of_a_rank_may_be_killed(launch):
+def test_killing_the_process_group_of_a_rank_does_not_kill_the_launcher(launch):
     run = launch("--nproc-per-node", "2", *sh(SLEEP))
     os.killpg(started(run, 2)[1], signal.SIGKILL)
     code, _, err = run.finish(GONE)
@@ -141,7 +141,7 @@ def test_the_process_group_of_a_rank_may_be_killed(launch):
 
 
 @pytest.mark.parametrize("code", [0, 7])
-def test_a_daemonised_grandchild_that_holds_stdout_is_not_waited_for(launch, code):
+def test_the_launcher_does_not_wait_for_a_daemon_that_holds_stdout(launch, code):
     run = launch(
         *sh(f"setsid -f sh -c 'echo $$ > daemon; exec sleep 100'; while [ ! -s daemon ]; do sleep 0.01; done; exit {code}")
     )
@@ -159,7 +159,7 @@ def test_a_grandchild_that_ignores_term_is_killed(launch):
     assert run.none_left()
 
 
-def test_a_rank_that_closes_its_output_goes_on(launch):
+def test_a_rank_that_closes_its_output_continues(launch):
     run = launch(*sh("echo before; exec >&- 2>&-; sleep 0.3; touch after"))
     assert run.finish()[:2] == (0, "[0] before\n")
     assert (run.cwd / "after").exists()
@@ -194,7 +194,7 @@ def test_a_stopped_rank_ends_the_run_with_the_stacks_of_all(launch):
     assert run.none_left()
 
 
-def test_the_rank_that_is_behind_is_named_and_one_that_goes_on_is_left_alone(launch):
+def test_the_rank_that_stalls_is_named_and_an_active_one_is_not(launch):
     end = "while rank == 0 or batch < 9:\n    time.sleep(0.05)\n    batch += 1\n    report_progress(batch)\nwaits_for_ever()"
     run = launch("--nproc-per-node", "2", "--stall-timeout", "2", *python(STALL.format(root=str(ROOT), end=end)))
     began = time.monotonic()
@@ -205,14 +205,14 @@ def test_the_rank_that_is_behind_is_named_and_one_that_goes_on_is_left_alone(lau
 
 
 @pytest.mark.slow
-def test_silent_ranks_that_report_nothing_live_as_long_as_one_of_them_speaks(launch):
+def test_ranks_that_report_no_progress_are_active_while_one_of_them_prints(launch):
     speaks = "if [ $RANK = 0 ]; then for n in 1 2 3 4 5 6 7 8 9 10; do sleep 0.5; echo $n; done; else sleep 5; fi"
     assert launch("--nproc-per-node", "2", "--stall-timeout", "4", *sh(speaks)).finish()[0] == 0
 
 
 @pytest.fixture
 def small_memory():
-    """A control group with 30 MB of memory: the file that takes its processes."""
+    """A control group with 30 MB of memory. Yields the file for its processes."""
     old = Path("/sys/fs/cgroup/memory")
     group = (old if old.is_dir() else Path("/sys/fs/cgroup")) / f"launch-{os.getpid()}"
     try:
@@ -225,7 +225,7 @@ def small_memory():
     group.rmdir()
 
 
-def test_a_rank_that_the_kernel_killed_for_want_of_memory_is_told_from_others(launch, small_memory):
+def test_a_rank_that_the_out_of_memory_killer_has_killed_is_recognized(launch, small_memory):
     fills = f"echo $$ > {small_memory}; exec {sys.executable} -S -c 'x = [bytes([n]) * 10_000_000 for n in range(1, 100)]'"
     run = launch("--nproc-per-node", "2", *sh(f"[ $RANK = 0 ] && exec sleep 100; {fills}"))
     code, _, err = run.finish()
@@ -234,7 +234,7 @@ def test_a_rank_that_the_kernel_killed_for_want_of_memory_is_told_from_others(la
 
 
 def test_ranks_end_with_both_the_launcher_and_its_agent(launch):
-    """Nobody is left to end them but the kernel."""
+    """Only the kernel can end the ranks."""
     run = launch("--nproc-per-node", "2", *sh(SLEEP))
     started(run, 2)
     os.kill(run.process.pid, signal.SIGSTOP)

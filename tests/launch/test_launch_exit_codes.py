@@ -1,4 +1,4 @@
-"""One table knows the exit codes; whoever cannot import it agrees with it."""
+"""One table defines the exit codes; code that cannot import it agrees with it."""
 
 import io
 import re
@@ -24,7 +24,7 @@ def test_no_other_code_contains_the_numbers():
     assert found == [TABLE]
 
 
-def test_the_batch_script_repeats_two_of_them_in_one_line():
+def test_the_batch_script_repeats_two_of_the_codes_in_one_line():
     script = (ROOT / "slurm" / "job.sh").read_text()
     named = dict(re.findall(r"exit_(\w+)=(\d+)", script))
     assert named == {"bad_input": "2", "requeue": "75", "terminated": "143"}
@@ -35,7 +35,7 @@ def test_callbacks_which_import_nothing_of_the_launcher_agree_with_the_table():
     assert preemption.CODES == exit_codes.AFTER_SIGNAL
 
 
-def test_the_table_in_its_docstring_and_help_name_every_code(capsys):
+def test_the_docstring_and_the_help_name_every_code(capsys):
     codes = {value for name, value in vars(exit_codes).items() if isinstance(value, int) and name.isupper()}
     documented = {int(code) for code in re.findall(r"^\| (\d+) \|", exit_codes.__doc__, re.MULTILINE)}
     assert documented == codes
@@ -48,7 +48,7 @@ def test_the_table_in_its_docstring_and_help_name_every_code(capsys):
 VICTIM = exit_codes.ANOTHER_RANK_FAILED
 
 
-def test_the_rank_that_failed_first_is_reported_though_its_victim_ended_before_it(launch):
+def test_the_rank_that_failed_first_is_reported_even_if_its_victim_exits_first(launch):
     script = f"import os, time\nif os.environ['RANK'] == '0': os._exit({VICTIM})\ntime.sleep(1)\nraise ValueError('the cause')"
     code, _, err = launch("--nproc-per-node", "2", *python(script)).finish()
     assert code == 1 and err.startswith("rank 1 on ") and "    ValueError: the cause" in err
@@ -59,6 +59,6 @@ def test_where_all_ranks_only_lost_each_other_the_first_one_is_reported(launch):
     assert code == VICTIM and err.startswith("rank 1 on ")
 
 
-def test_a_lost_rank_is_a_failure_that_is_tried_again(launch):
+def test_a_lost_rank_is_a_failure_that_restarts_the_run(launch):
     run = launch("--max-restarts", "1", *sh(f"[ $LAUNCH_RESTARTS = 1 ] || exit {VICTIM}"))
     assert run.finish()[0] == 0

@@ -1,4 +1,4 @@
-"""Horovod is built from what a wheel of this project installs, without the checkout."""
+"""Horovod is built from the files in a wheel of this project, without the checkout."""
 
 import importlib.util
 import os
@@ -50,7 +50,7 @@ def test_without_a_compiler_it_says_what_is_missing(installed, tmp_path):
     assert done.stderr.startswith("Horovod is not built: it needs g++, make, patch.") and done.stderr.count("\n") == 1
 
 
-def test_a_wheel_of_horovod_that_was_built_before_is_installed_with_the_pinned_requirements(installed, tmp_path, monkeypatch):
+def test_a_cached_wheel_of_horovod_is_installed_with_the_pinned_requirements(installed, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = build.cache_folder(gpu=False)  # the checkout's: the same patch, TensorFlow and flags name the same folder
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""While launchers meet, anybody may call: the meeting takes no longer, and what happened is named."""
+"""Attacks on the rendezvous of launchers: it takes no longer, and the attackers are named."""
 
 import contextlib
 import itertools
@@ -116,7 +116,7 @@ def enormous_message(attacker):
 
 
 def replay(attacker):
-    """A whole call of a launcher with the right secret to another node 0, said again."""
+    """Replays the connection of a launcher with the right secret to another node 0."""
     ours, theirs = socket.socketpair()
     caller, called = (SignedConnection(end, b"right", server=server) for end, server in ((ours, False), (theirs, True)))
     spoken = theirs.recv(100)
@@ -139,7 +139,7 @@ ATTACKS = [garbage, idle_flood, slow_sender, enormous_message, replay]
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_nodes_meet_under_attack_and_strangers_are_named(launch, port, attacker, attack):
+def test_nodes_meet_during_an_attack_and_the_attacker_is_named(launch, port, attacker, attack):
     zero = node(launch, port, 0)
     wait_for(lambda: listens(port), "node 0")
     named = attack(attacker)
@@ -152,7 +152,7 @@ def test_nodes_meet_under_attack_and_strangers_are_named(launch, port, attacker,
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_under_attack_the_time_out_holds_and_says_who_called(launch, port, attacker, attack):
+def test_during_an_attack_the_timeout_holds_and_names_the_attacker(launch, port, attacker, attack):
     zero = node(launch, port, 0, "--rdzv-timeout", "2")
     wait_for(lambda: listens(port), "node 0")
     began = time.monotonic()
@@ -163,7 +163,7 @@ def test_under_attack_the_time_out_holds_and_says_who_called(launch, port, attac
     assert last.startswith("error: node 0 waited 2 s for node 1") and named in last
 
 
-def test_a_node_with_another_secret_is_told_so_and_node_0_names_it_at_the_end(launch, port):
+def test_a_node_with_another_secret_and_node_0_both_report_it(launch, port):
     zero = node(launch, port, 0, "--rdzv-timeout", "3")
     wait_for(lambda: listens(port), "node 0")
     code, _, err = node(launch, port, 1, secret="wrong").finish()
@@ -173,8 +173,8 @@ def test_a_node_with_another_secret_is_told_so_and_node_0_names_it_at_the_end(la
 
 
 @pytest.mark.slow
-def test_a_limit_on_open_files_delays_the_meeting_and_does_not_end_it(launch, port, attacker):
-    """Of 200 idle connections node 0 can hold some twenty."""
+def test_a_limit_on_open_files_only_delays_the_rendezvous(launch, port, attacker):
+    """Node 0 can hold about twenty of 200 idle connections."""
     zero = node(launch, port, 0, prefix=("sh", "-c", 'ulimit -n 50; exec "$@"', "sh"))
     wait_for(lambda: listens(port), "node 0")
     for _ in range(200):
@@ -214,7 +214,7 @@ def floods(connection):
     ],
     ids=["another service", "silence", "no signature", "an enormous message", "a slow sender"],
 )
-def test_a_node_that_meets_somebody_else_waits_no_longer_and_says_what_it_met(launch, port, answer, why):
+def test_a_node_that_connects_to_another_service_times_out_and_says_what_it_found(launch, port, answer, why):
     def serve():
         while True:
             try:
@@ -235,7 +235,7 @@ def test_a_node_that_meets_somebody_else_waits_no_longer_and_says_what_it_met(la
 
 @pytest.fixture
 def room(monkeypatch):
-    """A listener with callers on an injected clock: (the callers, its address, the clock's hands)."""
+    """A listener with a fake clock. Returns the callers, the address, and the time."""
     monkeypatch.setattr(callers, "is_trusted", lambda connected: True)
     hands = [0.0]
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -245,7 +245,7 @@ def room(monkeypatch):
         found.close()
 
 
-def test_a_caller_that_is_too_slow_is_dropped_after_its_time(room):
+def test_a_slow_caller_is_dropped_after_its_deadline(room):
     found, address, hands = room
     with socket.create_connection(address) as caller:
         found.serve(1)
@@ -261,7 +261,7 @@ def test_a_caller_that_is_too_slow_is_dropped_after_its_time(room):
             caller.recv(100) and caller.recv(100)
 
 
-def test_the_caller_that_waits_longest_makes_room_for_the_next(room):
+def test_the_oldest_caller_is_dropped_for_a_new_one(room):
     found, address, _ = room
     with contextlib.ExitStack() as stack:
         for _ in range(5):
@@ -269,11 +269,11 @@ def test_the_caller_that_waits_longest_makes_room_for_the_next(room):
             found.serve(1)
         assert len(found._waiting) == 3
         assert dict(found.dropped) == {("127.0.0.1", SILENT): 2}
-        assert found.summary() == f"127.0.0.1 {SILENT} (5x)"  # with those that still wait
+        assert found.summary() == f"127.0.0.1 {SILENT} (5x)"  # with callers that still wait
 
 
-def test_the_port_of_the_meeting_is_free_at_once_whoever_called(launch, port, attacker):
-    """A rank may listen there without SO_REUSEADDR: node 0 leaves no connection in TIME_WAIT."""
+def test_the_port_of_the_rendezvous_is_free_at_once_after_an_attack(launch, port, attacker):
+    """A rank may listen there without SO_REUSEADDR, because node 0 leaves no connection in TIME_WAIT."""
     garbage(attacker)
     listens = "import os, socket\nif os.environ['RANK'] == '0': socket.socket().bind(('', int(os.environ['MASTER_PORT'])))"
     common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "30"]
@@ -282,7 +282,7 @@ def test_the_port_of_the_meeting_is_free_at_once_whoever_called(launch, port, at
 
 
 def test_what_the_ranks_send_each_other_is_never_a_pickle():
-    """Anybody who reaches a rank's port may send in another rank's place (README.md, "Ports")."""
+    """Any process that reaches the port of a rank may send messages to it (README.md, "Ports")."""
     pickles = r"\b(cloudpickle|pickle\.loads?|allgather_object|broadcast_object|allow_pickle=True)\b"
     sources = [path for folder in ("callbacks", "launch", "recipes") for path in (ROOT / folder).rglob("*.py")]
     assert [path for path in sources if re.search(pickles, path.read_text())] == []

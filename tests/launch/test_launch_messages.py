@@ -1,4 +1,4 @@
-"""Messages between the launcher's processes come back as they were, and nothing else is taken for one."""
+"""Messages between the launcher's processes are decoded unchanged, and other data is refused."""
 
 import json
 import signal
@@ -34,7 +34,7 @@ RECORD = ExitRecord(rank=1, code=-9, batch=None, log="runs/logs/a/rank-1.log", l
         Leave(2, ""),
     ],
 )
-def test_a_message_comes_back_as_it_was_in_one_line(message):
+def test_a_message_survives_encoding_in_one_line(message):
     line = encode(message)
     assert b"\n" not in line
     assert decode(line) == message
@@ -72,7 +72,7 @@ ENDPOINT = {"kind": "Endpoint", "port": 1}
     ],
     ids=lambda line: line[:60].decode(errors="replace"),
 )  # fmt: skip
-def test_what_is_not_a_message_is_refused(line):
+def test_data_that_is_not_a_message_is_refused(line):
     assert decode(json.dumps(ENDPOINT).encode()) == Endpoint(1)
     with pytest.raises(ValueError, match="not a message of the launcher"):
         decode(line)

@@ -1,4 +1,4 @@
-"""Several nodes: they find each other, agree, and end together. Launchers on one machine stand for them."""
+"""Several nodes find each other, agree, and end together. Launchers on one machine simulate the nodes."""
 
 import contextlib
 import json
@@ -19,17 +19,17 @@ from launch.ports import Ports
 
 @pytest.fixture
 def port():
-    """A port that was free a moment ago, and that the kernel gives to nobody who does not name it."""
+    """A port that was just free, outside the range of ports that the kernel assigns."""
     return Ports().take_next(random.randrange(10_000, 30_000))
 
 
 def pair(launch, port, *command, zero=(), one=(), both=(), **options):
-    """Two launchers, as two nodes of one run."""
+    """Starts two launchers as two nodes of a run."""
     common = ["--nnodes", "2", "--nproc-per-node", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "30", *both]
     return [launch(*common, "--node-rank", node, *extra, *command, **options) for node, extra in enumerate((zero, one))]
 
 
-def test_two_nodes_start_one_world_and_the_port_they_met_at_is_free(launch, port):
+def test_two_nodes_start_one_world_and_the_port_of_the_rendezvous_is_free(launch, port):
     script = "import json, os, socket\njson.dump(dict(os.environ), open(os.environ['RANK'] + '.json', 'w'))\n"
     script += "if os.environ['RANK'] == '0':\n    s = socket.socket(); s.bind(('', int(os.environ['MASTER_PORT'])))"
     nodes = pair(launch, port, *python(script))
@@ -45,7 +45,7 @@ def test_two_nodes_start_one_world_and_the_port_they_met_at_is_free(launch, port
     assert len(list(nodes[0].cwd.rglob("rank-*.log"))) == 4
 
 
-def test_a_failure_on_one_node_ends_both_and_both_name_it(launch, port):
+def test_a_failure_on_one_node_ends_both_nodes_and_both_report_it(launch, port):
     nodes = pair(
         launch, port, *sh("echo > ready-$RANK; while [ ! -e ready-0 ]; do sleep 0.01; done; [ $RANK = 3 ] && exit 7; sleep 100")
     )
@@ -55,7 +55,7 @@ def test_a_failure_on_one_node_ends_both_and_both_name_it(launch, port):
         assert node.none_left()
 
 
-def test_all_nodes_start_again_together(launch, port):
+def test_all_nodes_restart_together(launch, port):
     nodes = pair(launch, port, *sh("[ $LAUNCH_RESTARTS = 1 ] && echo second && exit; exit 7"), both=["--max-restarts", "2"])
     assert [node.finish()[0] for node in nodes] == [0, 0]
     assert {node.log(rank) for node in nodes for rank in range(4)} == {"second\n"}
@@ -88,7 +88,7 @@ def test_when_one_launcher_is_killed_the_other_ends_and_names_it(launch, port, k
         (["--nnodes", "3"], [], "nodes"),
     ],
 )
-def test_nodes_that_disagree_say_so_and_start_nothing(launch, port, zero, one, what):
+def test_nodes_that_disagree_report_it_and_start_nothing(launch, port, zero, one, what):
     nodes = pair(launch, port, *sh("touch started"), zero=zero, one=one)
     for node in nodes:
         code, _, err = node.finish()
@@ -108,12 +108,12 @@ def test_a_node_with_another_secret_is_refused_and_the_run_waits_for_the_right_o
     common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "30"]
     zero = launch(*common, "--node-rank", "0", *sh("true"), env={"LAUNCH_SECRET": "right"})
     code, _, err = launch(*common, "--node-rank", "1", *sh("true"), env={"LAUNCH_SECRET": "wrong"}).finish()
-    assert code == 2 and "another LAUNCH_SECRET" in err and err.count("\n") == 1
+    assert code == 2 and "its LAUNCH_SECRET differs" in err and err.count("\n") == 1
     one = launch(*common, "--node-rank", "1", *sh("true"), env={"LAUNCH_SECRET": "right"})
     assert [zero.finish()[0], one.finish()[0]] == [0, 0]
 
 
-def test_a_stranger_cannot_end_the_meeting(launch, port):
+def test_an_unauthenticated_caller_cannot_end_the_rendezvous(launch, port):
     common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "30"]
     zero = launch(*common, "--node-rank", "0", *sh("true"))
     silent = wait_for(lambda: _connect(port), "node 0")
@@ -130,7 +130,7 @@ def _connect(port):
         return socket.create_connection(("127.0.0.1", port))
 
 
-def test_a_node_that_waits_in_vain_says_for_whom(launch, port):
+def test_a_node_that_waits_in_vain_names_the_missing_node(launch, port):
     common = ["--nnodes", "3", "--rdzv-timeout", "1", "--master-addr", "localhost", "--master-port", port]
     code, _, err = launch(*common, "--node-rank", "2", *sh("true")).finish()
     assert code == 1 and err == f"error: node 2 waited 1 s for localhost:{port}: Connection refused\n"
@@ -138,7 +138,7 @@ def test_a_node_that_waits_in_vain_says_for_whom(launch, port):
     assert code == 1 and err == "error: node 0 waited 1 s for node 1, node 2\n"
 
 
-def test_a_signal_while_the_nodes_meet_ends_the_launcher(launch, port):
+def test_a_signal_during_the_rendezvous_ends_the_launcher(launch, port):
     common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--node-rank", "0"]
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 75)):
         zero = launch(*common, *sh("true"))
@@ -180,7 +180,7 @@ def namespaces():
 
 
 def across(launch, namespaces, *command, per_node=1, secrets=("hush", "hush")):
-    """Two launchers, each in a namespace of its own."""
+    """Starts two launchers, each in its own namespace."""
     common = ["--nnodes", "2", "--nproc-per-node", per_node, "--master-addr", ADDRESSES[0], "--rdzv-timeout", "30"]
     return [
         launch(
@@ -195,17 +195,17 @@ def across(launch, namespaces, *command, per_node=1, secrets=("hush", "hush")):
     ]
 
 
-def test_the_secret_is_needed_across_hosts(launch, namespaces):
+def test_a_run_across_hosts_needs_a_secret(launch, namespaces):
     zero, one = across(launch, namespaces, *sh("true"), secrets=("right", "wrong"))
     code, _, err = one.finish()
-    assert code == 2 and "another LAUNCH_SECRET" in err
+    assert code == 2 and "its LAUNCH_SECRET differs" in err
     os.kill(zero.process.pid, signal.SIGTERM)
     assert zero.finish()[0] == 143
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("killed, per_node", [(0, 1), (1, 2)])
-def test_a_recipe_trains_across_two_hosts_and_outlives_no_launcher(launch, namespaces, killed, per_node, engine):
+def test_a_recipe_trains_across_two_hosts_and_ends_with_its_launcher(launch, namespaces, killed, per_node, engine):
     need(engine)
     recipe = ["-m", "recipes.mnist", "--strategy", engine, "--model", "mlp", "--epochs", 1000, "--save-freq", 10]
     nodes = across(launch, namespaces, *recipe, "--workdir", "run", per_node=per_node)
@@ -222,7 +222,7 @@ def test_a_recipe_trains_across_two_hosts_and_outlives_no_launcher(launch, names
 
 @pytest.mark.slow
 def test_when_a_host_falls_silent_the_others_end_and_name_it(launch, namespaces):
-    """Its cable is pulled: nothing tells the others."""
+    """The network of the host is cut, so no packet tells the others."""
     nodes = across(launch, namespaces, *sh("touch ready-$RANK; sleep 100"))
     wait_for(lambda: len(list(nodes[0].cwd.glob("ready-*"))) == 2, "the ranks")
     cable = f"v{namespaces[1]}"[:12] + namespaces[1][-1]
@@ -236,7 +236,7 @@ def test_when_a_host_falls_silent_the_others_end_and_name_it(launch, namespaces)
         _ip("-n", namespaces[1], "link", "set", cable, "up")
 
 
-def test_horovods_server_answers_no_address_that_did_not_pass_the_handshake(launch, namespaces):
+def test_horovods_rendezvous_server_answers_only_addresses_that_passed_the_handshake(launch, namespaces):
     need_horovod()
     _ip("-n", namespaces[1], "addr", "add", "10.97.31.3/24", "dev", f"v{namespaces[1]}"[:12] + namespaces[1][-1])
     nodes = across(launch, namespaces, *sh("echo $HOROVOD_GLOO_RENDEZVOUS_PORT > port-$RANK; sleep 100"))

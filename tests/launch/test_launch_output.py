@@ -1,4 +1,4 @@
-"""The ranks' output: whole lines on the terminal, everything in the logs, and no rank that waits."""
+"""The output of ranks: complete lines on the terminal, everything in the logs, and no rank that waits."""
 
 import os
 import pty
@@ -9,7 +9,7 @@ import pytest
 from launching import python, sh, wait_for
 
 
-def test_lines_are_whole_and_carry_their_rank(launch):
+def test_lines_are_complete_and_have_the_rank_as_prefix(launch):
     script = "import os\nfor n in range(2000):\n    os.write(1, b'x' * (n % 300))\n    os.write(2, b'y%d\\n' % n)\n"
     script += "os.write(1, b'no end')"
     run = launch("--nproc-per-node", "4", *python(script))
@@ -31,13 +31,13 @@ def test_nothing_that_a_rank_wrote_before_it_was_killed_is_lost(launch):
     assert len(out.splitlines()) == 3000
 
 
-def test_only_the_chosen_ranks_are_shown_and_all_are_kept(launch):
+def test_only_selected_ranks_are_shown_and_all_are_logged(launch):
     run = launch("--nproc-per-node", "3", "--local_ranks_filter", "0,2", "--log-dir", "kept/here", *sh("echo hello"))
     assert sorted(run.finish()[1].splitlines()) == ["[0] hello", "[2] hello"]
     assert (run.cwd / "kept" / "here" / "rank-1.log").read_text() == "hello\n"
 
 
-def test_the_progress_bar_of_the_chief_alone_is_shown(launch):
+def test_only_the_progress_bar_of_the_chief_is_shown(launch):
     bar = r"printf 'begin\n'; for n in 1 2 3; do printf '\b\b\b\r%d/3 bar' $n; done; printf '\r3/3 done\nend\r\n'"
     run = launch("--nproc-per-node", "2", *sh(bar))
     out = run.finish()[1].splitlines()
@@ -47,7 +47,7 @@ def test_the_progress_bar_of_the_chief_alone_is_shown(launch):
     assert path.read_bytes().count(b"\r") == 5
 
 
-def test_on_a_terminal_ranks_have_colours_and_the_bar_moves(launch):
+def test_on_a_terminal_ranks_have_colors_and_the_progress_bar_moves(launch):
     ours, theirs = pty.openpty()
     bar = r"[ $RANK = 1 ] && exec echo other; for n in 1 2 3; do printf '\r%d/3 bar' $n; sleep 0.2; done; echo"
     run = launch("--nproc-per-node", "2", *sh(bar), stdout=theirs)
@@ -72,7 +72,7 @@ open("took-" + os.environ["RANK"], "w").write(str(time.monotonic() - began))
 
 @pytest.mark.parametrize("reads", [True, False])
 def test_a_flood_from_8_ranks_is_kept_and_does_not_wait_for_the_terminal(launch, reads):
-    """20 MB from each; without a reader, the terminal's lines are left out and that is said."""
+    """Each rank writes 20 MB; without a reader, lines for the terminal are left out, and a message says so."""
     run = launch("--nproc-per-node", "8", *python(FLOOD.format(blocks=200)), stdout=subprocess.PIPE)
     if not reads:
         wait_for(lambda: len(list(run.cwd.glob("took-*"))) == 8, "the ranks, which must not wait for a reader")
@@ -85,7 +85,7 @@ def test_a_flood_from_8_ranks_is_kept_and_does_not_wait_for_the_terminal(launch,
     assert reads or "lines are only in the logs" in out
 
 
-def test_a_full_log_disk_costs_the_log_and_not_the_run(launch, tmp_path):
+def test_a_full_log_disk_does_not_end_the_run(launch, tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "rank-1.log").symlink_to("/dev/full")
     run = launch("--nproc-per-node", "2", "--log-dir", "logs", *sh("for n in 1 2 3; do echo $n; sleep 0.1; done"))
@@ -96,7 +96,7 @@ def test_a_full_log_disk_costs_the_log_and_not_the_run(launch, tmp_path):
     assert (tmp_path / "logs" / "rank-0.log").read_text() == "1\n2\n3\n"
 
 
-def test_a_reader_that_leaves_does_not_end_the_run(launch):
+def test_a_closed_pipe_on_stdout_does_not_end_the_run(launch):
     run = launch(*sh("for n in 1 2 3 4 5; do echo $n; sleep 0.1; done; touch done"))
     run.process.stdout.readline()
     run.process.stdout.close()
@@ -105,7 +105,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(launch):
 
 
 @pytest.mark.slow
-def test_64_ranks_on_any_machine(launch):
+def test_64_ranks_start_on_any_machine(launch):
     run = launch("--nproc-per-node", "64", *sh("echo $RANK of $WORLD_SIZE"))
     code, out, _ = run.finish(120)
     assert code == 0

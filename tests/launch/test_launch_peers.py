@@ -1,4 +1,4 @@
-"""On its own host a launcher talks to processes of its user and of root, and to no others."""
+"""On its own host, a launcher talks only to processes of its user and of root."""
 
 import contextlib
 import os
@@ -60,7 +60,7 @@ def listener():
 
 @pytest.fixture
 def connect(listener, as_root):
-    """Makes a connection to a server of this process: (the end of a user, the server's end)."""
+    """Connects a user to a server of this process. Returns the end of the user and the end of the server."""
     with contextlib.ExitStack() as stack:
 
         def connect(user, family=socket.AF_INET):
@@ -78,7 +78,7 @@ def connect(listener, as_root):
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
 @pytest.mark.parametrize("unavailable", ["_ask_kernel", "_read_proc"])
-def test_the_same_user_and_root_are_trusted_and_nobody_else_is(connect, monkeypatch, family, unavailable):
+def test_only_the_same_user_and_root_are_trusted(connect, monkeypatch, family, unavailable):
     monkeypatch.setattr(peers, unavailable, lambda *ends: iter(()))
     found = {}
     for me in (0, OTHER):
@@ -114,7 +114,7 @@ def test_a_caller_that_has_closed_its_socket_does_not_count_as_root(connect, mon
     assert not peers.is_trusted(connection)
 
 
-def test_one_that_closes_while_its_user_is_looked_up_is_refused(connect, monkeypatch):
+def test_a_connection_that_closes_during_the_user_look_up_is_refused(connect, monkeypatch):
     caller, connection = connect(OTHER)
 
     def look(*ends):
@@ -132,7 +132,7 @@ class Connection:
         self.getpeername, self.getsockname = lambda: (peer, 1), lambda: (own, 2)
 
 
-def test_other_hosts_are_not_looked_at_and_all_addresses_of_this_one_are(monkeypatch):
+def test_connections_from_other_hosts_pass_and_those_from_any_local_address_are_checked(monkeypatch):
     monkeypatch.setattr(peers, "_user_of", lambda *ends: ANOTHER)
     assert peers.is_trusted(Connection("10.1.2.4", "10.1.2.3"))
     assert not peers.is_trusted(Connection("10.1.2.3", "10.1.2.3"))
@@ -141,13 +141,13 @@ def test_other_hosts_are_not_looked_at_and_all_addresses_of_this_one_are(monkeyp
 
 
 def ask(user, port, request=""):
-    """What a server answers to a process of a user."""
+    """Returns the answer of a server to a process of a user."""
     found = subprocess.run([sys.executable, "-S", "-c", ASK, str(user), str(port), request], capture_output=True, text=True)
     assert not found.returncode, found.stderr
     return found.stdout.strip()
 
 
-def test_horovods_rendezvous_answers_no_other_user_of_this_host(launch, as_root):
+def test_horovods_rendezvous_server_does_not_answer_other_users_of_this_host(launch, as_root):
     need_horovod()
     run = launch("--standalone", *sh("echo $HOROVOD_GLOO_RENDEZVOUS_PORT > port; sleep 60"))
     port = run.file("port")
@@ -185,7 +185,7 @@ def is_open(port):
         return True
 
 
-def test_a_node_without_a_secret_says_nothing_to_another_users_node_0(launch, port, as_root):
+def test_a_node_without_a_secret_sends_nothing_to_node_0_of_another_user(launch, port, as_root):
     command = [sys.executable, "-S", "-c", LISTEN, str(OTHER), str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         try:

@@ -1,4 +1,4 @@
-"""The map of the launcher names what is there."""
+"""The tables and the drawing in launch/README.md."""
 
 import re
 
@@ -18,14 +18,14 @@ def test_each_file_has_a_line():
     }
 
 
-def test_the_exit_codes_are_those_of_the_table_and_so_is_what_is_started_again():
+def test_the_exit_codes_and_restarts_are_those_of_the_table():
     rows = dict(re.findall(r"^\| (\d+) \| .* \| ?(yes|no)? ?\|$", README, re.MULTILINE))
     codes = {str(value) for name, value in vars(exit_codes).items() if isinstance(value, int) and name.isupper()}
     assert rows.keys() == codes
     assert {int(code) for code, again in rows.items() if again == "no"} == exit_codes.NEVER_RESTARTED
 
 
-def test_its_drawing_names_messages_that_exist():
+def test_the_drawing_names_existing_messages():
     from launch import messages
 
     for name in re.findall(r"\b(?:Rank|Node|Attempt|Signal|Send|End)[A-Z]\w+", README.partition("## Signals")[0]):

@@ -1,4 +1,4 @@
-"""A recipe under the launcher: started by its name, ended, killed and started again."""
+"""A recipe under the launcher: starts, ends, is killed and restarts."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from callbacks import InputError
 from launch import exit_codes
 from recipes.common.run import run as run_recipe
 
-PATIENCE = 300  # seconds for what takes ten on an idle machine
+PATIENCE = 300  # seconds; takes ten on an idle machine
 HOST = os.uname().nodename
 
 
@@ -50,7 +50,7 @@ def test_a_recipe_starts_by_path_and_by_module_from_any_directory(launch):
         pytest.param("--checkpoint", "/proc/none/{batch}.weights.h5", "cannot be written to /proc/none", marks=pytest.mark.slow),
     ],
 )
-def test_bad_input_is_answered_in_one_line_and_not_tried_again(launch, flag, value, words):
+def test_bad_input_is_reported_in_one_line_and_not_retried(launch, flag, value, words):
     need_horovod()
     code, out, err = launch("--max-restarts", 3, *mnist(flag, value)).finish(PATIENCE)
     assert code == 2, out + err
@@ -67,11 +67,11 @@ def test_bad_input_is_answered_in_one_line_and_not_tried_again(launch, flag, val
         (
             tf.errors.UnknownError(None, None, "HorovodAllreduce: Connection closed by peer"),
             exit_codes.ANOTHER_RANK_FAILED,
-            "error: another rank has ended; what it said last tells why\n",
+            "error: another rank has ended; see its last output for the reason\n",
         ),
     ],
 )
-def test_a_rank_ends_at_once_and_its_code_tells_a_cause_from_a_victim(monkeypatch, capsys, error, code, line):
+def test_a_rank_exits_at_once_and_its_code_distinguishes_cause_and_victim(monkeypatch, capsys, error, code, line):
     def main():
         raise error
 
@@ -96,8 +96,8 @@ def test_ctrl_c_ends_all_ranks_with_130(launch):
 
 
 @pytest.mark.slow
-def test_a_killed_rank_changes_nothing_of_the_result(launch, engine):
-    """With BatchNorm and Dropout, of which each rank has its own state."""
+def test_a_killed_rank_does_not_change_the_result(launch, engine):
+    """With BatchNorm and Dropout, whose state differs between ranks."""
     need(engine)
     flags = ["--strategy", engine, "--epochs", 6, "--save-freq", 10, "--workdir"]
     code, out, err = launch(*mnist(*flags, "whole")).finish(PATIENCE)
@@ -135,7 +135,7 @@ mnist.main(sys.argv[1:])
 
 
 @pytest.mark.slow
-def test_a_recipe_that_fails_at_the_same_batch_twice_is_not_tried_again(launch):
+def test_a_recipe_that_fails_twice_at_the_same_batch_is_not_restarted(launch):
     command = ["--no-python", sys.executable, "-c", FAILS_AT_30, "--model", "mlp", "--save-freq", 20, "--workdir", "run"]
     code, out, err = launch("--max-restarts", 5, *command).finish(PATIENCE)
     assert code == 1, out + err

@@ -6,7 +6,7 @@ from launching import ROOT, python, sh
 from launch.restarts import Restarts
 
 
-def test_all_ranks_start_again_until_they_succeed_and_the_logs_go_on(launch):
+def test_all_ranks_restart_until_they_succeed_and_their_logs_continue(launch):
     both_spoke = "touch here-$LAUNCH_RESTARTS-$RANK; while [ $(ls | grep -c here-$LAUNCH_RESTARTS-) -lt 2 ]; do sleep 0.01; done"
     script = f"echo life $LAUNCH_RESTARTS; {both_spoke}; [ $LAUNCH_RESTARTS = 2 ]"
     run = launch("--nproc-per-node", "2", "--max-restarts", "2", *sh(script))
@@ -18,20 +18,20 @@ def test_all_ranks_start_again_until_they_succeed_and_the_logs_go_on(launch):
     assert run.none_left()
 
 
-def test_the_budget_ends(launch):
+def test_the_number_of_restarts_is_limited(launch):
     run = launch("--max-restarts", "1", *sh("echo life; exit 3"))
     code, _, err = run.finish()
     assert code == 3 and "reached the limit of 1 restart without progress" in err
     assert run.log(0) == "life\nlife\n"
 
 
-def test_bad_input_is_not_tried_again(launch):
+def test_bad_input_does_not_restart_the_run(launch):
     run = launch("--max-restarts", "3", *sh("echo life; exit 2"))
     assert run.finish()[0] == 2
     assert run.log(0) == "life\n"
 
 
-def test_a_crash_at_the_same_batch_twice_in_a_row_stops_and_says_so(launch):
+def test_two_crashes_in_a_row_at_the_same_batch_end_the_run(launch):
     script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom launch.world import report_progress\n"
     run = launch("--max-restarts", "5", *python(script + "print('life')\nreport_progress(120)\nsys.exit(3)"))
     code, _, err = run.finish()
@@ -52,7 +52,7 @@ def test_a_crash_at_the_same_batch_twice_in_a_row_stops_and_says_so(launch):
         ([0, 0], [0.5, None]),
     ],
 )
-def test_progress_renews_the_budget(batches, waits):
+def test_progress_resets_the_restart_count(batches, waits):
     restarts = Restarts(3)
     found = []
     for batch in batches:
@@ -62,6 +62,6 @@ def test_progress_renews_the_budget(batches, waits):
     assert found == waits
 
 
-def test_waits_do_not_grow_for_ever():
+def test_waits_do_not_grow_forever():
     restarts = Restarts(2000)
     assert max(restarts.after_failure(1, None).wait for _ in range(2000)) == 30

@@ -1,4 +1,4 @@
-"""What a signal to the launcher does: ranks may save, and the exit code says what they did."""
+"""Signals to the launcher: ranks may save, and the exit code gives the reason."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def test_a_signal_is_forwarded_once_and_the_ranks_may_save(launch, name, code):
     assert run.none_left()
 
 
-def test_usr1_waits_until_a_rank_that_is_still_importing_has_its_handler(launch):
+def test_usr1_waits_until_a_rank_that_is_importing_has_its_handler(launch):
     run = launch(
         "--nproc-per-node", "2", *sh('echo > begun-$RANK; exec $PYTHON -S -c "$SCRIPT"'), env=_script(SAVES.format(late=1))
     )
@@ -50,8 +50,8 @@ def test_usr1_waits_until_a_rank_that_is_still_importing_has_its_handler(launch)
     assert run.file("heard-0") == str(int(signal.SIGUSR1))
 
 
-def test_a_warning_in_the_first_moments_of_a_rank_waits_for_its_handler(launch):
-    """Before it executes its command a rank is a copy of the agent, whose handlers must not pass for the rank's."""
+def test_a_warning_during_the_start_of_a_rank_waits_for_its_handler(launch):
+    """Before exec, a rank is a copy of the agent, whose handlers must not be mistaken for the rank's."""
     script = """
 import os, signal, sys, time
 from launch import processes
@@ -69,7 +69,7 @@ sys.exit(0 if (caught, mine) == ([], list(processes.FORWARDED)) else f"caught {c
     assert done.returncode == 0, done.stderr
 
 
-def test_a_warning_that_comes_while_the_ranks_start_is_heard(launch):
+def test_a_warning_during_the_start_of_the_ranks_is_not_lost(launch):
     for _ in range(5):
         run = launch("--nproc-per-node", "2", *python(SAVES.format(late=0)))
         run.rank(1)
@@ -77,7 +77,7 @@ def test_a_warning_that_comes_while_the_ranks_start_is_heard(launch):
         assert run.finish()[0] == 75
 
 
-def test_a_terminal_that_is_closed_ends_the_run_as_term_does_but_not_under_nohup(launch):
+def test_a_closed_terminal_ends_the_run_like_term_except_under_nohup(launch):
     run = launch("--nproc-per-node", "2", *python(SAVES.format(late=0)))
     assert run.file("ready-0") and run.file("ready-1")
     os.kill(run.process.pid, signal.SIGHUP)
@@ -89,15 +89,15 @@ def test_a_terminal_that_is_closed_ends_the_run_as_term_does_but_not_under_nohup
     assert under_nohup.finish()[:2] == (0, "[0] alive\n")
 
 
-def test_ranks_of_a_launcher_that_was_started_deaf_to_a_warning_survive_it_until_they_are_ready(launch):
-    """Slurm signals every process of a step, also those that are just starting."""
+def test_ranks_of_a_launcher_that_ignores_a_warning_survive_it_until_they_have_a_handler(launch):
+    """Slurm signals every process of a step, even those that are starting."""
     deaf = ("sh", "-c", 'trap "" USR1 USR2; exec "$@"', "sh")
     run = launch("--nproc-per-node", "2", *sh("kill -USR1 $$; kill -USR2 $$; echo alive"), prefix=deaf)
     assert run.finish()[0] == 0
     assert [run.log(rank) for rank in range(2)] == ["alive\n"] * 2
 
 
-def test_ranks_that_do_not_end_within_the_grace_are_killed(launch):
+def test_ranks_that_outlive_the_grace_period_are_killed(launch):
     run = launch("--nproc-per-node", "2", "--grace", "1", *sh('trap "" TERM; touch ready-$RANK; while :; do sleep 0.1; done'))
     _wait_for_ranks(run, "ready")
     os.kill(run.process.pid, signal.SIGTERM)
@@ -128,13 +128,13 @@ def test_a_rank_that_crashes_while_the_others_save_is_a_failure(launch):
 
 
 @pytest.mark.parametrize("code", [75, 143])
-def test_ranks_that_stopped_by_themselves_are_not_started_again(launch, code):
+def test_ranks_that_stopped_by_themselves_are_not_restarted(launch, code):
     run = launch("--nproc-per-node", "2", "--max-restarts", "3", *sh(f"echo life >> lives-$RANK; exit {code}"))
     assert run.finish()[0] == code
     assert "life life" not in " ".join(path.read_text().replace("\n", " ") for path in run.cwd.glob("lives-*"))
 
 
-def test_ctrl_c_between_two_lives_ends_the_run(launch):
+def test_ctrl_c_between_two_attempts_ends_the_run(launch):
     run = launch("--max-restarts", "9", *sh("exit 1"))
     while "restart 4" not in run.process.stderr.readline():  # the next one begins in 4 s
         pass

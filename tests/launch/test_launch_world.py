@@ -1,4 +1,4 @@
-"""What a rank finds in its environment."""
+"""The environment of a rank."""
 
 import json
 import os
@@ -17,7 +17,7 @@ def environments(run, count):
     return [json.loads((run.cwd / f"{rank}.json").read_text()) for rank in range(count)]
 
 
-def test_code_for_torchrun_horovod_and_tensorflow_finds_its_place(launch):
+def test_code_for_torchrun_horovod_and_tensorflow_finds_its_rank(launch):
     run = launch("--nproc-per-node", "3", "--rdzv-id", "night", *python(DUMP), env={"LAUNCH_SECRET": "hush"})
     assert run.finish()[0] == 0
     found = environments(run, 3)
@@ -48,7 +48,7 @@ def test_code_for_torchrun_horovod_and_tensorflow_finds_its_place(launch):
     assert len({environment["MASTER_PORT"] for environment in found}) == 1
 
 
-def test_threads_are_divided_among_the_ranks_unless_the_user_did(launch):
+def test_threads_are_divided_among_the_ranks_unless_the_user_has_set_them(launch):
     run = launch("--nproc-per-node", "2", *python(DUMP), env={"TF_NUM_INTRAOP_THREADS": "5"})
     assert run.finish()[0] == 0
     share = str(max(1, len(os.sched_getaffinity(0)) // 2))
@@ -56,18 +56,18 @@ def test_threads_are_divided_among_the_ranks_unless_the_user_did(launch):
         assert (environment["OMP_NUM_THREADS"], environment["TF_NUM_INTRAOP_THREADS"]) == (share, "5")
 
 
-def test_rank_0_can_listen_on_master_port_and_two_launchers_get_two(launch):
+def test_rank_0_can_listen_on_master_port_and_two_launchers_get_different_ports(launch):
     listen = "import os, socket, time; s = socket.socket(); s.bind(('', int(os.environ['MASTER_PORT']))); s.listen()\n"
     listen += "open('port', 'w').write(os.environ['MASTER_PORT']); time.sleep(60)"
     first = launch(*python(listen)).file("port")
     waits = "import os, time; open('promised-' + os.environ['MASTER_PORT'], 'w').close(); time.sleep(60)"
-    for count in (1, 2):  # these do not listen: the launchers know of each other all the same
+    for count in (1, 2):  # these ports are not listened on, but the launchers avoid them
         run = launch(*python(waits))
         wait_for(lambda run=run, count=count: len(list(run.cwd.glob("promised-*"))) == count, "another port")
     assert not (run.cwd / f"promised-{first}").exists()
 
 
-def test_a_port_that_was_asked_for_and_is_in_use_is_refused(launch):
+def test_a_requested_port_that_is_in_use_is_refused(launch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         code, _, err = launch("--master-port", port, *sh("touch started")).finish()
@@ -84,17 +84,17 @@ def test_horovodruns_environment_is_read_too():
 
 
 @pytest.mark.parametrize("wrong", [{"RANK": "x"}, {"RANK": "-1"}, {"RANK": "2", "WORLD_SIZE": "2"}])
-def test_an_environment_that_cannot_be_true_is_refused(wrong):
+def test_a_contradictory_environment_is_refused(wrong):
     with pytest.raises(ValueError, match="Received"):
         read_world(wrong)
 
 
-def test_the_device_of_a_rank_is_right_where_it_sees_only_its_own():
+def test_a_rank_that_sees_only_its_own_device_uses_it():
     assert [World(local_rank=2).device(visible) for visible in (4, 1, 2)] == [2, 0, 0]
 
 
 def listening(pids):
-    """The addresses on which these processes listen, in hexadecimal, as the kernel says them."""
+    """Returns the addresses on which processes listen, in the kernel's hexadecimal format."""
     inodes = set()
     for pid in pids:
         for name in os.listdir(f"/proc/{pid}/fd"):
@@ -105,7 +105,7 @@ def listening(pids):
     return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in inodes]
 
 
-def test_on_one_node_horovods_server_listens_on_the_loopback_interface_alone(launch):
+def test_on_one_node_horovods_rendezvous_server_listens_only_on_the_loopback_interface(launch):
     need_horovod()
     run = launch("--standalone", *sh("echo $HOROVOD_GLOO_RENDEZVOUS_ADDR > address; sleep 60"))
     assert run.file("address") == "127.0.0.1"

@@ -1,8 +1,8 @@
-"""Trains by a clock of its own: a batch takes 1 s, what comes at its end 0.25 s, and a validation 5 s.
+"""Trains with a fake clock: a batch takes 1 s, the callbacks at its end 0.25 s, and a validation 5 s.
 
 python tests/programs/clocked_run.py DIRECTORY NOW KILL_AT
 
-NOW is what the clock shows at the start. After batch KILL_AT of this process it prints the time, and kills itself; if training
+NOW is the time at the start. After batch KILL_AT of this process, the program prints the time and kills itself; if training
 ends before, it prints the time of the last batch.
 """
 

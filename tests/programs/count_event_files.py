@@ -1,4 +1,4 @@
-"""The recipe in ranks, which profiles ranks 1 and 3, and prints how many event files each rank has opened.
+"""Trains a recipe in ranks, profiles ranks 1 and 3, and prints how many event files each rank has opened.
 
 python tests/programs/count_event_files.py FLAGS...
 """

@@ -1,4 +1,4 @@
-"""A training on a disk that loses its power again and again: the file system is shut down under it, unmounted and mounted.
+"""Trains on a disk with repeated power cuts: the file system is shut down, unmounted and mounted.
 
 unshare --mount python tests/programs/cut_run.py IMAGE DIRECTORY CUTS SEED
 
@@ -44,17 +44,17 @@ class Cut(keras.callbacks.Callback):
         self.is_made = threading.Event()
 
     def note_save(self):
-        """Counts the saves of this life: a resume has ended when the first one comes."""
+        """Counts the saves of this attempt."""
         self._seen += 1
         if self._seen == self._after and self.place == "any":
             threading.Timer(self._pause, self.strike, ["any"]).start()
 
     def on_train_batch_end(self, batch, logs=None):
         if self._seen >= self._after:
-            time.sleep(0.005)  # or the training would be at its end before the cut
+            time.sleep(0.005)  # otherwise training would end before the cut
 
     def strike(self, place):
-        """Makes the cut if it is due at this place."""
+        """Makes the cut if it is due at this point."""
         if place == self.place and self._seen >= self._after and not self.is_made.is_set():
             descriptor = os.open(self._directory, os.O_RDONLY)
             self.is_made.set()
@@ -67,7 +67,7 @@ def mount(image, directory):
 
 
 def unmount(directory):
-    """Waits until nobody of this process looks at a file there any more."""
+    """Waits until this process has no open file there."""
     for _ in range(200):
         if subprocess.run(["umount", directory], capture_output=True).returncode == 0:
             return
@@ -76,7 +76,7 @@ def unmount(directory):
 
 
 def train(directory, *callbacks):
-    """Resumes, and trains until the disk is gone. Returns whether it came to its end."""
+    """Resumes, and trains until the disk is gone. Returns whether training reached its end."""
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)
     random = np.random.default_rng(0)
@@ -111,7 +111,7 @@ def main(image, directory, cuts, seed):
 
         cut.note_save()
         size = commit(path, trailer, write_and_strike, check_and_strike)
-        if not cut.is_made.is_set():  # else the process would be dead by now, and what it is told does not count
+        if not cut.is_made.is_set():  # otherwise the process counts as dead, and its notifications do not count
             committed.append(os.path.basename(path))
         cut.strike("committed")
         return size

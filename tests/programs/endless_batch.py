@@ -1,4 +1,4 @@
-"""Trains on a batch that never ends, and heeds signals as a recipe does."""
+"""Trains on a batch that never ends, and handles signals like a recipe."""
 
 import threading
 

@@ -1,4 +1,4 @@
-"""Trains until an exception ends training while a save is in flight.
+"""Trains until an exception ends training during a save.
 
 python tests/programs/ends_in_a_save.py ERROR TEMPLATE
 """

@@ -1,4 +1,4 @@
-"""A training for the soak to interrupt: its saves, of 12 MB each after every second batch, take most of its time.
+"""A training for the soak test: saves of 12 MB after every second batch take most of its time.
 
 python tests/programs/faulty_run.py DIRECTORY EPOCHS REPLICAS [--fault TEXT_FOR_SHIM_SET] [--jump SECONDS]
 
@@ -37,7 +37,7 @@ class Jump(keras.callbacks.Callback):
 
 
 def build(replicas=0):
-    """An embedding of 8 MB with Adam beside layers with statistics and seeds, or as large a model without these in float64."""
+    """Returns a model with an embedding of 8 MB, statistics and seeds, or a float64 model of that size without these."""
     layers = keras.layers
     if replicas:
         keras.config.set_floatx("float64")

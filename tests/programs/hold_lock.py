@@ -1,4 +1,4 @@
-"""Holds a template until it is killed.
+"""Holds the lock of a template until it is killed.
 
 python tests/programs/hold_lock.py TEMPLATE DIRECTORY
 """

@@ -1,4 +1,4 @@
-"""A training that is told from outside where to save, how far to go, and which calls of the system fail meanwhile.
+"""Trains as standard input says: where to save, how far to train, and which system calls fail.
 
 LD_PRELOAD=io_errors.so python tests/io_errors_run.py
 
@@ -28,7 +28,7 @@ def build():
 
 
 def main():
-    """Answers tasks until there are no more. One model does all of them: each takes it back to its newest checkpoint."""
+    """Executes tasks until there are no more. All tasks use one model, which each task restores from its newest checkpoint."""
     shim = ctypes.CDLL(None)
     keras.utils.set_random_seed(0)
     tf.config.experimental.enable_op_determinism()

@@ -1,4 +1,4 @@
-"""Trains on every kind of data: uninterrupted, and killed by SIGKILL and resumed, each time in a process of its own.
+"""Trains on every kind of data: uninterrupted, and killed by SIGKILL and resumed, each time in a new process.
 
 Argument: a directory. Output: a line of JSON for each training, with the batches it has seen and the warnings, in their order.
 """
@@ -34,7 +34,7 @@ def samples(batches):
 
 def generator():
     while True:
-        yield from np.split(numbers(7), 7)
+        yield from ((batch,) for batch in np.split(numbers(7), 7))
 
 
 class Batches(keras.utils.PyDataset):
@@ -73,7 +73,7 @@ KINDS = {  # data, the options of `fit`, and whether the script sets a seed
 
 
 class Model(keras.Model):
-    """Trains on any batch, and notes which one that is."""
+    """Trains on any batch, and records its number."""
 
     def __init__(self, note):
         super().__init__()
@@ -117,15 +117,16 @@ def train(kind, directory, name, kill):
     model.compile(keras.optimizers.SGD(1e-4, momentum=0.9))
     callbacks = []
     if name != "stock":
-        newest = latest_checkpoint(directory / "checkpoints")
+        template = directory / "checkpoints/b{batch:02d}.weights.h5"
+        newest = latest_checkpoint(template)
         note("from", newest.batch if newest else 0)
-        callbacks = [GlobalStepCheckpoint(directory / "checkpoints/b{batch:02d}.weights.h5", save_freq=1, resume=True), Kill(kill)]
+        callbacks = [GlobalStepCheckpoint(template, save_freq=1, resume=True), Kill(kill)]
     model.fit(data(directory), epochs=EPOCHS, verbose=0, callbacks=callbacks, **options)
     note("weight", float(model.scale.numpy()))
 
 
 def main():
-    """Forks a process for each training: TensorFlow is imported once, and has begun nothing yet."""
+    """Forks a process for each training, so that TensorFlow is imported once."""
     for number, kind in enumerate(KINDS):
         directory = Path(sys.argv[1], str(number))
         directory.mkdir()

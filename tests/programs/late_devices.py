@@ -1,4 +1,4 @@
-"""Runs the recipe, and fails if TensorFlow has made a tensor before the recipe chooses its devices.
+"""Runs the recipe, and fails if TensorFlow creates a tensor before the recipe selects its devices.
 
 python tests/programs/late_devices.py FLAGS...
 """

@@ -11,7 +11,7 @@ import numpy as np
 
 
 def build():
-    """The model that the checkpoints are of."""
+    """Returns the model of the checkpoints."""
     layers = keras.layers
     return keras.Sequential(
         [keras.Input((8,)), layers.Dense(16), layers.BatchNormalization(), layers.Dropout(0.5), layers.Dense(3)]
@@ -19,7 +19,7 @@ def build():
 
 
 def load(path):
-    """The model that is stored at `path`."""
+    """Loads the model at `path`."""
     if path.endswith(".keras"):
         return keras.models.load_model(path)
     model = build()

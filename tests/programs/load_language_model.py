@@ -1,4 +1,4 @@
-"""Loads a language model with stock Keras, saves what it predicts, and trains it on.
+"""Loads a language model with stock Keras, saves its predictions, and continues its training.
 
 python tests/programs/load_language_model.py ARCHIVE PREDICTIONS
 """

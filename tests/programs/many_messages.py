@@ -1,4 +1,4 @@
-"""Two ranks that exchange thousands of messages: the chief prints by how many kB its memory grew over the second half.
+"""Exchanges thousands of messages between two ranks; the chief prints the growth of its memory in kB over the second half.
 
 python -m launch --nproc-per-node 2 tests/programs/many_messages.py
 """

@@ -1,4 +1,4 @@
-"""Runs the recipe on a GPU, and prints how much of the GPU's memory is used, and how much there is, in MiB.
+"""Runs the recipe on a GPU, and prints the used and the total memory of the GPU in MiB.
 
 python tests/programs/memory_on_gpu.py FLAGS...
 """

@@ -1,4 +1,4 @@
-"""Saves a run, or goes on with one that was saved with other versions, and writes down every variable as it then is.
+"""Saves a run, or resumes one that was saved with other versions, and writes every variable to a file.
 
 python tests/programs/other_version.py save|resume DIRECTORY
 """
@@ -16,7 +16,7 @@ SAVED, SUFFIXES = 5, (".weights.h5", ".keras")  # the batch; there are eight in 
 
 
 class WriteDown(keras.callbacks.Callback):
-    """Writes all variables into an archive of numpy's: after the batch that is saved, or before the first one after a resume."""
+    """Writes all variables to an npz file: after the saved batch, or before the first batch after a resume."""
 
     def __init__(self, path, resumes):
         super().__init__()

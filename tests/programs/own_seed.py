@@ -1,4 +1,4 @@
-"""The recipe with another seed on each rank."""
+"""Trains the recipe with another seed on each rank."""
 
 import os
 

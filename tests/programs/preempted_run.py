@@ -1,4 +1,4 @@
-"""A recipe that gets a real signal at an exact place, for the tests of preemption.
+"""Runs a recipe that receives a real signal at an exact point.
 
 python tests/preempted_run.py PLACE SIGNAL RANK FLAGS...
 
@@ -15,7 +15,7 @@ from recipes.common.run import callbacks, run
 
 
 class Signals(callbacks.RunSummary):
-    """The recipe's last callback, which sends the signal."""
+    """The last callback of the recipe, which sends the signal."""
 
     def on_train_begin(self, logs=None):
         super().on_train_begin(logs)

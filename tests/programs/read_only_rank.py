@@ -1,4 +1,4 @@
-"""The recipe in ranks of which rank 1 sees the run's directory read-only, with its calls of the file system in DIRECTORY.trace.
+"""Trains the recipe in ranks; rank 1 sees the directory read-only, with a trace of its system calls in DIRECTORY.trace.
 
 python tests/programs/read_only_rank.py DIRECTORY FLAGS...
 """

@@ -8,7 +8,7 @@ import time
 
 import keras
 import tensorflow as tf
-from processes import ROOT  # silences TensorFlow, and so comes before it
+from processes import ROOT  # silences TensorFlow, so import it first
 from small import BATCH, arrays
 
 from callbacks import GlobalStepCheckpoint  # noqa: F401, the loop uses it
@@ -26,7 +26,7 @@ epochs = 3
 
 
 def loss_function(y, predicted):
-    """The mean square; and the kill, when the checkpoint of batch 50 is there."""
+    """Returns the mean square; kills the process when the checkpoint of batch 50 exists."""
     if int(model.optimizer.iterations) == dies_at > 0:
         while not os.path.exists("run/batch_00050.weights.h5"):
             time.sleep(0.01)

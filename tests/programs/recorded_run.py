@@ -1,9 +1,9 @@
-"""What the replay of power cuts looks at: a training with everything that this repository writes while it runs.
+"""A training with everything that this repository writes during a run, for the replay of power cuts.
 
 python tests/programs/recorded_run.py DIRECTORY...
 
 Trains in DIRECTORY/new/run, or resumes there, and makes the index of the TFRecord files in DIRECTORY/data. Everything is small,
-and the weights at the end are the same whatever happened on the way.
+and the weights at the end are the same after any interruption.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""Runs the recipe once for each line of standard input, a list of its flags in JSON, each in a process of its own.
+"""Runs the recipe once for each line of standard input, a list of its flags in JSON, each time in a new process.
 
-Prints a line for each: exit code, standard output and standard error in JSON. What all of them import is imported once.
+Prints one line for each: exit code, standard output and standard error in JSON. Imports happen only once.
 """
 
 import json
@@ -23,7 +23,7 @@ def run_recipe(flags, out, errors):
         os.dup2(out.fileno(), 1)
         os.dup2(errors.fileno(), 2)
         run(lambda: main(flags))
-        sys.exit(0)  # as a process of its own would end
+        sys.exit(0)  # like a separate process
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 

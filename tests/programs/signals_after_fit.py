@@ -1,4 +1,4 @@
-"""Catches signals and trains three times: a `fit` that ends, one that fails, and one that is asked to leave."""
+"""Catches signals and trains three times: a `fit` that ends, one that fails, and one that is stopped."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""The recipe in ranks of which rank 1 takes 50 ms longer for each batch.
+"""Trains the recipe in ranks; rank 1 takes 50 ms longer for each batch.
 
 python tests/programs/slow_rank.py FLAGS...
 """

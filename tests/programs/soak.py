@@ -1,4 +1,4 @@
-"""Ends trainings again and again, in ways that a seed chooses, and looks at what is left: `make faults`.
+"""Ends trainings repeatedly, with faults that a seed selects, and checks what is left: `make faults`.
 
 PYTHONPATH=.:tests/helpers python tests/programs/soak.py [--rounds 100] [--seed 0]
 
@@ -36,14 +36,14 @@ ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE)
 
 
 class Training:
-    """One training, over all its lives.
+    """One training, over all its attempts.
 
     Args:
         directory: where its checkpoints go, and beside it those of the undisturbed one.
         replicas: the numbers of replicas to choose from.
-        rounds: lives that are to end early.
+        rounds: attempts to end early.
         choose: chooses.
-        shim: the library that makes calls fail; None where there is no compiler.
+        shim: the library that makes calls fail; None without a compiler.
     """
 
     def __init__(self, directory: Path, replicas: list[int], rounds: int, choose: random.Random, shim: Path | None):
@@ -53,7 +53,7 @@ class Training:
         self.seen: Counter[str] = Counter()
 
     def run(self) -> None:
-        """Lives all lives, and compares the end with that of the undisturbed training."""
+        """Runs all attempts, and compares the result with that of the uninterrupted training."""
         whole = self._start(self._whole, self._replicas[0])
         assert whole.wait() == 0, whole.communicate()
         for number in range(self._rounds):
@@ -61,7 +61,7 @@ class Training:
             how = self._choose.choice([self._kill, self._storm, self._jump, *([self._break_disk] if self._shim else [])])
             said = how(replicas)
             if said is None:
-                break  # it came to its end before
+                break  # it ended before
             before, self._newest = self._newest, self._look()
             self.seen[said] += 1
             print(
@@ -130,7 +130,7 @@ class Training:
         return self._wait_for(lambda: sum(name > newest for name in self._visible()) >= saves, process)
 
     def _wait_for(self, condition, process):
-        """Whether the condition came true while the process lived."""
+        """Returns whether a condition became true while the process ran."""
         while not condition():
             if process.poll() is not None:
                 assert process.returncode == 0, process.communicate()
@@ -142,7 +142,7 @@ class Training:
         return sorted(path.name for path in self._directory.glob("[!.]*"))
 
     def _look(self):
-        """Verifies what is there. Returns the name of the newest."""
+        """Verifies all checkpoints. Returns the name of the newest."""
         for name in self._visible():
             assert TEMPLATE.format(batch=files.verify(str(self._directory / name)).batch) == name
         return max(self._visible(), default="")

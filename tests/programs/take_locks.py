@@ -1,4 +1,4 @@
-"""Takes a template as the user nobody, once for each line of standard input, and prints how that went.
+"""Takes the lock of a template as the user nobody, once for each line of standard input, and prints the result.
 
 python tests/programs/take_locks.py TEMPLATE DIRECTORY
 """

@@ -1,8 +1,8 @@
-"""What two ranks do together for test_ranks.py: each check is a function here, and its findings go to a JSON file for each rank.
+"""Checks that two ranks run together for test_ranks.py: each check is a function, and each rank writes its results to a JSON file.
 
 python tests/programs/two_ranks.py ENGINE DIRECTORY
 
-Every training is compared with the same one on one replica, which each rank does by itself on the whole batches.
+Every training is compared with the same training on one replica, which each rank runs alone on the complete batches.
 """
 
 import json
@@ -22,8 +22,8 @@ from callbacks.attached import attached
 from callbacks.ranks import RanksDiffer, install
 from recipes.common.data import Arrays, validation_data
 from recipes.common.distribution import Distribution, engine_ranks
+from recipes.common.distribution.rank_synchronization import AveragedBatches
 from recipes.common.distribution.setup import ENGINES
-from recipes.common.distribution.synchronous import AveragedBatches
 
 BATCHES, BATCH = 8, 8
 optimizers = keras.optimizers
@@ -41,7 +41,7 @@ def samples(seed=0):
 
 
 def batches_for(world, x, y):
-    """The rank's slice of each batch; all of it for one replica."""
+    """Returns the rank's share of each batch, or the complete batch for one replica."""
     share = BATCH // world.replicas
     rank = world.ranks.rank if world.ranks else 0
     mine = np.arange(len(x)).reshape(-1, world.replicas, share)[:, rank].ravel()
@@ -86,7 +86,7 @@ TRAININGS: dict[str, tuple[Callable, dict]] = {
     "averaged weights": (lambda: optimizers.Adam(0.01, use_ema=True, ema_overwrite_frequency=3), {}),
     "several steps per execution": (lambda: optimizers.Adam(0.01), {"steps_per_execution": 4}),
     "eager": (lambda: optimizers.Adam(0.01), {"run_eagerly": True}),
-    # Plain SGD, since Keras's Adam squares the parts of a sparse gradient's repeated row one by one, on one replica too.
+    # Plain SGD, because Keras's Adam squares each repeated row of a sparse gradient separately, even on one replica.
     "sparse gradients": (lambda: optimizers.SGD(0.1), {"build": embedding}),
 }
 
@@ -176,7 +176,7 @@ def a_saved_model_names_the_plain_optimizer(two, one):
 
 @check
 def every_rank_starts_from_the_chiefs_state(two, one):
-    """Though each rank made its model from another seed."""
+    """Each rank created its model with another seed."""
 
     def build():
         keras.utils.set_random_seed(two.ranks.rank)
@@ -221,7 +221,7 @@ def a_rank_that_drifts_later_is_found_at_a_save(two, one):
 
 
 class World(Distribution):
-    """Leaves an optimizer that averages already as it is."""
+    """Keeps an optimizer that already averages."""
 
     def __init__(self, two):
         super().__init__(two.name, two.devices, None, two.ranks)

@@ -1,4 +1,4 @@
-"""Runs a recipe in a type of its own for all numbers, such as float64, in which sums in another order end equal.
+"""Runs a recipe with another float type, such as float64, in which the order of sums hardly matters.
 
 python tests/programs/with_floatx.py FLOATX MODULE FLAGS...
 """

@@ -1,4 +1,4 @@
-"""The recipe where Horovod is not installed.
+"""Runs the recipe without Horovod.
 
 python tests/programs/without_horovod.py FLAGS...
 """

@@ -1,4 +1,4 @@
-"""Resumes, saves, lists and verifies where `flock` fails as on file systems without locks.
+"""Resumes, saves, lists and verifies while `flock` fails like on file systems without locks.
 
 LD_PRELOAD=no_locks.so python tests/programs/without_locks.py RUN,ERRNO,SUFFIX ...
 
@@ -17,7 +17,7 @@ from callbacks.__main__ import main
 
 
 def check_that_there_are_no_locks(path, number):
-    """Neither does `flock` work on a file at `path`, nor does HDF5 open one by itself."""
+    """Checks that `flock` fails at `path`, and that HDF5 cannot open a file there."""
     with open(path, "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH)
@@ -32,7 +32,7 @@ def check_that_there_are_no_locks(path, number):
 
 
 def use(model, run, suffix):
-    """Does everything that people do with checkpoints."""
+    """Uses checkpoints in all ways."""
     checkpoint = GlobalStepCheckpoint(run + "/b{batch:02d}" + suffix, save_freq=5, resume=True, keep_last=2)
     fit(model, checkpoint, shuffle=False)
     assert checkpoint.resumed_from and checkpoint.resumed_from.batch == 5

@@ -1,6 +1,6 @@
-"""Trains, crashes and goes on where Keras and TensorFlow lack private names: each one alone, then all of them.
+"""Trains, crashes and resumes without private names of Keras and TensorFlow: without each one, then without all.
 
-Prints JSON: which name was missing -> what went wrong; nothing where the end is that of stock Keras without a crash.
+Prints JSON: missing name -> what went wrong; empty if the result equals that of stock Keras without a crash.
 
 python tests/programs/without_private_names.py DIRECTORY
 """
@@ -37,7 +37,7 @@ class Crash(keras.callbacks.Callback):
 
 
 def callbacks_without(missing):
-    """Imports `callbacks` as it is where these names are missing: pairs of a module and a name."""
+    """Imports `callbacks` without these names, pairs of a module and a name."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "callbacks"]:
         del sys.modules[name]
     real = {module: importlib.import_module(module) for module in NAMES}
@@ -61,7 +61,7 @@ def build():
 
 
 def train(*callbacks):
-    """Trains on eight batches, from the same begin each time, and returns all variables."""
+    """Trains on eight batches from the same initial weights. Returns all variables."""
     keras.backend.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     model = build()

@@ -1,4 +1,4 @@
-"""The recipe where TensorBoard is not installed.
+"""Runs the recipe without TensorBoard.
 
 python tests/programs/without_tensorboard.py FLAGS...
 """

@@ -1,4 +1,4 @@
-"""What recipes set up for GPUs, on machines that have them only in these tests, and what they say where GPUs are not seen."""
+"""What recipes set up for GPUs, with injected GPUs; a warning for a job with GPUs that TensorFlow does not see."""
 
 import os
 
@@ -23,7 +23,7 @@ from recipes.mnist import parse_args
         ({"SLURM_GPUS_ON_NODE": "4"}, 0, "Slurm has allocated 4 on this node"),
     ],
 )
-def test_gpus_that_were_given_and_are_not_seen_are_named(environment, seen, given):
+def test_allocated_gpus_that_tensorflow_does_not_see_are_reported(environment, seen, given):
     said = unseen_gpus(environment, seen)
     assert said is None if given is None else f"THIS RUN USES NO GPU: {given}, and TensorFlow sees none." in said
 

@@ -1,11 +1,11 @@
-"""`--help` of a recipe, as a new user reads it."""
+"""`--help` of a recipe."""
 
 import re
 
 from recipes.mnist import parse_args
 
 
-def test_help_groups_the_flags_gives_examples_and_names_no_default_that_is_none(capsys, monkeypatch):
+def test_help_groups_the_flags_shows_examples_and_leaves_out_defaults_of_none(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     try:
         parse_args(["--help"])
@@ -17,8 +17,8 @@ def test_help_groups_the_flags_gives_examples_and_names_no_default_that_is_none(
     flags = {
         title: re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE) for title, text in zip(groups[1::2], groups[2::2], strict=True)
     }
-    titles = ["devices", "training", "checkpoints", "watching", "computation", "mnist alone", "examples"]
+    titles = ["devices", "training", "checkpoints and resume", "watching", "computation", "only mnist", "examples"]
     assert [title for title in flags if title != "options"] == titles
-    assert "--strategy" in flags["devices"] and "--epochs" in flags["training"] and "--resume" in flags["checkpoints"]
-    assert flags["mnist alone"] == ["--model", "--data"]
+    assert "--strategy" in flags["devices"] and "--epochs" in flags["training"] and "--resume" in flags["checkpoints and resume"]
+    assert flags["only mnist"] == ["--model", "--data"]
     assert shown.count("-m recipes.mnist") >= 4

@@ -1,4 +1,4 @@
-"""ResNet-50 on pictures: what is random, what decays, how the rate goes; bad pictures, and exact restarts."""
+"""ResNet-50 on pictures: augmentation, weight decay, learning rate, corrupt pictures, and exact restarts."""
 
 import base64
 
@@ -16,12 +16,12 @@ from recipes.common.data.tfrecords import naming_bad_records, open_tfrecords
 from recipes.common.distribution import Distribution
 from recipes.common.learning_rate import scaled_learning_rate
 from recipes.digits_as_imagenet import example, write
-from recipes.imagenet_resnet50 import SCHEDULES, as_in_goyal, augment, build_model, center, cut_out, parse_args
+from recipes.imagenet_resnet50 import SCHEDULES, as_in_goyal, augment, build_model, center, crop, parse_args
 
 SINGLE = Distribution("single", ("/cpu:0",))
 SIZES = {"image_size": 32, "classes": 10}
 
-# 8 x 8, in four colours of printing, as some of ImageNet's pictures.
+# 8 x 8, CMYK, like some of ImageNet's pictures.
 CMYK = """
 /9j/7gAOQWRvYmUAZAAAAAAA/9sAQwAbEhQXFBEbFxYXHhwbIChCKyglJShROj0wQmBVZWRfVV1baniZgWpxkHNbXYW1hpCeo6utq2eAvMm6pseZqKuk/8AAFAgA
 CAAIBEMRAE0RAFkRAEsRAP/EABQAAQAAAAAAAAAAAAAAAAAAAAP/xAAWEAADAAAAAAAAAAAAAAAAAAAAFWL/2gAOBEMATQBZAEsAAD8AR7Yj2xHtiPbP/9k=
@@ -29,7 +29,7 @@ CAAIBEMRAE0RAFkRAEsRAP/EABQAAQAAAAAAAAAAAAAAAAAAAAP/xAAWEAADAAAAAAAAAAAAAAAAAAAA
 
 
 def picture(seed, height=40, width=50, channels=3):
-    """A smooth image, uint8 `[height, width, channels]`."""
+    """Returns a smooth image, uint8 `[height, width, channels]`."""
     small = np.random.default_rng(seed).integers(0, 256, (5, 5, channels))
     return tf.cast(tf.image.resize(small, [height, width]), tf.uint8)
 
@@ -66,15 +66,15 @@ def augmented(record, seed):
 # What is random
 
 
-def test_what_is_random_in_a_picture_depends_on_its_seed_alone():
+def test_the_augmentation_of_a_picture_depends_only_on_its_seed():
     record = example(jpeg(0), 3)
     images = [augmented(record, tf.constant(seed, tf.int64))[0].numpy() for seed in ([0, 0], [0, 1], [1, 0], [0, 0])]
     np.testing.assert_array_equal(images[0], images[3])
     assert not np.array_equal(images[0], images[1]) and not np.array_equal(images[0], images[2])
 
 
-def test_about_half_of_the_pictures_are_flipped_and_all_parts_are_within_them():
-    """A picture whose red goes from left to right, and its green from top to bottom."""
+def test_about_half_of_the_pictures_are_flipped_and_all_crops_are_within_them():
+    """The picture has a red gradient from left to right, and a green gradient from top to bottom."""
     red, green = np.meshgrid(np.arange(200), np.arange(100))
     whole = np.stack([red, green, np.zeros_like(red)], axis=-1).astype("uint8")
     record = example(tf.io.encode_png(whole).numpy(), 1)
@@ -89,7 +89,7 @@ def test_about_half_of_the_pictures_are_flipped_and_all_parts_are_within_them():
     assert np.ptp(widths) > 60
 
 
-def test_a_run_that_goes_on_in_the_middle_of_an_epoch_sees_the_same_parts_of_the_same_pictures(pictures):
+def test_a_run_resumed_in_the_middle_of_an_epoch_gets_the_same_crops(pictures):
     records = open_tfrecords(str(pictures), "train", use)
     model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10)])
     model.compile("sgd", "mse")
@@ -113,9 +113,9 @@ def test_a_run_that_goes_on_in_the_middle_of_an_epoch_sees_the_same_parts_of_the
 # Pictures of all kinds
 
 
-def test_of_a_jpeg_no_more_than_the_part_is_decoded_and_it_is_that_of_the_whole():
+def test_only_the_crop_of_a_jpeg_is_decoded_and_equals_the_crop_of_the_picture():
     encoded = jpeg(1)
-    found = cut_out(tf.constant(encoded), lambda shape: tf.constant([3, 5, 20, 30]))
+    found = crop(tf.constant(encoded), lambda shape: tf.constant([3, 5, 20, 30]))
     np.testing.assert_array_equal(found, tf.io.decode_jpeg(encoded)[3:23, 5:35])
 
 
@@ -131,13 +131,13 @@ def test_of_a_jpeg_no_more_than_the_part_is_decoded_and_it_is_that_of_the_whole(
     ],
     ids=["grey", "png", "grey png", "cmyk", "one pixel", "a line"],
 )
-def test_pictures_of_all_kinds_become_images_of_one_kind(encoded):
+def test_pictures_of_all_formats_become_images_of_one_format(encoded):
     for image, label in (use(example(encoded, 10)), augmented(example(encoded, 10), tf.constant([1, 2], tf.int64))):
         assert image.shape == (32, 32, 3) and image.dtype == tf.uint8
         assert label.numpy().tolist() == [0.0] * 9 + [1.0]
 
 
-def test_validation_takes_the_middle_square():
+def test_validation_crops_the_central_square():
     image = np.zeros((64, 128, 3), np.uint8)
     image[4:60, 36:92] = 255  # 7/8 of 64
     found, _ = center(example(tf.io.encode_png(image).numpy(), 1), None, image_size=56, classes=10)
@@ -164,7 +164,7 @@ def test_the_network_is_that_of_goyal_et_al(resnet):
 
 
 def test_kernels_decay_and_biases_and_batchnorm_do_not(resnet):
-    """The gradient of what decays is 1e-4 of it."""
+    """The gradient of a decayed weight is 1e-4 of the weight."""
     with tf.GradientTape() as tape:
         decay = tf.add_n(resnet.losses)
     gradients = tape.gradient(decay, [v.value for v in resnet.trainable_variables])
@@ -174,7 +174,7 @@ def test_kernels_decay_and_biases_and_batchnorm_do_not(resnet):
             np.testing.assert_allclose(gradient, 1e-4 * variable.numpy(), rtol=1e-5, atol=1e-12)
 
 
-def test_logits_are_of_full_precision_under_mixed_precision():
+def test_logits_are_float32_with_mixed_precision():
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     layers = [keras.layers.Dense(10, name="predictions"), keras.layers.Conv2D(8, 1, name="conv1_conv")]
     dense, conv = (as_in_goyal(layer) for layer in layers)
@@ -204,7 +204,7 @@ def rates(batches, *flags, of_epoch=100):
         ),
         (["--epochs", 9, "--warmup-epochs", 0], [0, 299, 300, 600, 800], [0.1, 0.1, 0.01, 1e-3, 1e-4]),
         (["--global-batch-size", 128, "--warmup-epochs", 0], [0, 8999], [0.05, 5e-5]),
-        (["--global-batch-size", 128], [0, 499, 500], [0.05, 0.05, 0.05]),  # it never begins above where it goes to
+        (["--global-batch-size", 128], [0, 499, 500], [0.05, 0.05, 0.05]),  # it never begins above the peak
         (
             ["--schedule", "cosine", "--global-batch-size", 512],
             [0, 250, 500, 500 + 4250, 9000],
@@ -223,16 +223,13 @@ def test_a_warm_up_of_fewer_batches_than_stairs_rises_with_each_batch():
     )
 
 
-# What is wrong
-
-
 @pytest.mark.parametrize(
     "flags, words",
     [
-        ([], "Give --data DIR, --data digits, or --synthetic-data"),
-        (["--data", "digits", "--synthetic-data"], "one of them"),
-        (["--data", "digits", "--image-size", "31"], "32 or more"),
-        (["--data", "digits", "--crop-area", "1.5"], "up to 1"),
+        ([], "Give one of --data DIR, --data digits and --synthetic-data"),
+        (["--data", "digits", "--synthetic-data"], "one of --data DIR"),
+        (["--data", "digits", "--image-size", "31"], "must be at least 32"),
+        (["--data", "digits", "--crop-area", "1.5"], "must be at most 1"),
         (["--data", "digits", "--schedule", "linear"], "cosine"),
     ],
 )
@@ -252,8 +249,8 @@ BAD = [
     (example(jpeg(0)[:-200], 1), "Invalid JPEG data or crop window"),
     (example(b"no picture", 1), "Unknown image file format"),
     (example(b"", 1), "Unknown image file format|Input is empty"),
-    (example(jpeg(0), 0), r"image/class/label is 1 to 10. Received:.*\[?0\]?"),
-    (example(jpeg(0), 11), r"image/class/label is 1 to 10. Received:.*11"),
+    (example(jpeg(0), 0), r"image/class/label must be 1 to 10. Received:.*\[?0\]?"),
+    (example(jpeg(0), 11), r"image/class/label must be 1 to 10. Received:.*11"),
     (features(image__encoded=jpeg(0)), r"image/class/label \(data type: int64\) is required"),
     (features(image__class__label=1, image=jpeg(0)), r"image/encoded \(data type: string\) is required"),
     (features(image__encoded=jpeg(0), image__class__label=b"one"), "Data types don't match"),
@@ -262,7 +259,7 @@ BAD = [
 
 
 @pytest.mark.parametrize("bad, words", BAD, ids=[words.split()[0] for _, words in BAD])
-def test_a_first_record_that_is_of_no_use_is_named_before_training(tmp_path, bad, words):
+def test_an_unusable_first_record_is_named_before_training(tmp_path, bad, words):
     write_pictures(tmp_path, [example(jpeg(0), 1), bad])
     with pytest.raises(InputError, match=rf"train-00001-of-00002, record 0 \(the first is 0\): .*({words})") as raised:
         open_tfrecords(str(tmp_path), "train", use)
@@ -270,7 +267,7 @@ def test_a_first_record_that_is_of_no_use_is_named_before_training(tmp_path, bad
 
 
 @pytest.mark.parametrize("bad, words", [BAD[0], BAD[4], BAD[8]], ids=["picture", "label", "record"])
-def test_a_later_one_is_named_when_it_is_read(tmp_path, bad, words):
+def test_a_later_unusable_record_is_named_when_it_is_read(tmp_path, bad, words):
     write_pictures(tmp_path, [example(jpeg(0), 1)] * 5 + [bad] + [example(jpeg(0), 1)] * 6)
     records = open_tfrecords(str(tmp_path), "train", use)
     model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(10)])
@@ -284,7 +281,7 @@ def test_a_later_one_is_named_when_it_is_read(tmp_path, bad, words):
     assert "\n" not in str(raised.value)
 
 
-def test_digits_are_not_written_over_anything(tmp_path):
+def test_digits_do_not_overwrite_anything(tmp_path):
     write(tmp_path / "digits")
     records = open_tfrecords(str(tmp_path / "digits"), "train", use)
     assert len(records) == 1437
@@ -304,7 +301,7 @@ def name(batch):
 
 
 @pytest.mark.slow
-def test_a_bad_picture_ends_training_with_one_line_and_its_name(recipe, tmp_path, pictures):
+def test_a_corrupt_picture_ends_training_with_one_line_that_names_it(recipe, tmp_path, pictures):
     write_pictures(pictures, [example(jpeg(i), 1 + i) for i in range(4)] + [example(b"no picture", 1)] * 20)
     run = recipe(*SMALL, "--data", pictures, "--workdir", tmp_path / "run", module="recipes.imagenet_resnet50")
     code, _, errors = run.finish(PATIENCE)
@@ -336,7 +333,7 @@ def test_mirrored_replicas_resume_bit_exactly_and_stock_keras_loads_the_whole_mo
 @pytest.mark.slow
 @pytest.mark.timeout(3 * PATIENCE)
 def test_ranks_resume_bit_exactly(tmp_path, pictures, engine):
-    """From the middle of the first epoch; each has statistics of its own."""
+    """From the middle of the first epoch; each rank has its own statistics."""
 
     def train(run):
         command = ["-m", "recipes.imagenet_resnet50", *SMALL, "--data", pictures, "--save-freq", 4, "--workdir", tmp_path / run]

@@ -1,4 +1,4 @@
-"""The order of the data is a pure function of (seed, epoch, index), and any place in it is reached at once."""
+"""The data order is a pure function of (seed, epoch, index), and seeking to any position is immediate."""
 
 import re
 import threading
@@ -34,24 +34,24 @@ def test_seed_and_epoch_each_change_the_order():
     assert len(set(orders.values())) == 9
 
 
-def test_a_part_of_the_order_is_computed_without_the_rest():
+def test_a_part_of_the_order_is_computed_without_the_rest_of_it():
     part = shuffle_index(tf.range(40, 60, dtype=tf.int64), seed=3, epoch=tf.constant(7, tf.int64), size=1437)
     assert np.array_equal(part, order(1437, seed=3, epoch=7)[40:60])
 
 
-def test_neighbours_in_the_order_are_no_neighbours_in_the_data():
+def test_neighbors_in_the_order_are_not_neighbors_in_the_data():
     distances = np.diff(order(1437))
     assert np.mean(np.abs(distances) <= 2) < 0.01
     assert abs(np.corrcoef(np.arange(1437), order(1437))[0, 1]) < 0.1
 
 
-def test_batch_a_billion_is_reached_in_a_second_and_without_memory_for_the_way():
+def test_seeking_to_batch_a_billion_takes_a_second_and_little_memory():
     model = build_model("mlp", (8, 8, 1))
     model.compile("sgd", "sparse_categorical_crossentropy")
     arrays = Arrays(np.zeros((1437, 1), "float32"), np.arange(1437))
     data = training_data(arrays, model, SINGLE, global_batch_size=64, seed=0)
     data.on_epoch_begin()
-    next(iter(data.get_tf_dataset()))  # what only the first batch pays
+    next(iter(data.get_tf_dataset()))  # the overhead of the first batch
 
     epoch, done = divmod(10**9, data.num_batches)
     counts = Counts(batch=10**9, epoch=epoch + 1, samples=64 * 10**9, batches_in_epoch=done, samples_in_epoch=64 * done)
@@ -68,8 +68,8 @@ def test_batch_a_billion_is_reached_in_a_second_and_without_memory_for_the_way()
 
 
 @pytest.mark.parametrize("validation", [False, True])
-def test_samples_are_prepared_ahead_of_training_and_several_at_once(validation):
-    """Op determinism, which recipes and tests run under, takes both out of a dataset in which anything is stateful."""
+def test_samples_are_prepared_ahead_of_training_in_parallel(validation):
+    """Op determinism removes both from a dataset with a stateful function."""
     running, lock = {"prepared": 0, "now": 0, "at once": 0}, threading.Lock()
 
     def slowly(number):
@@ -98,7 +98,7 @@ def test_samples_are_prepared_ahead_of_training_and_several_at_once(validation):
     assert running["at once"] > 1
 
 
-def test_files_are_named_in_memory_and_read_by_prepare(tmp_path):
+def test_prepare_reads_files_whose_paths_are_in_memory(tmp_path):
     for number in range(8):
         (tmp_path / f"{number}.txt").write_text(str(number))
     source = Arrays(np.array([str(tmp_path / f"{number}.txt") for number in range(8)]), np.arange(8))
@@ -120,13 +120,13 @@ def test_files_are_named_in_memory_and_read_by_prepare(tmp_path):
 
 @pytest.mark.parametrize("make", [lambda data: training_data(data, None, SINGLE, global_batch_size=2, seed=0),
                                   lambda data: validation_data(data, SINGLE, global_batch_size=2)])  # fmt: skip
-def test_a_dataset_is_refused_with_what_to_pass(make):
+def test_a_tf_dataset_is_refused_with_advice(make):
     with pytest.raises(InputError, match=re.escape("Arrays(paths, labels) with a prepare function")) as raised:
         make(tf.data.Dataset.range(4))
     assert "\n" not in str(raised.value)
 
 
-def test_ranks_without_the_callbacks_that_keep_them_equal_are_refused():
+def test_ranks_without_rank_synchronization_are_refused():
     model = build_model("mlp", (8, 8, 1))
     model.compile("sgd", "sparse_categorical_crossentropy")
     world = Distribution("horovod", ("/cpu:0",), None, SimpleNamespace(rank=0, size=1, is_chief=True))

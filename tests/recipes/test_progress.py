@@ -1,4 +1,4 @@
-"""The launcher hears how far a rank is, in training and in validation, and the device is not asked for it."""
+"""A rank reports its progress in training and in validation, without reading from the device."""
 
 import io
 import os
@@ -19,7 +19,7 @@ from recipes.common.run.summary import RunSummary
 
 
 class Listens(keras.callbacks.Callback):
-    """What the launcher reads after each batch, and how often the counters were read from the device by then."""
+    """Records what the launcher reads after each batch, and how often the counters were read from the device."""
 
     def __init__(self, channel):
         super().__init__()
@@ -51,7 +51,7 @@ class Listens(keras.callbacks.Callback):
 
 @pytest.fixture
 def channel(tmp_path, monkeypatch):
-    """A file in place of the launcher's memory."""
+    """A file instead of the launcher's shared memory."""
     path = tmp_path / "progress"
     path.touch()
     monkeypatch.setenv(world.PROGRESS, str(path))
@@ -60,7 +60,7 @@ def channel(tmp_path, monkeypatch):
     os.close(descriptor)
 
 
-def test_every_batch_is_reported_and_validation_too_without_asking_the_device(channel):
+def test_every_batch_and_validation_batch_is_reported_without_reading_from_the_device(channel):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     x, y = np.zeros((12, 2)), np.zeros((12, 1))
@@ -95,7 +95,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_the_bar_and_the_loss_have_room_in_80_columns(tmp_path, monkeypatch):
+def test_the_progress_bar_and_the_loss_fit_into_80_columns(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm")
     terminal, checkpoint = Terminal(), checkpoint_callback(flags(tmp_path))
@@ -111,6 +111,10 @@ def test_train_longer_suggests_more_epochs_than_were_reached(tmp_path, capsys, m
     for epochs, suggested in ((3, 6), (1, 6)):
         args = flags(tmp_path, "--epochs", str(epochs))
         checkpoint = checkpoint_callback(args)
-        train(epochs, checkpoint, RunSummary(args, SINGLE, SimpleNamespace(num_batches=10, skipped=None), checkpoint))
+        train(
+            epochs,
+            checkpoint,
+            RunSummary(args, SINGLE, SimpleNamespace(num_batches=10, skipped=None), checkpoint, SimpleNamespace(compiles="")),
+        )
         out = capsys.readouterr().out
         assert re.search(r"^train longer .*--epochs (\d+)$", out, re.MULTILINE)[1] == str(suggested), out

@@ -1,4 +1,4 @@
-"""The recipe on several ranks: the same training, the same files, whatever happens in between."""
+"""The recipe on several ranks: the same training and the same files, with any interruption."""
 
 import os
 import re
@@ -25,7 +25,7 @@ from recipes.mnist import parse_args
 
 
 def succeed(engine, size, *command):
-    """The chief's standard output."""
+    """Returns the standard output of the chief."""
     results = run_ranks(size, *command, "--strategy", engine, engine=engine)
     for code, _, errors in results:
         assert code == 0, errors
@@ -37,7 +37,7 @@ def name(batch):
 
 
 def assert_equal_trainings(one, other, tolerance):
-    """Same files, same counters, same logs, and weights equal to a part of each variable's largest."""
+    """Checks for the same files, counters and logs, and for equal weights, relative to the largest of each variable."""
     first, second = (sorted(path.name for path in (each / "checkpoints").iterdir()) for each in (one, other))
     assert first == second
     a, b = latest_checkpoint(one / "checkpoints"), latest_checkpoint(other / "checkpoints")
@@ -76,7 +76,7 @@ def test_ranks_train_as_one_replica_and_name_the_same_files(single, tmp_path, en
 
 
 @pytest.mark.slow
-def test_a_rank_chooses_its_device_before_it_sends_the_first_tensor(tmp_path, engine):
+def test_a_rank_selects_its_device_before_it_sends_the_first_tensor(tmp_path, engine):
     succeed(engine, 1, PROGRAMS / "late_devices.py", *MLP, "--epochs", 1, "--workdir", tmp_path)
 
 
@@ -94,7 +94,7 @@ def test_a_restart_with_another_number_of_ranks_or_the_other_engine_sees_the_sam
 
 
 def kill_when(condition, engine, size, *command):
-    """Starts ranks, and kills all of them at the moment that the condition holds."""
+    """Starts ranks, and kills all of them as soon as a condition is true."""
     with bare_ranks(size, *command, "--strategy", engine, engine=engine, stdout=subprocess.DEVNULL) as processes:
         deadline = time.monotonic() + 200
         while not condition():
@@ -106,7 +106,7 @@ def kill_when(condition, engine, size, *command):
 
 @pytest.mark.slow
 def test_five_kills_of_all_ranks_end_with_the_same_weights(tmp_path, engine):
-    """With BatchNorm and Dropout: what each rank has for itself comes back too."""
+    """With BatchNorm and Dropout: the state of each rank is restored too."""
     epochs, last = 3, 66
     checkpoints = tmp_path / "killed" / "checkpoints"
     command = ["-m", "recipes.mnist", "--epochs", epochs, "--save-freq", 1, "--workdir", tmp_path / "killed"]
@@ -138,7 +138,7 @@ def test_five_kills_of_all_ranks_end_with_the_same_weights(tmp_path, engine):
 
 
 def assert_of_each_rank(path):
-    """BatchNorm's statistics, which are not averaged, are there for each rank."""
+    """Checks that the file contains BatchNorm's statistics of each rank, which are not averaged."""
     beside = lasting_header(path)["beside"]
     with h5py.File(path, "r") as file:
         ranks = [len(file[f"global_step/variables/{i}"]) for i, name in enumerate(beside) if "moving" in name]
@@ -146,7 +146,7 @@ def assert_of_each_rank(path):
 
 
 @pytest.mark.slow
-def test_the_others_end_soon_after_a_rank_has_died(tmp_path, engine):
+def test_the_other_ranks_exit_soon_after_a_rank_has_died(tmp_path, engine):
     command = ["-m", "recipes.mnist", "--strategy", engine, "--epochs", 1000, "--save-freq", 10, "--workdir", tmp_path]
     with bare_ranks(2, *command, engine=engine, stdout=subprocess.DEVNULL) as (chief, other):
         deadline = time.monotonic() + 200
@@ -161,11 +161,11 @@ def test_the_others_end_soon_after_a_rank_has_died(tmp_path, engine):
 
 
 @pytest.mark.slow
-def test_a_rank_that_skips_averaging_stops_the_run_at_the_first_batch_and_is_named(launch, engine):
-    """Though the other, which waits for its gradients, has less to do at its end."""
+def test_a_rank_that_skips_all_reduce_stops_the_run_at_the_first_batch_and_is_named(launch, engine):
+    """Even though the other rank waits for its gradients."""
     need(engine)
     run = launch(
-        "--nproc-per-node", "2", PROGRAMS / "skips_averaging.py", "--strategy", engine, "--save-freq", "1", "--workdir", "run"
+        "--nproc-per-node", "2", PROGRAMS / "skips_all_reduce.py", "--strategy", engine, "--save-freq", "1", "--workdir", "run"
     )
     code, _, errors = run.finish(300)
     assert code == 1
@@ -176,8 +176,8 @@ def test_a_rank_that_skips_averaging_stops_the_run_at_the_first_batch_and_is_nam
 
 
 @pytest.mark.slow
-def test_messages_of_a_long_run_take_no_memory(launch):
-    """TensorFlow keeps 0.8 kB for each operation with a number of its own: 1.6 MB for half of these."""
+def test_messages_of_a_long_run_do_not_leak_memory(launch):
+    """TensorFlow keeps 0.8 kB for each operation with a new number: 1.6 MB for half of these."""
     code, out, errors = launch("--nproc-per-node", "2", PROGRAMS / "many_messages.py").finish(300)
     assert code == 0, errors
     assert int(re.search(r"grew by (-?\d+)", out)[1]) < 800
@@ -205,8 +205,8 @@ def test_the_launcher_ends_the_others_of_a_killed_rank_within_ten_seconds(launch
 
 
 @pytest.mark.slow
-def test_a_rank_that_stops_is_noticed_and_named(launch):
-    """By TensorFlow's heartbeats, after 10 s; under Horovod it takes --stall-timeout."""
+def test_a_stopped_rank_is_noticed_and_named(launch):
+    """TensorFlow's heartbeats notice it after 10 s; Horovod needs --stall-timeout."""
     run = launch("--nproc-per-node", "2", "-m", "recipes.mnist", *ENDLESS, "--strategy", "multiworker", "--workdir", "run")
     wait_for((run.cwd / "run" / "checkpoints" / name(20)).exists, "batch 20", 300)
     os.kill(run.rank(1), signal.SIGSTOP)
@@ -231,13 +231,13 @@ def test_ranks_with_different_flags_are_refused():
         (["--strategy", "multiworker", "--virtual-devices", "2"], "with --strategy multiworker each process is one"),
     ],
 )
-def test_flags_that_do_not_fit_ranks_are_refused(tmp_path, monkeypatch, flags, error):
+def test_flags_that_contradict_ranks_are_refused(tmp_path, monkeypatch, flags, error):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match=error):
         get_distribution(parse_args(["--workdir", str(tmp_path), *flags]))
 
 
-def test_a_place_that_cannot_be_true_is_refused(tmp_path, monkeypatch):
+def test_an_impossible_rank_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="A rank must be below the world size"):
@@ -245,13 +245,13 @@ def test_a_place_that_cannot_be_true_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_ranks_of_a_launcher_that_tells_the_engine_nothing_are_refused(recipe, tmp_path, engine):
-    """Each would train for itself alone, without a word."""
+def test_ranks_of_a_launcher_that_does_not_configure_the_engine_are_refused(recipe, tmp_path, engine):
+    """Otherwise, each rank would silently train alone."""
     need(engine)
     of_torchrun = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     code, _, errors = recipe("--strategy", engine, "--workdir", tmp_path, env=of_torchrun).finish()
     assert code == 2, errors
-    assert f"This is rank 0 of 2, and --strategy {engine} was told rank 0 of 1. Start the ranks with python -m launch" in errors
+    assert f"This is rank 0 of 2, but --strategy {engine} has rank 0 of 1. Start the ranks with python -m launch" in errors
 
 
 @pytest.mark.slow

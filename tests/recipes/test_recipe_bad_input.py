@@ -1,4 +1,4 @@
-"""Bad input is answered with one clear line and exit code 2, and nothing that was saved is touched."""
+"""Bad input ends with one clear line and exit code 2, and does not touch saved files."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from recipes.mnist import load, parse_args
 
 
 def refused(argv):
-    """What the recipe says to flags that it does not take."""
+    """Returns the errors for wrong flags."""
     with pytest.raises(InputError) as raised:
         parse_args([str(word) for word in argv])
     return str(raised.value)
@@ -29,13 +29,13 @@ def npz(path, **changes):
 
 
 @pytest.mark.parametrize("template", ["model_{batch}.h5", "model_{batch}", "model_{batch}.weights.h5.bak"])
-def test_a_wrong_suffix_is_answered_with_the_right_ones(template):
+def test_the_error_for_a_wrong_suffix_names_the_valid_ones(template):
     said = refused(["--checkpoint", template])
     assert ".weights.h5" in said and ".keras" in said and template in said
 
 
 @pytest.mark.parametrize("template", ["a_{batch.weights.h5", "a_{batch.real}.weights.h5", "a_{0}.keras", "a_{batch:q}.keras"])
-def test_a_template_that_is_not_a_plain_name_is_refused(template):
+def test_a_template_that_is_not_a_plain_file_name_is_refused(template):
     assert template in refused(["--checkpoint", template])
 
 
@@ -71,13 +71,13 @@ def test_a_global_batch_that_the_replicas_cannot_share_is_refused_with_the_neare
     distribution.check_global_batch(64, 4)
 
 
-def test_virtual_devices_are_refused_where_there_are_gpus(monkeypatch):
+def test_virtual_devices_are_refused_on_a_machine_with_gpus(monkeypatch):
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["gpu"] if kind == "GPU" else ["cpu"])
     with pytest.raises(InputError, match="this machine has GPUs"):
         distribution.get_distribution(parse_args(["--virtual-devices", "2"]))
 
 
-def test_the_report_names_the_gpus_that_are_used(monkeypatch):
+def test_the_summary_names_the_gpus(monkeypatch):
     config = tf.config
     monkeypatch.setattr(config, "get_visible_devices", lambda kind: ["first", "second"] if kind == "GPU" else [])
     monkeypatch.setattr(config.experimental, "get_device_details", lambda gpu: {"device_name": f"NVIDIA {gpu}"})
@@ -90,14 +90,14 @@ def test_data_that_does_not_exist_is_named(tmp_path):
         load(str(tmp_path / "nowhere.npz"))
 
 
-def test_a_fifo_is_refused_and_not_waited_for(tmp_path):
+def test_a_fifo_is_refused_without_blocking(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(InputError, match="fifo is not a regular file"):
         load(str(tmp_path / "fifo"))
     assert "fifo is not a regular file" in refused(["--workdir", tmp_path / "run", "--resume", tmp_path / "fifo"])
 
 
-def test_a_file_that_is_no_npz_is_refused(tmp_path):
+def test_a_file_that_is_not_npz_is_refused(tmp_path):
     (tmp_path / "text.npz").write_text("not an archive")
     with pytest.raises(InputError, match=r"text\.npz is not an npz file with x_train"):
         load(str(tmp_path / "text.npz"))
@@ -118,20 +118,20 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path):
         {"y_train": np.array([{}, {}, {}, {}], dtype=object)},
     ],
 )
-def test_an_npz_of_another_layout_is_refused(tmp_path, changes):
+def test_an_npz_file_with_another_layout_is_refused(tmp_path, changes):
     with pytest.raises(InputError, match="x_train, x_test uint8"):
         load(npz(tmp_path / "data.npz", **changes))
 
 
-def test_an_npz_of_the_right_layout_is_read(tmp_path):
+def test_an_npz_file_with_the_right_layout_is_read(tmp_path):
     train, validation = load(npz(tmp_path / "data.npz", x_train=np.full((4, 28, 28), 255, "uint8")))
     assert train.x.shape == (4, 28, 28, 1) and train.x.dtype == "float32" and train.x.max() == 1
     assert validation.y.dtype == "int64"
 
 
 @pytest.mark.slow
-def test_what_a_user_gets_wrong_ends_with_one_line_and_code_2(recipe, tmp_path):
-    """One real run, then everything that only shows in a process of its own."""
+def test_a_user_error_ends_with_one_line_and_code_2(recipe, tmp_path):
+    """One real run, then errors that only a separate process shows."""
     workdir = tmp_path / "run"
     flags = ["--epochs", 1, "--model", "mlp", "--workdir", workdir]
     assert recipe(*flags).finish()[0] == 0
@@ -147,7 +147,7 @@ def test_what_a_user_gets_wrong_ends_with_one_line_and_code_2(recipe, tmp_path):
             workdir,
         ],
         "--resume never": [*flags, "--resume", "never"],
-        # in a directory of its own: two of these at once on one template would be refused for that
+        # in a separate directory, because two runs on one template would be refused
         "No checkpoint to go on from": ["--workdir", tmp_path / "other", "--resume", tmp_path / "none.weights.h5"],
         "needs names that differ": [*flags, "--checkpoint", tmp_path / "last.keras", "--keep-last", 2],
         "Use 63 or 66": [*flags, "--strategy", "mirrored", "--virtual-devices", 3],
@@ -171,7 +171,7 @@ def test_what_a_user_gets_wrong_ends_with_one_line_and_code_2(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_older_checkpoint_is_not_gone_on_from_among_later_ones(recipe, tmp_path):
+def test_a_run_does_not_resume_from_an_older_checkpoint_among_later_ones(recipe, tmp_path):
     flags = ["--epochs", 2, "--model", "mlp", "--save-freq", "epoch", "--workdir", tmp_path]
     assert recipe(*flags).finish()[0] == 0
     older = tmp_path / "checkpoints" / "model_batch_at_00022.weights.h5"
@@ -182,7 +182,7 @@ def test_an_older_checkpoint_is_not_gone_on_from_among_later_ones(recipe, tmp_pa
 
 
 @pytest.mark.slow
-def test_settings_of_keras_that_recipes_are_not_made_for_change_nothing(recipe, tmp_path):
+def test_keras_settings_of_the_user_do_not_affect_recipes(recipe, tmp_path):
     (tmp_path / "keras.json").write_text(
         '{"backend": "jax", "floatx": "float16", "epsilon": 0.1, "image_data_format": "channels_first"}'
     )

@@ -1,4 +1,4 @@
-"""A recipe that is killed and started again ends as if nothing had happened."""
+"""A recipe that is killed and restarted ends like an uninterrupted one."""
 
 import pytest
 from compare import assert_same_weights
@@ -8,7 +8,7 @@ PLANNED = EPOCHS * BATCHES_PER_EPOCH
 
 
 def moments(checkpoints, log):
-    """Five moments, each as a condition: while tracing, inside a write, mid-epoch, at an epoch's end, and late."""
+    """Returns five moments as conditions: during tracing, during a write, in the middle of an epoch, at its end, and late."""
 
     def written(batch):
         return lambda: (checkpoints / f"model_batch_at_{batch:05d}.weights.h5").exists()
@@ -42,7 +42,7 @@ def test_five_kills_and_restarts_end_with_the_same_weights(recipe, tmp_path, str
 
 
 @pytest.mark.slow
-def test_a_finished_run_started_again_trains_nothing_and_says_so(recipe, tmp_path):
+def test_a_finished_run_that_is_restarted_trains_nothing_and_says_so(recipe, tmp_path):
     flags = ["--epochs", 1, "--model", "mlp", "--workdir", tmp_path]
     assert recipe(*flags).finish()[0] == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").iterdir()}
@@ -53,7 +53,7 @@ def test_a_finished_run_started_again_trains_nothing_and_says_so(recipe, tmp_pat
 
 
 @pytest.mark.slow
-def test_more_epochs_go_on_from_a_finished_run(recipe, tmp_path):
+def test_more_epochs_continue_a_finished_run(recipe, tmp_path):
     flags = ["--model", "mlp", "--save-freq", "epoch"]
     whole = recipe(*flags, "--epochs", 3, "--workdir", tmp_path / "whole")
     assert recipe(*flags, "--epochs", 2, "--workdir", tmp_path / "longer").finish()[0] == 0

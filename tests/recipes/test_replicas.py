@@ -1,4 +1,4 @@
-"""The number of replicas changes neither the samples, nor their order, nor the weights at the end."""
+"""The number of replicas does not change the samples, their order, or the final weights."""
 
 import subprocess
 import sys
@@ -32,14 +32,14 @@ def numbered(size):
 
 
 def batches(data, distribution):
-    """What one epoch gives: a list of global batches, each a list of the replicas' shares."""
+    """Returns the global batches of one epoch, each as a list of the replicas' shares."""
     data.on_epoch_begin()
     local = distribution.strategy.experimental_local_results if distribution.strategy else lambda value: (value,)
     return [[share.numpy() for share in local(y)] for _, y in data.get_tf_dataset()]
 
 
 def trained_digits(tmp_path, floatx):
-    """For each number of replicas, what the checkpoint after 100 batches of the MLP holds; all train at the same time."""
+    """The checkpoint after 100 batches of the MLP for each number of replicas; all train at the same time."""
     workdirs = {replicas: tmp_path / f"{floatx}-{replicas}" for replicas in REPLICAS}
     running = [training(workdir, replicas, floatx) for replicas, workdir in workdirs.items()]
     assert [process.wait() for process in running] == [0] * len(running)
@@ -80,7 +80,7 @@ def noisy(x, y, *, seed):
     return x + tf.random.stateless_uniform([1], seed=seed), y
 
 
-def test_what_is_random_in_a_sample_depends_on_its_number_and_the_epoch_and_on_nothing_else(distribution):
+def test_the_seed_of_a_sample_depends_only_on_its_number_and_the_epoch(distribution):
     found = {}
     for replicas, begin in ((1, 0), (2, 0), (4, 1)):
         where = distribution(replicas)
@@ -88,7 +88,7 @@ def test_what_is_random_in_a_sample_depends_on_its_number_and_the_epoch_and_on_n
             model = build_model("mlp", (8, 8, 1))
         counters = counters_of(model)
         for epoch in (0, 1):
-            done = begin if epoch == 0 else 0  # the last of the three goes on from the middle of an epoch
+            done = begin if epoch == 0 else 0  # the last of the three resumes in the middle of an epoch
             counters.resume(Counts(epoch=epoch + 1, batches_in_epoch=done, samples_in_epoch=8 * done))
             counters.begin_epoch(epoch)
             data = training_data(numbered(30), model, where, global_batch_size=8, seed=5, prepare=noisy)
@@ -104,7 +104,7 @@ def test_what_is_random_in_a_sample_depends_on_its_number_and_the_epoch_and_on_n
     assert len(np.unique(np.concatenate(list(noise.values())))) == 48
 
 
-def test_what_is_prepared_for_validation_is_the_same_for_any_number_of_replicas_and_each_time(distribution):
+def test_prepared_validation_samples_are_the_same_for_any_number_of_replicas_and_each_time(distribution):
     found = []
     for replicas in (1, 2, 2):
         where = distribution(replicas)
@@ -162,7 +162,7 @@ def test_less_data_than_one_global_batch_is_refused(distribution):
         training_data(numbered(30), None, distribution(1), global_batch_size=64, seed=0)
 
 
-def test_data_that_nobody_counts_the_epochs_for_is_an_error_and_not_the_same_order_again(distribution):
+def test_data_without_an_epoch_counter_is_an_error(distribution):
     model = build_model("mlp", (1, 1, 1))
     model.compile("sgd", "sparse_categorical_crossentropy")
     data = training_data(
@@ -184,15 +184,15 @@ def fit(distribution, callbacks=(), **options):
 
 
 @pytest.mark.slow
-def test_no_iterator_over_the_replicas_is_made_that_nobody_reads(distribution, monkeypatch):
+def test_no_unused_iterator_over_the_replicas_is_created(distribution, monkeypatch):
     two = distribution(2)
     of_tensorflow = type(two.strategy.distribute_datasets_from_function(lambda _: tf.data.Dataset.range(2)))
     made, make, at_ends = [], of_tensorflow.__iter__, []
     monkeypatch.setattr(of_tensorflow, "__iter__", lambda dataset: made.append(dataset) or make(dataset))
     fit(two, callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: at_ends.append(len(made)))])
-    assert np.diff(at_ends).tolist() == [3, 3, 3]  # training, validation, and a look of `evaluate` at the validation's first batch
+    assert np.diff(at_ends).tolist() == [3, 3, 3]  # training, validation, and one that `evaluate` uses to inspect the first batch
 
 
-def test_an_epoch_whose_length_is_said_apart_from_its_data_is_refused(distribution):
+def test_steps_per_epoch_beside_the_data_is_refused(distribution):
     with pytest.raises(InputError, match="Do not pass steps_per_epoch"):
         fit(distribution(2), steps_per_epoch=3)

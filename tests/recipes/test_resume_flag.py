@@ -1,4 +1,4 @@
-"""`--resume` takes a word or a path."""
+"""`--resume` accepts a word or a path."""
 
 import pytest
 

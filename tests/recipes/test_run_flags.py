@@ -1,4 +1,4 @@
-"""What a recipe stores of its flags, and what a resume does with it."""
+"""The flags that a recipe stores, and their comparison in a resume."""
 
 import argparse
 
@@ -25,7 +25,7 @@ FLAGS = {
 
 
 class Stop(Exception):
-    """Ends a fit, as a crash does."""
+    """Ends a fit like a crash."""
 
 
 def crash():
@@ -43,7 +43,7 @@ def train(directory, *callbacks, prints=True, save_freq=5, **changed):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """Two runs: one with a checkpoint of the end of an epoch, and one of the middle."""
+    """Two runs: one with a checkpoint at the end of an epoch, and one in the middle."""
     directories = {}
     for batch in (10, 15):
         directories[batch] = tmp_path_factory.mktemp(f"stopped{batch}")
@@ -55,7 +55,7 @@ def stopped(tmp_path_factory):
 
 @pytest.fixture
 def resume(stopped, tmp_path):
-    """Resumes a copy of one of the two runs, with flags changed."""
+    """Resumes a copy of one of the two runs with changed flags."""
 
     def train_copy(batch, **changed):
         (tmp_path / str(batch)).mkdir()
@@ -78,7 +78,7 @@ def test_a_flag_that_was_on_and_is_off_is_printed_so(resume, capsys):
     assert capsys.readouterr().out == "changed      --deterministic on -> off\n"
 
 
-def test_nothing_is_printed_where_nothing_differs_and_by_other_ranks(resume, capsys):
+def test_nothing_is_printed_without_a_difference_or_by_other_ranks(resume, capsys):
     resume(10)
     resume(15, prints=False, epochs=4)
     assert capsys.readouterr().out == ""
@@ -101,12 +101,12 @@ def test_the_global_batch_may_change_only_between_epochs(resume):
         resume(15, global_batch_size=8)
 
 
-def test_flags_that_an_older_recipe_did_not_have_are_no_difference(resume, capsys):
+def test_flags_that_an_older_checkpoint_lacks_are_not_differences(resume, capsys):
     resume(10, new_flag=3)
     assert capsys.readouterr().out == ""
 
 
-def test_a_checkpoint_says_where_its_run_began(tmp_path, stopped):
+def test_a_checkpoint_stores_where_its_run_began(tmp_path, stopped):
     assert begins_from(str(stopped[10] / "b10.weights.h5")) is None
     train(tmp_path, resume_from=str(stopped[10] / "b10.weights.h5"))
     assert begins_from(str(tmp_path / "b20.weights.h5")) == str(stopped[10] / "b10.weights.h5")
@@ -114,7 +114,7 @@ def test_a_checkpoint_says_where_its_run_began(tmp_path, stopped):
     assert begins_from(str(tmp_path / "x.weights.h5")) is None
 
 
-def test_initial_weights_are_taken_once_and_not_after_a_resume(tmp_path):
+def test_initial_weights_are_loaded_once_and_not_after_a_resume(tmp_path):
     source = small_model(keras.optimizers.SGD(0.0))
     fit(source, GlobalStepCheckpoint(str(tmp_path / "source" / "b{batch}.weights.h5")))
     expected = source.get_weights()
@@ -135,13 +135,13 @@ def test_initial_weights_are_taken_once_and_not_after_a_resume(tmp_path):
 
 
 def test_initial_weights_and_a_checkpoint_to_resume_from_contradict_each_other(tmp_path):
-    with pytest.raises(InputError, match=r"--init-from begins a run.*Give one"):
+    with pytest.raises(InputError, match=r"--init-from starts a new run.*Give only one"):
         parse_args(["--workdir", str(tmp_path), "--init-from", "a.keras", "--resume", "b.keras"])
 
 
 @pytest.mark.slow
-def test_one_command_resumes_an_older_checkpoint_into_a_new_directory_and_may_be_started_again(recipe, tmp_path):
-    """The whole run has the later checkpoints; the new one begins at the older one, is stopped, and ends with the same weights."""
+def test_one_command_resumes_an_older_checkpoint_in_a_new_directory_and_then_the_new_run(recipe, tmp_path):
+    """The first run has later checkpoints; the new run begins at an older one, is stopped, and ends with the same weights."""
     flags = ["--epochs", 2, "--model", "mlp", "--save-freq", 11]
     assert recipe(*flags, "--workdir", tmp_path / "old").finish()[0] == 0
     older = tmp_path / "old" / "checkpoints" / "model_batch_at_00011.weights.h5"
@@ -152,7 +152,7 @@ def test_one_command_resumes_an_older_checkpoint_into_a_new_directory_and_may_be
     code, out, errors = recipe(*command).finish()
     assert code == 0, errors
     assert "begins       from" in out and "00011.weights.h5: batch 11" not in out
-    assert f"changed      --workdir {tmp_path}/old -> {tmp_path}/new" not in out  # said by the first one, which was killed
+    assert f"changed      --workdir {tmp_path}/old -> {tmp_path}/new" not in out  # printed by the first process, which was killed
     assert min(path.name for path in new.glob("m*")) == "model_batch_at_00022.weights.h5"
     for batch in (22, 33, 44):
         name = f"model_batch_at_{batch:05d}.weights.h5"

@@ -1,4 +1,4 @@
-"""`--skip-batches` leaves batches of the order out, and nothing else changes."""
+"""`--skip-batches` leaves batches out of the order, and changes nothing else."""
 
 import functools
 
@@ -35,7 +35,7 @@ def data_for(model, flag=None, where=SINGLE):
 
 
 def train(directory, *callbacks, flag=None, epochs=EPOCHS, resume=True):
-    """Trains with a checkpoint at each batch; returns the model."""
+    """Trains with a checkpoint at each batch. Returns the model."""
     model = dense()
     data = data_for(model, flag)
     checkpoint = GlobalStepCheckpoint(str(directory / "b{batch:02d}.weights.h5"), save_freq=1, resume=resume)
@@ -44,7 +44,7 @@ def train(directory, *callbacks, flag=None, epochs=EPOCHS, resume=True):
 
 
 def order(flag=None, replicas=1, epochs=EPOCHS):
-    """The first input of each sample that an untrained model would see, batch after batch."""
+    """Returns the first input of each sample of an untrained model, batch by batch."""
     where = SINGLE
     if replicas > 1:
         devices = tuple(f"/cpu:{i}" for i in range(replicas))
@@ -62,7 +62,7 @@ def order(flag=None, replicas=1, epochs=EPOCHS):
 
 @pytest.mark.parametrize("flag", [(1, 1), (2, 4), (5, 6), (3, 12), (15, 15)])
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_the_order_goes_on_without_what_is_left_out(flag, replicas):
+def test_the_order_continues_after_batches_that_are_left_out(flag, replicas):
     longer = order(epochs=EPOCHS + 2)  # what moves up at the end is from the passes after the last one
     expected = np.delete(longer, range(flag[0] - 1, flag[1]), axis=0)[: EPOCHS * BATCHES]
     np.testing.assert_array_equal(order(flag, replicas), expected)
@@ -74,7 +74,7 @@ def test_without_the_flag_the_order_is_what_it_was():
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_runs_are_the_places_that_are_left(seed):
+def test_runs_are_the_positions_that_remain(seed):
     random = np.random.default_rng(seed)
     skipped, out = SkippedBatches(batches_per_epoch=7), set()
     ranges = sorted((int(first), int(first + length)) for first, length in random.integers(1, 12, (3, 2)))
@@ -89,7 +89,7 @@ def test_runs_are_the_places_that_are_left(seed):
 
 
 @pytest.mark.slow
-def test_a_resume_without_the_flag_leaves_the_same_batches_out(tmp_path):
+def test_a_resume_without_the_flag_leaves_out_the_same_batches(tmp_path):
     class Killed(Exception):
         pass
 
@@ -107,7 +107,7 @@ def test_a_resume_without_the_flag_leaves_the_same_batches_out(tmp_path):
     assert (found.batch, found.samples, found.epoch) == (EPOCHS * BATCHES, EPOCHS * BATCHES * BATCH, EPOCHS)
 
 
-def test_further_batches_can_be_left_out_by_a_later_resume(tmp_path):
+def test_a_later_resume_can_leave_out_more_batches(tmp_path):
     train(tmp_path, flag=(2, 3), epochs=1)  # trained on 1, 4, 5, 6, 7
     train(tmp_path, flag=(8, 9), epochs=2)
     train(tmp_path, epochs=3)
@@ -120,7 +120,7 @@ def test_further_batches_can_be_left_out_by_a_later_resume(tmp_path):
     np.testing.assert_array_equal(whole.get_weights()[0], resumed.get_weights()[0])
 
 
-def test_the_same_command_may_be_started_again(tmp_path):
+def test_the_same_command_may_be_repeated(tmp_path):
     for epochs in (1, 2):
         train(tmp_path, flag=(2, 3), epochs=epochs)
     assert latest_checkpoint(tmp_path).batch == 2 * BATCHES
@@ -158,7 +158,7 @@ def test_another_order_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "5", "5:4", "0:3", "-1:3", "a:b", "1:2:3", "1.5:2"])
-def test_what_is_no_range_is_refused_in_one_line(text):
+def test_a_malformed_range_is_refused_in_one_line(text):
     with pytest.raises(InputError, match=r"argument --skip-batches: must be FIRST:LAST, such as 500:510\. Received: ") as raised:
         parse_args([f"--skip-batches={text}"])
     assert "\n" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""What each event of Slurm does to a run: the table in slurm/README.md, on a real cluster with real training."""
+"""The table in slurm/README.md: what each event of Slurm does to a run, on a real cluster with real training."""
 
 import os
 import re
@@ -30,7 +30,7 @@ RECIPE = ["-m", "recipes.mnist", "--model", "mlp", "--epochs", 20, "--save-freq"
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Three nodes; down again at the end."""
+    """A cluster of three nodes."""
     require_slurm()
     need_horovod()
     started = Cluster(Path(tempfile.mkdtemp(prefix="slurm-")), 3)
@@ -57,7 +57,7 @@ def wait_for_batch(folder, batch):
 
 @pytest.fixture
 def submit(cluster, tmp_path):
-    """Submits a job of two nodes with one rank each, that a life of its own may interrupt."""
+    """Submits a job with two nodes and one rank on each."""
 
     def start(*flags, script=HOROVOD, recipe=RECIPE, cwd=tmp_path, **env):
         return cluster.submit(*flags, script, *recipe, cwd=cwd, env={**ENVIRONMENT, **env})
@@ -67,7 +67,7 @@ def submit(cluster, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(cluster, tmp_path_factory):
-    """The folder of a job that nothing happened to."""
+    """The folder of an uninterrupted job."""
     folder = tmp_path_factory.mktemp("whole")
     job = cluster.submit("-N2", HOROVOD, *RECIPE, cwd=folder, env=ENVIRONMENT)
     assert job.end() == "COMPLETED", job.output
@@ -81,7 +81,7 @@ def assert_as_if_nothing_had_happened(job, folder, whole, restarts=1):
     assert_same_weights(last(whole), last(folder))
 
 
-def test_two_nodes_of_two_ranks_make_the_files_of_a_single_run(submit, tmp_path, engine):
+def test_two_nodes_with_two_ranks_each_write_the_files_of_a_single_run(submit, tmp_path, engine):
     recipe = [*RECIPE[:4], "--epochs", 4, "--save-freq", 20]
     job = submit("-N2", recipe=[*recipe, "--strategy", engine], NPROC_PER_NODE="2")
     single = tmp_path / "single"
@@ -100,13 +100,13 @@ def test_two_nodes_of_two_ranks_make_the_files_of_a_single_run(submit, tmp_path,
 
 
 @pytest.mark.parametrize("name, engine", [("USR1", "horovod"), ("USR2", "horovod"), ("USR1", "multiworker")])
-def test_a_warning_saves_requeues_and_goes_on(submit, tmp_path, whole, name, engine):
-    """The weights of two ranks are the same bits under both engines: a sum of two has one order."""
+def test_after_a_warning_the_job_saves_is_requeued_and_resumes(submit, tmp_path, whole, name, engine):
+    """Both engines give the same bits with two ranks, because a sum of two numbers has one order."""
     job = submit("-N2", recipe=[*RECIPE, "--strategy", engine])
     wait_for_batch(tmp_path, 40)
     job.signal(name, "--batch")
     assert_as_if_nothing_had_happened(job, tmp_path, whole)
-    assert "saved and left; it is requeued" in job.output
+    assert "has saved and is requeued" in job.output
 
 
 def test_warnings_in_the_first_second_requeue_and_the_run_completes(submit, tmp_path):
@@ -147,7 +147,7 @@ def test_a_crash_of_one_rank_fails_the_job(submit, tmp_path):
 
 
 def rank_of(job, rank):
-    """The process that is this rank of the job."""
+    """Returns the process of a rank of the job."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
             environment = (path / "environ").read_bytes().split(b"\0")
@@ -158,7 +158,7 @@ def rank_of(job, rank):
     raise AssertionError(f"no rank {rank}")
 
 
-def test_a_requeue_by_hand_saves_and_goes_on(submit, tmp_path, whole, cluster):
+def test_after_scontrol_requeue_the_job_saves_and_resumes(submit, tmp_path, whole, cluster):
     job = submit("-N2")
     wait_for_batch(tmp_path, 40)
     cluster.run("scontrol", "requeue", job.number)
@@ -173,10 +173,10 @@ def test_a_node_that_goes_down_requeues_the_job(submit, tmp_path, whole, cluster
     try:
         assert_as_if_nothing_had_happened(job, tmp_path, whole)
     finally:
-        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # it may have come back by itself
+        cluster.run("scontrol", "update", f"NodeName={node}", "State=RESUME", check=False)  # it may have resumed already
 
 
-def test_a_more_important_job_makes_it_leave_and_come_back(submit, tmp_path, whole, cluster):
+def test_a_preempted_job_saves_is_requeued_and_resumes(submit, tmp_path, whole, cluster):
     job = submit("-N2")
     wait_for_batch(tmp_path, 40)
     urgent = cluster.submit("-N3", "--partition=urgent", "--exclusive", "--wrap=sleep 1", cwd=tmp_path)
@@ -187,17 +187,17 @@ def test_a_more_important_job_makes_it_leave_and_come_back(submit, tmp_path, who
 ENDLESS = [*RECIPE[:4], "--epochs", 1000000, "--save-freq", 500, "--keep-last", 2]
 
 
-def test_a_time_limit_makes_it_leave_in_time_and_come_back(submit, cluster):
+def test_before_its_time_limit_a_job_saves_is_requeued_and_resumes(submit, cluster):
     job = submit("--time=1", "--signal=B:USR1@15", script=MIRRORED, recipe=ENDLESS)
     job.wait_for_life(2, timeout=180)
-    assert "saved and left; it is requeued" in job.output
+    assert "has saved and is requeued" in job.output
     assert "DUE TO TIME LIMIT" not in job.output
     wait_for(lambda: "begins       from runs/mnist" in job.output, "the second life", timeout=120)
     cluster.run("scancel", job.number)
     assert job.end() == "CANCELLED"
 
 
-def test_an_old_life_that_slurm_has_lost_sight_of_commits_nothing_any_more(submit, cluster, tmp_path):
+def test_an_old_attempt_that_slurm_has_lost_cannot_commit_a_checkpoint(submit, cluster, tmp_path):
     job = submit(script=MIRRORED, recipe=ENDLESS)
     wait_for_batch(tmp_path, 500)
     node, old = job.show("NodeList"), rank_of(job, "0")
@@ -205,7 +205,7 @@ def test_an_old_life_that_slurm_has_lost_sight_of_commits_nothing_any_more(submi
     try:
         job.wait_for_life(2, timeout=120)
         assert job.show("NodeList") != node
-        os.kill(old, 0)  # the old life goes on
+        os.kill(old, 0)  # the old attempt continues
         log = tmp_path / "runs/logs" / job.number / "rank-0.log"
         wait_for(lambda: "a later life of this run, has taken over" in log.read_text(), "the end of the old life", timeout=120)
         wait_for(lambda: not Path(f"/proc/{old}").exists(), "the end of the old life")
@@ -220,7 +220,7 @@ def test_an_old_life_that_slurm_has_lost_sight_of_commits_nothing_any_more(submi
     assert damaged.returncode == 0
 
 
-def test_the_first_node_of_a_list_is_the_one_that_slurm_means(cluster):
+def test_the_first_node_of_a_list_is_that_of_scontrol(cluster):
     random = Random(0)
 
     def group():
@@ -236,7 +236,7 @@ def test_the_first_node_of_a_list_is_the_one_that_slurm_means(cluster):
         assert first_node(nodes) == cluster.run("scontrol", "show", "hostnames", nodes).split()[0], nodes
 
 
-def test_where_preemption_cancels_a_job_it_saves_and_comes_back_by_itself(submit, tmp_path, whole, cluster):
+def test_a_job_that_preemption_cancels_saves_and_is_requeued_by_the_batch_file(submit, tmp_path, whole, cluster):
     job = submit("-N2", "--partition=cancelled")
     wait_for_batch(tmp_path, 40)
     urgent = cluster.submit("-N3", "--partition=urgent", "--exclusive", "--wrap=sleep 1", cwd=tmp_path)
@@ -245,13 +245,13 @@ def test_where_preemption_cancels_a_job_it_saves_and_comes_back_by_itself(submit
     assert re.search(r"stopped +by TERM( on another rank)?; the same command resumes from", job.output), job.output
 
 
-def test_a_job_submitted_from_within_another_one_does_not_take_that_ones_end_for_its_own(submit):
+def test_a_job_submitted_from_within_another_job_has_its_own_end_time(submit):
     job = submit(script=MIRRORED, recipe=SHORT, SLURM_JOB_END_TIME=str(int(time.time()) + 5))
     assert job.end() == "COMPLETED", job.output
     assert job.restarts == 0
 
 
-def test_an_active_conda_environment_and_flags_of_srun_are_taken_and_gpus_that_nobody_sees_are_reported(submit):
+def test_an_active_conda_environment_and_srun_flags_are_used_and_unseen_gpus_are_reported(submit):
     conda = {"VENV": "", "CONDA_PREFIX": sys.prefix}
     job = submit("--gpus-per-node=2", script=MIRRORED, recipe=SHORT, SRUN_FLAGS="--label", **conda)
     assert job.end() == "COMPLETED", job.output
@@ -259,7 +259,7 @@ def test_an_active_conda_environment_and_flags_of_srun_are_taken_and_gpus_that_n
     assert "\n0: " in job.output  # --label puts the task's number before each line
 
 
-def test_elements_of_an_array_that_share_a_directory_are_told_so(cluster, tmp_path):
+def test_elements_of_an_array_that_share_a_directory_are_refused(cluster, tmp_path):
     array = cluster.submit("--array=0-1", MIRRORED, *LONG, cwd=tmp_path, env=ENVIRONMENT)
     jobs = [Job(cluster, f"{array.number}_{i}", tmp_path) for i in range(2)]
     wait_for(lambda: any(job.show("JobState") == "FAILED" for job in jobs), "the refusal", timeout=120)
@@ -269,12 +269,12 @@ def test_elements_of_an_array_that_share_a_directory_are_told_so(cluster, tmp_pa
     assert "same job array: give each element a directory of its own" in ended["FAILED"].output
 
 
-def test_a_batch_file_that_is_not_submitted_says_how():
+def test_a_batch_file_that_is_not_submitted_says_how_to_submit_it():
     for script in (MIRRORED, HOROVOD):
         done = subprocess.run(["bash", script, "-m", "recipes.mnist"], capture_output=True, text=True, check=False)
         assert done.returncode == 2
         assert done.stderr.splitlines() == [
-            f"error: {script.name} is a batch file, and job.sh has to be beside it. "
+            f"error: {script.name} is a batch file, and needs job.sh beside it. "
             f"Submit it: sbatch slurm/{script.name} -m recipes.mnist"
         ]
 
@@ -283,7 +283,7 @@ SHORT = [*RECIPE[:4], "--epochs", 2]
 LONG = [*RECIPE[:4], "--epochs", 100000]
 
 CONTAINER = """#!{sh}
-# As `apptainer exec --nv image.sif COMMAND`, with an image that holds Python and nothing of Slurm.
+# Like `apptainer exec --nv image.sif COMMAND`, with an image that contains Python but not Slurm.
 [ "$1 $2" = "--nv image.sif" ] || exit 9
 shift 2
 export PATH={venv}/bin IMAGE=image.sif
@@ -291,7 +291,7 @@ exec "$@"
 """
 
 
-def test_in_a_container_without_slurm_it_leaves_and_comes_back(submit, tmp_path):
+def test_a_job_in_a_container_without_slurm_saves_and_is_requeued(submit, tmp_path):
     container = tmp_path / "contain"
     container.write_text(CONTAINER.format(sh=shutil.which("sh"), venv=sys.prefix))
     container.chmod(0o755)
@@ -303,7 +303,7 @@ def test_in_a_container_without_slurm_it_leaves_and_comes_back(submit, tmp_path)
     assert checkpoints(tmp_path)[-1] == last(tmp_path).name
 
 
-def test_modules_are_loaded_and_one_that_is_missing_is_named(submit, tmp_path):
+def test_modules_are_loaded_and_a_missing_module_is_named(submit, tmp_path):
     function = '() { echo "module $*" >> modules; [ "$2" != nowhere ]; }'
     job = submit("-N1", recipe=SHORT, MODULES="cuda/12.5 nccl", **{"BASH_FUNC_module%%": function})
     assert job.end() == "COMPLETED", job.output
@@ -312,19 +312,19 @@ def test_modules_are_loaded_and_one_that_is_missing_is_named(submit, tmp_path):
     assert job.end() == "FAILED" and "there is no module nowhere" in job.output
 
 
-def test_a_job_that_has_come_back_often_enough_stays_away(submit, tmp_path):
+def test_a_job_is_not_requeued_more_often_than_max_requeues(submit, tmp_path):
     job = submit("-N1", recipe=LONG, MAX_REQUEUES="1")
     for life in (1, 2):
         wait_for(lambda life=life: job.output.count("begins  ") == life, f"training in life {life}: {job.output}", timeout=120)
         job.signal("USR1", "--batch")
     assert job.end() == "FAILED", job.output
     assert job.restarts == 1 and job.show("ExitCode") == "75:0"
-    assert "not requeued: it has come back 1 times (MAX_REQUEUES)" in job.output
+    assert "not requeued: the job was requeued 1 times (MAX_REQUEUES)" in job.output
     assert checkpoints(tmp_path)
 
 
-def test_each_element_of_a_sweep_is_a_run_of_its_own_that_leaves_and_comes_back(cluster, tmp_path):
-    """The README's own lines."""
+def test_each_element_of_a_sweep_is_a_separate_run_that_is_requeued_separately(cluster, tmp_path):
+    """Runs the lines of the README."""
     text = (ROOT / "slurm" / "README.md").read_text().split("## Sweeps")[1]
     sweep = text.split("cat > sweep.sh <<'EOF'\n")[1].split("EOF\n")[0]
     line = next(line for line in text.splitlines() if line.startswith("sbatch --array") and "sweep.sh" in line)

@@ -1,6 +1,6 @@
-"""Older versions of TensorFlow and Keras, each pair in an environment of its own.
+"""Older versions of TensorFlow and Keras, each pair in its own environment.
 
-`make test-all` has the oldest pair and the newest, which is the one that all tests run on; `make test-versions` has them all.
+`make test-all` tests the oldest pair, beside the newest on which all tests run; `make test-versions` tests all pairs.
 """
 
 import os
@@ -21,13 +21,13 @@ TRIED = PAIRS if ALL else [pair for pair in (OLDEST, NEWEST) if not is_here(pair
 
 
 def run(pair, *command, **options):
-    """Runs a command of a pair's Python to its end."""
+    """Runs a command with the Python of a pair."""
     options = {"cwd": ROOT, "env": PROGRAM_ENVIRONMENT, "capture_output": True, "text": True, **options}
     return subprocess.run([python_of(pair), *map(str, command)], **options)
 
 
 @pytest.mark.parametrize("pair", TRIED, ids=str)
-def test_the_tests_that_are_chosen_for_all_versions_pass(pair):
+def test_the_tests_selected_for_all_versions_pass(pair):
     chosen = ("-m", "versions and not slow", "-q", "-p", "no:cacheprovider", "--tb=short", "tests/callbacks")
     environment = {name: value for name, value in USER_ENVIRONMENT.items() if not name.startswith("PYTEST_")}
     done = run(pair, "-m", "pytest", *chosen, env=environment)

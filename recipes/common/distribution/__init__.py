@@ -1,4 +1,4 @@
-"""Which devices train a run, and how they share the work."""
+"""The devices and ranks of a run, and how they share the work."""
 
 from recipes.common.distribution.replicas import Distribution
 from recipes.common.distribution.setup import check_global_batch, get_distribution

@@ -1,4 +1,4 @@
-"""The ranks of a training in several processes: what it needs of them beside `callbacks.ranks`, and what all engines share."""
+"""The ranks of a run in several processes: the code that all engines share."""
 
 import abc
 import zlib
@@ -17,17 +17,17 @@ from callbacks.ranks import Ranks, RanksDiffer
 
 
 class EngineRanks(Ranks, abc.ABC):
-    """Ranks whose messages and tensors an engine carries.
+    """Ranks that exchange messages and tensors through an engine.
 
-    An engine implements the abstract methods. Each is a collective: all ranks call it, in the same order.
+    An engine implements the abstract methods. Each method is a collective: all ranks must call it, in the same order.
 
     Args:
-        rank: this process.
-        size: how many there are.
+        rank: the rank of this process.
+        size: the number of ranks.
 
     Attributes:
-        engine: what carries them, for a message.
-        unsupported: TensorFlow's types that it cannot reduce -> a wider type that holds all their values.
+        engine: the name of the engine, for messages.
+        unsupported: TensorFlow types that the engine cannot reduce -> a wider type that can represent all their values.
     """
 
     engine: str
@@ -35,35 +35,35 @@ class EngineRanks(Ranks, abc.ABC):
 
     def __init__(self, rank: int, size: int):
         self.rank, self.size = rank, size
-        preemption.training_begins()  # the others would wait for a rank that leaves on its own
+        preemption.training_begins()  # from now on, a rank must not exit alone, because the others would wait for it
         self._checksums = ThreadPoolExecutor(1, "checksums")
         self._expected: tuple[str, list[str], Future] | None = None
         self._asked_to_leave = 0
 
     @abc.abstractmethod
     def gather_bytes(self, message: bytes) -> list[memoryview]:
-        """Returns the message of each rank, which may be of other lengths, in the order of ranks."""
+        """Returns the message of each rank, in the order of ranks. Messages may have different lengths."""
 
     @abc.abstractmethod
     def broadcast_bytes(self, message: bytes) -> memoryview:
-        """Returns the chief's message; those of other ranks are empty."""
+        """Returns the chief's message. Other ranks pass an empty message."""
 
     @abc.abstractmethod
     def gather_numbers(self, numbers: Sequence[float]) -> np.ndarray:
-        """Returns the numbers of each rank, float64 `[size, n]`, in the order of ranks. Every rank gives equally many."""
+        """Returns the numbers of each rank, float64 `[size, n]`, in the order of ranks. Every rank passes the same number."""
 
     @abc.abstractmethod
     def broadcast_tensor(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
-        """Returns the chief's tensor. Every rank gives one of the same shape and type."""
+        """Returns the chief's tensor. Every rank passes a tensor of the same shape and type."""
 
     @abc.abstractmethod
     def reduce(self, tensors: Sequence[tf.Tensor], name: str, *, average: bool) -> Sequence[tf.Tensor]:
-        """Sums or averages dense tensors of one type over the ranks. In a `tf.function` or outside.
+        """Sums or averages dense tensors of one type over the ranks, inside or outside a `tf.function`.
 
         Args:
-            tensors: of the same shapes on every rank.
-            name: of the reduction, the same on every rank.
-            average: the mean, with equal weights, in place of the sum.
+            tensors: the tensors, with the same shapes on every rank.
+            name: the name of the reduction, the same on every rank.
+            average: whether to return the mean instead of the sum.
         """
 
     def gather(self, value: Any) -> list[Any]:
@@ -76,11 +76,11 @@ class EngineRanks(Ranks, abc.ABC):
         return bool(self.gather_numbers([flag]).any())
 
     def average(self, tensors: Sequence[tf.Tensor | tf.IndexedSlices | None], name: str) -> list[Any]:
-        """Returns the mean of each tensor over all ranks, with equal weights. In a `tf.function` or outside.
+        """Returns the mean of each tensor over all ranks, with equal weights, inside or outside a `tf.function`.
 
         Args:
-            tensors: of the same shapes and types on every rank; sparse ones become dense, None stays.
-            name: of the reduction, the same on every rank.
+            tensors: the tensors, with the same shapes and types on every rank; sparse tensors become dense, None stays None.
+            name: the name of the reduction, the same on every rank.
         """
         return self._reduce_each_type(tensors, name, average=True)
 
@@ -89,10 +89,10 @@ class EngineRanks(Ranks, abc.ABC):
         return self._reduce_each_type(tensors, name, average=False)
 
     def average_logs(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Returns the mean of each value over all ranks. The message also says whether a rank was asked to leave.
+        """Returns the mean of each value over all ranks. The message also carries stop requests of ranks.
 
         Args:
-            values: of any shapes, the same on every rank.
+            values: arrays with the same shapes on every rank.
         """
         asked = preemption.asked()
         sent = [number for value in values for number in value.ravel().tolist()]
@@ -121,16 +121,16 @@ class EngineRanks(Ranks, abc.ABC):
         if difference:
             rank, i = difference
             raise RanksDiffer(
-                f"{when} rank {rank} holds other values than the rest, first in {names[i]}: gradients were not averaged, or not "
-                "all ranks run the same code. The checkpoints before that are sound."
+                f"{when}, the values of rank {rank} differ from those of the other ranks, first in {names[i]}: gradients were not "
+                "averaged, or the ranks do not run the same code. Earlier checkpoints are intact."
             )
 
     def wire_type(self, tensor: tf.Tensor) -> tf.DType:
-        """Returns the type in which the engine carries a tensor."""
+        """Returns the type in which the engine transfers a tensor."""
         return self.unsupported.get(tensor.dtype, tensor.dtype)
 
     def _reduce_each_type(self, tensors, name, *, average):
-        """One grouped reduction for each type, since a group has to be of one type."""
+        """Reduces tensors in one group for each type, because a group must have one type."""
         reduced = list(tensors)
         places: dict[tf.DType, list[int]] = {}
         for i, tensor in enumerate(tensors):
@@ -145,17 +145,17 @@ class EngineRanks(Ranks, abc.ABC):
 
 
 def first_difference(sums: Sequence[Sequence[int]]) -> tuple[int, int] | None:
-    """Where ranks disagree.
+    """Finds a rank that differs from the others.
 
     Args:
         sums: a checksum of each variable, for each rank.
 
     Returns:
-        A rank that differs from most of the others (from the chief if there are two sides of equal size), and the first
-        variable in which it does; None if all are equal.
+        A rank that differs from the majority (from the chief if there is no majority), and the first variable in which it differs;
+        None if all ranks are equal.
     """
     for i, of_variable in enumerate(zip(*sums, strict=True)):
-        (most_common, _), *_ = Counter(of_variable).most_common()  # of equal counts the first that was met
+        (most_common, _), *_ = Counter(of_variable).most_common()  # for equal counts, the first value
         for rank, each in enumerate(of_variable):
             if each != most_common:
                 return rank, i

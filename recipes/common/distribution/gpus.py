@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, MutableMapping, Sequence
 
-_NONE = ("", "-1", "NoDevFiles")  # of CUDA_VISIBLE_DEVICES; the last is Slurm's, for a job without GPUs
+_NONE = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES; Slurm sets the last one for a job without GPUs
 
 
 def unseen_gpus(environment: Mapping[str, str], seen: int) -> str | None:
-    """Returns a warning if the environment names GPUs and TensorFlow sees none.
+    """Returns a warning if the environment contains GPUs and TensorFlow sees none.
 
     Args:
-        environment: of this process.
+        environment: the environment of this process.
         seen: the number of GPUs that TensorFlow lists.
 
     >>> unseen_gpus({"CUDA_VISIBLE_DEVICES": "0,1"}, seen=2) is None
@@ -24,7 +24,7 @@ def unseen_gpus(environment: Mapping[str, str], seen: int) -> str | None:
     given = f"CUDA_VISIBLE_DEVICES={visible}" if visible is not None else f"Slurm has allocated {allocated} on this node"
     return (
         f"THIS RUN USES NO GPU: {given}, and TensorFlow sees none. Install TensorFlow with its CUDA libraries: make GPU=1 train "
-        "(also on a login node without GPUs). If it is installed, look at nvidia-smi on this node."
+        "(also on a login node without GPUs). If it is installed, check nvidia-smi on this node."
     )
 
 

@@ -1,4 +1,4 @@
-"""The ranks of a run under Horovod: the only file of the recipes that imports Horovod."""
+"""The ranks of a run under Horovod. Only this file imports Horovod."""
 
 import os
 from collections.abc import Sequence
@@ -13,23 +13,23 @@ from recipes.common.distribution.engine_ranks import EngineRanks
 
 
 class HorovodRanks(EngineRanks):
-    """Joins the run that the environment describes; blocks until all ranks have joined.
+    """Joins the run that the environment describes. Blocks until all ranks have joined.
 
-    Names begin with those that Horovod itself gives, because `hvd.elastic.run` takes the failure of any other for its own end.
+    Names of operations begin like Horovod's own names, because `hvd.elastic.run` recognizes failures by these names.
     """
 
     engine = "Horovod's collectives"
     unsupported: ClassVar = {tf.bfloat16: tf.float32, tf.uint32: tf.int64}
 
     def __init__(self):
-        if tf.config.list_physical_devices("GPU"):  # then cores are free to look for work more often than each ms
+        if tf.config.list_physical_devices("GPU"):  # cores are idle then, and can check for work more often than every ms
             os.environ.setdefault("HOROVOD_CYCLE_TIME", "0.1")
         hvd.init()
         super().__init__(hvd.rank(), hvd.size())
 
     def gather_bytes(self, message: bytes) -> list[memoryview]:
         with tf.device("/cpu:0"):
-            received = hvd.allgather(_to_tensor(message), name="HorovodAllgather_gather")  # ranks may send other lengths
+            received = hvd.allgather(_to_tensor(message), name="HorovodAllgather_gather")  # lengths may differ between ranks
         return _split(received.numpy().data, self.size)
 
     def broadcast_bytes(self, message: bytes) -> memoryview:
@@ -39,7 +39,7 @@ class HorovodRanks(EngineRanks):
             return hvd.broadcast(sent, root_rank=0, name="HorovodBroadcast_message").numpy().data
 
     def gather_numbers(self, numbers: Sequence[float]) -> np.ndarray:
-        """Gathers, also where a sum would do: with so few numbers Gloo is faster at that."""
+        """Gathers even if a sum would suffice, because Gloo gathers a few numbers faster."""
         return hvd.allgather(tf.constant([numbers], tf.float64), name=f"HorovodAllgather_numbers_{len(numbers)}").numpy()
 
     def broadcast_tensor(self, tensor: tf.Tensor, name: str) -> tf.Tensor:
@@ -55,12 +55,12 @@ def _to_tensor(message: bytes) -> tf.Tensor:
 
 
 def _split(received: memoryview, count: int) -> list[memoryview]:
-    """The messages of so many ranks, which stand one after the other."""
+    """Splits the concatenated messages of all ranks."""
     messages = []
     for _ in range(count):
         size = size_of(received)
         messages.append(received[:size])
         received = received[size:]
     if received:
-        raise ValueError(f"The messages of {count} ranks are followed by {len(received)} bytes more.")
+        raise ValueError(f"{len(received)} bytes follow the messages of {count} ranks.")
     return messages

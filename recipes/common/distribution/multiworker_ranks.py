@@ -1,9 +1,9 @@
-"""The ranks of a run under TensorFlow's own collectives, which need nothing installed beside TensorFlow.
+"""The ranks of a run under TensorFlow's own collectives, which need only TensorFlow.
 
-`MultiWorkerMirroredStrategy` connects the processes: it starts TensorFlow's server and its coordination service, which notices a
-rank that dies, and chooses NCCL for GPUs. No model is made under it, because Keras 3 cannot train there (keras-team/keras#20585).
-Each rank trains one replica, as under Horovod, and its gradients go through the collective operations that the strategy itself
-uses. No function of Keras is replaced for that.
+`MultiWorkerMirroredStrategy` connects the processes: it starts TensorFlow's server and its coordination service, which notices that
+a rank has died, and it selects NCCL for GPUs. The model is not created under the strategy, because Keras 3 cannot train there
+(keras-team/keras#20585). Instead, each rank trains one replica, as under Horovod, and reduces gradients with the collective
+operations that the strategy itself uses.
 """
 
 import zlib
@@ -15,18 +15,18 @@ import tensorflow as tf
 
 from recipes.common.distribution.engine_ranks import EngineRanks
 
-_GROUP_OF_DEVICES, _GROUP_OF_HOSTS = 9001, 9002  # the strategy numbers groups of its own from 1
-_PACK_BYTES = 128 << 20  # tensors travel together up to this size
-_PIECE = 32 << 20  # int32 words of a broadcast that travel at once
+_GROUP_OF_DEVICES, _GROUP_OF_HOSTS = 9001, 9002  # the strategy numbers its own groups from 1
+_PACK_BYTES = 128 << 20  # size limit of tensors that are sent together
+_PIECE = 32 << 20  # int32 words of a broadcast that are sent at once
 
 
 class MultiWorkerRanks(EngineRanks):
-    """Joins the run that `TF_CONFIG` describes; blocks until all ranks have joined.
+    """Joins the run that `TF_CONFIG` describes. Blocks until all ranks have joined.
 
-    To be made when the devices are chosen, and before the first tensor.
+    Create it after the devices are chosen, and before the first tensor.
 
     Attributes:
-        strategy: what connects the processes.
+        strategy: the strategy that connects the processes.
     """
 
     engine = "TensorFlow's collectives"
@@ -57,7 +57,9 @@ class MultiWorkerRanks(EngineRanks):
         return tf.constant(received.view("uint8")[: array.nbytes].view(array.dtype).reshape(array.shape))
 
     def reduce(self, tensors: Sequence[tf.Tensor], name: str, *, average: bool) -> Sequence[tf.Tensor]:
-        group = self._devices if tensors[0].dtype.is_floating else self._hosts  # on GPUs TensorFlow keeps integers on the host
+        group = (
+            self._devices if tensors[0].dtype.is_floating else self._hosts
+        )  # TensorFlow keeps integers on the host, also with GPUs
         reduced: list[tf.Tensor] = []
         with tf.name_scope(f"reduce_{name}"):
             for i, pack in enumerate(_packs(tensors)):
@@ -68,30 +70,30 @@ class MultiWorkerRanks(EngineRanks):
         return reduced
 
     def _gather_rows(self, row: np.ndarray) -> np.ndarray:
-        """`[n]` of each rank, as `[size, n]` in the order of ranks; TensorFlow's order is that of their names as text."""
+        """Gathers `[n]` of each rank as `[size, n]`, in the order of ranks; TensorFlow sorts ranks by name."""
         gathered = self._hosts.gather(tf.constant(np.concatenate([np.array([self.rank], row.dtype), row])[np.newaxis])).numpy()
         return np.ascontiguousarray(gathered[gathered[:, 0].argsort(), 1:])
 
     def _broadcast_words(self, words: np.ndarray) -> np.ndarray:
-        """The chief's words: a sum, to which other ranks add zeros."""
+        """Broadcasts the chief's words as a sum, to which other ranks add zeros."""
         sent = words if self.is_chief else np.zeros_like(words)
         pieces = [self._hosts.reduce(tf.constant(sent[i : i + _PIECE]), "words").numpy() for i in range(0, len(sent), _PIECE)]
         return np.concatenate([*pieces, sent[:0]])
 
 
 class _Group:
-    """One device of each rank.
+    """A group with one device of each rank.
 
     Args:
-        key: the group's number, the same on every rank.
-        size: how many ranks there are.
-        device: this rank's.
+        key: the number of the group, the same on every rank.
+        size: the number of ranks.
+        device: the device of this rank.
     """
 
     def __init__(self, key: int, size: int, device: str):
         self._device = device
         with tf.device(device):
-            self._order = tf.Variable(0.0, trainable=False)  # TensorFlow runs operations that share a resource one after another
+            self._order = tf.Variable(0.0, trainable=False)  # TensorFlow runs operations on the same resource in sequence
         self._options = {
             "group_size": size,
             "group_key": key,
@@ -115,21 +117,21 @@ class _Group:
 
 
 def _number(name: str, operation: str, tensor: tf.Tensor) -> int:
-    """The number by which ranks find each other's operation.
+    """Returns the number that identifies an operation on all ranks.
 
-    TensorFlow keeps a record of each number and its shape for ever. So the same operation always has the same one; the strategy,
-    which counts, loses 0.8 kB with each operation.
+    TensorFlow stores each number and its shape forever, so the same operation always gets the same number. The strategy, which
+    counts operations, leaks 0.8 kB with each operation.
     """
     return zlib.crc32(f"{name} {operation} {tensor.dtype.name} {tensor.shape}".encode()) >> 1
 
 
 def _to_words(message: bytes, size: int) -> np.ndarray:
-    """A message as int32, which every collective takes, filled with zeros to whole KiB, so that there are few shapes."""
+    """Returns a message as int32, which every collective supports, padded to a multiple of 1 KiB, so that there are few shapes."""
     return np.frombuffer(message.ljust(-(-max(size, 1) // 1024) * 1024, b"\0"), "int32")
 
 
 def _packs(tensors: Sequence[tf.Tensor]) -> Iterator[list[tf.Tensor]]:
-    """Groups tensors of one type, in their order: one message for many small ones."""
+    """Groups tensors of one type, so that one message carries many small tensors."""
     pack: list[tf.Tensor] = []
     size = 0
     for tensor in tensors:

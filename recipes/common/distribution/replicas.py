@@ -1,4 +1,4 @@
-"""The replicas of one run: the only place of a recipe that knows which engine runs."""
+"""The replicas of a run. Other code does not know which engine runs."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from callbacks import InputError, start_up
 from recipes.common.distribution.heartbeat import Heartbeat
-from recipes.common.distribution.summing import dense, summing
-from recipes.common.distribution.synchronous import Synchronous, averaging, is_synchronous
+from recipes.common.distribution.rank_synchronization import RankSynchronization, is_synchronized, reduce_over_ranks
+from recipes.common.distribution.replica_all_reduce import dense_gradients, reduce_over_replicas
 
 if TYPE_CHECKING:
     from recipes.common.distribution.engine_ranks import EngineRanks
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Distribution:
-    """The replicas of one run, and how to train on them.
+    """The replicas of a run, and how to train on them.
 
     Args:
         name: `single`, `mirrored`, `horovod` or `multiworker`.
-        devices: one name for each replica of this process, as TensorFlow calls them.
-        strategy: what TensorFlow distributes with; None for one replica in a process.
-        ranks: the processes, of one replica each; None where there is one process.
+        devices: TensorFlow's name of the device of each replica in this process.
+        strategy: the strategy for several replicas in this process; None for one replica.
+        ranks: the processes, with one replica each; None for one process.
     """
 
     name: str
@@ -35,57 +35,58 @@ class Distribution:
 
     @property
     def replicas(self) -> int:
-        """How many devices share a global batch."""
+        """The number of devices that share a global batch."""
         return self.ranks.size if self.ranks else len(self.devices)
 
     @property
     def hardware(self) -> str:
-        """The devices of this process for a reader, GPUs with their make."""
+        """The devices of this process for a message, with the model of each GPU."""
         gpus = enumerate(tf.config.get_visible_devices("GPU"))
-        makes = {f"/gpu:{i}": tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for i, gpu in gpus}
-        return ", ".join(f"{device} ({makes[device]})" if device in makes else device for device in self.devices)
+        models = {f"/gpu:{i}": tf.config.experimental.get_device_details(gpu).get("device_name", "GPU") for i, gpu in gpus}
+        return ", ".join(f"{device} ({models[device]})" if device in models else device for device in self.devices)
 
     @property
     def is_chief(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process is the one that writes and prints."""
         return self.ranks is None or self.ranks.is_chief
 
     @contextlib.contextmanager
     def scope(self) -> Iterator[None]:
-        """The scope under which model and optimizer are made."""
+        """The scope under which to create model and optimizer."""
         start_up.end_phase("data")
         with self.strategy.scope() if self.strategy else contextlib.nullcontext():
             yield
         start_up.end_phase("build")
 
     def optimizer(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-        """The optimizer as this engine needs it: with gradients of the whole global batch before clipping and accumulation."""
+        """Makes an optimizer reduce gradients over the global batch before clipping and accumulation. Returns it."""
         if self.ranks:
-            return averaging(optimizer, self.ranks)
-        return summing(optimizer, self.strategy) if self.strategy else dense(optimizer)
+            return reduce_over_ranks(optimizer, self.ranks)
+        return reduce_over_replicas(optimizer, self.strategy) if self.strategy else dense_gradients(optimizer)
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
-        """The first callbacks of every rank: they keep the ranks equal, and report progress to the launcher."""
-        return [*([Synchronous(self.ranks)] if self.ranks else []), Heartbeat()]
+        """Returns the first callbacks of every rank. They synchronize the ranks and report progress to the launcher."""
+        return [*([RankSynchronization(self.ranks)] if self.ranks else []), Heartbeat()]
 
     def check_callbacks(self, model: keras.Model) -> None:
-        """Checks, in a running `fit`, that its callbacks keep the ranks equal.
+        """Checks that the callbacks of the running `fit` synchronize the ranks.
 
         Raises:
             InputError: if they do not.
         """
-        if self.ranks and not is_synchronous(model):
+        if self.ranks and not is_synchronized(model):
             raise InputError(
-                "Without their callbacks the ranks would drift apart, and nobody would notice. Begin the list of callbacks of fit "
-                "with *distribution.callbacks(), on every rank."
+                "The callbacks that synchronize the ranks are missing, so the ranks would silently diverge. Begin the list of "
+                "callbacks of fit with *distribution.callbacks(), on every rank."
             )
 
     def dataset(self, shares: Callable[[int, int], tf.data.Dataset]) -> tf.data.Dataset | tf.distribute.DistributedDataset:
-        """Spreads a dataset over the replicas.
+        """Distributes a dataset over the replicas.
 
         Args:
-            shares: `shares(first, count)` gives a dataset of the shares that replicas `first` to `first + count - 1` have of
-                each global batch, one after the other.
+            shares: `shares(first, count)` returns a dataset with the shares of replicas `first` to `first + count - 1` in each
+                global
+                batch, one after the other.
         """
         if self.strategy is None:
             return shares(self.ranks.rank if self.ranks else 0, 1)

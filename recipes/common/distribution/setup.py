@@ -1,4 +1,4 @@
-"""From the flags to the replicas: devices, ranks, seeds, precision and determinism of a run."""
+"""Sets up a run from its flags: devices, ranks, seeds, precision and determinism."""
 
 import argparse
 import importlib.util
@@ -18,18 +18,18 @@ from recipes.common.distribution.replicas import Distribution
 
 
 def get_distribution(args: argparse.Namespace) -> Distribution:
-    """Sets up devices, seeds, precision and determinism as the flags say; to be called before anything else of TensorFlow.
+    """Sets up devices, seeds, precision and determinism from the flags. Call it before any other function of TensorFlow.
 
     Args:
         args: the flags of `recipes.common.arguments`. Sets `args.deterministic` if the flag was not given.
 
     Raises:
-        InputError: if the flags do not fit each other, this machine, or the launcher's environment.
+        InputError: if the flags contradict each other, this machine, or the environment.
     """
     world = _world()
     name = _strategy(args, world)
     in_ranks = name in ENGINES
-    devices = _devices(args.virtual_devices, world if in_ranks else None)  # before the first tensor: GPUs are chosen until then
+    devices = _devices(args.virtual_devices, world if in_ranks else None)  # GPUs must be selected before the first tensor
     args.deterministic = is_deterministic(args.deterministic, devices)
     ranks = _join(name, world) if in_ranks else None
     if ranks:
@@ -54,12 +54,12 @@ def get_distribution(args: argparse.Namespace) -> Distribution:
 
 
 def check_global_batch(global_batch_size: int, replicas: int) -> None:
-    """Refuses a global batch that the replicas cannot share evenly: Keras would give its samples unequal weights."""
+    """Refuses a global batch that the replicas cannot share evenly, because Keras would give samples unequal weights."""
     if global_batch_size % replicas:
         below = global_batch_size // replicas * replicas
         near = " or ".join(str(n) for n in (below, below + replicas) if n)
         raise InputError(
-            f"The global batch is shared evenly by all replicas. Received: --global-batch-size {global_batch_size} for "
+            f"The global batch must be a multiple of the number of replicas. Received: --global-batch-size {global_batch_size} for "
             f"{replicas} replicas. Use {near}."
         )
 
@@ -68,11 +68,11 @@ def _world():
     try:
         return read_world()
     except ValueError as error:
-        raise InputError(f"The environment does not say which rank this is. {error}") from None
+        raise InputError(f"The rank cannot be read from the environment. {error}") from None
 
 
 def _strategy(args, world):
-    """The flag, with an engine in place of `auto` for several ranks."""
+    """Returns the strategy. For several ranks, replaces `auto` by an engine."""
     name = args.strategy
     if name == "auto" and world.world_size > 1:
         name = "horovod" if importlib.util.find_spec("horovod") else "multiworker"
@@ -83,18 +83,18 @@ def _strategy(args, world):
         )
     if name in ENGINES and args.virtual_devices:
         raise InputError(
-            f"--virtual-devices makes replicas in one process; with --strategy {name} each process is one. Leave the flag out, and "
-            f"start {args.virtual_devices} ranks."
+            f"--virtual-devices creates replicas in one process, but with --strategy {name} each process is one replica. "
+            f"Leave the flag out, and start {args.virtual_devices} ranks."
         )
     return name
 
 
 def _join(name, world):
-    """Meets the other ranks."""
+    """Joins the other ranks."""
     ranks = ENGINES[name]()
-    if (ranks.rank, ranks.size) != (world.rank, world.world_size):  # torchrun, say, tells an engine nothing
+    if (ranks.rank, ranks.size) != (world.rank, world.world_size):  # torchrun, for example, does not set the variables of an engine
         raise InputError(
-            f"This is rank {world.rank} of {world.world_size}, and --strategy {name} was told rank {ranks.rank} of {ranks.size}. "
+            f"This is rank {world.rank} of {world.world_size}, but --strategy {name} has rank {ranks.rank} of {ranks.size}. "
             "Start the ranks with python -m launch."
         )
     install(ranks)
@@ -105,7 +105,7 @@ def _horovod():
     try:
         from recipes.common.distribution.horovod_ranks import HorovodRanks
     except ImportError as error:
-        raise InputError(f"--strategy horovod needs Horovod, which could not be imported: {error}. Run: make horovod") from None
+        raise InputError(f"--strategy horovod needs Horovod, which cannot be imported: {error}. Run: make horovod") from None
     return HorovodRanks()
 
 
@@ -115,22 +115,22 @@ def _multiworker():
     return MultiWorkerRanks()
 
 
-ENGINES: dict[str, Callable[[], EngineRanks]] = {"horovod": _horovod, "multiworker": _multiworker}  # of several processes
+ENGINES: dict[str, Callable[[], EngineRanks]] = {"horovod": _horovod, "multiworker": _multiworker}  # for several processes
 
 
 def _refuse_different_flags(gathered):
-    """Another seed on one rank, say, would be another order of its data, and nobody would notice."""
+    """Refuses flags that differ between ranks. Another seed on one rank, for example, would silently change its data order."""
     for rank, flags in enumerate(gathered):
         for name, value in flags.items():
             if value != gathered[0][name]:
                 raise InputError(
-                    "All ranks have to be started with the same flags. "
+                    "All ranks must have the same flags. "
                     f"Received: --{name.replace('_', '-')} {value} on rank {rank}, {gathered[0][name]} on the chief."
                 )
 
 
 def _devices(virtual_devices: int | None, world: World | None) -> tuple[str, ...]:
-    """The devices of this process: one where it is a rank of a world, else all."""
+    """Returns the devices of this process: one if it is a rank of a world, otherwise all."""
     gpus = tf.config.list_physical_devices("GPU")
     if warning := unseen_gpus(os.environ, len(gpus)):
         warnings.warn(warning, stacklevel=2)
@@ -143,7 +143,7 @@ def _devices(virtual_devices: int | None, world: World | None) -> tuple[str, ...
         gpus = [gpus[world.device(len(gpus))]]
         tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)  # other processes may want some of the memory
+        tf.config.experimental.set_memory_growth(gpu, True)  # leaves memory to other processes
     if gpus:
         give_own_threads(os.environ)  # before the first operation, at which TensorFlow creates its devices
         return tuple(f"/gpu:{i}" for i in range(len(gpus)))
@@ -155,6 +155,6 @@ def _devices(virtual_devices: int | None, world: World | None) -> tuple[str, ...
 
 
 def _mirrored(devices):
-    # The default collectives of CPU devices fail in a while loop (steps_per_execution) and with two models in a process.
+    # The default collectives on CPUs fail in a while loop (steps_per_execution), and with two models in a process.
     on_cpu = devices[0].startswith("/cpu")
     return tf.distribute.MirroredStrategy(list(devices), cross_device_ops=tf.distribute.ReductionToOneDevice() if on_cpu else None)

@@ -9,6 +9,7 @@ from callbacks import RunRecord
 from recipes.common.arguments import checkpoint_callback
 from recipes.common.data import EpochData
 from recipes.common.distribution import Distribution
+from recipes.common.distribution.compiled_step import JitCompile
 from recipes.common.run.initial_weights import InitialWeights
 from recipes.common.run.progress_bar import ProgressBar
 from recipes.common.run.summary import RunSummary
@@ -27,11 +28,12 @@ def training_callbacks(
         batches: the training data.
         own: more callbacks of the recipe. They get the logs of all ranks, and what they add to the logs is recorded.
     """
-    checkpoint = checkpoint_callback(args)
+    checkpoint, jit_compile = checkpoint_callback(args), JitCompile(args.jit_compile, distribution)
     if batches.skipped:
         batches.skipped.flag = args.skip_batches
     return [
         RunRecord(args.workdir),  # first, so that it measures the time of all other callbacks
+        jit_compile,  # before all callbacks that ask whether XLA compiles the model
         *distribution.callbacks(),  # before all callbacks that read the logs, because they combine the logs of all ranks
         *([batches.skipped] if batches.skipped else []),
         *own,
@@ -41,5 +43,5 @@ def training_callbacks(
         RunFlags(args, distribution.is_chief),
         ProgressBar(distribution, checkpoint, batches.num_batches, args.log_secs),
         # after the checkpoint, because it prints what was restored
-        RunSummary(args, distribution, batches, checkpoint, logs_metrics=bool(own)),
+        RunSummary(args, distribution, batches, checkpoint, jit_compile, logs_metrics=bool(own)),
     ]

@@ -16,6 +16,7 @@ from recipes.common.data import BadSample
 from recipes.common.run.paths import from_here
 
 _LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer", "Collective ops is aborted")
+_NOT_COMPILED = re.compile(r"^.*(?:on XLA_\w+_JIT: |XLA implementation).{0,200}", re.MULTILINE)  # from TensorFlow's compiler
 _SILENT = re.compile(r"^/job:worker/replica:0/task:(\d+)$", re.MULTILINE)  # ranks that have ended or stopped
 
 
@@ -43,6 +44,8 @@ def run(main: Callable[[], None]) -> None:
         bad_input = re.search(r"InputError: (.*)\nTraceback", error.message)  # raised in a function of a dataset
         if bad_input:
             sys.exit(_print_error(bad_input[1], BAD_INPUT))
+        if not_compiled := _NOT_COMPILED.search(error.message):
+            sys.exit(_print_error(f"XLA cannot compile this training. Use --jit-compile off. {not_compiled[0]}", BAD_INPUT))
         if not any(sign in error.message for sign in _LOST):
             raise
         silent = ", ".join(f"rank {number}" for number in _SILENT.findall(error.message))  # TensorFlow names them, Horovod does not

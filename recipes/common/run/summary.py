@@ -14,6 +14,7 @@ from callbacks.fit_hooks import fit_hooks_of
 from callbacks.logged_metrics import check_metrics
 from recipes.common.data import EpochData
 from recipes.common.distribution import Distribution
+from recipes.common.distribution.compiled_step import JitCompile
 from recipes.common.run.paths import from_here
 
 
@@ -25,6 +26,7 @@ class RunSummary(keras.callbacks.Callback):
         distribution: the replicas.
         batches: the training data.
         checkpoint: the checkpoint callback of the run; it must come before this callback in the list.
+        jit_compile: what XLA compiles; it must come before this callback too.
         logs_metrics: whether a callback of the recipe adds metrics to the logs. If not, a checkpoint name with a metric that the
             model does not have is refused before the first batch.
     """
@@ -35,10 +37,12 @@ class RunSummary(keras.callbacks.Callback):
         distribution: Distribution,
         batches: EpochData,
         checkpoint: GlobalStepCheckpoint,
+        jit_compile: JitCompile,
         logs_metrics: bool = False,
     ):
         super().__init__()
         self._args, self._distribution, self._checkpoint = args, distribution, checkpoint
+        self._jit_compile = jit_compile
         self._batches, self._logs_metrics = batches, logs_metrics
 
     def on_train_begin(self, logs=None):
@@ -53,6 +57,8 @@ class RunSummary(keras.callbacks.Callback):
         print(f"batch        {args.global_batch_size} samples, {share} on each replica")
         print(f"epochs       {args.epochs}, {_plural(self._batches.num_batches, 'batch')} each")
         print(f"learning     rate {_rate(self.model.optimizer)}")
+        if self._jit_compile.compiles:
+            print(f"jit-compile  {self._jit_compile.compiles}")
         print(f"checkpoints  {from_here(template.text)}, {_how_often(args.save_freq)}, {self._disk()}")
         print(f"tensorboard  {args.workdir}/tensorboard")
         print(f"begins       {self._begins()}", flush=True)

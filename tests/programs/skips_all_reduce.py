@@ -1,6 +1,6 @@
-"""The recipe in ranks of which rank 1 applies its own gradients.
+"""Trains a recipe in ranks; rank 1 applies its own gradients.
 
-python tests/programs/skips_averaging.py FLAGS...
+python tests/programs/skips_all_reduce.py FLAGS...
 """
 
 import os
@@ -14,17 +14,17 @@ from recipes import mnist
 from recipes.common.distribution import replicas
 from recipes.common.run import run
 
-averaging = replicas.averaging
+reduce_over_ranks = replicas.reduce_over_ranks
 
 
 def broken(optimizer, ranks):
     plain = optimizer.apply
-    averaging(optimizer, ranks)
+    reduce_over_ranks(optimizer, ranks)
     optimizer.apply = plain
     return optimizer
 
 
 if __name__ == "__main__":
     if os.environ["RANK"] == "1":
-        replicas.averaging = broken
+        replicas.reduce_over_ranks = broken
     run(lambda: mnist.main(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""Clipping and accumulation see the gradients of the whole global batch, whatever the number of replicas."""
+"""Clipping and accumulation use the gradients of the whole global batch, for any number of replicas."""
 
 import keras
 import numpy as np
@@ -22,7 +22,7 @@ def distribution(strategy, replicas):
 
 
 def trained(strategy, replicas, options):
-    """All variables after ten batches, of which the last stands within an accumulation."""
+    """Returns all variables after ten batches, in the middle of an accumulation."""
     where = distribution(strategy, replicas)
     keras.utils.set_random_seed(0)
     with where.scope():
@@ -34,13 +34,13 @@ def trained(strategy, replicas, options):
 
 
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES)
-def test_two_replicas_end_as_one_does(strategy, float64, options):
+def test_two_replicas_end_with_the_weights_of_one(strategy, float64, options):
     single, mirrored = (trained(strategy, replicas, options) for replicas in (1, 2))
     for one, other in zip(single, mirrored, strict=True):
         np.testing.assert_allclose(other, one, rtol=0, atol=1e-12)
 
 
-def test_rows_of_an_embedding_that_occur_more_than_once_are_summed_first(strategy, float64):
+def test_repeated_rows_of_an_embedding_are_summed_first(strategy, float64):
     words = np.array([0, 1, 1, 2, 1, 1, 0, 0])[:, np.newaxis]
     found = []
     for replicas in (1, 2):

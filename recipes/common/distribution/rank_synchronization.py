@@ -1,10 +1,10 @@
-"""One training in many processes: what keeps the ranks of a `fit` equal, and proves that they are.
+"""Rank synchronization: keeps the ranks of a `fit` equal, and verifies that they are.
 
-Keras 3 knows nothing of ranks, and Horovod's own part for Keras trains under Keras 3 without averaging and without an error. So:
+Keras 3 does not support ranks, and under Keras 3 Horovod's own Keras module silently trains without averaging. So:
 
-- `averaging` makes an optimizer average the gradients before it does anything else with them;
-- `Synchronous`, a callback, gives every rank the chief's state, proves after the first batch that the ranks are equal, and makes
-  the logs those of all ranks, so that callbacks decide alike everywhere.
+- `reduce_over_ranks` makes an optimizer average gradients over all ranks before any other use;
+- the callback `RankSynchronization` broadcasts the chief's state to all ranks, verifies after the first batch that the ranks are
+  equal, and combines the logs of all ranks, so that callbacks take the same decisions everywhere.
 """
 
 import time
@@ -23,19 +23,19 @@ from callbacks.ranks import RanksDiffer
 if TYPE_CHECKING:
     from recipes.common.distribution.engine_ranks import EngineRanks
 
-_VALIDATION_BATCHES = 16  # between two looks at whether any rank was asked to leave; in training each batch tells
+_VALIDATION_BATCHES = 16  # between two checks for stop requests; in training, ranks check after each batch
 
 
-def averaging(optimizer: keras.optimizers.Optimizer, ranks: "EngineRanks") -> keras.optimizers.Optimizer:
-    """Has an optimizer average its gradients over all ranks, before scaling, accumulation and clipping see them.
+def reduce_over_ranks(optimizer: keras.optimizers.Optimizer, ranks: "EngineRanks") -> keras.optimizers.Optimizer:
+    """Makes an optimizer average its gradients over all ranks, before scaling, accumulation and clipping.
 
-    Each batch is averaged, also under gradient accumulation: what is accumulated is part of the state, and state is equal on all
-    ranks. The optimizer keeps its class, so that a saved model names that, and loads where there is no Horovod.
+    The gradients of each batch are averaged, also with gradient accumulation, because accumulated gradients are part of the state,
+    which must be equal on all ranks. The optimizer keeps its class, so that a saved model loads without Horovod.
 
     Args:
-        optimizer: any of Keras 3. Under the policy `mixed_float16` it is put into a LossScaleOptimizer, as `compile` would do:
-            inside of that, one rank's overflow would leave the others waiting for its gradients.
-        ranks: who averages.
+        optimizer: any optimizer of Keras 3. Under the policy `mixed_float16`, it is wrapped in a LossScaleOptimizer, as in
+            `compile`: with the all-reduce inside, the other ranks would wait for the gradients of a rank that overflows.
+        ranks: the ranks.
 
     Returns:
         The optimizer to compile with.
@@ -60,30 +60,30 @@ def averaging(optimizer: keras.optimizers.Optimizer, ranks: "EngineRanks") -> ke
 
 
 class AveragedBatches:
-    """Counts the batches whose gradients an optimizer has averaged. It is attached to each optimizer that averages."""
+    """Counts the batches whose gradients an optimizer has averaged. Attached to each such optimizer."""
 
     def __init__(self):
         with tf.device("/cpu:0"):
             self._batches = tf.Variable(tf.zeros([], tf.int64), trainable=False, name="batches_averaged")
 
     def count(self) -> None:
-        """Counts a batch, in the graph of the train step."""
+        """Counts a batch. Called in the graph of the train step."""
         self._batches.assign_add(1)
 
     def read(self) -> int:
-        """Returns how many were counted so far."""
+        """Returns the number of batches."""
         return int(self._batches.numpy())
 
 
-class Synchronous(keras.callbacks.Callback):
-    """Keeps the ranks of a `fit` equal. It has to be the first in the list of callbacks, on every rank.
+class RankSynchronization(keras.callbacks.Callback):
+    """Keeps the ranks of a `fit` equal. Must be the first callback on every rank.
 
     Args:
         ranks: the ranks.
 
     Raises:
-        InputError: when training begins, for a model, an optimizer or data that would let the ranks differ.
-        RanksDiffer: after the first batch, if they do.
+        InputError: when training begins, if the model, the optimizer or the data would make the ranks differ.
+        RanksDiffer: after the first batch, if the ranks differ.
     """
 
     def __init__(self, ranks: "EngineRanks"):
@@ -102,42 +102,42 @@ class Synchronous(keras.callbacks.Callback):
 
     def on_test_batch_end(self, batch, logs=None):
         if self._agrees_in_validation and (batch + 1) % _VALIDATION_BATCHES == 0:
-            self._ranks.average_logs([])  # whether any rank was asked to leave
+            self._ranks.average_logs([])  # exchanges stop requests
 
     def on_train_end(self, logs=None):
         self._training.end()
         self._ranks.settle()
 
 
-def is_synchronous(model: keras.Model) -> bool:
-    """Whether a `Synchronous` is among the callbacks of the running `fit`."""
+def is_synchronized(model: keras.Model) -> bool:
+    """Returns whether the running `fit` has a `RankSynchronization` callback."""
     training = attached(model, _Training)
     return training is not None and training.runs
 
 
 class _Training:
-    """What is done for one model, on every rank: a start from the chief's state, a proof, and logs of all ranks."""
+    """Synchronizes one model on every rank: its initial state, the check after the first batch, and the logs."""
 
     def __init__(self, model: keras.Model, ranks: "EngineRanks"):
         self._model, self._ranks = model, ranks
-        self._runs = self._has_started = self._is_proven = False
-        self._local_is_equal = False  # what each rank keeps for itself, such as BatchNorm's statistics, began equal
+        self._runs = self._has_started = self._is_verified = False
+        self._local_is_broadcast = False  # variables of each rank, such as BatchNorm's statistics, are equal at the start
         self._counters = counters_of(model)
         self._hooks = fit_hooks_of(model)
         self._hooks.around_execution(self._synchronize)
-        self._hooks.around_epoch_logs(self._of_all_ranks)
+        self._hooks.around_epoch_logs(self._logs_of_all_ranks)
 
     @property
     def runs(self) -> bool:
-        """Whether a `fit` with these callbacks runs."""
+        """Whether a `fit` with this callback runs."""
         return self._runs
 
     def begin(self) -> None:
-        """To be called before other callbacks restore anything."""
-        self._runs, self._has_started, self._is_proven = True, False, False
+        """Call this before other callbacks restore state."""
+        self._runs, self._has_started, self._is_verified = True, False, False
         self._switch_off_jit()
         if self._model.built:
-            self._equalize_local()
+            self._broadcast_local()
 
     def end(self) -> None:
         self._runs = False
@@ -149,10 +149,10 @@ class _Training:
             if self._ranks.is_chief:
                 print(f"jit_compile  off: XLA cannot compile {self._ranks.engine}", flush=True)
 
-    def _equalize_local(self):
-        if not self._local_is_equal:
+    def _broadcast_local(self):
+        if not self._local_is_broadcast:
             self._ranks.give_chiefs_values(_local(self._model))
-            self._local_is_equal = True
+            self._local_is_broadcast = True
 
     def _synchronize(self, execute: Callable[[Any], Any], iterator: Any) -> Any:
         if not self._runs:
@@ -160,18 +160,18 @@ class _Training:
         if not self._has_started:
             self._start(iterator)
         logs = execute(iterator)
-        if not self._is_proven:
-            self._prove()
+        if not self._is_verified:
+            self._verify()
         return self._average(logs)
 
     def _start(self, iterator: Any) -> None:
-        """Before the first batch: every rank gets what the chief has, from its checkpoint perhaps."""
+        """Broadcasts the chief's state before the first batch; the chief may have restored it from a checkpoint."""
         model = self._model
         if not model.built:
             symbolic_build(model, iterator.element_spec)
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        self._equalize_local()
+        self._broadcast_local()
         self._ranks.give_chiefs_values(_shared(model))
         self._averaged_before, self._trained_before = self._averaged(), self._counters.read().batch
         self._has_started = True
@@ -180,24 +180,24 @@ class _Training:
         averaged = attached(self._model.optimizer, AveragedBatches)
         return averaged.read() if averaged else 0
 
-    def _prove(self) -> None:
-        """After the first batch: this rank took part in averaging, and all ranks hold the same bits."""
+    def _verify(self) -> None:
+        """Verifies after the first batch that this rank averages gradients, and that all ranks hold the same bits."""
         if self._counters.read().batch == self._trained_before:
-            return  # a batch that was trained on before a restart, and is left out
-        self._is_proven = True
+            return  # a batch that the resume skips
+        self._is_verified = True
         if self._averaged() == self._averaged_before:
             raise RanksDiffer(
                 f"Rank {self._ranks.rank} trained its first batch without averaging the gradients: its train step does not "
-                "call `optimizer.apply`. Every rank has to, in every batch."
+                "call `optimizer.apply`. Every rank must call it in every batch."
             )
         self._ranks.expect_equal({v.path: v.value.read_value() for v in _shared(self._model)}, "After the first batch")
         self._ranks.settle()
         for metric in self._model.metrics_variables:
             if metric.aggregation != "sum":
-                raise InputError(f"The metric variable {metric.path} cannot be summed over ranks. Leave the metric out.")
+                raise InputError(f"The metric variable {metric.path} cannot be summed over ranks. Remove the metric.")
 
-    def _of_all_ranks(self, merge: Callable, logs: dict) -> dict:
-        """The epoch's logs from the metrics' sums over all ranks; each rank then has its own sums again."""
+    def _logs_of_all_ranks(self, merge: Callable, logs: dict) -> dict:
+        """Returns the logs of an epoch, computed from metric sums over all ranks. Each rank keeps its own sums."""
         if not self._runs:
             return merge(logs)
         variables = [v.value for v in self._model.metrics_variables]
@@ -207,7 +207,7 @@ class _Training:
         merged = merge(logs)
         for variable, value in zip(variables, own, strict=True):
             variable.assign(value)
-        return self._average(merged)  # a train step of the user's may log what is no metric
+        return self._average(merged)  # a custom train step may log values that are not metrics
 
     def _average(self, logs: dict) -> dict:
         values = [tf.convert_to_tensor(value).numpy() for value in tf.nest.flatten(logs)]
@@ -215,7 +215,7 @@ class _Training:
 
 
 def _refuse_what_differs(model: keras.Model, params: dict[str, Any], ranks: "EngineRanks") -> None:
-    """Raises, on every rank, before anything is trained."""
+    """Raises an error on every rank, before training, if the ranks would differ."""
     if attached(model.optimizer, AveragedBatches) is None:
         raise InputError(
             f"The optimizer {model.optimizer.name!r} does not average over the ranks. "
@@ -223,31 +223,34 @@ def _refuse_what_differs(model: keras.Model, params: dict[str, Any], ranks: "Eng
         )
     for layer in layers_of(model):
         if isinstance(layer, keras.layers.BatchNormalization) and layer.synchronized:
-            raise InputError(f"{layer.path}: BatchNormalization(synchronized=True) does not reach over processes. Leave it out.")
+            raise InputError(
+                f"{layer.path}: BatchNormalization(synchronized=True) does not work across processes. Remove synchronized=True."
+            )
     if params["steps"] is None:
-        raise InputError("Ranks have to know how many batches an epoch has, or one would wait for another. Give steps_per_epoch.")
+        raise InputError(
+            "The number of batches in an epoch is unknown, so ranks might wait for each other forever. Pass steps_per_epoch to fit."
+        )
     variables = [[list(v.shape), str(v.dtype)] for v in model.variables]
-    facts = {"batches in an epoch": params["steps"], "epochs": params["epochs"], "variables": variables}
-    gathered = ranks.gather(facts)
+    setup = {"batches in an epoch": params["steps"], "epochs": params["epochs"], "variables": variables}
+    gathered = ranks.gather(setup)
     for name, of_chief in gathered[0].items():
         for rank, each in enumerate(gathered):
             if each[name] != of_chief:
-                raise InputError(
-                    f"All ranks have to train the same. The chief has {_brief(of_chief)} {name}, rank {rank} {_brief(each[name])}."
-                )
+                chiefs, others = _length_or_value(of_chief), _length_or_value(each[name])
+                raise InputError(f"All ranks must train the same model. The chief has {chiefs} {name}, rank {rank} has {others}.")
 
 
-def _brief(value: Any) -> Any:
+def _length_or_value(value: Any) -> Any:
     return len(value) if isinstance(value, list) else value
 
 
 def _shared(model: keras.Model) -> list[keras.Variable]:
-    """The variables that are equal on all ranks while training."""
+    """Returns the variables that are equal on all ranks during training."""
     return [*model.trainable_variables, *model.optimizer.variables]
 
 
 def _local(model: keras.Model) -> list[keras.Variable]:
-    """The variables of which each rank has its own: seeds, and statistics of the samples that it sees."""
+    """Returns the variables that differ between ranks: seeds, and statistics of the samples of a rank."""
     shared = {id(v) for v in model.trainable_variables}
     return [v for v in model.variables if id(v) not in shared]
 

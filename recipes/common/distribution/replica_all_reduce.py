@@ -1,11 +1,11 @@
-"""Gradients within one process, made those of the whole global batch before anything else is done with them.
+"""Gradient all-reduce over the replicas of one process, before clipping and accumulation.
 
-Under MirroredStrategy, Keras 3 clips and accumulates what each replica has by itself, and sums only then. Clipped weights so
-depend on the number of replicas, each replica holds accumulated gradients of its own, of which a checkpoint has one replica's,
-and the condition around accumulation fails (`merge_call called while defining a new graph`).
+Under MirroredStrategy, Keras 3 first clips and accumulates the gradients of each replica, and then sums them. So the weights depend
+on the number of replicas if gradients are clipped; each replica accumulates its own gradients, of which a checkpoint stores only
+one replica's; and the condition around accumulation fails (`merge_call called while defining a new graph`).
 
-Gradients of embeddings come as rows, a token's as often as it occurs. Adam squares each of them, instead of their sum, so those
-too would depend on how the batch is shared, and clipping takes a norm that is not that of the gradient.
+Gradients of embeddings are sparse, with one row for each occurrence of a token. Adam squares each row instead of the sum of the
+rows, so the result would also depend on how the batch is shared, and clipping would use a wrong norm.
 """
 
 import keras
@@ -15,11 +15,11 @@ from callbacks import keras_private
 from callbacks.fit_hooks import around_apply, take_over_all_reduce
 
 
-def dense(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
-    """Has an optimizer see sparse gradients as dense ones, as under several replicas.
+def dense_gradients(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+    """Makes an optimizer receive dense gradients, as with several replicas.
 
     Args:
-        optimizer: any of Keras 3.
+        optimizer: any optimizer of Keras 3.
 
     Returns:
         The same optimizer.
@@ -32,14 +32,15 @@ def dense(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
     return optimizer
 
 
-def summing(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> keras.optimizers.Optimizer:
-    """Has an optimizer sum its gradients over the replicas before it clips and accumulates them.
+def reduce_over_replicas(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strategy) -> keras.optimizers.Optimizer:
+    """Makes an optimizer reduce its gradients over the replicas before it clips and accumulates them.
 
-    What it gets is the mean of the global batch: the sum where Keras divides each replica's loss by their number, as all but its
-    oldest versions do. The optimizer keeps its class, so that a saved model loads without this repository.
+    The result is the mean over the global batch. All but the oldest supported versions of Keras divide the loss of each replica by
+    the number of replicas, so the reduction is a sum. The optimizer keeps its class, so that a saved model loads without this
+    repository.
 
     Args:
-        optimizer: any of Keras 3, made under the strategy's scope. Sparse gradients become dense, as under Horovod.
+        optimizer: any optimizer of Keras 3, created under the scope of the strategy. Sparse gradients become dense.
         strategy: the strategy.
 
     Returns:
@@ -48,7 +49,7 @@ def summing(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strat
     inner = optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
     reduction = tf.distribute.ReduceOp.SUM if _divides_losses(strategy) else tf.distribute.ReduceOp.MEAN
 
-    def apply_sum(apply_to_one_replica, grads, variables):
+    def apply_reduced(apply_to_one_replica, grads, variables):
         replica = tf.distribute.get_replica_context()
         summed = replica.all_reduce(reduction, [tf.convert_to_tensor(grad) for grad in grads])
         if inner.gradient_accumulation_steps:
@@ -66,21 +67,21 @@ def summing(optimizer: keras.optimizers.Optimizer, strategy: tf.distribute.Strat
         def add(grads):
             keras_private.accumulate_gradients(inner, grads, accumulated)
 
-        # The condition stands outside of what each replica does, where strategies of TensorFlow allow one.
+        # Strategies of TensorFlow allow a condition only outside the code of a replica.
         tf.cond(
             keras_private.is_update_due(inner),
             lambda: strategy.extended.call_for_each_replica(update, args=(grads,)),
             lambda: strategy.extended.call_for_each_replica(add, args=(grads,)),
         )
 
-    take_over_all_reduce(inner, apply_sum)
+    take_over_all_reduce(inner, apply_reduced)
     return optimizer
 
 
 def _divides_losses(strategy: tf.distribute.Strategy) -> bool:
     """Returns whether Keras divides each replica's loss by the number of replicas."""
 
-    @tf.function(autograph=False)  # TensorFlow warns of replicas that run eagerly
+    @tf.function(autograph=False)  # TensorFlow warns about eager replicas
     def lose():
         return strategy.run(lambda: keras.losses.MeanSquaredError()(tf.ones([1, 1]), tf.zeros([1, 1])))
 
