@@ -102,7 +102,7 @@ def _results_of(job, scratch, deadline):
     """Yields the results of a process until the deadline."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=serve, args=(job.tasks, {**job.environment, "TMPDIR": scratch}, theirs), daemon=True)
+    process = context.Process(target=serve, args=(job.tasks, job.environment, scratch, theirs), daemon=True)
     with silent_children():
         process.start()
     theirs.close()

@@ -110,15 +110,17 @@ def wait_for_device(logs: dict[str, Any]) -> None:
     float(logs["loss"])
 
 
-def serve(tasks: list[tuple[Any, Callable, tuple]], environment: Mapping[str, str], connection: Connection) -> None:
+def serve(tasks: list[tuple[Any, Callable, tuple]], environment: Mapping[str, str], scratch: str, connection: Connection) -> None:
     """Executes tasks in order, and sends each key with the result or an error message.
 
     Args:
         tasks: key, function and arguments of each task.
         environment: additional environment variables. TensorFlow reads them at the first operation.
+        scratch: the directory for temporary files.
         connection: receives the results.
     """
     os.environ.update(environment)
+    tempfile.tempdir = scratch
     for key, function, arguments in tasks:
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # drops the output of the recipe
