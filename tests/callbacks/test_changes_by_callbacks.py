@@ -47,6 +47,7 @@ def train(directory, make, *callbacks, crash=None):
         history = fit(model, checkpoint, *others, *([Crash(crash)] if crash else []), epochs=EPOCHS, shuffle=False)
         assert not crash
         return model, [v.numpy() for v in (*model.variables, *model.optimizer.variables)], history.history
+    checkpoint._writer.finish()
     return None
 
 
