@@ -348,7 +348,7 @@ def test_each_element_of_a_sweep_is_a_separate_run_that_is_requeued_separately(c
     assert logs == [f"{array.number}_{i}" for i in range(2)]
 
 
-def test_what_breaks_a_run_is_said_at_once(submit, tmp_path, cluster):
+def test_errors_in_a_job_are_reported_at_once(submit, tmp_path, cluster):
     def said(*flags, **options):
         job = submit(*flags, **options)
         assert job.end() == "FAILED"
