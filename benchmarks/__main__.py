@@ -23,6 +23,7 @@ BENCHMARKS = (
     "startup",
     "recipes_throughput",
     "language_model",
+    "gpu",
 )
 
 

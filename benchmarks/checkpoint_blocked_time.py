@@ -8,8 +8,9 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -88,23 +89,52 @@ def measure(name: str, size: str) -> list[tuple[float, float, float]]:
         name: a key of `SAVERS`.
         size: a key of `wide_model.UNITS`.
     """
-    model, now = wide_model.build(size), time.perf_counter
+    model = wide_model.build(size)
+    with tempfile.TemporaryDirectory() as directory:
+        callback = SAVERS[name].callback(directory)
+        return time_saves(model, wide_model.batches(size), callback, lambda: SAVERS[name].wait(callback), ROUNDS)
+
+
+def time_saves(
+    model: keras.Model,
+    batches: Any,
+    callback: keras.callbacks.Callback,
+    wait: Callable[[], None],
+    rounds: int,
+    beside: Sequence[keras.callbacks.Callback] = (),
+) -> list[tuple[float, float, float]]:
+    """For each save, in seconds: the time that training stood still, the batch after it, and the batch after that.
+
+    Args:
+        model: compiled.
+        batches: its training data, for at least `EVERY * (rounds + 1) + 2` batches.
+        callback: saves after every third batch.
+        wait: waits until what it writes in the background is on the disk.
+        rounds: saves that count, after one that does not.
+        beside: further callbacks, to be called before it.
+    """
+    now = time.perf_counter
     reached, saved, resumed = [], [], []  # by batch
+
+    def before(batch, logs):
+        float(logs["loss"])  # a GPU has computed it then
+        reached.append(now())
 
     def after(batch, logs):
         saved.append(now())
         if batch % EVERY == 0:
-            SAVERS[name].wait(callback)
+            wait()
         resumed.append(now())
+        if batch + 1 == EVERY * (rounds + 1) + 2:
+            model.stop_training = True
 
-    with tempfile.TemporaryDirectory() as directory:
-        callback = SAVERS[name].callback(directory)
-        callbacks = [
-            keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: reached.append(now())),
-            callback,
-            keras.callbacks.LambdaCallback(on_train_batch_end=after),
-        ]
-        model.fit(wide_model.batches(size), steps_per_epoch=EVERY * (ROUNDS + 1) + 2, callbacks=callbacks, verbose=0)
+    timed = [
+        *beside,
+        keras.callbacks.LambdaCallback(on_train_batch_end=before),
+        callback,
+        keras.callbacks.LambdaCallback(on_train_batch_end=after),
+    ]
+    model.fit(batches, callbacks=timed, verbose=0)
     return [
         (saved[i] - reached[i], reached[i + 1] - resumed[i], reached[i + 2] - resumed[i + 1])
         for i in range(2 * EVERY - 1, len(saved) - 2, EVERY)

@@ -35,7 +35,7 @@ from callbacks.save_schedule import SaveSchedule
 from callbacks.saver import Saver
 from callbacks.template import Template
 from callbacks.trainable_flags import trainable_flags_of
-from callbacks.unseen_draws import warn_of_unseen_draws
+from callbacks.unseen_state import warn_of_unseen_state
 from callbacks.writer import Writer
 
 
@@ -135,7 +135,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._counters, self._data, self._costs = counters_of(model), data_position_of(model), save_costs_of(model)
         trainable_flags_of(model).begin_fit()
         if self.resume is not False:
-            warn_of_unseen_draws(model)
+            warn_of_unseen_state(model)
 
     def on_train_begin(self, logs=None):
         fit = running_fit(self)

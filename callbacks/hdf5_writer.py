@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import h5py
+import ml_dtypes
 import numpy as np
 
 _LARGE = 1 << 16  # bytes
@@ -47,6 +48,8 @@ class Hdf5File:
 
         A bfloat16 array is stored as Keras stores it, with its dtype as an attribute.
         """
+        if getattr(value, "dtype", None) == ml_dtypes.float8_e5m2:
+            value = np.asarray(value).view("V1")  # h5py refuses this type, and stores the bytes of other float8 types
         if isinstance(value, np.ndarray) and value.nbytes >= _LARGE and value.dtype.kind in "biufV" and value.flags.c_contiguous:
             kind = h5py.h5t.py_create(value.dtype, logical=True)
             space = h5py.h5s.create_simple(value.shape)

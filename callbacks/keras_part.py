@@ -50,6 +50,9 @@ class PlanOfKerasPart(Protocol):
     def variables(self) -> Iterable[Variable]:
         """Returns the variables whose values the file holds as they are."""
 
+    def variables_to_repeat(self) -> Iterable[Variable]:
+        """Returns the variables that a load may not restore: of objects that compute arrays, or that user code saves."""
+
     def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
         """Returns the groups of the file, with their values.
 
@@ -80,7 +83,12 @@ class _FoundByWalk:
         _visit(model, "", self._objects, set())
 
     def variables(self) -> Iterable[Variable]:
-        return (value for each in self._objects for value in each.values.values() if isinstance(value, VARIABLES))
+        return (variable for each in self._objects for variable in each.variables())
+
+    def variables_to_repeat(self) -> Iterable[Variable]:
+        return (
+            variable for each in self._objects if not each.loads_as_saved for variable in getattr(each.saveable, "variables", ())
+        )
 
     def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
         return [each.read(tensors, self._names) for each in self._objects]
@@ -112,6 +120,9 @@ class _WrittenByKeras:
 
     def variables(self) -> Iterable[Variable]:
         return ()  # which dataset holds which variable is not known, so all variables are saved beside Keras's part
+
+    def variables_to_repeat(self) -> Iterable[Variable]:
+        return ()
 
     def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
         found: list[Group] = []
@@ -158,6 +169,17 @@ class _SavedObject:
     path: str
     saveable: Any
     values: dict[str, Variable | np.ndarray]
+
+    def variables(self) -> Iterable[Variable]:
+        """Returns the variables whose values the group contains as they are."""
+        return (value for value in self.values.values() if isinstance(value, VARIABLES))
+
+    @property
+    def loads_as_saved(self) -> bool:
+        """Whether Keras's own code saves and loads the object, and saves its variables as they are."""
+        methods = (getattr(type(self.saveable), name, None) for name in ("save_own_variables", "load_own_variables"))
+        are_of_keras = all(getattr(method, "__module__", "").startswith("keras") for method in methods)
+        return are_of_keras and len(self._keys) == len(self.values)
 
     def read(self, tensors: Mapping[int, tf.Tensor], names: Mapping[int, str]) -> Group:
         values: dict[str, Any] = {key: tensors[of] for key, of in self._keys.items()}

@@ -82,8 +82,7 @@ def _compare(in_file: dict[str, Any], in_model: dict[str, Any], is_built: bool, 
                 f"The checkpoint cannot be restored, since the model has no {path_there} before it is built. "
                 "Call the model on a batch, or give it an Input."
             )
-        kind = error if error is OptimizersDiffer else NotBuilt
-        raise kind(f"{path} is of another model: only the file has {path_there}, of shape {_shown(shape)}.")
+        raise NotBuilt(f"{path} is of another model: only the file has {path_there}, of shape {_shown(shape)}.")
     for name in added:
         variable = in_model[name]
         raise error(

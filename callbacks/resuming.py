@@ -14,16 +14,15 @@ from callbacks.counts import Counts
 from callbacks.data_position import data_position_of
 from callbacks.errors import InputError
 from callbacks.fit_hooks import fit_hooks_of
-from callbacks.keras_private import can_build_symbolically, set_initial_epoch
+from callbacks.keras_private import set_initial_epoch
 from callbacks.learning_rates import begin_fit as begin_rates
 from callbacks.learning_rates import choose_rates
-from callbacks.model_match import NotBuilt, OptimizersDiffer
+from callbacks.model_match import NotBuilt
 from callbacks.ranks import ranks
 from callbacks.restored_variables import RestoredVariables
 from callbacks.restoring import Checkpoint, find_on_chief, named_checkpoint, own_checkpoints, search
 from callbacks.resumed_epoch import resumed_epoch_of
 from callbacks.save_costs import save_costs_of
-from callbacks.state_tree import StateTree
 from callbacks.template import Template
 from callbacks.trainable_flags import trainable_flags_of
 
@@ -122,7 +121,8 @@ class Resumption:
         if self._states.has_stopped and planned_epochs is not None:
             self.initial_epoch = planned_epochs
         set_initial_epoch(self._model, self.initial_epoch)
-        if ranks().is_chief and planned_epochs and self.initial_epoch >= planned_epochs:
+        self._is_finished = planned_epochs is not None and 0 < planned_epochs <= self.initial_epoch
+        if ranks().is_chief and self._is_finished:
             why = "a callback has ended the training" if self._states.has_stopped else f"epochs is {planned_epochs}"
             where = f"{'at the end of' if self._counts.epoch_ended else 'in'} epoch {self._counts.epoch}"
             print(f"Nothing left to train: {checkpoint.path} stands {where}, and {why}.", flush=True)
@@ -137,11 +137,11 @@ class Resumption:
         Call it after every callback's `on_train_begin`, in which callbacks reset their state. Their changes of the model there are
         undone, since an earlier process has made them already.
         """
-        if self._lacking:
-            self._restore_late()
-        elif self._restored:
+        if self._lacking or self._restored:
+            trainable_flags_of(self._model).put_back(self._flags)
+        if self._restored:
             self._restored.put_back()
-            trainable_flags_of(self._model).restore(self._flags)
+        self._restore_late()
         if self._states:
             callback_state.give_back(callbacks, self._states)
         if self._counts.epoch_ended:
@@ -187,22 +187,25 @@ class Resumption:
         Raises:
             InputError: if variables are still missing, or differ. The counters and the place in the data are reset then.
         """
-        assert self._lacking is not None
+        if self._lacking is None:
+            return
         try:
             self._assign(self._lacking)
         except InputError as error:
-            lacks = isinstance(error, NotBuilt) and self._first_batch_makes_variables()
-            if not is_last_try and (lacks or isinstance(error, OptimizersDiffer)):
-                fit_hooks_of(self._model).before_first_batch(lambda: self._restore_late(is_last_try=True), lacks=lacks)
+            if isinstance(error, NotBuilt) and self._is_finished:
+                warnings.warn(
+                    f"The model is not restored, since no batch is left that could create its missing variables. {error}",
+                    stacklevel=2,
+                )
+                return
+            if isinstance(error, NotBuilt) and not is_last_try:
+                fit_hooks_of(self._model).before_first_batch(lambda: self._restore_late(is_last_try=True), lacks=True)
                 return
             resumed_epoch_of(self._model).resume(self._earlier, {}, lambda: None)
             data_position_of(self._model).resume(None, self._earlier)
             set_initial_epoch(self._model, None)
             raise
         self._lacking = None
-
-    def _first_batch_makes_variables(self) -> bool:
-        return not (StateTree(self._model).is_built and can_build_symbolically(self._model))
 
     def _assign(self, stored: state.StoredState) -> None:
         stored.assign_to(self._model)

@@ -53,14 +53,28 @@ class Saver:
         self._counters, self._costs = counters_of(model), save_costs_of(model)
         self._plan: SnapshotPlan | None = None
         self._seeds: keras.random.SeedGenerator | None = None
-        self._is_prepared = self._has_warned_of_wait = self._has_warned_of_nan = False
+        self._is_prepared = self._has_warned_of_wait = self._has_warned_of_nan = self._has_warned_of_change = False
 
     def plan(self) -> SnapshotPlan:
         """Returns the current plan of a snapshot of the model."""
         if self._plan is None or not self._plan.is_current():
             self._seeds = self._seeds or global_seed_generator()
-            self._plan = SnapshotPlan(self._model, self._is_archive, self._seeds)
+            earlier, self._plan = self._plan, SnapshotPlan(self._model, self._is_archive, self._seeds)
+            if earlier is not None:
+                self._warn_of_change(earlier, self._plan)
         return self._plan
+
+    def _warn_of_change(self, earlier: SnapshotPlan, now: SnapshotPlan) -> None:
+        """Warns once if the model has changed, since a restart may create another model than the saved one."""
+        changed = [name for name, of in now.layer_variables.items() if earlier.layer_variables.get(name) != of]
+        if changed and not self._has_warned_of_change and ranks().is_chief:
+            self._has_warned_of_change = True
+            warnings.warn(
+                f"The model has other variables than when training began, first {now.layer_variables[changed[0]][2]}. A restart "
+                "can resume only if these exist by its first batch: create them before fit, or in on_epoch_begin if they are "
+                "missing.",
+                stacklevel=2,
+            )
 
     def prepare(self) -> None:
         """Prepares the first save. Call it after each batch; only the first call, when all variables exist, has an effect."""
@@ -69,6 +83,7 @@ class Saver:
         self._is_prepared = True
         plan = self.plan()
         plan.read_keras_part()
+        plan.members()  # fails now, and not hours later, if Keras cannot serialize the model
         if ranks().is_chief:
             self._disk_room.warn(state_size(self._model))
         if self._writer.background and ranks().is_chief:

@@ -6,6 +6,7 @@ to memory of our own while the next batch computes its gradients, and drops each
 before it is copied stays in the variable's old memory. Either way, each value is kept once.
 """
 
+import functools
 import mmap
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -163,17 +164,18 @@ class SnapshotPlan:
         self._names = {id(variable): name for name, variable in tree.variables.items()}
         self._of_keras = plan_of_keras_part(model, self._names)
         self._in_keras_part = {id(v): v for v in self._of_keras.variables()}
+        are_loaded = self._in_keras_part.keys() - {id(v) for v in self._of_keras.variables_to_repeat()}
         self._shared = _shared(tree)
         strategy = model.distribute_strategy
         may_differ = strategy.num_replicas_in_sync * ranks().size > 1
         self._beside = {
             name: variable
             for name, variable in tree.variables.items()
-            if id(variable) not in self._in_keras_part or (may_differ and name not in self._shared)
+            if id(variable) not in are_loaded or (may_differ and name not in self._shared)
         }
         self._keras_part_reader = VariableReader([components(strategy, v)[:1] for v in self._in_keras_part.values()])
         self._beside_reader = VariableReader([components(strategy, v) for v in self._beside.values()])
-        self.header = {
+        self.header: dict[str, Any] = {
             "variables": {
                 name: [shape_of(v), tf.as_dtype(v.dtype).name, getattr(v, "path", v.name)] for name, v in tree.variables.items()
             },
@@ -204,6 +206,15 @@ class SnapshotPlan:
         if self._settings is None or self._settings[0] != rates:
             self._settings = rates, self._of_keras.members()
         return self._settings[1]
+
+    @functools.cached_property
+    def layer_variables(self) -> dict[str, list[Any]]:
+        """Name -> shape, dtype and path of each variable that neither an optimizer, a metric nor a seed owns."""
+        others = self.tree.metrics | self.tree.seeds
+        of_optimizers = tuple(f"{name}." for name in self.tree.optimizers)
+        return {
+            name: of for name, of in self.header["variables"].items() if name not in others and not name.startswith(of_optimizers)
+        }
 
     @property
     def memory(self) -> int:

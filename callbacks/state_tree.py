@@ -49,6 +49,7 @@ class _Kind(Enum):
 
 
 _CONTAINERS = (_Kind.SEQUENCE, _Kind.MAPPING)
+_CLASS = operator.attrgetter("__class__")  # `type` would return TensorFlow's wrappers of tuples and dicts
 
 
 class StateTree:
@@ -147,7 +148,7 @@ class StateTree:
                 self._visit_attributes(value, place)
             elif kind is _Kind.SEQUENCE:
                 self._contents.append((value, tuple(value)))
-                if any((_KINDS.get(of) or _kind(of)) is not _Kind.OTHER for of in set(map(type, value))):  # it may be long
+                if any((_KINDS.get(of) or _kind(of)) is not _Kind.OTHER for of in set(map(_CLASS, value))):  # it may be long
                     self._visit_items(enumerate(value), place)
             elif kind is _Kind.MAPPING:
                 self._contents.append((value, tuple(value.values())))
@@ -159,7 +160,7 @@ class StateTree:
         found = [
             (name.startswith("_"), name, child, kind)
             for name, child in attributes.items()
-            if (kind := _KINDS.get(type(child)) or _kind(type(child))) is not _Kind.OTHER
+            if (kind := _KINDS.get(child.__class__) or _kind(child.__class__)) is not _Kind.OTHER
             and id(child) not in self._seen
             and (kind not in _CONTAINERS or self._has_content(child))
             and name not in BOOKKEEPING  # half the time of a visit
@@ -176,7 +177,7 @@ class StateTree:
 
     def _visit_items(self, items: Iterable[tuple[Any, Any]], place: int) -> None:
         for number, (key, child) in enumerate(items):
-            kind = _KINDS.get(type(child)) or _kind(type(child))
+            kind = _KINDS.get(child.__class__) or _kind(child.__class__)
             if kind is not _Kind.OTHER and id(child) not in self._seen:
                 self._add(child, kind, place, f"[{key!r}]" if isinstance(key, (int, str, tuple)) else f"[#{number}]")
 

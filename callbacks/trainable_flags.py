@@ -37,14 +37,14 @@ class TrainableFlags:
         return self._changes(tree) if self._traced is None else self._traced
 
     def restore(self, changes: Mapping[str, bool]) -> None:
-        """Restores the user's flags and the changes that callbacks made in an earlier process.
+        """Restores the changes that callbacks made in an earlier process.
 
         Args:
             changes: the result of `changes` in that process.
         """
         owners = _owners(StateTree(self._model))
         now = _flags(owners)
-        wanted = now | {name: flag for name, flag in (self._of_fit | dict(changes)).items() if name in now}
+        wanted = {name: changes.get(name, flag) for name, flag in now.items()}
         if wanted == now:
             return
         for _ in range(2):  # a layer passes its flag to its inner layers, which may come before it
@@ -52,6 +52,10 @@ class TrainableFlags:
                 if bool(owner.trainable) is not wanted[name]:
                     owner.trainable = wanted[name]
         fit_hooks_of(self._model).trace_again()
+
+    def put_back(self, changes: Mapping[str, bool]) -> None:
+        """Restores the user's flags and the changes, after callbacks may have changed flags when training began."""
+        self.restore(self._of_fit | dict(changes))
 
     def _changes(self, tree: StateTree) -> dict[str, bool]:
         now = _flags(_owners(tree))

@@ -17,7 +17,6 @@ import traceback
 from launch import console, exit_codes, keeper, processes, world
 from launch.config import LaunchConfig
 from launch.connection import Connection
-from launch.devices import cpus
 from launch.messages import AttemptEnded, EndRanks, NodeLost, Notice, RankExited, RankStalled, SendSignal, Start
 from launch.output import Stream, Terminal
 from launch.rank import Rank
@@ -134,8 +133,9 @@ class Agent:
         for local, number in enumerate(order.world.ranks(self._config.node)):
             shown = self._config.shown is None or local in self._config.shown
             stream = Stream(number, os.path.join(folder, f"rank-{number}.log"), self._terminal if shown else None)
-            environment = base | world.environment_of(order.world, number, cpus=cpus(), already=os.environ)
-            rank = Rank(number, self._config.command, environment, stream, self._ignored)
+            environment = base | world.environment_of(order.world, number, threads=self._config.threads(local), already=os.environ)
+            cores = self._config.cores[local] if self._config.cores else None
+            rank = Rank(number, self._config.command, environment, stream, self._ignored, cores)
             self._ranks.append(rank)
             self._selector.register(stream.reader, selectors.EVENT_READ, functools.partial(self._read, rank))
             if rank.pidfd is not None:

@@ -1,11 +1,12 @@
 """The launcher's flags, with torchrun's names and meanings. They are checked before anything starts."""
 
 import argparse
+import os
 import re
 import resource
 from collections.abc import Mapping, Sequence
 
-from launch import command, console, exit_codes, slurm
+from launch import command, console, exit_codes, numa, slurm
 from launch.config import LOOPBACK, LaunchConfig
 from launch.devices import cpus, gpus
 from launch.errors import LaunchError
@@ -69,6 +70,7 @@ def parse(argv: Sequence[str], environment: Mapping[str, str]) -> LaunchConfig:
         named_port=named,
         run_id=_run_id(args.rdzv_id or (step.run_id if step else None)),
         log_dir=args.log_dir,
+        cores=_cores(args.numa_binding, per_node, environment),
         shown=_filter(args.local_ranks_filter, per_node),
         max_restarts=args.max_restarts,
         monitor_interval=args.monitor_interval,
@@ -102,6 +104,13 @@ def _parser():
         default="1",
         metavar="N|auto|gpu|cpu",
         help="ranks on each node (1); auto: one per GPU, or one per core without GPUs",
+    )
+    flag(
+        ranks,
+        "--numa-binding",
+        choices=numa.MODES,
+        help="run each rank on cores near its GPU: all cores of the NUMA node or of its socket, an exclusive share of the node, or "
+        "cores that share a cache (off; not measured on a GPU)",
     )
     flag(ranks, "--local-ranks-filter", metavar="0,1,...", help="show only the output of these local ranks; every rank has a log")
     flag(ranks, "--log-dir", metavar="DIR", help="directory of the logs, DIR/rank-N.log (runs/logs/RUN_ID)")
@@ -202,6 +211,15 @@ def _per_node(text, environment):
     if text == "gpu" and not found:
         raise LaunchError("--nproc-per-node gpu starts one rank per GPU, and this node has no GPU. Use cpu, auto or a number.")
     return cpus() if text == "cpu" or not found else found
+
+
+def _cores(mode, per_node, environment):
+    if mode is None:
+        return None
+    visible = gpus(environment)
+    if "CUDA_VISIBLE_DEVICES" not in environment:
+        visible = [str(number) for number in range(len(visible))]  # CUDA numbers the GPUs that it finds
+    return numa.bind(mode, per_node, visible, frozenset(os.sched_getaffinity(0)))
 
 
 def _node_rank(text, nodes):

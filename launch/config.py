@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launch import world
+from launch.devices import cpus
 from launch.errors import LaunchError
 
 LOOPBACK = "127.0.0.1"
@@ -23,6 +24,7 @@ class LaunchConfig:
         named_port: whether the port is fixed, so that no other port may be used.
         run_id: the name of the run; None: node 0 chooses it.
         log_dir: the directory of the ranks' logs; None: `runs/logs/RUN_ID`.
+        cores: the cores that each local rank runs on; None: the cores of the launcher.
         shown: the local ranks whose output is shown; None: all ranks.
         max_restarts, monitor_interval, grace, stall_timeout, rendezvous_timeout: see the flags; times in seconds.
         dry_run: print what would start, and start nothing.
@@ -38,6 +40,7 @@ class LaunchConfig:
     named_port: bool
     run_id: str | None
     log_dir: str | None
+    cores: tuple[frozenset[int], ...] | None
     shown: frozenset[int] | None
     max_restarts: int
     monitor_interval: float
@@ -50,6 +53,10 @@ class LaunchConfig:
     def local(self) -> bool:
         """Whether the run stays on this machine, on the loopback interface."""
         return self.nodes == 1 or self.rendezvous[0] in ("localhost", LOOPBACK)
+
+    def threads(self, local: int) -> int:
+        """Returns the number of threads for a local rank: its share of the cores, and at most one per core that it runs on."""
+        return max(1, min(cpus() // self.per_node, len(self.cores[local]) if self.cores else cpus()))
 
 
 def new_run_id() -> str:

@@ -29,7 +29,13 @@ def request_signal_at_parents_death(number: int) -> None:
     _prctl(PR_SET_PDEATHSIG, number)
 
 
-def spawn(command: list[str], environment: Mapping[str, str], output: int, ignored: Iterable[int] = ()) -> int:
+def spawn(
+    command: list[str],
+    environment: Mapping[str, str],
+    output: int,
+    ignored: Iterable[int] = (),
+    cores: Collection[int] | None = None,
+) -> int:
     """Starts a rank in its own process group, without standard input. The kernel kills it when this process dies.
 
     Args:
@@ -37,6 +43,7 @@ def spawn(command: list[str], environment: Mapping[str, str], output: int, ignor
         environment: the complete environment.
         output: the descriptor for standard output and standard error.
         ignored: signals that the rank ignores until it installs a handler; other signals have their default effect.
+        cores: the cores that the rank and its children run on; None: the cores of this process.
 
     Returns:
         The process id, which is also the id of the process group.
@@ -63,6 +70,8 @@ def spawn(command: list[str], environment: Mapping[str, str], output: int, ignor
         if os.getppid() != parent:  # the parent died before the call above
             os._exit(CANNOT_EXECUTE)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if cores is not None:
+            os.sched_setaffinity(0, cores)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
         os.dup2(output, 2)

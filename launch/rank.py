@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from launch import processes, world
 from launch.messages import ExitRecord
@@ -18,19 +18,28 @@ class Rank:
         command, environment: the command, and its environment.
         stream: receives the output.
         ignored: signals that the rank ignores until it installs a handler.
+        cores: the cores that the rank runs on; None: the cores of the launcher.
 
     Raises:
         OSError: if the process cannot be started.
     """
 
-    def __init__(self, number: int, command: list[str], environment: Mapping[str, str], stream: Stream, ignored: Iterable[int]):
+    def __init__(
+        self,
+        number: int,
+        command: list[str],
+        environment: Mapping[str, str],
+        stream: Stream,
+        ignored: Iterable[int],
+        cores: Collection[int] | None = None,
+    ):
         self.number = number
         self.stream = stream
         self.pending: set[int] = set()  # signals to deliver when the rank has a handler for them
         self.exit_code: int | None = None  # negative for a signal
         self._progress = os.memfd_create("progress")
         channel = {world.PROGRESS: f"/proc/{os.getpid()}/fd/{self._progress}"}
-        self.pid = processes.spawn(command, {**environment, **channel}, stream.writer, ignored)
+        self.pid = processes.spawn(command, {**environment, **channel}, stream.writer, ignored, cores)
         os.close(stream.writer)
         self.pidfd = processes.open_pidfd(self.pid)
         self.alive_at = time.monotonic()

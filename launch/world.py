@@ -119,13 +119,13 @@ class WorldSpec:
         return range(node * self.per_node, (node + 1) * self.per_node)
 
 
-def environment_of(world: WorldSpec, rank: int, *, cpus: int, already: Mapping[str, str]) -> dict[str, str]:
+def environment_of(world: WorldSpec, rank: int, *, threads: int, already: Mapping[str, str]) -> dict[str, str]:
     """Returns the variables that the launcher adds for one rank.
 
     Args:
         world: the run.
         rank: the rank.
-        cpus: the number of cores of the node, of which each rank gets a share as threads.
+        threads: the number of threads for the libraries of the rank, if several ranks share the node.
         already: the environment of the launcher; variables that the user has set there keep their values.
     """
     node, local = divmod(rank, world.per_node)
@@ -152,14 +152,13 @@ def environment_of(world: WorldSpec, rank: int, *, cpus: int, already: Mapping[s
     found = {name: str(value) for name, value in numbers.items()}
     found["TF_CONFIG"] = _tf_config(world, rank)
     found["LAUNCH_RUN_ID"] = world.run_id
-    share = str(max(1, cpus // world.per_node))
     defaults = {
         "HOROVOD_CONTROLLER": "gloo",
         "HOROVOD_CPU_OPERATIONS": "gloo",
         "HOROVOD_GLOO_IFACE": world.interfaces[node],
         "HOROVOD_GLOO_TIMEOUT_SECONDS": "300",  # ranks meet after their imports, which may be slow on some ranks
         "PYTHONFAULTHANDLER": "1",  # a rank that stalls or crashes prints its Python stacks
-        **(dict.fromkeys(THREADS, share) if world.per_node > 1 else {}),
+        **(dict.fromkeys(THREADS, str(threads)) if world.per_node > 1 else {}),
     }
     return found | {name: value for name, value in defaults.items() if name not in already}
 

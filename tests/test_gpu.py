@@ -66,6 +66,26 @@ def test_a_gpu_trains_like_a_cpu_and_is_named(on_cpu, tmp_path, strategy):
     assert_close(on_cpu, tmp_path)
 
 
+@pytest.mark.parametrize("flags, state", [([], "off"), (["--deterministic"], "on")])
+def test_operations_are_deterministic_on_a_gpu_only_on_request(tmp_path, flags, state):
+    assert f"determinism  {state}: " in train(tmp_path, *MLP, *flags)
+
+
+@pytest.mark.parametrize("mode", [None, "global"])
+def test_a_gpu_has_threads_of_its_own_unless_the_user_has_chosen(tmp_path, mode):
+    environment = GPU_PROGRAM if mode is None else {**GPU_PROGRAM, "TF_GPU_THREAD_MODE": mode}
+    done = run_program("threads_on_gpu.py", *MLP[2:], "--workdir", tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert ("gpu_private" in done.stdout.split("THREADS")[1]) is (mode is None)
+
+
+def test_the_benchmark_runs():
+    command = [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--seconds", "0.5"]
+    done = subprocess.run(command, cwd=ROOT, env=ON_GPU, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "failed" not in done.stdout and done.stdout.count("| -") == 0, done.stdout
+
+
 def test_virtual_devices_are_refused_beside_a_gpu(tmp_path):
     command = [sys.executable, *MLP, "--virtual-devices", "2", "--workdir", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, env=ON_GPU, capture_output=True, text=True)
@@ -81,7 +101,7 @@ def test_memory_grows_on_demand(tmp_path):
 
 def test_a_run_on_a_gpu_that_is_killed_ends_with_the_same_bits(tmp_path):
     """With BatchNorm and Dropout through cuDNN, with TensorFlow's deterministic operations."""
-    command = ["-m", "recipes.mnist", "--epochs", "4"]
+    command = ["-m", "recipes.mnist", "--epochs", "4", "--deterministic"]
     train(tmp_path / "uninterrupted", *command, "--save-freq", "1000")
     killed = [sys.executable, *command, "--save-freq", "1", "--workdir", str(tmp_path / "killed")]
     for batch in (10, 25, 70):

@@ -185,13 +185,18 @@ def recipe_parser(
     parser.add_argument("--steps-per-execution", type=positive(int), default=1, metavar="N", help="batches per call of the device")
     parser.add_argument("--mixed-precision", choices=("float16", "bfloat16"), help="compute in this type, keep weights in float32")
     parser.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        help="deterministic operations: a restart repeats every batch bit for bit; slower on GPUs, not measured how much (default: "
+        "on without GPUs, off with GPUs)",
+    )
+    parser.add_argument(
         "--jit-compile",
         choices=("auto", "on", "off"),
         default="auto",
         help="on: XLA compiles the train step of one replica, or forward and backward on each of several (not measured on a GPU); "
         "auto: one replica as Keras chooses, several not",
     )
-    parser.add_argument("--no-deterministic", action="store_true", help="faster on GPUs, but two runs differ")
     parser.begin_group(f"only {name}")
     return parser
 

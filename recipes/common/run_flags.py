@@ -83,4 +83,6 @@ def _flag(name):
 
 
 def _text(value):
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return "not given" if value is None else ":".join(map(str, value)) if isinstance(value, list) else str(value)

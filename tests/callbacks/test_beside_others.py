@@ -8,7 +8,7 @@ from compare import assert_same_rest, assert_same_weights
 from curves import curves
 from small import Do, arrays, fit, names, small_model
 
-from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, counters_of, latest_checkpoint
+from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, counters_of, latest_checkpoint
 
 EPOCHS = 3
 
@@ -202,15 +202,6 @@ def test_callbacks_may_compile(tmp_path, crash_at, first, then):
     cut = life(tmp_path / "cut", Compiles(then), trains=first)
     assert cut[1].history == whole[1].history
     assert_same_weights(tmp_path / "cut" / "b30.weights.h5", tmp_path / "whole" / "b30.weights.h5")
-
-
-def test_a_callback_that_does_not_freeze_again_after_a_resume_is_refused_before_the_first_batch(tmp_path):
-    with pytest.raises(Stop):
-        life(tmp_path, Compiles(False), crash_at=28)
-    seen = Do(1, crash)
-    with pytest.raises(InputError, match="only this model has sgd/dense_kernel_momentum, of shape"):
-        life(tmp_path, Compiles(False), seen)
-    assert seen.seen == 0
 
 
 def test_our_callbacks_take_part_in_an_evaluation_before_any_fit(tmp_path):

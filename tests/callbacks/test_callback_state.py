@@ -153,11 +153,11 @@ class Ask(keras.callbacks.Callback):
 
 @pytest.mark.parametrize("hook", ["on_train_batch_end", "on_train_batch_begin"])
 def test_a_stopped_run_ends_like_the_uninterrupted_one(tmp_path, monkeypatch, uninterrupted, hook):
-    monkeypatch.setattr(preemption, "_asked", 0)
+    monkeypatch.setattr(preemption, "_requested", 0)
     with pytest.raises(Preempted):
         train(tmp_path, Ask(hook), save_freq=1000)
     assert len(names(tmp_path)) == 1
-    monkeypatch.setattr(preemption, "_asked", 0)
+    monkeypatch.setattr(preemption, "_requested", 0)
     for journal in train(tmp_path, save_freq=1000):
         assert journal.told() == uninterrupted
 

@@ -41,12 +41,13 @@ def train(directory, make, *callbacks, crash=None):
     keras.backend.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     model = make()
-    checkpoint = GlobalStepCheckpoint(directory / "b{batch:02d}.weights.h5", save_freq=1, resume=True)
+    checkpoint = GlobalStepCheckpoint(directory / "b{batch:02d}.weights.h5", save_freq=1, resume=True, background=False)
     others = [callback() for callback in callbacks]
     with contextlib.suppress(InterruptedError):
         history = fit(model, checkpoint, *others, *([Crash(crash)] if crash else []), epochs=EPOCHS, shuffle=False)
         assert not crash
         return model, [v.numpy() for v in (*model.variables, *model.optimizer.variables)], history.history
+    checkpoint._writer.finish()
     return None
 
 
@@ -153,7 +154,35 @@ def own_averages():
     return model
 
 
-@pytest.mark.parametrize("make, callbacks", [(two_layers, [Averages]), (own_averages, [])], ids=["callback", "train step"])
+class Adapt(keras.callbacks.Callback):
+    """Trains adapters of the first layer from the second epoch on."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        layer = self.model.layers[0]
+        if epoch and not layer.lora_enabled:
+            layer.enable_lora(2)
+            self.model.averages = [layer.lora_kernel_a, layer.lora_kernel_b]
+            self.model.compile(keras.optimizers.Adam(0.01), "mse")
+            self.model.make_train_function()
+
+
+MAKERS = {
+    "a callback when training begins": (two_layers, [Averages]),
+    "a callback when an epoch begins": (two_layers, [Adapt]),
+    "the train step": (own_averages, []),
+}
+
+
+@pytest.mark.parametrize("callback", [Adapt, Averages, Unfreeze])
+def test_a_callback_that_changes_the_variables_of_the_model_in_mid_run_is_told_what_a_restart_needs(tmp_path, callback):
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        train(tmp_path, two_layers, callback)
+    told = [str(each.message) for each in said if "The model has other variables" in str(each.message)]
+    assert len(told) == (callback is Adapt), told
+
+
+@pytest.mark.parametrize("make, callbacks", MAKERS.values(), ids=MAKERS)
 def test_variables_created_when_training_begins_or_in_its_first_batch_are_resumed(tmp_path, make, callbacks):
     model, whole, _ = train(tmp_path / "whole", make, *callbacks)
     train(tmp_path / "cut", make, *callbacks, crash=BATCHES + 5)
@@ -167,19 +196,24 @@ def test_a_checkpoint_with_unknown_variables_is_refused_and_does_not_affect_the_
     keras.backend.clear_session(free_memory=False)
     model = two_layers()
     before = model.get_weights()
-    begun = []
+    trained = []
 
     class Look(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            begun.append(epoch)
+        def on_train_batch_begin(self, batch, logs=None):
+            trained.append(batch)
+
+        def on_train_batch_end(self, batch, logs=None):
+            trained.append(batch)
 
     with pytest.raises(InputError, match="is of another model: only the file has"):
-        fit(model, GlobalStepCheckpoint(tmp_path / "b{batch:02d}.weights.h5", resume=True), Look())
-    assert begun == [] and counters_of(model).read().batch == 0
+        fit(model, GlobalStepCheckpoint(tmp_path / "b{batch:02d}.weights.h5", resume=True), Look(), epochs=EPOCHS)
+    assert trained == [0] and counters_of(model).read().batch == 0
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    fit(model, GlobalStepCheckpoint(tmp_path / "other" / "b{batch:02d}.weights.h5"), Look())
-    assert begun == [0] and names(tmp_path / "other") == [f"b{BATCHES}.weights.h5"]
+    fit(model, GlobalStepCheckpoint(tmp_path / "other" / "b{batch:02d}.weights.h5"))
+    assert names(tmp_path / "other") == [f"b{BATCHES}.weights.h5"]
+    with pytest.warns(UserWarning, match="The model is not restored.*only the file has"):
+        fit(two_layers(), GlobalStepCheckpoint(tmp_path / "b{batch:02d}.weights.h5", resume=True), epochs=1)
 
 
 class Queue(keras.Model):
@@ -245,15 +279,23 @@ def test_a_vocabulary_that_a_callback_learns_is_in_the_next_archive(tmp_path):
     assert vocabularies == [[b"[UNK]", b"one"], [b"[UNK]", b"one", b"two"]]
 
 
-class Noise(keras.layers.Layer):
-    """Draws random noise in a given way."""
+class Draws(keras.layers.Layer):
+    """Adds what a function draws to its input."""
 
     def __init__(self, draw):
         super().__init__()
         self.draw, self.seeds, self.generator = draw, keras.random.SeedGenerator(1), tf.random.Generator.from_seed(1)
+        self.table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)
 
     def call(self, x, training=False):
         return x + self.draw(self, tf.shape(x)) if training else x
+
+
+def count(layer, shape):
+    key = tf.constant([1], tf.int64)
+    seen = layer.table.lookup(key)
+    layer.table.insert(key, seen + 1)
+    return tf.reshape(seen, [1])
 
 
 SEEN = {
@@ -263,16 +305,17 @@ SEEN = {
 UNSEEN = {
     "tf.random.normal": lambda layer, shape: tf.random.normal(shape),
     "tf.random.truncated_normal": lambda layer, shape: tf.function(tf.random.truncated_normal)(shape),
+    "a hash table": count,
 }
 
 
 @pytest.mark.parametrize("draws", [*SEEN, *UNSEEN])
-def test_random_draws_that_no_checkpoint_can_store_are_reported_before_the_first_batch(tmp_path, draws):
-    model = keras.Sequential([keras.Input((6,)), Noise((SEEN | UNSEEN)[draws]), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+def test_state_that_no_checkpoint_can_store_is_reported_before_the_first_batch(tmp_path, draws):
+    model = keras.Sequential([keras.Input((6,)), Draws((SEEN | UNSEEN)[draws]), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
     model.compile("adam", "mse")
     for resume in (False, True):
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            fit(model, GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5", resume=resume))
-        told = [str(each.message) for each in said if "The train step draws from tf.random" in str(each.message)]
+            fit(model, GlobalStepCheckpoint(tmp_path / str(resume) / "b{batch}.weights.h5", resume=resume))
+        told = [str(each.message) for each in said if "whose state no checkpoint contains" in str(each.message)]
         assert len(told) == (resume and draws in UNSEEN), told

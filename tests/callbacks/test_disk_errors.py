@@ -278,7 +278,7 @@ def test_a_file_that_ends_early_when_it_is_read_back_is_named_as_the_cause(tmp_p
         os.ftruncate(output._descriptor, 10)
         os.lseek(output._descriptor, 0, os.SEEK_SET)
 
-    with pytest.raises(OSError, match="read back"):
+    with pytest.raises(OSError, match="differs from the data"):
         files.commit(str(tmp_path / "b1.weights.h5"), files.Trailer(1, 1, 1, 4), write)
 
 

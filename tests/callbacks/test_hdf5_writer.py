@@ -96,6 +96,17 @@ def test_bfloat16_is_stored_as_by_keras(size):
     np.testing.assert_array_equal(read, values)
 
 
+@pytest.mark.parametrize("dtype", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2])
+@pytest.mark.parametrize("size", [3, LARGE])
+def test_float8_is_stored_as_bytes(dtype, size):
+    values = np.linspace(-3, 3, size).astype(dtype)
+    ours = Hdf5File()
+    ours.put(ours.group("vars"), "0", values)
+    with h5py.File(io.BytesIO(content_of(ours)[1])) as file:
+        stored = file["vars/0"][()]
+    assert stored.dtype.kind == "V" and stored.tobytes() == values.tobytes()
+
+
 def test_numbers_and_arrays_without_elements_are_stored_as_by_h5py():
     numbers = [3.5, np.float64(1e300), np.int32(-1), True, np.array(2.5, "float16")]
     empty = [np.zeros([0, 3], "float32"), np.zeros([4, 0, LARGE]), np.zeros(0, "bool")]

@@ -160,3 +160,20 @@ def test_the_error_for_a_model_that_is_not_built_says_what_to_do(tmp_path):
     model.compile("adam", "mse")
     with pytest.raises(InputError, match=r"before it is built\. Call the model on a batch, or give it an Input"):
         restore(model, template)
+
+
+def test_a_model_that_keras_cannot_serialize_is_refused_after_its_first_batch_and_not_at_its_first_save(tmp_path):
+    class Wrapped(keras.Model):
+        def __init__(self, layer):
+            super().__init__()
+            self.layer = layer
+
+        def call(self, x):
+            return self.layer(x)
+
+    model = Wrapped(layers.Dense(1))
+    model.compile("sgd", "mse")
+    checkpoint = GlobalStepCheckpoint(tmp_path / "b{batch}.keras", save_freq=5)
+    with pytest.raises(NotImplementedError, match="get_config"):
+        model.fit(*arrays(), batch_size=BATCH, verbose=0, callbacks=[checkpoint])
+    assert int(model.optimizer.iterations.numpy()) == 1

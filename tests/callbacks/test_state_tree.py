@@ -1,5 +1,6 @@
 """The state tree finds everything that training changes, under names that are the same in every process."""
 
+import collections
 import dataclasses
 import gc
 import types
@@ -144,15 +145,31 @@ class Slots:
     second: object = None
 
 
-def test_variables_are_found_in_namespaces_in_objects_with_slots_and_in_what_tensorflow_has_loaded(model, tmp_path):
+def test_variables_are_found_in_namespaces_and_in_objects_with_slots(model):
+    model.named = types.SimpleNamespace(variable=tf.Variable(1.0))
+    model.slots = Slots(tf.Variable(1.0))
+    tree = StateTree(model)
+    assert {"named.variable", "slots.first"} < tree.variables.keys()
+    assert tree.is_current()
+    model.slots.second = tf.Variable(2.0)
+    assert not tree.is_current()
+
+
+Pair = collections.namedtuple("Pair", ["first", "second"])
+
+
+def test_variables_are_found_in_what_tensorflow_wraps_and_in_what_it_has_loaded(model, tmp_path):
     module = tf.Module()
     module.variable = tf.Variable(1.0)
     tf.saved_model.save(module, tmp_path)
     model.loaded = tf.saved_model.load(tmp_path)
-    model.named = types.SimpleNamespace(variable=tf.Variable(1.0))
-    model.slots = Slots(tf.Variable(1.0))
+    module.by_name, module.pair = {"a": [tf.Variable(1.0)]}, (tf.Variable(1.0), {"b": tf.Variable(1.0)})
+    model.module, model.generators = module, (tf.random.Generator.from_seed(1),)
+    model.pair = Pair(keras.optimizers.SGD(), keras.optimizers.Adam())
     tree = StateTree(model)
-    assert {"loaded.variable", "named.variable", "slots.first"} < tree.variables.keys()
+    names = {"loaded.variable", "module.by_name['a'][0]", "module.pair[0]", "module.pair[1]['b']", "generators[0]._state_var"}
+    assert names < tree.variables.keys()
+    assert {"pair[0]", "pair[1]"} < tree.optimizers.keys()
     assert tree.is_current()
-    model.slots.second = tf.Variable(2.0)
+    module.by_name["c"] = tf.Variable(1.0)
     assert not tree.is_current()

@@ -39,7 +39,7 @@ def bare_ranks(size, *command, engine="horovod", **options):
     processes = []
     try:
         for rank in range(size):
-            environment = base | environment_of(world, rank, cpus=CPUS, already=base)
+            environment = base | environment_of(world, rank, threads=max(1, CPUS // world.per_node), already=base)
             processes.append(subprocess.Popen([sys.executable, *map(str, command)], env=environment, **options))
         yield processes
     finally:

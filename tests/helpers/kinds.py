@@ -85,18 +85,44 @@ class TensorFlowNoise(layers.Layer):
 
     def __init__(self, **options):
         super().__init__(**options)
-        self.generator = tf.random.Generator.from_seed(3)
+        self.generators = (tf.random.Generator.from_seed(3),)
         self.calls = tf.Variable(0, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
 
     def call(self, x, training=False):
         if not training:
             return x
         self.calls.assign_add(1)
-        return x + self.generator.normal(tf.shape(x))
+        return x + self.generators[0].normal(tf.shape(x))
 
 
 def tensorflow_state():
     model = keras.Sequential([keras.Input((6,)), TensorFlowNoise(), layers.Dense(1)])
+    model.compile(optimizers.Adam(0.05), "mse")
+    return model
+
+
+class OwnFormat(layers.Layer):
+    """Saves its variables in a way of its own, and loads less than it saves."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight(shape=(shape[-1], 3), name="kernel")
+        self.mean = self.add_weight(shape=(3,), initializer="zeros", trainable=False, aggregation="mean", name="mean")
+
+    def call(self, x, training=False):
+        y = x @ self.kernel
+        if training:
+            self.mean.assign(0.9 * self.mean + 0.1 * tf.reduce_mean(y, 0))
+        return y - self.mean
+
+    def save_own_variables(self, store):
+        store["kernel"], store["mean"] = self.kernel, self.mean
+
+    def load_own_variables(self, store):
+        self.kernel.assign(store["kernel"])
+
+
+def own_format():
+    model = keras.Sequential([keras.Input((6,)), OwnFormat(), layers.Dense(1)])
     model.compile(optimizers.Adam(0.05), "mse")
     return model
 
@@ -233,9 +259,10 @@ KINDS = {
     "int8 and LoRA": Kind(quantized_lora),
     "stateful LSTM and GRU": Kind(stateful_rnn, data=series, keras_mirrors=False),  # the state has the global batch's size
     "tf.random.Generator and tf.Variable": Kind(
-        tensorflow_state, more=lambda model: [model.layers[0].generator.state, model.layers[0].calls]
+        tensorflow_state, more=lambda model: [model.layers[0].generators[0].state, model.layers[0].calls]
     ),
     "variables of the model": Kind(own_variables, more=lambda model: [model.of_tensorflow]),
+    "a layer with a format of its own": Kind(own_format),
     "MultiOptimizer": Kind(multi_optimizer, keras_saves=False),
     "a wrapper of two optimizers": Kind(plain_wrapper, optimizers=lambda model: [model.both.first, model.both.rest]),
     "LossScaleOptimizer and averages": Kind(loss_scale, keras_mirrors=False),

@@ -26,6 +26,7 @@ MISTAKES = {
     "a run id that is a path": (["--rdzv-id", "../x"], "--rdzv-id"),
     "restarts below none": (["--max-restarts=-1"], "--max-restarts"),
     "a grace of years": (["--grace", "1e8"], "--grace"),
+    "a binding that does not exist": (["--numa-binding", "rank"], "--numa-binding"),
     "no grace": (["--grace", "0"], "--grace"),
     "a rank that is not there": (["--local-ranks-filter", "1"], "--local-ranks-filter"),
     "a flag that does not exist": (["--nproc"], "--nproc"),
@@ -167,7 +168,7 @@ def test_help_has_every_flag_of_torchrun_that_is_supported(capsys):
         parse(["--help"], {})
     shown = capsys.readouterr().out
     flags = "standalone nproc-per-node nnodes node-rank master-addr master-port rdzv-endpoint rdzv-id"
-    flags += " max-restarts monitor-interval log-dir local-ranks-filter module no-python dry-run"
+    flags += " max-restarts monitor-interval log-dir local-ranks-filter module no-python dry-run numa-binding"
     for flag in [f"--{name}" for name in flags.split()]:
         assert flag in shown
     assert "_per_node" not in shown

@@ -19,6 +19,7 @@ FLAGS = {
     "global_batch_size": 4,
     "learning_rate": 0.1,
     "keep_last": None,
+    "deterministic": True,
     "resume_from": True,
 }
 
@@ -70,6 +71,11 @@ def test_each_flag_that_differs_is_printed_once(resume, capsys, batch):
     resume(batch, epochs=4, learning_rate=0.05, keep_last=3)
     out = capsys.readouterr().out
     assert out == "changed      --epochs 2 -> 4, --learning-rate 0.1 -> 0.05, --keep-last not given -> 3\n"
+
+
+def test_a_flag_that_was_on_and_is_off_is_printed_so(resume, capsys):
+    resume(10, deterministic=False)
+    assert capsys.readouterr().out == "changed      --deterministic on -> off\n"
 
 
 def test_nothing_is_printed_without_a_difference_or_by_other_ranks(resume, capsys):

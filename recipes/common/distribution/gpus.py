@@ -1,6 +1,6 @@
-"""Warns if TensorFlow does not see the GPUs of a job."""
+"""Settings for GPUs, and a warning if TensorFlow does not see the GPUs of the job."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping, Sequence
 
 _NONE = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES; Slurm sets the last one for a job without GPUs
 
@@ -26,3 +26,34 @@ def unseen_gpus(environment: Mapping[str, str], seen: int) -> str | None:
         f"THIS RUN USES NO GPU: {given}, and TensorFlow sees none. Install TensorFlow with its CUDA libraries: make GPU=1 train "
         "(also on a login node without GPUs). If it is installed, check nvidia-smi on this node."
     )
+
+
+def is_deterministic(flag: bool | None, devices: Sequence[str]) -> bool:
+    """Returns whether to turn on TensorFlow's deterministic operations. The default is on without GPUs and off with GPUs.
+
+    On GPUs, deterministic operations are slower, and Keras does not use XLA. How much slower is not measured.
+
+    Args:
+        flag: `--deterministic` (True), `--no-deterministic` (False), or neither (None).
+        devices: the devices of this process, as TensorFlow names them.
+
+    Source: https://www.tensorflow.org/api_docs/python/tf/config/experimental/enable_op_determinism
+
+    >>> is_deterministic(None, ["/cpu:0"]), is_deterministic(None, ["/gpu:0"]), is_deterministic(True, ["/gpu:0"])
+    (True, False, True)
+    """
+    return not any(device.startswith("/gpu") for device in devices) if flag is None else flag
+
+
+def give_own_threads(environment: MutableMapping[str, str]) -> None:
+    """Sets `TF_GPU_THREAD_MODE`: each GPU launches kernels from its own threads, which do not wait for the input pipeline.
+
+    A mode that is already set stays: `TF_GPU_THREAD_MODE=global` restores TensorFlow's default. `TF_GPU_THREAD_COUNT` is the
+    number of threads of each GPU, 2 by default. Not measured on a GPU.
+
+    Args:
+        environment: the environment of this process. TensorFlow reads it at the first operation.
+
+    Source: https://www.tensorflow.org/guide/gpu_performance_analysis
+    """
+    environment.setdefault("TF_GPU_THREAD_MODE", "gpu_private")

@@ -13,7 +13,7 @@ from callbacks import InputError
 from callbacks.ranks import install
 from launch.world import World, read_world
 from recipes.common.distribution.engine_ranks import EngineRanks
-from recipes.common.distribution.gpus import unseen_gpus
+from recipes.common.distribution.gpus import give_own_threads, is_deterministic, unseen_gpus
 from recipes.common.distribution.replicas import Distribution
 
 
@@ -21,7 +21,7 @@ def get_distribution(args: argparse.Namespace) -> Distribution:
     """Sets up devices, seeds, precision and determinism from the flags. Call it before any other function of TensorFlow.
 
     Args:
-        args: the flags of `recipes.common.arguments`.
+        args: the flags of `recipes.common.arguments`. Sets `args.deterministic` if the flag was not given.
 
     Raises:
         InputError: if the flags contradict each other, this machine, or the environment.
@@ -30,6 +30,7 @@ def get_distribution(args: argparse.Namespace) -> Distribution:
     name = _strategy(args, world)
     in_ranks = name in ENGINES
     devices = _devices(args.virtual_devices, world if in_ranks else None)  # GPUs must be selected before the first tensor
+    args.deterministic = is_deterministic(args.deterministic, devices)
     ranks = _join(name, world) if in_ranks else None
     if ranks:
         _refuse_different_flags(ranks.gather(vars(args)))
@@ -45,7 +46,7 @@ def get_distribution(args: argparse.Namespace) -> Distribution:
     check_global_batch(args.global_batch_size, ranks.size if ranks else len(devices))
 
     keras.utils.set_random_seed(args.seed)
-    if not args.no_deterministic:
+    if args.deterministic:
         tf.config.experimental.enable_op_determinism()
     if args.mixed_precision:
         keras.mixed_precision.set_global_policy(f"mixed_{args.mixed_precision}")
@@ -144,6 +145,7 @@ def _devices(virtual_devices: int | None, world: World | None) -> tuple[str, ...
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)  # leaves memory to other processes
     if gpus:
+        give_own_threads(os.environ)  # before the first operation, at which TensorFlow creates its devices
         return tuple(f"/gpu:{i}" for i in range(len(gpus)))
     count = virtual_devices or 1
     if count > 1:

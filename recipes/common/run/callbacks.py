@@ -32,8 +32,8 @@ def training_callbacks(
     if batches.skipped:
         batches.skipped.flag = args.skip_batches
     return [
-        RunRecord(args.workdir),  # first, so that it measures the time of all other callbacks
         jit_compile,  # before all callbacks that ask whether XLA compiles the model
+        RunRecord(args.workdir),  # early, so that it measures the time of all other callbacks
         *distribution.callbacks(),  # before all callbacks that read the logs, because they combine the logs of all ranks
         *([batches.skipped] if batches.skipped else []),
         *own,

@@ -53,6 +53,7 @@ class RunSummary(keras.callbacks.Callback):
             return
         share = args.global_batch_size // distribution.replicas
         print(f"strategy     {distribution.name}, {_plural(distribution.replicas, 'replica')}: {distribution.hardware}")
+        print(f"determinism  {_determinism(args.deterministic)}")
         print(f"batch        {args.global_batch_size} samples, {share} on each replica")
         print(f"epochs       {args.epochs}, {_plural(self._batches.num_batches, 'batch')} each")
         print(f"learning     rate {_rate(self.model.optimizer)}")
@@ -112,6 +113,13 @@ def _how_often(save_freq):
     if save_freq == "auto":
         return "at intervals chosen for at most 1 % of the time"
     return "every epoch" if save_freq == "epoch" else f"every {save_freq} batches"
+
+
+def _determinism(is_on):
+    """Returns what a restart repeats."""
+    if is_on:
+        return "on: after a restart, the state and all later batches are the same bit for bit"
+    return "off: a restart restores the state bit for bit; later batches may differ by rounding (--deterministic avoids it)"
 
 
 def _rate(optimizer):
