@@ -14,7 +14,7 @@ class NotBuilt(InputError):
 
 
 class OptimizersDiffer(NotBuilt):
-    """The optimizers have other variables. A callback may replace them when an epoch begins, by `compile`."""
+    """Optimizers have more variables than in the file. A callback may replace them when an epoch begins, by `compile`."""
 
 
 def check_match(header: dict[str, Any], tree: StateTree, path: str, with_optimizers: bool = True) -> None:
@@ -30,7 +30,7 @@ def check_match(header: dict[str, Any], tree: StateTree, path: str, with_optimiz
 
     Raises:
         NotBuilt: if the model lacks variables of the checkpoint. The message names the first one.
-        OptimizersDiffer: if the variables of layers fit, and those of optimizers do not.
+        OptimizersDiffer: if the model has all variables of the checkpoint, and its optimizers have more.
         InputError: if the checkpoint is of another model. The message names the first variable that differs.
     """
     stored, here = header["variables"], tree.variables
@@ -60,7 +60,7 @@ def _check_schedules(header: dict[str, Any], tree: StateTree, path: str) -> None
         rate = f"{name}._learning_rate"
         then, now = rate in header["variables"], rate in tree.variables
         if optimizer["built"] and name in tree.optimizers and then != now:
-            raise OptimizersDiffer(
+            raise InputError(
                 f"Cannot resume from {path}: its run was compiled with {kinds[then]} as the learning rate, and this model with "
                 f"{kinds[now]}. Compile with {kinds[then]}, or begin a new run with these weights: model.load_weights(path)."
             )
@@ -70,7 +70,7 @@ def _compare(in_file: dict[str, Any], in_model: dict[str, Any], is_built: bool, 
     for name, (shape, dtype, _) in in_file.items():
         variable = in_model.get(name)
         if variable is not None and (shape_of(variable), tf.as_dtype(variable.dtype).name) != (shape, dtype):
-            raise error(
+            raise InputError(
                 f"{path} is of another model: {_title(name, variable)} has shape {_shown(shape_of(variable))} and dtype "
                 f"{tf.as_dtype(variable.dtype).name} here, {_shown(shape)} and {dtype} in the file."
             )
