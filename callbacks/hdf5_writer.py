@@ -49,7 +49,7 @@ class Hdf5File:
         A bfloat16 array is stored as Keras stores it, with its dtype as an attribute.
         """
         if getattr(value, "dtype", None) == ml_dtypes.float8_e5m2:
-            value = np.asarray(value).view("V1")  # h5py refuses this one, and stores the bytes of other float8 types
+            value = np.asarray(value).view("V1")  # h5py refuses this type, and stores the bytes of other float8 types
         if isinstance(value, np.ndarray) and value.nbytes >= _LARGE and value.dtype.kind in "biufV" and value.flags.c_contiguous:
             kind = h5py.h5t.py_create(value.dtype, logical=True)
             space = h5py.h5s.create_simple(value.shape)

@@ -51,7 +51,7 @@ class PlanOfKerasPart(Protocol):
         """Returns the variables whose values the file holds as they are."""
 
     def variables_to_repeat(self) -> Iterable[Variable]:
-        """Returns those of them that loading may not give back: of objects that make arrays, or that the user's code saves."""
+        """Returns the variables that a load may not restore: of objects that compute arrays, or that user code saves."""
 
     def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
         """Returns the groups of the file, with their values.
@@ -171,7 +171,7 @@ class _SavedObject:
     values: dict[str, Variable | np.ndarray]
 
     def variables(self) -> Iterable[Variable]:
-        """Returns the variables whose values its group holds as they are."""
+        """Returns the variables whose values the group contains as they are."""
         return (value for value in self.values.values() if isinstance(value, VARIABLES))
 
     @property

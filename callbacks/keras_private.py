@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from keras.optimizers import Optimizer
 
 from callbacks import versions
 from callbacks.errors import InputError
@@ -72,7 +73,7 @@ BOOKKEEPING = frozenset(
 )
 
 
-def needed(owner: keras.Model | keras.optimizers.Optimizer, name: str) -> Any:
+def needed(owner: keras.Model | Optimizer, name: str) -> Any:
     """Returns a private attribute without a public replacement.
 
     Raises:
@@ -258,10 +259,8 @@ def graphs_of(dataset: tf.data.Dataset) -> list[tf.Graph]:
 
 def operations_of(graph: tf.Graph) -> set[str]:
     """Returns the types of the operations in a graph and in the functions that it calls."""
-    functions = getattr(graph, "_functions", {}).values()
-    within = {
-        node.op for function in functions if hasattr(function, "cached_definition") for node in function.cached_definition.node_def
-    }
+    called = [each for each in getattr(graph, "_functions", {}).values() if hasattr(each, "cached_definition")]
+    within = {node.op for function in called for node in function.cached_definition.node_def}
     return {operation.type for operation in graph.get_operations()} | within
 
 
@@ -288,19 +287,19 @@ def batches_of_validation(model: keras.Model) -> int | None:
     return validation and validation.num_batches
 
 
-def updated_variables(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+def updated_variables(optimizer: Optimizer) -> list[keras.Variable]:
     """Returns the variables that an optimizer was built for; those of its inner optimizer if it has no list."""
     own = getattr(optimizer, "_trainable_variables", [])
     inner = getattr(optimizer, "inner_optimizer", None)
     return updated_variables(inner) if inner is not None and not own else own
 
 
-def iterations_of(optimizer: keras.optimizers.Optimizer) -> Any:
+def iterations_of(optimizer: Optimizer) -> Any:
     """Returns the update count of an optimizer; for a loss-scaling one, that of its inner optimizer."""
     return getattr(optimizer, "inner_optimizer", optimizer).iterations
 
 
-def constant_learning_rate(optimizer: keras.optimizers.Optimizer) -> keras.Variable | None:
+def constant_learning_rate(optimizer: Optimizer) -> keras.Variable | None:
     """Returns the variable that holds the learning rate; None under a schedule."""
     rate = getattr(optimizer, "_learning_rate", None)
     return rate if isinstance(rate, KerasVariable) else None
@@ -328,26 +327,22 @@ def mode_of(checkpoint: keras.callbacks.ModelCheckpoint) -> str:
     return "min" if checkpoint.monitor_op(0.0, 1.0) else "max"
 
 
-def accumulated_gradients(optimizer: keras.optimizers.Optimizer, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
+def accumulated_gradients(optimizer: Optimizer, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
     """Returns the accumulated gradients of variables since the last update."""
     return [optimizer._accumulated_gradients[optimizer._get_variable_index(variable)] for variable in variables]
 
 
-def accumulate_gradients(
-    optimizer: keras.optimizers.Optimizer, grads: Sequence[tf.Tensor], accumulated: Sequence[keras.Variable]
-) -> None:
+def accumulate_gradients(optimizer: Optimizer, grads: Sequence[tf.Tensor], accumulated: Sequence[keras.Variable]) -> None:
     """Adds gradients to the accumulated ones."""
     optimizer._backend_increment_gradient_accumulators(grads, accumulated)
 
 
-def is_update_due(optimizer: keras.optimizers.Optimizer) -> tf.Tensor:
+def is_update_due(optimizer: Optimizer) -> tf.Tensor:
     """Returns whether this batch is the last of an accumulation. Call it before `iterations` counts the batch."""
     return tf.equal((tf.convert_to_tensor(optimizer._iterations) + 1) % optimizer.gradient_accumulation_steps, 0)
 
 
-def update_and_reset(
-    optimizer: keras.optimizers.Optimizer, grads: Sequence[tf.Tensor], variables: Sequence[keras.Variable]
-) -> None:
+def update_and_reset(optimizer: Optimizer, grads: Sequence[tf.Tensor], variables: Sequence[keras.Variable]) -> None:
     """Clips gradients, updates variables with them, and resets the accumulated gradients."""
     grads = optimizer._clip_gradients(grads)
     optimizer._apply_weight_decay(variables)

@@ -65,14 +65,13 @@ class Saver:
         return self._plan
 
     def _warn_of_change(self, earlier: SnapshotPlan, now: SnapshotPlan) -> None:
-        """Says, once, that the model that a restart makes may not be the one that is saved."""
+        """Warns once if the model has changed, since a restart may create another model than the saved one."""
         changed = [name for name, of in now.layer_variables.items() if earlier.layer_variables.get(name) != of]
         if changed and not self._has_warned_of_change and ranks().is_chief:
             self._has_warned_of_change = True
             warnings.warn(
                 f"The model has other variables than when training began, first {now.layer_variables[changed[0]][2]}. A restart "
-                "resumes only where it has them by its first batch: make them before fit, or in each on_epoch_begin that lacks "
-                "them.",
+                "can resume only if these exist by its first batch: create them before fit, or in on_epoch_begin if they are missing.",
                 stacklevel=2,
             )
 
@@ -83,7 +82,7 @@ class Saver:
         self._is_prepared = True
         plan = self.plan()
         plan.read_keras_part()
-        plan.members()  # Keras may refuse to serialize the model: now, and not hours later
+        plan.members()  # fails now, and not hours later, if Keras cannot serialize the model
         if ranks().is_chief:
             self._disk_room.warn(state_size(self._model))
         if self._writer.background and ranks().is_chief:

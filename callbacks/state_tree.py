@@ -49,7 +49,7 @@ class _Kind(Enum):
 
 
 _CONTAINERS = (_Kind.SEQUENCE, _Kind.MAPPING)
-_CLASS = operator.attrgetter("__class__")  # `type` would see what TensorFlow wraps tuples and dicts in
+_CLASS = operator.attrgetter("__class__")  # `type` would return TensorFlow's wrappers of tuples and dicts
 
 
 class StateTree:

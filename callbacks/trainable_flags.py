@@ -54,7 +54,7 @@ class TrainableFlags:
         fit_hooks_of(self._model).trace_again()
 
     def put_back(self, changes: Mapping[str, bool]) -> None:
-        """Does the same after callbacks may have changed flags when training began, which an earlier process has been through."""
+        """Restores the user's flags and the changes, after callbacks may have changed flags when training began."""
         self.restore(self._of_fit | dict(changes))
 
     def _changes(self, tree: StateTree) -> dict[str, bool]:

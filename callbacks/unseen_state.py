@@ -1,4 +1,4 @@
-"""State of a train step that no checkpoint can hold, since only TensorFlow's operations know it: a restart begins it anew."""
+"""Warns of state in a train step that only TensorFlow has, so that no checkpoint contains it and a restart resets it."""
 
 import warnings
 from collections.abc import Callable
@@ -15,11 +15,11 @@ from callbacks.ranks import ranks
 _RANDOM = (
     "draws from tf.random",
     "after a resume it draws other numbers than without the interruption. Draw from keras.random with a SeedGenerator, or from "
-    "a tf.random.Generator, which is an attribute of the model or of a layer.",
+    "a tf.random.Generator, and make the generator an attribute of the model or of a layer.",
 )
 _TABLE = (
     "changes a hash table of tf.lookup",
-    "after a resume it is as the model's code makes it. Keep what it holds in a variable.",
+    "after a resume it has its initial content. Keep the content in a variable.",
 )
 _KINDS = {
     "LookupTableImportV2": _TABLE,
@@ -41,27 +41,27 @@ _KINDS = {
 
 
 class UnseenState:
-    """Warns, before the first batch, if the train step of a model has such state.
+    """Warns before the first batch if the train step of a model has such state.
 
-    A train step that runs eagerly is not looked into.
+    A train step that runs eagerly is not inspected.
     """
 
     def __init__(self, model: keras.Model):
-        self._told: set[tuple[str, str]] = set()
+        self._reported: set[tuple[str, str]] = set()
         fit_hooks_of(model).around_train_step(self._trace)
 
     def _trace(self, train_step: Callable[[Any], Any], data: Any) -> Any:
         logs = train_step(data)
         if not tf.executing_eagerly() and ranks().is_chief:
             found = _KINDS.keys() & operations_of(tf.compat.v1.get_default_graph())
-            for what, effect in {_KINDS[each] for each in found} - self._told:
+            for what, effect in {_KINDS[each] for each in found} - self._reported:
                 names = ", ".join(sorted(each for each in found if _KINDS[each] == (what, effect)))
-                warnings.warn(f"The train step {what} ({names}), which no checkpoint holds: {effect}", stacklevel=2)
-                self._told.add((what, effect))
+                warnings.warn(f"The train step {what} ({names}), whose state no checkpoint contains: {effect}", stacklevel=2)
+                self._reported.add((what, effect))
         return logs
 
 
 def warn_of_unseen_state(model: keras.Model) -> None:
-    """Has the next training of a model warn; to be called before its first batch, more than once does no harm."""
+    """Makes the next training of a model warn. Call it before its first batch; repeated calls do nothing."""
     if attached(model, UnseenState) is None:
         attach(model, UnseenState(model))
