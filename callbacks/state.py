@@ -5,7 +5,8 @@ archive, of its member `model.weights.h5`):
 
     header                  JSON: format, template, counters, logs, metrics, callback states (`callback_state.py`), place in the
                             data (`data_position.py`); name, shape and dtype of every variable of the state tree; the variables
-                            that each optimizer updates; whether the values are finite (`finite.py`)
+                            that each optimizer updates; which `trainable` flags callbacks have changed
+                            (`trainable_flags.py`); whether the values are finite (`finite.py`)
     variables/<i>           variables that Keras's part does not have bit for bit, shape [replicas, ...]: seeds, RNN states, LoRA
                             adapters, values that differ between replicas, running metrics; the list `beside` in the header
                             has their names

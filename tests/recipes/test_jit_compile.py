@@ -18,8 +18,13 @@ from recipes.common.distribution.compiled_step import JitCompile
 from recipes.common.run import run
 
 BATCH, BATCHES = 8, 6
-# Parts of each variable's largest value. In float16 and bfloat16, XLA rounds at other places of a step.
-TOLERANCES = {"float64": 1e-11, "float32": 1e-4, "mixed_float16": 0.25, "mixed_bfloat16": 0.25}
+# Of weights, as parts of each variable's largest value, and of losses. In float16 and bfloat16, XLA rounds at other places.
+TOLERANCES = {
+    "float64": (1e-11, 1e-11),
+    "float32": (1e-4, 1e-4),
+    "mixed_float16": (0.5, 0.05),
+    "mixed_bfloat16": (0.5, 0.05),
+}
 SCALE = 128.0  # of a float16 loss at the beginning: one at which nothing overflows
 PART, WHOLE = "forward and backward on each replica", "the train step"
 
@@ -94,16 +99,17 @@ class Trained:
         self.variables = {v.path: v.numpy() for v in (*self.model.variables, *self.model.optimizer.variables)}
 
 
-def assert_equal(plain, compiled, tolerance):
+def assert_equal(plain, compiled, tolerances):
+    of_weights, of_losses = tolerances
     assert compiled.counts == plain.counts
     assert compiled.logs.keys() == plain.logs.keys()
-    np.testing.assert_allclose(compiled.logs["loss"], plain.logs["loss"], rtol=tolerance)
+    np.testing.assert_allclose(compiled.logs["loss"], plain.logs["loss"], rtol=of_losses)
     for name, value in plain.variables.items():
         if value.dtype.kind in "ui":  # seeds, counters
             np.testing.assert_array_equal(compiled.variables[name], value, err_msg=name)
         elif value.size:
             difference = np.abs(compiled.variables[name] - value).max() / max(np.abs(value).max(), 1e-30)
-            assert difference <= tolerance, (name, difference)
+            assert difference <= of_weights, (name, difference)
 
 
 @pytest.fixture
@@ -150,7 +156,7 @@ def test_a_compiled_resnet_trains_as_a_plain_one(strategy, no_determinism):
     where = distribution(strategy, 2)
     plain, compiled = (Trained(pictures, where, choice) for choice in ("off", "on"))
     assert compiled.compiles == PART
-    assert_equal(plain, compiled, 1e-3)
+    assert_equal(plain, compiled, (0.1, 1e-3))  # fifty BatchNorms of four samples each make rounding large
 
 
 @pytest.mark.slow

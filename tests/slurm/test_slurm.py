@@ -320,11 +320,11 @@ def test_a_job_is_not_requeued_more_often_than_max_requeues(submit, tmp_path):
             f"training in attempt {attempt}: {job.output}",
             timeout=120,
         )
+        wait_for(lambda: checkpoints(tmp_path), "a checkpoint", timeout=120)
         job.signal("USR1", "--batch")
     assert job.end() == "FAILED", job.output
     assert job.restarts == 1 and job.show("ExitCode") == "75:0"
     assert "not requeued: the job was requeued 1 times (MAX_REQUEUES)" in job.output
-    assert checkpoints(tmp_path)
 
 
 def test_each_element_of_a_sweep_is_a_separate_run_that_is_requeued_separately(cluster, tmp_path):

@@ -118,7 +118,7 @@ def _how_often(save_freq):
 def _determinism(is_on):
     """Returns what a restart repeats."""
     if is_on:
-        return "on: a restart restores the state bit for bit, and so is every batch after it"
+        return "on: after a restart, the state and all later batches are the same bit for bit"
     return "off: a restart restores the state bit for bit; later batches may differ by rounding (--deterministic avoids it)"
 
 
