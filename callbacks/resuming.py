@@ -101,6 +101,7 @@ class Resumption:
         self._states: CallbackStates | None = None
         self._restored: RestoredVariables | None = None
         self._lacking: state.StoredState | None = None  # to restore when the model has all its variables
+        self._obstacle: NotBuilt | None = None  # why a finished run is not restored
         self.logs: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
         self.initial_epoch = 0
@@ -144,6 +145,11 @@ class Resumption:
         self._restore_late()
         if self._states:
             callback_state.give_back(callbacks, self._states)
+        if self._obstacle:
+            warnings.warn(
+                f"The model is not restored, since no batch is left that could create its missing variables. {self._obstacle}",
+                stacklevel=2,
+            )
         if self._counts.epoch_ended:
             self._restored = None  # later changes of the model are new
 
@@ -193,10 +199,7 @@ class Resumption:
             self._assign(self._lacking)
         except InputError as error:
             if isinstance(error, NotBuilt) and self._is_finished:
-                warnings.warn(
-                    f"The model is not restored, since no batch is left that could create its missing variables. {error}",
-                    stacklevel=2,
-                )
+                self._obstacle = error
                 return
             if isinstance(error, NotBuilt) and not is_last_try:
                 fit_hooks_of(self._model).before_first_batch(lambda: self._restore_late(is_last_try=True), lacks=True)

@@ -71,8 +71,7 @@ class Saver:
             self._has_warned_of_change = True
             warnings.warn(
                 f"The model has other variables than when training began, first {now.layer_variables[changed[0]][2]}. A restart "
-                "can resume only if these exist by its first batch: create them before fit, or in on_epoch_begin if they are "
-                "missing.",
+                "can resume only if these exist by its first batch: create them before fit, or in on_epoch_begin if missing.",
                 stacklevel=2,
             )
 
