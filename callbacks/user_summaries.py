@@ -3,6 +3,7 @@
 import contextlib
 import shutil
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,10 @@ import tensorflow as tf
 from callbacks.attached import attach, attached
 from callbacks.event_files import EventFile, read_events
 from callbacks.fit_hooks import fit_hooks_of
+
+# The summaries that are the default writer. Those of a `fit` that failed stay so until the next `enter`: if they were freed before,
+# TensorFlow would restore the earlier writer in the middle of another `fit`.
+_default = threading.local()
 
 
 class UserSummaries:
@@ -37,6 +42,9 @@ class UserSummaries:
     def enter(self) -> None:
         """Becomes the default writer of this thread. Repeated calls do nothing."""
         if self._entered is None:
+            if (earlier := getattr(_default, "summaries", None)) is not None:
+                earlier.leave()
+            _default.summaries = self
             self._entered = contextlib.ExitStack()
             self._entered.enter_context(self._writer.as_default(self._step))
             self._entered.enter_context(tf.summary.record_if(self._records.read_value))
@@ -46,7 +54,7 @@ class UserSummaries:
         self.record(None)
         if self._entered is not None:
             self._entered.close()
-            self._entered = None
+            self._entered = _default.summaries = None
 
     def record(self, step: int | None) -> None:
         """Sets the step of the summaries from now on.

@@ -1,5 +1,6 @@
 """`tf.summary` calls of users: the tags of stock TensorBoard, at the global batch."""
 
+import gc
 from collections import defaultdict
 
 import keras
@@ -141,6 +142,17 @@ def test_a_second_fit_and_a_second_callback_continue(tmp_path, strategy, replica
     for _ in range(2):
         fit(model, GlobalStepTensorBoard(tmp_path, update_freq=5))
     assert points(found_in(tmp_path), "batches", "layer/training") == [5, 10, 15, 20]
+
+
+def test_a_fit_that_failed_does_not_disturb_the_next_one(tmp_path):
+    def crash():
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fit(watched_model(), GlobalStepTensorBoard(tmp_path / "failed", update_freq=5), Do(3, crash))
+    collects = keras.callbacks.LambdaCallback(on_train_begin=lambda logs: gc.collect())
+    fit(watched_model(), GlobalStepTensorBoard(tmp_path / "next", update_freq=5), collects)
+    assert points(found_in(tmp_path / "next"), "batches", "layer/training") == [5, 10]
 
 
 def test_a_writer_of_the_user_is_not_affected_and_becomes_the_default_again(tmp_path):
