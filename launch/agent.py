@@ -165,6 +165,9 @@ class Agent:
     def _read(self, rank):
         if rank.stream.read() == 0:
             self._selector.unregister(rank.stream.reader)
+        self._warn(rank)
+
+    def _warn(self, rank):
         if warning := rank.stream.warning():
             self._launcher.send(Notice(warning))
 
@@ -219,6 +222,7 @@ class Agent:
         """Reports the end of the attempt. All descendants have ended, so the pipes contain the last output."""
         for rank in self._ranks:
             rank.stream.drain()
+            self._warn(rank)
             if rank.stream.reader in self._selector.get_map():
                 self._selector.unregister(rank.stream.reader)
         records = tuple(rank.record for rank in self._ranks)
