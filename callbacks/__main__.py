@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from callbacks import files
 from callbacks.errors import InputError, one_line
-from callbacks.restoring import Checkpoint, candidates, read_stored, read_verified
+from callbacks.restoring import Checkpoint, candidates, of_run, read_stored, read_verified
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command == "report":
         return _report(args.template_or_directory, args.json)
     try:
-        paths = _paths_at(args.template_or_directory)
+        paths = candidates(of_run(args.template_or_directory))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -63,12 +63,6 @@ def _report(directory: str, as_json: bool) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def _paths_at(template_or_directory: str) -> list[str]:
-    """Returns the checkpoints at a place; for the directory of a run, those in its `checkpoints/`."""
-    below = os.path.join(template_or_directory, "checkpoints")
-    return candidates(template_or_directory) or (candidates(below) if os.path.isdir(below) else [])
 
 
 def _look(paths: list[str], verify: bool) -> Iterator[tuple[str, Checkpoint | files.Trailer | None, str]]:

@@ -202,7 +202,7 @@ def restore_weights(model: "keras.Model", template_or_directory: str | os.PathLi
 
     Args:
         model: a built model with layers of the same shapes. Its optimizer may be another one.
-        template_or_directory: as for `restore`.
+        template_or_directory: as for `restore`, or the directory of a recipe's run.
 
     Returns:
         The checkpoint.
@@ -212,7 +212,7 @@ def restore_weights(model: "keras.Model", template_or_directory: str | os.PathLi
     """
     from callbacks import state
 
-    checkpoint = find_on_chief(lambda: latest_checkpoint(template_or_directory))
+    checkpoint = find_on_chief(lambda: latest_checkpoint(of_run(template_or_directory)))
     if checkpoint is None:
         raise InputError(f"No checkpoint to take weights from at {os.fspath(template_or_directory)}.")
     state.read_state(checkpoint.path).assign_weights(model)
@@ -270,6 +270,12 @@ def candidates(template_or_directory: str | os.PathLike) -> list[str]:
     if not os.path.lexists(directory) and "{" not in text and not text.endswith(SUFFIXES):
         raise InputError(f"There is no such directory: {text}")
     return Template(text).expanded().files()
+
+
+def of_run(path: str | os.PathLike) -> str:
+    """Returns the path of the checkpoints in a run's directory, `checkpoints/`; any other path unchanged."""
+    below = os.path.join(os.path.expanduser(path), "checkpoints")
+    return below if os.path.isdir(below) and not candidates(path) else os.fspath(path)
 
 
 def _is_file(template_or_directory):

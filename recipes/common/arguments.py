@@ -149,7 +149,7 @@ def recipe_parser(
     parser.add_argument(
         "--init-from",
         metavar="PATH",
-        help="start a new run with the weights of a checkpoint, or of the newest checkpoint in a directory",
+        help="start a new run with the weights of a checkpoint, or of the newest one of another run (its --workdir)",
     )
     parser.add_argument(
         "--skip-batches",

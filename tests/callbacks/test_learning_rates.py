@@ -146,13 +146,13 @@ def test_weights_of_another_run_come_without_its_optimizer_counters_and_seeds(tm
         model.compile(optimizer, "mse")
         return model
 
-    fit(trained := model("adam"), GlobalStepCheckpoint(str(tmp_path / ("b{batch}" + suffix))))
-    for optimizer in ("adam", "sgd"):  # the same as there, and another one
+    fit(trained := model("adam"), GlobalStepCheckpoint(str(tmp_path / "run" / "checkpoints" / ("b{batch}" + suffix))))
+    for optimizer, source in [("adam", "run"), ("sgd", "run/checkpoints")]:  # the same optimizer, and another one
         other = model(optimizer)
         other.optimizer.build(other.trainable_variables)
         before = [value.numpy() for value in other.optimizer.variables]
         seed = other.layers[0].seed_generator.state.numpy()
-        assert restore_weights(other, tmp_path).batch == 10
+        assert restore_weights(other, tmp_path / source).batch == 10
         for one, two in zip(trained.get_weights(), other.get_weights(), strict=True):
             np.testing.assert_array_equal(one, two)
         for one, two in zip(before, other.optimizer.variables, strict=True):
