@@ -31,10 +31,12 @@ def pytest_collection_modifyitems(items):
 
 
 class ByFile(LoadScopeScheduling):
-    """Runs the tests of a file in one process, which shares its fixtures; also all tests that use the launcher's port."""
+    """Runs the tests of a file in one process, which shares its fixtures; also all that use the launcher's port, or the cluster."""
 
     def _split_scope(self, nodeid):
         file = nodeid.partition("::")[0]
+        if "/slurm/" in file:
+            return "slurm"
         return "launch" if "/launch/" in file or file.endswith("test_readme.py") else file
 
 

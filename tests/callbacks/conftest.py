@@ -1,19 +1,33 @@
-"""Fixtures for tests of corrupt and hostile files: the checkpoints of a small training."""
+"""Fixtures for tests of bad files and disks: the checkpoints of a small training, and C libraries that inject faults."""
 
+import functools
+import os
 import shutil
 
 import pytest
+from shims import compile_shim, compiler
 from small import fit, small_model
 
 from callbacks import GlobalStepCheckpoint
 
 
+@pytest.fixture(scope="session")
+def train_once(tmp_path_factory):
+    """Trains once per format, for all files of tests: its suffix -> a directory with the checkpoints of batches 5 and 10."""
+
+    @functools.cache
+    def train(suffix):
+        directory = tmp_path_factory.mktemp("trained")
+        fit(small_model(), GlobalStepCheckpoint(str(directory / ("b{batch}" + suffix)), save_freq=5))
+        return directory
+
+    return train
+
+
 @pytest.fixture(scope="module", params=[".weights.h5", ".keras"])
-def trained(request, tmp_path_factory):
+def trained(request, train_once):
     """A directory with the checkpoints of batches 5 and 10."""
-    directory = tmp_path_factory.mktemp("trained")
-    fit(small_model(), GlobalStepCheckpoint(str(directory / ("b{batch}" + request.param)), save_freq=5))
-    return directory
+    return train_once(request.param)
 
 
 @pytest.fixture
@@ -21,3 +35,16 @@ def copies(trained, tmp_path):
     """Copies of both checkpoints in a new directory: older, newer."""
     older, newer = (shutil.copy(path, tmp_path) for path in sorted(trained.iterdir(), key=lambda path: len(path.name)))
     return tmp_path, tmp_path / older, tmp_path / newer
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """Compiles a C file of this directory, once: its name -> the library to preload."""
+    directory = tmp_path_factory.mktemp("compiled")
+
+    def compile(name):
+        if not compiler() and not os.environ.get("CI"):
+            pytest.skip("there is no C compiler")
+        return compile_shim(name, directory)
+
+    return compile

@@ -18,16 +18,7 @@ from processes import PROGRAM_ENVIRONMENT, PROGRAMS, run_program
 from small import BATCH, Do, arrays, fit, names, small_model
 
 import callbacks.checkpoint_maker
-from callbacks import (
-    CheckpointWriteError,
-    EventWriteError,
-    GlobalStepCheckpoint,
-    GlobalStepTensorBoard,
-    InputError,
-    files,
-    latest_checkpoint,
-    state,
-)
+from callbacks import CheckpointWriteError, GlobalStepCheckpoint, files, latest_checkpoint, state
 from callbacks.lock import pid_space
 
 
@@ -263,51 +254,6 @@ def test_no_batch_between_saves_reads_the_device(tmp_path, monkeypatch):
     assert [i + 1 for i, count in enumerate(calls) if count] == [500]
 
 
-def run_on(directory):
-    """Runs a training in its own process that saves every batch. Returns its exit code and the last line of stderr."""
-    done = run_program("save_each_batch.py", directory / "b{batch}.weights.h5")
-    return done.returncode, done.stderr.strip().splitlines()[-1] if done.stderr else ""
-
-
-@pytest.fixture
-def mounted(tmp_path):
-    """Mounts a file system in memory, with the options of the test."""
-
-    def mount(options):
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", tmp_path], capture_output=True, text=True)
-        if done.returncode:
-            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
-        return tmp_path
-
-    yield mount
-    subprocess.run(["umount", "--lazy", tmp_path], capture_output=True)  # a writer of this process may have a file open there
-
-
-def test_a_full_disk_ends_training_with_its_name_and_leaves_earlier_checkpoints(mounted):
-    directory = mounted("size=120k")
-    code, said = run_on(directory)
-    visible = names(directory)
-    assert code and "CheckpointWriteError: Could not write the checkpoint" in said and "No space left on device" in said, said
-    assert visible and all(files.verify(str(directory / name)) for name in visible)
-    assert not list(directory.glob(".tmp-*"))
-
-
-@pytest.mark.slow
-def test_a_disk_that_is_full_of_curves_ends_training_with_its_name(mounted):
-    directory = mounted("size=64k")
-    board = GlobalStepTensorBoard(directory / "events", update_freq=1, write_graph=False)
-    with pytest.raises(EventWriteError, match=f"events cannot be written to {directory}/events/batches: .*No space left on device"):
-        fit(small_model(), board, epochs=50)
-
-
-def test_a_directory_that_cannot_be_written_to_is_refused_before_the_first_batch(mounted):
-    directory = mounted("ro")
-    code, said = run_on(directory)
-    assert code and said.endswith(
-        f"Checkpoints cannot be written to {directory}: Read-only file system. Give a directory that can be written to."
-    ), said
-
-
 def test_temporary_files_are_deleted_if_their_process_is_dead_and_kept_if_it_is_alive(tmp_path):
     here, target = pid_space(), "b7.weights.h5"
     dead = subprocess.Popen(["true"])
@@ -334,14 +280,6 @@ def test_temporary_files_are_deleted_if_their_process_is_dead_and_kept_if_it_is_
         assert not silent.exists()
     finally:
         living.kill()
-
-
-def test_two_callbacks_of_one_fit_need_different_templates(tmp_path):
-    a, b = str(tmp_path / "a{batch}.weights.h5"), str(tmp_path / "b{batch}.keras")
-    with pytest.raises(InputError, match="Two callbacks of this fit write to"):
-        fit(small_model(), GlobalStepCheckpoint(a), GlobalStepCheckpoint(a, save_freq=3))
-    fit(small_model(), GlobalStepCheckpoint(a, save_freq=4), GlobalStepCheckpoint(b, save_freq=5))
-    assert names(tmp_path) == ["a10.weights.h5", "a4.weights.h5", "a8.weights.h5", "b10.keras", "b5.keras"]
 
 
 def test_our_part_of_a_file_is_plain_data(tmp_path):

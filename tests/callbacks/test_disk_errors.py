@@ -5,7 +5,6 @@ have to hold is what a run without faults holds at that batch.
 """
 
 import errno
-import io
 import json
 import os
 import random
@@ -14,33 +13,17 @@ import subprocess
 import sys
 import threading
 import time
-import zipfile
 
-import h5py
-import numpy as np
 import pytest
-from processes import PROGRAM_ENVIRONMENT, PROGRAMS, run_program
-from shims import compile_shim, compiler
-from small import fit, names, small_model
+from compare import arrays
+from processes import PROGRAM_ENVIRONMENT, PROGRAMS
+from small import names
 
-from callbacks import GlobalStepCheckpoint, files, latest_checkpoint
+from callbacks import files
 
 SUFFIXES = (".weights.h5", ".keras")
 BATCHES = 8  # of a run; it saves every second, and the save of batch 4 meets the fault
 SHORT, LOST, SLOW = -1, -2, -3  # a call that transfers one byte; a write that never reaches the disk; a slow flush
-
-
-@pytest.fixture(scope="session")
-def compiled(tmp_path_factory):
-    """Compiles a C file of this directory, once: its name -> the library to preload."""
-    directory = tmp_path_factory.mktemp("compiled")
-
-    def compile(name):
-        if not compiler() and not os.environ.get("CI"):
-            pytest.skip("there is no C compiler")
-        return compile_shim(name, directory)
-
-    return compile
 
 
 class Trainer:
@@ -90,22 +73,6 @@ def trainer(request, compiled, tmp_path_factory):
     assert sorted(started.expected) == [started.name(batch) for batch in range(2, 42, 2)]
     yield started
     started.close()
-
-
-def arrays(path):
-    """Returns every array of a checkpoint except the header: name -> type, shape and bytes."""
-    found, source = {}, path
-    if path.suffix == ".keras":
-        with zipfile.ZipFile(path) as archive:
-            source = io.BytesIO(archive.read("model.weights.h5"))
-
-    def note(name, node):
-        if isinstance(node, h5py.Dataset) and name != "global_step/header":
-            found[name] = (node.dtype, node.shape, node[()].tobytes())
-
-    with h5py.File(source, "r") as file:
-        file.visititems(note)
-    return found
 
 
 def assert_true(directory, trainer):
@@ -370,31 +337,3 @@ def test_a_process_that_repeatedly_fills_the_disk_causes_no_corrupt_file(trainer
         neighbour.TIMES = 0
         neighbour.enough.set()
         neighbour.join()
-
-
-@pytest.mark.slow
-def test_on_file_systems_without_locks_saving_resuming_listing_and_verifying_work(compiled, tmp_path):
-    """`flock` fails like on NFS, Lustre and BeeGFS, where HDF5 opens no file."""
-    whole, runs = tmp_path / "whole", []
-    fit(
-        small_model(), *(GlobalStepCheckpoint(f"{whole}/b{{batch:02d}}{suffix}", save_freq=5) for suffix in SUFFIXES), shuffle=False
-    )
-    for number in (37, 95, 524):
-        for suffix in SUFFIXES:
-            run = tmp_path / f"{number}{suffix}"
-            run.mkdir()
-            shutil.copy(whole / f"b05{suffix}", run)
-            runs.append((run, number, suffix))
-    environment = {**PROGRAM_ENVIRONMENT, "LD_PRELOAD": str(compiled("no_locks"))}
-    done = run_program("without_locks.py", *(",".join(map(str, run)) for run in runs), env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for run, _, suffix in runs:
-        assert names(run) == [f"b05{suffix}", f"b10{suffix}"]
-        assert latest_checkpoint(run).batch == 10
-        found, expected = arrays(run / f"b10{suffix}"), arrays(whole / f"b10{suffix}")
-        assert found.keys() == expected.keys()
-        for name, (dtype, _, content) in found.items():
-            one, other = np.frombuffer(content, dtype), np.frombuffer(expected[name][2], dtype)
-            np.testing.assert_allclose(one, other, rtol=1e-6, err_msg=name)
-    verified = [line for line in done.stdout.splitlines() if line.startswith("2 files")]
-    assert len(verified) == 6 and not any("damaged" in line or "corrupt" in line for line in verified)

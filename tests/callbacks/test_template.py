@@ -187,3 +187,11 @@ def test_a_link_to_an_older_checkpoint_is_not_followed_into_it(tmp_path):
     assert latest_checkpoint(tmp_path / "best.weights.h5").batch == 5
     model = small_model()
     assert restore(model, tmp_path / "best.weights.h5").batch == 5
+
+
+def test_two_callbacks_of_one_fit_need_different_templates(tmp_path):
+    a, b = str(tmp_path / "a{batch}.weights.h5"), str(tmp_path / "b{batch}.keras")
+    with pytest.raises(InputError, match="Two callbacks of this fit write to"):
+        fit(small_model(), GlobalStepCheckpoint(a), GlobalStepCheckpoint(a, save_freq=3))
+    fit(small_model(), GlobalStepCheckpoint(a, save_freq=4), GlobalStepCheckpoint(b, save_freq=5))
+    assert names(tmp_path) == ["a10.weights.h5", "a4.weights.h5", "a8.weights.h5", "b10.keras", "b5.keras"]

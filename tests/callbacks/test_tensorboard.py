@@ -1,9 +1,7 @@
 """TensorBoard's own readers find one curve per tag over the global batch, whatever interrupts the run."""
 
-import contextlib
 import json
 import os
-import pty
 import re
 import socket
 import subprocess
@@ -12,14 +10,12 @@ import time
 import urllib.request
 from urllib.parse import quote
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from bare_ranks import run_ranks
 from curves import curves
 from features import PARTIAL_EXECUTIONS
-from processes import PROGRAMS, ROOT, USER_ENVIRONMENT, Process, run_program
+from processes import ROOT, USER_ENVIRONMENT, Process, run_program
 from small import BATCHES, arrays, fit, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -188,75 +184,6 @@ def test_the_model_and_histograms_of_its_weights_are_in_the_run_of_the_epoch_cur
     assert all([event.step for event in reader.Tensors(tag)] == [BATCHES, 2 * BATCHES] for tag in histograms)
 
 
-class SlowStep(keras.Model):
-    """Its train step takes 20 ms."""
-
-    def __init__(self):
-        super().__init__()
-        self.dense = keras.layers.Dense(1)
-
-    def call(self, x):
-        return self.dense(x)
-
-    def train_step(self, data):
-        with tf.control_dependencies([tf.numpy_function(_wait, [data[0]], tf.float32)]):
-            return super().train_step((tf.identity(data[0]), data[1]))
-
-
-def _wait(x):
-    time.sleep(0.02)
-    return x
-
-
-def test_the_share_of_waiting_for_data_distinguishes_slow_data_from_a_slow_step(tmp_path):
-    data = tf.data.Dataset.from_tensor_slices(arrays()).batch(4).repeat(3)
-    slow_data = data.map(lambda x, y: (tf.ensure_shape(tf.numpy_function(_wait, [x], x.dtype), x.shape), y))
-    slow_step = SlowStep()
-    slow_step.compile("adam", "mse")
-    share = {}
-    for name, model, batches in (("slow data", small_model(), slow_data), ("slow step", slow_step, data)):
-        board = GlobalStepTensorBoard(tmp_path / name, update_freq=15, write_graph=False)
-        model.fit(batches, verbose=0, callbacks=[board], shuffle=False)
-        share[name] = curves(tmp_path / name)["batches", "time/data_wait_share"][-1][1]
-    assert share["slow data"] > 0.5 > share["slow step"]
-
-
-@pytest.mark.slow
-def test_goodput_over_three_attempts_equals_the_clock(tmp_path):
-    now = 1000.0
-    # The run is killed after batch 11, with 8 batches kept, and after batch 17, with 16 batches kept.
-    for kill_at in (11, 17, 1000):
-        process = run_program("clocked_run.py", tmp_path, now, kill_at)
-        assert process.stdout, process.stderr
-        ended = float(process.stdout)
-        now = ended + 30  # until it is started again
-    found = curves(tmp_path / "events")
-    assert [step for step, _ in found["batches", "run/goodput"]] == [10, 20, 30, 40]
-    passed_at_batch_40 = ended - 0.25 - 1000
-    assert found["batches", "run/goodput"][-1][1] == pytest.approx(40 * 1.0 / passed_at_batch_40, rel=0.01)
-    assert found["batches", "run/restarts"][-1][1] == 2
-
-
-@pytest.mark.parametrize("batches", [4, (4, 6)])
-def test_a_profile_covers_the_requested_global_batches(tmp_path, batches):
-    for epochs, begins in ((1, True), (2, False), (3, False)):
-        board = GlobalStepTensorBoard(tmp_path / "events", write_graph=False, profile_batch=batches)
-        fit(small_model(), GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5", resume=True), board, batches=3, epochs=epochs)
-        profiles = list((tmp_path / "events").rglob("*.xplane.pb"))
-        assert len(profiles) == (0 if begins else 1)
-    name = "batch_00004_to_00004" if batches == 4 else "batch_00004_to_00006"
-    assert profiles == [tmp_path / "events/batches/plugins/profile" / name / "rank-0.xplane.pb"]
-    assert profiles[0].stat().st_size > 1000
-
-
-@pytest.mark.parametrize("wrong", [(1,), (0, -1), ("0",)])
-def test_a_rank_that_the_run_does_not_have_cannot_be_profiled(tmp_path, wrong):
-    board = GlobalStepTensorBoard(tmp_path, profile_batch=2, profile_ranks=wrong)
-    with pytest.raises(InputError, match=r"profile_ranks must be ranks of this run, 0 to 0.*Received"):
-        fit(small_model(), board)
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("make", [GlobalStepTensorBoard, RunRecord])
 def test_a_directory_in_a_bucket_is_refused_when_the_callback_is_made(make):
     with pytest.raises(InputError, match=r"not a URL\. Received: 'gs://bucket/run'"):
@@ -315,34 +242,6 @@ def test_the_hyperparameters_of_a_recipe_distinguish_its_runs(killed):
 
 
 @pytest.mark.slow
-def test_only_the_chief_of_four_ranks_writes_and_prints(tmp_path):
-    flags = ["--model", "mlp", "--epochs", 1, "--profile-batches", "3:4", "--log-secs", 0.01]
-    results = run_ranks(4, PROGRAMS / "count_event_files.py", *flags, "--workdir", tmp_path)
-    for code, _, errors in results:
-        assert code == 0, errors
-    # five: four of the run, and one for `tf.summary` of the user
-    assert [out.splitlines()[-1] for _, out, _ in results] == ["opened 5", "opened 0", "opened 0", "opened 0"]
-    assert all(out.count("\n") == 1 for _, out, _ in results[1:])
-    events = sorted(path.relative_to(tmp_path / "tensorboard").parts[:-1] for path in tmp_path.rglob("events.out.*"))
-    assert events == [(), ("batches",), ("train",), ("validation",)]
-    assert sorted(path.name for path in tmp_path.rglob("*.xplane.pb")) == ["rank-1.xplane.pb", "rank-3.xplane.pb"]
-    assert all(path.stat().st_size > 1000 for path in tmp_path.rglob("*.xplane.pb"))
-    found = curves(tmp_path / "tensorboard")
-    assert [step for step, _ in found["batches", "ranks/step_spread_ms"]] == [10, 20]
-    assert all(value in range(4) for _, value in found["batches", "ranks/slowest"])
-
-
-@pytest.mark.slow
-def test_the_slowest_rank_is_named(tmp_path):
-    flags = ["--model", "mlp", "--epochs", 1, "--global-batch-size", 64, "--workdir", tmp_path]
-    for code, _, errors in run_ranks(2, PROGRAMS / "slow_rank.py", *flags):
-        assert code == 0, errors
-    found = curves(tmp_path / "tensorboard")
-    assert [value for _, value in found["batches", "ranks/slowest"]] == [1, 1]
-    assert all(30 < value < 5000 for _, value in found["batches", "ranks/step_spread_ms"])
-
-
-@pytest.mark.slow
 def test_without_tensorboard_training_continues_after_one_warning(tmp_path):
     run = run_program("without_tensorboard.py", "--model", "mlp", "--epochs", 1, "--workdir", tmp_path)
     assert run.returncode == 0, run.stderr
@@ -350,29 +249,3 @@ def test_without_tensorboard_training_continues_after_one_warning(tmp_path):
     assert len(lines) == 1 and "pip install tensorboard" in lines[0], run.stderr
     assert "trained on   22 batches" in run.stdout
     assert steps(tmp_path / "tensorboard", "batches", "batch_loss") == [10, 20]
-
-
-@pytest.mark.slow
-def test_output_in_a_file_is_dated_lines_and_on_a_terminal_one_bar(tmp_path):
-    flags = ["-m", "recipes.mnist", "--model", "mlp", "--epochs", "2", "--log-secs", "0.001", "--save-freq", "10"]
-    code, out, _ = Process(*flags[2:], "--workdir", tmp_path / "file").finish()
-    lines = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  batch (\d+) of 44, .*", out, re.MULTILINE)
-    assert code == 0 and lines[-1] == "44" and len(lines) > 20 and "\x1b" not in out and "\r" not in out
-
-    terminal, inside = pty.openpty()
-    run = subprocess.Popen(
-        [sys.executable, *flags, "--workdir", str(tmp_path / "terminal")],
-        cwd=ROOT, env={**USER_ENVIRONMENT, "TERM": "xterm", "COLUMNS": "160"}, stdout=inside, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    os.close(inside)
-    shown = b""
-    with contextlib.suppress(OSError):  # like at the end of a terminal
-        while part := os.read(terminal, 4096):
-            shown += part
-    os.close(terminal)
-    assert run.wait() == 0
-    last = shown.decode().split("\r")
-    assert any(
-        "batch 44 of 44" in text and "samples/s" in text and "left" in text and "saved model_batch_at_000" in text for text in last
-    )
-    assert "Epoch 1/" not in shown.decode() and not re.search(r"\d{4}-\d\d-\d\d \d\d:", shown.decode())

@@ -1,5 +1,8 @@
 """Reads checkpoints with h5py alone, and compares them."""
 
+import io
+import zipfile
+
 import h5py
 import numpy as np
 
@@ -46,3 +49,19 @@ def assert_same_rest(one, other):
         for i, variable in enumerate(header["beside"]):
             stored, expected = (file[f"global_step/variables/{i}"][()] for file in (a, b))
             np.testing.assert_array_equal(stored, expected, err_msg=variable)
+
+
+def arrays(path):
+    """Returns every array of a checkpoint except the header: name -> type, shape and bytes."""
+    found, source = {}, path
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            source = io.BytesIO(archive.read("model.weights.h5"))
+
+    def note(name, node):
+        if isinstance(node, h5py.Dataset) and name != "global_step/header":
+            found[name] = (node.dtype, node.shape, node[()].tobytes())
+
+    with h5py.File(source, "r") as file:
+        file.visititems(note)
+    return found

@@ -1,14 +1,18 @@
 """A rank reports its progress in training and in validation, without reading from the device."""
 
+import contextlib
 import io
 import os
+import pty
 import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
 import keras
 import numpy as np
 import pytest
+from processes import ROOT, USER_ENVIRONMENT, Process
 
 from callbacks import counters_of
 from launch import world
@@ -118,3 +122,29 @@ def test_train_longer_suggests_more_epochs_than_were_reached(tmp_path, capsys, m
         )
         out = capsys.readouterr().out
         assert re.search(r"^train longer .*--epochs (\d+)$", out, re.MULTILINE)[1] == str(suggested), out
+
+
+@pytest.mark.slow
+def test_output_in_a_file_is_dated_lines_and_on_a_terminal_one_bar(tmp_path):
+    flags = ["-m", "recipes.mnist", "--model", "mlp", "--epochs", "2", "--log-secs", "0.001", "--save-freq", "10"]
+    code, out, _ = Process(*flags[2:], "--workdir", tmp_path / "file").finish()
+    lines = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  batch (\d+) of 44, .*", out, re.MULTILINE)
+    assert code == 0 and lines[-1] == "44" and len(lines) > 20 and "\x1b" not in out and "\r" not in out
+
+    terminal, inside = pty.openpty()
+    run = subprocess.Popen(
+        [sys.executable, *flags, "--workdir", str(tmp_path / "terminal")],
+        cwd=ROOT, env={**USER_ENVIRONMENT, "TERM": "xterm", "COLUMNS": "160"}, stdout=inside, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    os.close(inside)
+    shown = b""
+    with contextlib.suppress(OSError):  # like at the end of a terminal
+        while part := os.read(terminal, 4096):
+            shown += part
+    os.close(terminal)
+    assert run.wait() == 0
+    last = shown.decode().split("\r")
+    assert any(
+        "batch 44 of 44" in text and "samples/s" in text and "left" in text and "saved model_batch_at_000" in text for text in last
+    )
+    assert "Epoch 1/" not in shown.decode() and not re.search(r"\d{4}-\d\d-\d\d \d\d:", shown.decode())

@@ -1,0 +1,116 @@
+"""Malicious headers, in files that verify: each is quickly named in one line."""
+
+import contextlib
+import json
+
+import h5py
+import numpy as np
+import pytest
+from hostile import assert_refused, hdf5_of, put_hdf5
+from small import small_model
+
+from callbacks import InputError, latest_checkpoint, restore
+from callbacks.plain_data import dtype_named
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def with_header(path, change):
+    """Changes the header of a checkpoint with a function that modifies the parsed header or returns bytes."""
+    content = hdf5_of(path)
+    with h5py.File(content, "r+") as file:
+        header = json.loads(file["global_step/header"][()].tobytes())
+        changed = change(header)
+        del file["global_step/header"]
+        file["global_step"]["header"] = np.frombuffer(changed or json.dumps(header).encode(), "u1")
+    put_hdf5(path, content.getvalue())
+
+
+def text(content):
+    return lambda header: content
+
+
+def without(key):
+    return lambda header: header.pop(key) and None
+
+
+def put_in(value, *keys):
+    def change(header):
+        for key in keys[:-1]:
+            header = header[key]
+        header[keys[-1]] = value
+
+    return change
+
+
+NAN, LARGE = float("nan"), 10**4000
+HEADERS = {
+    "no JSON": text(b"no JSON"),
+    "no UTF-8": text(b'{"format": "\xff\xfe"}'),
+    "deep": text(b"[" * 1_000_000),
+    "deep dicts": text(b'{"a":' * 100_000),
+    "a number of a million digits": text(b"1" * 1_000_000),
+    "a list": text(b"[1, 2]"),
+    "empty": text(b"{}"),
+    "the format is NaN": put_in(NAN, "format"),
+    "the format is a bool": put_in(True, "format"),
+    "the format is a list": put_in([2], "format"),
+    "a format 1 that is none": put_in(1, "format"),
+    **{f"without {key}": without(key) for key in ("format", "template", "counts", "logs", "metrics", "callbacks", "variables")},
+    **{f"without {key}": without(key) for key in ("stopped", "metrics_variables", "optimizers", "beside")},
+    "NaN batches": put_in(NAN, "counts", "batch"),
+    "negative": put_in(-1, "counts", "replicas"),
+    "large": put_in(LARGE, "counts", "samples_in_epoch"),
+    "a text for a number": put_in("10", "counts", "batch"),
+    "counts that nobody knows": put_in(1, "counts", "more"),
+    "a template that is none": put_in("b{batch", "template"),
+    "a template that is a list": put_in(["b{batch}.keras"], "template"),
+    "a template that makes long names": put_in("b{batch:0999999999d}.keras", "template"),
+    "metrics that are a list": put_in([], "metrics"),
+    "logs that are null": put_in(None, "logs"),
+    "callbacks that are a text": put_in("", "callbacks"),
+    "stopped by a number": put_in(1, "stopped"),
+    "variables without a shape": put_in({"a": [None, "float32", "a"]}, "variables"),
+    "variables of too few parts": put_in({"a": [[1]]}, "variables"),
+    "an enormous variable": put_in({"a": [[LARGE], "float32", "a"]}, "variables"),
+    "variables that nobody named": put_in(["nobody"], "beside"),
+    "optimizers without parts": put_in({"a": {}}, "optimizers"),
+    "optimizers that are null": put_in({"a": None}, "optimizers"),
+}
+
+
+@pytest.mark.parametrize("trained", [".weights.h5"], indirect=True)
+@pytest.mark.parametrize("change", HEADERS.values(), ids=HEADERS)
+def test_a_malformed_header_is_refused(copies, capsys, change):
+    directory, older, newer = copies
+    with_header(newer, change)
+    assert_refused(directory, older, newer, capsys, "its state cannot be read: ")
+
+
+@pytest.mark.parametrize("version", [0, 3, -1, 10**4000])
+def test_an_unknown_version_is_one_line_that_names_the_file(copies, version):
+    directory, _, newer = copies
+    with_header(newer, put_in(version, "format"))
+    for look in (latest_checkpoint, lambda path: restore(small_model(), path)):
+        with pytest.raises(InputError, match="this version of the callbacks reads formats 1 and 2") as raised:
+            look(directory)
+        assert str(newer) in str(raised.value) and len(str(raised.value)) < 400 + len(str(newer))
+
+
+def array_that_is_missing(header):
+    header["callbacks"]["Journal-1"] = {"array": [7, "<f8", [2]]}
+
+
+def type_that_is_code(header):
+    header["callbacks"]["Journal-1"] = {"array": [0, "O", [2]]}
+
+
+@pytest.mark.parametrize("change", [array_that_is_missing, type_that_is_code])
+def test_malformed_states_of_callbacks_are_refused_in_one_line(copies, change):
+    _, _, newer = copies
+    with_header(newer, change)
+    with pytest.raises(InputError, match=f"^Cannot read the state in {newer}: ") as raised:
+        restore(small_model(), newer)
+    assert "\n" not in str(raised.value)
+    with contextlib.suppress(ValueError):
+        assert dtype_named("O") is None

@@ -1,0 +1,86 @@
+"""Values of a weights file are read once, like Keras reads them, and become separate variables."""
+
+import os
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from stored_values import KEPT, SUFFIXES, assert_same_values, kept, train
+
+from callbacks.hdf5_reader import load_weights
+
+
+def model_of_keeper():
+    keras.utils.set_random_seed(0)
+    made = kept()
+    made.compile(keras.optimizers.SGD(0.1), "mse")
+    return made
+
+
+@pytest.fixture(params=SUFFIXES)
+def path(request, tmp_path):
+    """A file of stock Keras."""
+    path = str(tmp_path / f"kept{request.param}")
+    saved = model_of_keeper()
+    saved.fit(np.ones([4, 2]), np.ones([4, 1]), verbose=0)  # the optimizer has something to keep
+    (saved.save if request.param == ".keras" else saved.save_weights)(path)
+    return path
+
+
+def test_every_kind_of_value_is_restored_as_by_keras(path):
+    by_keras, ours = model_of_keeper(), model_of_keeper()
+    by_keras.load_weights(path)
+    load_weights(ours, path)
+    assert_same_values(ours.layers[0].found, by_keras.layers[0].found, KEPT)
+
+
+def test_two_variables_from_one_array_stay_separate(path):
+    restored = model_of_keeper()
+    load_weights(restored, path)
+    kernel, twin = restored.layers[0].kernel, restored.layers[0].twin
+    kernel._value.assign_add(tf.ones([2, 3]))
+    np.testing.assert_array_equal(kernel, KEPT["matrix"] + 1)
+    np.testing.assert_array_equal(twin, KEPT["matrix"])
+
+
+def test_an_array_that_has_become_a_variable_cannot_be_written_to(path):
+    restored = model_of_keeper()
+    load_weights(restored, path)
+    found = restored.layers[0].found
+    found["half"][0] = 7
+    with pytest.raises(ValueError, match="read-only"):
+        found["matrix"][0] = 7
+    np.testing.assert_array_equal(restored.layers[0].kernel, KEPT["matrix"])
+
+
+def test_slices_and_results_of_an_array_become_correct_tensors(path):
+    restored = model_of_keeper()
+    load_weights(restored, path)
+    found = restored.layers[0].found["matrix"]
+    assert tf.convert_to_tensor(found[1]).numpy().tolist() == [3, 4, 5]
+    assert tf.convert_to_tensor(found * 2).numpy().tolist() == [[0, 2, 4], [6, 8, 10]]
+    assert tf.convert_to_tensor(found, "float64").dtype == "float64"
+
+
+def test_a_file_of_another_model_is_refused(path):
+    other = keras.Sequential([keras.Input([2]), keras.layers.Dense(7)])
+    with pytest.raises(ValueError, match="could not be loaded"):
+        load_weights(other, path)
+
+
+def test_a_file_is_read_only_once(tmp_path):
+    layers = [keras.layers.Dense(256) for _ in range(8)]
+    deep = keras.Sequential([keras.Input([2]), *layers, keras.layers.Dense(1)])
+    train(deep, tmp_path)
+    for name in ("ours", "keras"):
+        for suffix in SUFFIXES:
+            path = str(tmp_path / f"{name}_4{suffix}")
+            before = bytes_read()
+            load_weights(deep, path)
+            assert bytes_read() - before < 1.1 * os.path.getsize(path), path
+
+
+def bytes_read():
+    with open("/proc/self/io") as file:
+        return int(file.readline().split()[1])
