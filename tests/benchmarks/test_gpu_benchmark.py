@@ -29,7 +29,7 @@ def test_without_a_gpu_it_says_so_in_one_line():
 
 @pytest.mark.slow
 def test_small_models_are_measured_in_every_way_on_a_cpu():
-    done = benchmark("benchmarks.gpu", "--tiny", "--seconds", "0.2")
+    done = benchmark("benchmarks.gpu", "--tiny", "--seconds", "0.2", "--minutes", "60")
     assert done.returncode == 0, done.stderr
     trainings, saves, settings = (table.splitlines()[2:] for table in done.stdout.split("\n\n")[1:])
     assert len(trainings) == len(saves) == 2 and len(settings) == 3
