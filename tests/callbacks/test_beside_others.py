@@ -194,7 +194,7 @@ class Compiles(keras.callbacks.Callback):
 
 
 @pytest.mark.parametrize("first, then", [(True, True), (False, True), (True, False)], ids=["the same", "unfreezes", "freezes"])
-@pytest.mark.parametrize("crash_at", [8, 18])
+@pytest.mark.parametrize("crash_at", [pytest.param(8, marks=pytest.mark.slow), 18])
 def test_callbacks_may_compile(tmp_path, crash_at, first, then):
     whole = life(tmp_path / "whole", Compiles(then), trains=first)
     with pytest.raises(Stop):

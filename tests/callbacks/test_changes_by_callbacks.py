@@ -100,7 +100,7 @@ FREEZES = {
 }
 
 
-@pytest.mark.parametrize("kind", FREEZES)
+@pytest.mark.parametrize("kind", ["frozen", *(pytest.param(kind, marks=pytest.mark.slow) for kind in FREEZES if kind != "frozen")])
 def test_layers_that_a_callback_has_frozen_or_unfrozen_stay_so_after_a_restart(tmp_path, kind):
     make, callback = FREEZES[kind]
     _, whole, history = train(tmp_path / "whole", make, callback)
@@ -182,7 +182,10 @@ def test_a_callback_that_changes_the_variables_of_the_model_in_mid_run_is_told_w
     assert len(told) == (callback is Adapt), told
 
 
-@pytest.mark.parametrize("make, callbacks", MAKERS.values(), ids=MAKERS)
+@pytest.mark.parametrize(
+    "make, callbacks",
+    [pytest.param(*made, id=name, marks=[] if name == "the train step" else pytest.mark.slow) for name, made in MAKERS.items()],
+)
 def test_variables_created_when_training_begins_or_in_its_first_batch_are_resumed(tmp_path, make, callbacks):
     model, whole, _ = train(tmp_path / "whole", make, *callbacks)
     train(tmp_path / "cut", make, *callbacks, crash=BATCHES + 5)

@@ -77,7 +77,7 @@ DOUBTED = {
     "a PyDataset of several workers": (lambda: [Shuffled(workers=2)], {}),
 }
 CRASHES = (3, 10, 17, 24)
-QUICK = ("one pass cut into epochs", "arrays, which fit shuffles", "files and samples shuffled", "a PyDataset", "a generator")
+QUICK = ("one pass cut into epochs", "arrays, which fit shuffles", "files and samples shuffled")
 
 
 @pytest.mark.parametrize(

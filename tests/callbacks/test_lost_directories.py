@@ -103,7 +103,7 @@ def test_a_disk_that_becomes_read_only_ends_training_with_its_name_and_keeps_wha
         subprocess.run(["umount", "--lazy", tmp_path], check=True)
 
 
-@pytest.mark.parametrize("jump", [-3600, 3600])
+@pytest.mark.parametrize("jump", [-3600, pytest.param(3600, marks=pytest.mark.slow)])
 def test_a_clock_jump_of_an_hour_does_not_affect_saves_or_the_run(tmp_path, monkeypatch, jump):
     clock = time.time
     steady, jumping = tmp_path / "steady", tmp_path / "jumping"
