@@ -39,7 +39,7 @@ def copies(trained, tmp_path):
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory):
-    """Compiles a C file of this directory, once: its name -> the library to preload."""
+    """Compiles a C file of `tests/programs`, once: its name -> the library to preload."""
     directory = tmp_path_factory.mktemp("compiled")
 
     def compile(name):

@@ -8,26 +8,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from crashes import CrashAfter
 from small import BATCHES, arrays, fit, names
 
 from callbacks import GlobalStepCheckpoint, InputError, counters_of, files, latest_checkpoint, restore
 
 EPOCHS = 3
-
-
-class Crash(keras.callbacks.Callback):
-    """Raises an error after a batch, counted from the beginning of training."""
-
-    def __init__(self, after):
-        super().__init__()
-        self.after = after
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.epoch * BATCHES + batch + 1 == self.after:
-            raise InterruptedError
 
 
 def two_layers(optimizer=None):
@@ -44,7 +30,7 @@ def train(directory, make, *callbacks, crash=None):
     checkpoint = GlobalStepCheckpoint(directory / "b{batch:02d}.weights.h5", save_freq=1, resume=True, background=False)
     others = [callback() for callback in callbacks]
     with contextlib.suppress(InterruptedError):
-        history = fit(model, checkpoint, *others, *([Crash(crash)] if crash else []), epochs=EPOCHS, shuffle=False)
+        history = fit(model, checkpoint, *others, *([CrashAfter(crash, BATCHES)] if crash else []), epochs=EPOCHS, shuffle=False)
         assert not crash
         return model, [v.numpy() for v in (*model.variables, *model.optimizer.variables)], history.history
     checkpoint._writer.finish()

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from compare import datasets
+from crashes import CrashAfter
 from features import MULTI_OPTIMIZER
 from generative_models import gan
 from kind_data import BATCHES
@@ -23,21 +24,6 @@ EPOCHS = 2
 CRASHES = (BATCHES, BATCHES + 1)  # after the last batch of an epoch, and after the first of the next one
 IN_GRAPH_CRASHES = (2, BATCHES)  # also in the middle of an epoch
 COMPARED = BATCHES + 1  # the batch whose file is compared with stock Keras's
-
-
-class Crash(keras.callbacks.Callback):
-    """Raises an error after a batch, counted from the beginning of training."""
-
-    def __init__(self, after):
-        super().__init__()
-        self.after = after
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
-
-    def on_train_batch_end(self, batch, logs=None):
-        if self.epoch * BATCHES + batch + 1 == self.after:
-            raise InterruptedError
 
 
 @contextlib.contextmanager
@@ -101,7 +87,7 @@ class Run:
             checkpoint = GlobalStepCheckpoint(template, save_freq=1, resume=True)
             if crash:
                 with pytest.raises(InterruptedError):
-                    self.fit(model, checkpoint, Crash(crash))
+                    self.fit(model, checkpoint, CrashAfter(crash, BATCHES))
             else:
                 resumed = self.fit(model, checkpoint)
             assert (checkpoint.resumed_from and checkpoint.resumed_from.batch) == earlier
@@ -194,7 +180,7 @@ def test_the_step_is_that_of_the_optimizer_that_was_stepped_most(tmp_path):
         model.run_eagerly = True
         checkpoint = GlobalStepCheckpoint(tmp_path / "b{batch}_s{step}.weights.h5", save_freq=1, resume=True)
         with pytest.raises(InterruptedError) if crash else contextlib.nullcontext():
-            model.fit(KINDS["GAN with two optimizers"].data(), verbose=0, callbacks=[checkpoint, Crash(crash)])
+            model.fit(KINDS["GAN with two optimizers"].data(), verbose=0, callbacks=[checkpoint, CrashAfter(crash, BATCHES)])
     assert [int(each.iterations.numpy()) for each in (model.d_optimizer, model.g_optimizer)] == [2 * BATCHES, BATCHES]
     assert names(tmp_path) == [f"b{i}_s{2 * i}.weights.h5" for i in range(1, BATCHES + 1)]
     assert latest_checkpoint(tmp_path).step == 2 * BATCHES

@@ -59,6 +59,26 @@ class Crash(keras.callbacks.Callback):
             raise InterruptedError
 
 
+class CrashAfter(keras.callbacks.Callback):
+    """Ends training with an exception after a batch. It counts the batches itself, for tests of the counters.
+
+    Args:
+        batch: the batch, counted from 1 over all epochs; None for none.
+        batches_per_epoch: the number of batches in an epoch.
+    """
+
+    def __init__(self, batch, batches_per_epoch):
+        super().__init__()
+        self.batch, self.batches_per_epoch = batch, batches_per_epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.epoch * self.batches_per_epoch + batch + 1 == self.batch:
+            raise InterruptedError
+
+
 def assert_equal(one, other):
     for a, b in zip(one.variables, other.variables, strict=True):
         np.testing.assert_array_equal(a.numpy(), b.numpy(), err_msg=a.path)

@@ -4,8 +4,8 @@ Keras compiles its train step as a whole or not at all. It leaves it uncompiled 
 their collectives, and with TensorFlow's deterministic operations. There, only the forward and backward pass is compiled here.
 Collectives, clipping, accumulation, optimizer and metrics stay outside, as in NVIDIA's examples with auto-clustering.
 
-XLA draws the same random bits as TensorFlow, but makes other numbers of them (except in float16). So the Dropout masks differ from
-those without XLA, with Keras's own compilation too. The seeds advance equally.
+XLA draws the same random bits as TensorFlow, but converts them to other floating-point numbers, except in float16. So Dropout masks
+with XLA differ from masks without it, under Keras's own compilation too. The seeds advance equally.
 """
 
 import warnings
