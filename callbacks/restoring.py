@@ -286,7 +286,7 @@ def _is_file(template_or_directory):
 def _template_with_fields(template_or_directory):
     """Returns the template; None for a directory or a file, which may contain checkpoints of any template."""
     text = os.fspath(template_or_directory)
-    if os.path.isdir(os.path.expanduser(text)):
+    if "{" not in text or os.path.isdir(os.path.expanduser(text)):
         return None
     template = Template(text).expanded()
     return template if template.has_fields else None

@@ -82,13 +82,19 @@ train() {
     preempted=${job#* PreemptTime=} preempted=${preempted%% *}
     # exit_requeue: saved after a warning. exit_terminated: saved after TERM, which Slurm sends to the tasks of a preempted or cancelled
     # job; on scancel, this shell gets TERM too.
-    if [[ $state == RUNNING && -z $ended ]] && { ((code == exit_requeue)) || [[ $code == "$exit_terminated" && $preempted != None ]]; }; then
+    if [[ $state == RUNNING && -z $ended ]] &&
+        { ((code == exit_requeue)) || was_killed_by_warning || [[ $code == "$exit_terminated" && $preempted != None ]]; }; then
         if ((${SLURM_RESTART_COUNT:-0} >= MAX_REQUEUES)); then
             echo "error: not requeued: the job was requeued $MAX_REQUEUES times (MAX_REQUEUES)" >&2
         elif scontrol requeue "$this_job"; then
-            echo "job $this_job has saved and is requeued"
+            echo "job $this_job $(was_killed_by_warning && echo "was warned before it trained" || echo "has saved") and is requeued"
             sleep 60 # until Slurm ends this attempt
         fi
     fi
     exit "$code"
+}
+
+# A warning that arrives before a task ignores it kills the task; srun then exits with 128 + the signal's number.
+was_killed_by_warning() {
+    [[ -n $warned ]] && ((code == 128 + $(kill -l "$warned")))
 }

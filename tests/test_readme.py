@@ -30,7 +30,7 @@ TRAIN = [line for line in commands() if "--dry-run" not in line and "--nnodes" n
 LAUNCHED = [line for line in TRAIN if "-m launch" in line]
 SAMPLE = README.split("Without a GPU, it prints:")[1].split("```")[1]
 PRINTED = re.findall(r"^(?:[a-z]+ +|train longer )", SAMPLE, re.MULTILINE)  # labels at the beginning of lines
-FROM_ANOTHER = [line for line in TRAIN if "runs/mnist/" in line]
+FROM_ANOTHER = [line for line in TRAIN if re.search(r"--(resume|init-from) runs/mnist", line)]
 PLAIN = [line for line in TRAIN if line not in (*LAUNCHED, *FROM_ANOTHER)]
 
 
@@ -61,7 +61,7 @@ def test_commands_that_start_from_a_checkpoint_of_another_run_train(tmp_path):
     run(".venv/bin/python -m recipes.mnist", tmp_path, "--epochs", "3")
     resumed, fine_tuned = (run(line, tmp_path, "--epochs", "4") for line in FROM_ANOTHER)
     assert "model_batch_at_00050.weights.h5: batch 50" in resumed and "trained on   88 batches" in resumed
-    assert "with the weights of runs/mnist/checkpoints" in fine_tuned and "trained on   88 batches" in fine_tuned
+    assert "with the weights of runs/mnist" in fine_tuned and "trained on   88 batches" in fine_tuned
 
 
 @pytest.mark.parametrize("line", [line for line in commands() if line not in TRAIN])

@@ -174,3 +174,5 @@ def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path):
     with pytest.raises(ValueError, match="No checkpoint to take weights from at"):
         (tmp_path / "empty").mkdir()
         restore_weights(other, tmp_path / "empty")
+    with pytest.raises(ValueError, match="There is no such directory"):
+        restore_weights(other, tmp_path / "none")

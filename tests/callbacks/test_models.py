@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from features import CONFIG_CHECK
 from small import BATCH, arrays
 
 from callbacks import GlobalStepCheckpoint, InputError, latest_checkpoint, restore
@@ -162,6 +163,7 @@ def test_the_error_for_a_model_that_is_not_built_says_what_to_do(tmp_path):
         restore(model, template)
 
 
+@CONFIG_CHECK
 def test_a_model_that_keras_cannot_serialize_is_refused_after_its_first_batch_and_not_at_its_first_save(tmp_path):
     class Wrapped(keras.Model):
         def __init__(self, layer):

@@ -14,4 +14,5 @@ def since_keras(minor, what):
 SAME_FOR_ANY_REPLICAS = since_keras(8, "gradients of several replicas are summed, not averaged")
 PARTIAL_EXECUTIONS = since_keras(7, "the end of an epoch that steps_per_execution does not divide reaches no callback")
 MONITOR = since_keras(11, "ModelCheckpoint saves nothing where the monitored metric is missing")
+CONFIG_CHECK = since_keras(12, "a model is saved without the arguments of its constructor, and cannot be loaded")
 MULTI_OPTIMIZER = since_keras(15, "there is no MultiOptimizer")

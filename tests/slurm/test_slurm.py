@@ -62,6 +62,21 @@ def test_warnings_in_the_first_second_requeue_and_the_run_completes(submit, tmp_
         assert_same_weights(tmp_path / newest, folder / newest)
 
 
+def test_a_warning_that_kills_a_task_before_it_trains_requeues_the_job(submit, tmp_path):
+    """Stands for the moment between the start of a task and its first command, which no test can hit."""
+    python = tmp_path / "python"
+    dies = "import signal; signal.signal(signal.SIGUSR1, signal.SIG_DFL); signal.pause()"
+    python.write_text(f"#!/bin/bash\n((SLURM_RESTART_COUNT)) || exec {sys.executable} -c '{dies}'\nexec {sys.executable} \"$@\"\n")
+    python.chmod(0o755)
+    job = submit(recipe=[*RECIPE[:4], "--epochs", 1], PYTHON=python)
+    job.wait_for_attempt(1)
+    job.signal("USR1", "--batch")
+    assert job.end() == "COMPLETED", job.output
+    assert job.restarts == 1
+    assert "was warned before it trained and is requeued" in job.output
+    assert checkpoints(tmp_path) == ["model_batch_at_00022.weights.h5"]
+
+
 def test_a_cancelled_job_saves_and_stays_cancelled(submit, tmp_path, cluster):
     job = submit("-N2")
     wait_for_batch(tmp_path, 40)
