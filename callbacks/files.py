@@ -194,7 +194,9 @@ def _rename(temporary: str, path: str) -> None:
 
 
 def _write_durably(path: str, trailer: Trailer, write: Callable[[Output], None]) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # what an earlier process with our pid left there, or a link or a FIFO that another user made
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     output = Output(descriptor)
     try:
         write(output)

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 
 from callbacks import plain_data
-from callbacks.archive import place_of
+from callbacks.archive import NoMember, place_of
 from callbacks.plain_hdf5 import check_dataset, check_plain
 from callbacks.regular_file import open_regular
 
@@ -41,7 +41,7 @@ def check_file(path: str, members: Iterable[str]) -> None:
         OSError: if it cannot be read.
     """
     for member in members:
-        with contextlib.suppress(KeyError), open_part(path, member) as content, h5py.File(content, "r") as file:
+        with contextlib.suppress(NoMember), open_part(path, member) as content, h5py.File(content, "r") as file:
             check_plain(file, content.size)
 
 
@@ -87,11 +87,24 @@ def plain_dataset(group: h5py.Group, name: str) -> h5py.Dataset:
 
 
 class Part(io.RawIOBase):
-    """A file-like object for a part of a file."""
+    """A file-like object for a part of a file.
 
-    def __init__(self, file: BinaryIO, begin: int, size: int):
-        self._descriptor, self._begin, self.size = file.fileno(), begin, size
+    Args:
+        file: the open file.
+
+    Attributes:
+        size: the size of the part, at first of the whole file.
+        error: the first error of a read, since HDF5 and `zipfile` raise other errors in its place, or none.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._descriptor, self._begin, self.size = file.fileno(), 0, os.fstat(file.fileno()).st_size
         self._at = 0
+        self.error: OSError | None = None
+
+    def narrow(self, begin: int, size: int) -> None:
+        """Leaves out everything before a byte, and after `size` bytes from there."""
+        self._begin, self.size, self._at = begin, size, 0
 
     def readable(self):
         return True
@@ -100,24 +113,41 @@ class Part(io.RawIOBase):
         return True
 
     def seek(self, offset, whence=os.SEEK_SET):
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
-        return self._at
+        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
+        if at < 0:
+            raise ValueError("a place before the beginning of the file")
+        self._at = at
+        return at
 
     def tell(self):
         return self._at
 
     def readinto(self, buffer):
-        wanted = memoryview(buffer)[: max(self.size - self._at, 0)]
-        count = os.preadv(self._descriptor, [wanted], self._begin + self._at)
-        self._at += count
-        return count
+        """Fills the whole buffer, unless the part ends before."""
+        left, begin = memoryview(buffer)[: max(self.size - self._at, 0)], self._at
+        try:
+            while left and (count := os.preadv(self._descriptor, [left], self._begin + self._at)):
+                left, self._at = left[count:], self._at + count
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        return self._at - begin
 
 
 @contextlib.contextmanager
 def open_part(path: str, member: str) -> Iterator[Part]:
-    """Opens a file, or a member of a `.keras` archive in its place there."""
+    """Opens a file, or a member of a `.keras` archive in its place there.
+
+    Raises:
+        OSError: the first error of a read, in place of what HDF5 and `zipfile` make of it.
+        ValueError: if the archive is not one that this package writes.
+    """
     with open_regular(path) as file:
-        if path.endswith(".keras"):
-            yield Part(file, *place_of(file, member))
-        else:
-            yield Part(file, 0, os.fstat(file.fileno()).st_size)
+        part = Part(file)
+        try:
+            if path.endswith(".keras"):
+                part.narrow(*place_of(part, member))  # type: ignore[arg-type]  # it has what `zipfile` calls
+            yield part
+        finally:
+            if part.error is not None:
+                raise part.error from None
