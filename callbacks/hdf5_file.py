@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
@@ -25,8 +26,18 @@ def open_hdf5(path: str, member: str = WEIGHTS_MEMBER) -> Iterator[h5py.File]:
         path: a `.weights.h5` or a `.keras` file.
         member: its name in an archive.
     """
-    with open_part(path, member) as content, h5py.File(content, "r") as file:
+    with open_part(path, member) as content, hdf5_of(content) as file:
         yield file
+
+
+def hdf5_of(content: "Part") -> h5py.File:
+    """Opens the HDF5 file in a part."""
+    try:
+        return h5py.File(content, "r")
+    except BaseException as error:
+        # HDF5 calls the file-like object of a property list when the process exits, and crashes if that is after Python's end.
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 def check_file(path: str, members: Iterable[str]) -> None:
@@ -41,7 +52,7 @@ def check_file(path: str, members: Iterable[str]) -> None:
         OSError: if it cannot be read.
     """
     for member in members:
-        with contextlib.suppress(NoMember), open_part(path, member) as content, h5py.File(content, "r") as file:
+        with contextlib.suppress(NoMember), open_part(path, member) as content, hdf5_of(content) as file:
             check_plain(file, content.size)
 
 
@@ -94,13 +105,13 @@ class Part(io.RawIOBase):
 
     Attributes:
         size: the size of the part, at first of the whole file.
-        error: the first error of a read, since HDF5 and `zipfile` raise other errors in its place, or none.
+        error: the first exception of a read; None if there was none.
     """
 
     def __init__(self, file: BinaryIO):
         self._descriptor, self._begin, self.size = file.fileno(), 0, os.fstat(file.fileno()).st_size
         self._at = 0
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def narrow(self, begin: int, size: int) -> None:
         """Leaves out everything before a byte, and after `size` bytes from there."""
@@ -123,15 +134,19 @@ class Part(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer):
-        """Fills the whole buffer, unless the part ends before."""
-        left, begin = memoryview(buffer)[: max(self.size - self._at, 0)], self._at
+        """Fills the buffer, with zeros after the end of the part or after an error, and returns the number of bytes read.
+
+        An exception would be raised in the middle of HDF5, which does not stop then. So `error` holds the first one.
+        """
+        whole, done = memoryview(buffer), 0
+        wanted = max(min(len(whole), self.size - self._at), 0)
         try:
-            while left and (count := os.preadv(self._descriptor, [left], self._begin + self._at)):
-                left, self._at = left[count:], self._at + count
-        except OSError as error:
+            while done < wanted and (count := os.preadv(self._descriptor, [whole[done:wanted]], self._begin + self._at)):
+                done, self._at = done + count, self._at + count
+        except BaseException as error:
             self.error = self.error or error
-            raise
-        return self._at - begin
+        whole[done:] = bytes(len(whole) - done)
+        return done
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks.hdf5_file import WEIGHTS_MEMBER, Part, open_part, plain_dataset, read_dataset
+from callbacks.hdf5_file import WEIGHTS_MEMBER, Part, hdf5_of, open_part, plain_dataset, read_dataset
 from callbacks.keras_private import KERAS_STORE, KNOWS_WALK, LOAD_STATE, array_view
 from callbacks.keras_walk import saved_objects
 
@@ -69,7 +69,7 @@ def _read(path: str, skip: tuple[str, ...]) -> Any:
         if info.type == h5py.h5o.TYPE_DATASET:
             datasets.append(name)
 
-    with open_part(path, WEIGHTS_MEMBER) as content, h5py.File(content, "r") as file:
+    with open_part(path, WEIGHTS_MEMBER) as content, hdf5_of(content) as file:
         h5py.h5o.visit(file.id, note, info=True)
         for parent, _, name in (each.rpartition("/") for each in datasets):
             if f"/{parent}".endswith("/vars") and not parent.startswith(skip):

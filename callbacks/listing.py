@@ -6,6 +6,7 @@ import warnings
 
 from callbacks import files
 from callbacks.errors import CheckpointReadError, InputError, one_line
+from callbacks.folders import is_url
 from callbacks.template import SUFFIXES, Template
 
 NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # the path leads to no file: a broken link, or a loop of links
@@ -43,7 +44,7 @@ def candidates(template_or_directory: str | os.PathLike) -> list[str]:
         if os.path.isdir(directory):
             entries = [entry.path for entry in os.scandir(directory) if not entry.name.startswith(".")]
             return [path for path in entries if path.endswith(SUFFIXES)]
-        if not os.path.lexists(directory) and "{" not in text and not text.endswith(SUFFIXES):
+        if not (os.path.lexists(directory) or is_url(text) or "{" in text or text.endswith(SUFFIXES)):
             raise InputError(f"There is no such directory: {text}")
         return Template(text).expanded().files()
     except OSError as error:

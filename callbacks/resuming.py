@@ -143,8 +143,8 @@ class Resumption:
         if self._restored:
             self._restored.put_back()
         self._restore_late()
-        if self._states:
-            callback_state.give_back(callbacks, self._states)
+        if self._states and self.checkpoint:
+            callback_state.give_back(callbacks, self._states, self.checkpoint.path)
         if self._obstacle:
             warnings.warn(
                 f"The model is not restored, since no batch is left that could create its missing variables. {self._obstacle}",
