@@ -169,9 +169,11 @@ def read_verified(path: str) -> Checkpoint:
     try:
         header = stored_header.read_header(path)
         stored_header.check(path)
-    except (InputError, OSError):
+    except InputError:
         raise
     except Exception as error:  # h5py, zipfile and json raise errors of many classes for a file that this code did not write
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise files.Corrupt(f"its state cannot be read: {one_line(error)}") from None
     if [header["counts"][name] for name in ("batch", "step", "epoch", "samples")] != list(astuple(trailer)):
         raise files.Corrupt("its trailer and its header contain different counters")
