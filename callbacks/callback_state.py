@@ -159,6 +159,8 @@ class _KerasState:
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
+        if not isinstance(state, dict):
+            raise TypeError(f"the state is of type {type(state).__name__}")
         for name in (*self._attributes, *self._arrays):
             if name in state:
                 _check_like(state[name], name)
@@ -180,7 +182,7 @@ def _check_like(value: Any, name: str) -> None:
         case "history":
             fits = isinstance(value, dict) and all(isinstance(each, list) for each in value.values())
         case _:
-            fits = value is None or isinstance(value, (bool, int, float))
+            fits = isinstance(value, (bool, int, float)) or (value is None and name in ("best", "_current_epoch"))
     if not fits:
         raise TypeError(f"{name} is of type {type(value).__name__}")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from callbacks.counts import Counts
 from callbacks.errors import InputError
-from callbacks.template import Template
+from callbacks.template import COUNTERS, Template
 
 _LARGEST = 1 << 63
 _LONGEST = 255  # characters of a template, at most the length of a file name
@@ -107,7 +107,7 @@ def _is_random(value: Any) -> bool:
 
 def _check_counts(counts: dict[str, Any]) -> None:
     for field in fields(Counts):
-        if field.name in counts:
+        if field.name in counts or field.name in COUNTERS:
             _expect(counts, field.name, type(field.default))
             _require(0 <= counts[field.name] < _LARGEST, f"counts.{field.name}")
     _require(counts.keys() <= {field.name for field in fields(Counts)}, "counts")
