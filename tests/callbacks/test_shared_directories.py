@@ -1,5 +1,6 @@
 """A directory to which other users and other runs write: nothing of theirs is replaced, followed or shown as it is."""
 
+import errno
 import json
 import os
 import re
@@ -8,10 +9,11 @@ import warnings
 import pytest
 from small import BATCHES, Do, fit, names, small_model
 
-from callbacks import CheckpointWriteError, GlobalStepCheckpoint, files, latest_checkpoint, listing, restoring
+from callbacks import CheckpointWriteError, GlobalStepCheckpoint, InputError, files, latest_checkpoint, listing, restoring
 from callbacks.__main__ import main
 from callbacks.files import temporary_name
 from callbacks.lock import Lock, Owner
+from callbacks.template import Template
 
 
 def save(directory, template="b{batch}.weights.h5", **options):
@@ -126,3 +128,36 @@ def test_list_and_verify_beside_a_run_leave_out_the_files_that_it_deletes(tmp_pa
     monkeypatch.setattr(restoring.files, "verify", verify)
     assert main(["verify", str(tmp_path)]) == 0
     assert "1 files, all intact" in capsys.readouterr().out
+
+
+def test_a_directory_in_the_place_of_an_unfinished_file_of_a_dead_process_is_left_alone(tmp_path):
+    stray = tmp_path / temporary_name("b10.weights.h5").replace(str(os.getpid()), "4194303")
+    stray.mkdir()
+    save(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([stray.name, "b10.weights.h5"])
+
+
+def test_an_unfinished_file_of_a_run_that_lost_its_lock_must_be_removable(tmp_path):
+    """Otherwise that run, if it is alive, might still commit it."""
+    fenced = Owner(host="elsewhere", pid=5, started=1, job="", restart=0, since="")
+    (tmp_path / f".tmp-5@{fenced.pid_space}@b10.weights.h5").mkdir()
+    with pytest.raises(InputError, match=r"The unfinished file .*b10.weights.h5 of an earlier run cannot be removed: "):
+        files.sweep(Template(str(tmp_path / "b{batch}.weights.h5")), fenced)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_an_older_checkpoint_that_cannot_be_deleted_is_named_as_the_cause(tmp_path, monkeypatch, background):
+    """For example, one of another user in a sticky directory."""
+
+    def unlink(path, **options):
+        if str(path) == str(tmp_path / "b2.weights.h5"):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+        real(path, **options)
+
+    real = os.unlink
+    monkeypatch.setattr(os, "unlink", unlink)
+    with pytest.raises(CheckpointWriteError) as raised:
+        save(tmp_path, save_freq=2, keep_last=1, background=background)
+    said = f"Operation not permitted: the older checkpoint {tmp_path}/b2.weights.h5 cannot be deleted."
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert {"b2.weights.h5", "b4.weights.h5"} <= set(names(tmp_path))
