@@ -43,7 +43,7 @@ class FitHooks:
         self._execution: Callable[[Any], Any] = self._execute
         self._before_tracing: list[Callable[[], None]] = []
         self._before_first_batch: list[tuple[Callable[[], None], bool]] = []
-        self._lacks_variables = False
+        self._needs_trace = False
         self._instead: list[Callable[[Any], Any]] = []
         self._after: list[Callable[[], None]] = []
         self._history: keras.callbacks.History | None = None
@@ -88,19 +88,19 @@ class FitHooks:
         """
         self._execution = functools.partial(call, self._execution)
 
-    def before_first_batch(self, act: Callable[[], None], build: bool = True, lacks: bool = False) -> None:
+    def before_first_batch(self, act: Callable[[], None], build: bool = True, trace: bool = False) -> None:
         """Registers a function to call just before the first batch of the running `fit`. Call it in `on_train_begin`.
 
         Args:
             act: the function.
             build: whether it needs the variables of metrics and layers that the first batch would create.
-            lacks: whether it needs variables that even built layers do not have, since a user's train step may create them.
+            trace: whether it also needs the variables that only a trace of the user's train step creates.
         """
         history = getattr(self._model, "history", None)  # Keras makes a new one for each `fit`
         if self._history is not history:
-            self._history, self._before_first_batch, self._lacks_variables = history, [], False
+            self._history, self._before_first_batch, self._needs_trace = history, [], False
         self._before_first_batch.append((act, build))
-        self._lacks_variables |= lacks
+        self._needs_trace |= trace
 
     def begin_batch_of_custom_loop(self) -> None:
         """Calls the functions for before the first batch in a custom training loop, which may train without an execution."""
@@ -158,7 +158,7 @@ class FitHooks:
                 with strategy.scope():
                     keras_private.symbolic_build(model, spec)
         elif (
-            self._lacks_variables
+            self._needs_trace
             or not StateTree(model).is_built
             or not all(getattr(each, "built", True) for each in model.metrics)
         ):
@@ -193,7 +193,7 @@ class FitHooks:
         acts, self._before_first_batch = self._before_first_batch, []
         if iterator is not None and any(build for _, build in acts):
             self.build(iterator)
-            self._lacks_variables = False
+            self._needs_trace = False
         for act, _ in acts:
             act()
 

@@ -99,6 +99,7 @@ class Resumption:
     def __init__(self, model: keras.Model, template: Template, resume: bool | str | os.PathLike, planned_epochs: int | None):
         self._model, self._counters, self._counts = model, counters_of(model), Counts()
         self._states: CallbackStates | None = None
+        self._earlier, self._flags, self._is_finished = Counts(), dict[str, bool](), False
         self._restored: RestoredVariables | None = None
         self._lacking: state.StoredState | None = None  # to restore when the model has all its variables
         self._obstacle: NotBuilt | None = None  # why a finished run is not restored
@@ -144,7 +145,7 @@ class Resumption:
             self._restored.put_back()
         self._restore_late()
         if self._states:
-            callback_state.give_back(callbacks, self._states)
+            callback_state.restore(callbacks, self._states)
         if self._obstacle:
             warnings.warn(
                 f"The model is not restored, since no batch is left that could create its missing variables. {self._obstacle}",
@@ -202,7 +203,7 @@ class Resumption:
                 self._obstacle = error
                 return
             if isinstance(error, NotBuilt) and not is_last_try:
-                fit_hooks_of(self._model).before_first_batch(lambda: self._restore_late(is_last_try=True), lacks=True)
+                fit_hooks_of(self._model).before_first_batch(lambda: self._restore_late(is_last_try=True), trace=True)
                 return
             resumed_epoch_of(self._model).resume(self._earlier, {}, lambda: None)
             data_position_of(self._model).resume(None, self._earlier)
