@@ -39,7 +39,7 @@ class Template:
     A counter matches only digits in its format: `m_{batch:05d}.keras` matches neither `m_best_00050.keras` nor `m_50.keras`. A
     metric with a number format matches numbers in that format; a metric without one matches any text. A metric may have any
     name that Keras allows: `{val_top-5:.3f}`, `{acc@1}`, `{a/b}`; `{f1[0]:.2f}` is the first number of a vector. A slash in a
-    value becomes `_`, so that no value leads to another directory.
+    value becomes `_`, so that no value leads to another directory, and no value gives a hidden file.
 
     Args:
         text: the path, relative or absolute. Its suffix decides what is saved: `.weights.h5`, or `.keras` for the whole model.
@@ -74,7 +74,7 @@ class Template:
             try:
                 if re.search(r"[1-9]\d{3}", spec):
                     raise ValueError("it is longer than a file name")
-                _look(field, spec)
+                _field_expression(field, spec)
             except (ValueError, OverflowError) as error:
                 raise InputError(f"{{{field}:{spec}}} in {self.text!r} is not a number format: {error}") from None
 
@@ -132,7 +132,11 @@ class Template:
                 ) from None
             return re.sub(r"\A\.", "_", text) if _takes_texts(spec) else text  # neither a hidden file nor `..`
 
-        return "".join(literal + (written(field, spec) if field else "") for literal, field, spec, _ in self._parts)
+        path = "".join(literal + (written(field, spec) if field else "") for literal, field, spec, _ in self._parts)
+        directory, slash, name = path.rpartition("/")
+        if name.startswith(".") and not self.last_part.startswith("."):  # an empty text came first
+            name = f"_{name}"
+        return directory + slash + name
 
     @property
     def last_part(self) -> str:
@@ -184,11 +188,11 @@ class Template:
     def _expression(self, counts: object = None) -> str:
         """Returns a regular expression of all paths, or of those with these counters."""
 
-        def look(field, spec):
+        def expression(field, spec):
             known = counts is not None and field in FIELDS
-            return re.escape(format(getattr(counts, field), spec)) if known else _look(field, spec)
+            return re.escape(format(getattr(counts, field), spec)) if known else _field_expression(field, spec)
 
-        return "".join(re.escape(literal) + (look(field, spec) if field else "") for literal, field, spec, _ in self._parts)
+        return "".join(re.escape(literal) + (expression(field, spec) if field else "") for literal, field, spec, _ in self._parts)
 
     def _fields(self) -> Iterator[tuple[str, str, str | None]]:
         return ((field, spec, conversion) for _, field, spec, conversion in self._parts if field is not None)
@@ -208,12 +212,12 @@ class Template:
         return [*parts, (literal, None, "", None)]
 
 
-def _look(field: str, spec: str) -> str:
+def _field_expression(field: str, spec: str) -> str:
     """Returns a regular expression of the texts of a field in this format."""
-    return _look_of_counter(spec) if field in FIELDS else _look_of_metric(spec)
+    return _counter_expression(spec) if field in FIELDS else _metric_expression(spec)
 
 
-def _look_of_counter(spec: str) -> str:
+def _counter_expression(spec: str) -> str:
     """Returns the expression of a counter. A longer counter is not padded: it starts with a nonzero digit or a base's prefix."""
     shortest, large = format(0, spec), [format(number, spec) for number in _LARGE]
     unfilled = "".join(large)
@@ -221,7 +225,7 @@ def _look_of_counter(spec: str) -> str:
     return f"(?:{_any_of(shortest + unfilled)}{{{len(shortest)}}}|{no_zero}{_any_of(unfilled)}{{{len(shortest) + 1},}})"
 
 
-def _look_of_metric(spec: str) -> str:
+def _metric_expression(spec: str) -> str:
     if _takes_texts(spec):
         return "[^/]*"
     format(0.0, spec)
@@ -242,7 +246,7 @@ def _claims(parts: list[tuple[str, str | None, str, str | None]], name: str) -> 
     for (_, field, spec, _), (literal, after, _, _) in itertools.pairwise(parts):
         assert field is not None  # None stands only after the last part
         until = end if after is None else name.find(literal, at + 1, end)  # a sign may be the literal's first character
-        if until < 0 or (not literal and after is not None) or not re.fullmatch(_look(field, spec), name[at:until]):
+        if until < 0 or (not literal and after is not None) or not re.fullmatch(_field_expression(field, spec), name[at:until]):
             return []
         if field in FIELDS:
             found.append((field, spec, name[at:until]))

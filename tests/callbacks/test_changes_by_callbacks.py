@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from crashes import CrashAfter
-from small import BATCHES, arrays, fit, names
+from small import BATCHES, arrays, fit, names, small_model
 
-from callbacks import GlobalStepCheckpoint, InputError, counters_of, files, latest_checkpoint, restore
+from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, counters_of, files, latest_checkpoint, restore
 
 EPOCHS = 3
 
@@ -296,6 +296,46 @@ UNSEEN = {
     "tf.random.truncated_normal": lambda layer, shape: tf.function(tf.random.truncated_normal)(shape),
     "a hash table": count,
 }
+
+
+class KeepsVariables(keras.callbacks.Callback):
+    """Keeps a variable, a list of variables and an optimizer outside the model, and refers to those of the model."""
+
+    def on_train_begin(self, logs=None):
+        self.average = tf.Variable(0.0)
+        self.shadows = [keras.Variable(v) for v in self.model.trainable_variables]
+        self.own, self.models = keras.optimizers.SGD(), self.model.optimizer
+        self.kernel, self.bias = (v.value for v in self.model.trainable_variables)
+
+
+class StoresVariables(KeepsVariables):
+    def get_state(self):
+        return {}
+
+    def set_state(self, state):
+        pass
+
+
+def test_variables_that_a_callback_without_state_keeps_are_reported_before_the_first_batch(tmp_path):
+    of_keras = [
+        keras.callbacks.EarlyStopping("loss", restore_best_weights=True),
+        keras.callbacks.ReduceLROnPlateau("loss"),
+        keras.callbacks.SwapEMAWeights(),
+        keras.callbacks.TensorBoard(tmp_path / "logs"),
+        keras.callbacks.BackupAndRestore(tmp_path / "backup"),
+        keras.callbacks.LambdaCallback(),
+    ]
+    ours = GlobalStepTensorBoard(tmp_path / "ours")
+    for others, resume in (([KeepsVariables()], True), ([KeepsVariables()], False), ([StoresVariables()], True), ([*of_keras, ours], True)):
+        model = small_model(keras.optimizers.Adam(use_ema=True))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            fit(model, GlobalStepCheckpoint(tmp_path / f"{len(others)}-{resume}.weights.h5", resume=resume), *others)
+        told = [str(each.message) for each in said if "No checkpoint contains the variables" in str(each.message)]
+        if resume and type(others[0]) is KeepsVariables:
+            assert len(told) == 1 and "of KeepsVariables.average, KeepsVariables.own, KeepsVariables.shadows: after a resume" in told[0]
+        else:
+            assert not told
 
 
 @pytest.mark.parametrize("draws", [*SEEN, *UNSEEN])
