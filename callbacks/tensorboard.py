@@ -27,7 +27,7 @@ from callbacks.step_statistics import StepStatistics
 from callbacks.tags import learning_rates
 from callbacks.user_summaries import SummaryRelay
 
-_LONGEST_SAMPLE = 10
+_LARGEST_DATA_SAMPLE = 10  # batches
 
 
 class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
@@ -197,8 +197,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     @property
     def _data_sample(self):
-        """The distance of the batches whose wait for data is measured: five batches for each point, if there are as many."""
-        return _LONGEST_SAMPLE if self.update_freq == "epoch" else min(max(self.update_freq // 5, 1), _LONGEST_SAMPLE)
+        """The wait for data is measured for one batch in this number: often enough for five batches in each point."""
+        return _LARGEST_DATA_SAMPLE if self.update_freq == "epoch" else min(max(self.update_freq // 5, 1), _LARGEST_DATA_SAMPLE)
 
     def _begin(self, counts: Counts) -> None:
         """Opens the files, discards what earlier attempts wrote after these counts, and starts the first window."""
