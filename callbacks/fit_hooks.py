@@ -157,11 +157,7 @@ class FitHooks:
             if strategy.num_replicas_in_sync == 1:  # with several replicas, `fit` has built them already
                 with strategy.scope():
                     keras_private.symbolic_build(model, spec)
-        elif (
-            self._needs_trace
-            or not StateTree(model).is_built
-            or not all(getattr(each, "built", True) for each in model.metrics)
-        ):
+        elif self._needs_trace or not StateTree(model).is_built or not all(getattr(each, "built", True) for each in model.metrics):
             # The registered functions are left out, since they depend on data and initial values must not.
             step = tf.function(lambda data: strategy.run(self._model_train_step, args=(data,)), autograph=False)
             step.get_concrete_function(spec)

@@ -326,14 +326,22 @@ def test_variables_that_a_callback_without_state_keeps_are_reported_before_the_f
         keras.callbacks.LambdaCallback(),
     ]
     ours = GlobalStepTensorBoard(tmp_path / "ours")
-    for others, resume in (([KeepsVariables()], True), ([KeepsVariables()], False), ([StoresVariables()], True), ([*of_keras, ours], True)):
+    for others, resume in (
+        ([KeepsVariables()], True),
+        ([KeepsVariables()], False),
+        ([StoresVariables()], True),
+        ([*of_keras, ours], True),
+    ):
         model = small_model(keras.optimizers.Adam(use_ema=True))
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             fit(model, GlobalStepCheckpoint(tmp_path / f"{len(others)}-{resume}.weights.h5", resume=resume), *others)
         told = [str(each.message) for each in said if "No checkpoint contains the variables" in str(each.message)]
         if resume and type(others[0]) is KeepsVariables:
-            assert len(told) == 1 and "of KeepsVariables.average, KeepsVariables.own, KeepsVariables.shadows: after a resume" in told[0]
+            assert (
+                len(told) == 1
+                and "of KeepsVariables.average, KeepsVariables.own, KeepsVariables.shadows: after a resume" in told[0]
+            )
         else:
             assert not told
 

@@ -211,7 +211,9 @@ def test_a_loop_without_on_train_begin_is_told_to_call_it(tmp_path, hook):
         callbacks = keras.callbacks.CallbackList([callback], model=small_model(), epochs=1, steps=BATCHES)
         with pytest.raises(InputError) as raised:
             getattr(callbacks, hook)(0)
-        assert re.match(rf"{type(callback).__name__}\.on_train_begin was not called.*callbacks\.on_train_begin\(\)", str(raised.value))
+        assert re.match(
+            rf"{type(callback).__name__}\.on_train_begin was not called.*callbacks\.on_train_begin\(\)", str(raised.value)
+        )
     assert not any(tmp_path.iterdir())
 
 
