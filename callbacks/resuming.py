@@ -127,7 +127,7 @@ class Resumption:
         if ranks().is_chief and self._is_finished:
             why = "a callback has ended the training" if self._states.has_stopped else f"epochs is {planned_epochs}"
             where = f"{'at the end of' if self._counts.epoch_ended else 'in'} epoch {self._counts.epoch}"
-            print(f"Nothing left to train: {checkpoint.path} stands {where}, and {why}.", flush=True)
+            print(f"Nothing left to train: {checkpoint.path} was saved {where}, and {why}.", flush=True)
 
     def forget(self) -> None:
         """Frees the restored state. Call it when training ends."""
