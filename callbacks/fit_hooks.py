@@ -42,7 +42,7 @@ class FitHooks:
         self._keras_train_function: Callable[[Any], Any] | None = None
         self._execution: Callable[[Any], Any] = self._execute
         self._before_tracing: list[Callable[[], None]] = []
-        self._before_first_batch: list[tuple[Callable[[], None], bool]] = []
+        self._before_first_batch: list[Callable[[], None]] = []
         self._needs_trace = False
         self._instead: list[Callable[[Any], Any]] = []
         self._after: list[Callable[[], None]] = []
@@ -88,18 +88,17 @@ class FitHooks:
         """
         self._execution = functools.partial(call, self._execution)
 
-    def before_first_batch(self, act: Callable[[], None], build: bool = True, trace: bool = False) -> None:
+    def before_first_batch(self, act: Callable[[], None], trace: bool = False) -> None:
         """Registers a function to call just before the first batch of the running `fit`. Call it in `on_train_begin`.
 
         Args:
-            act: the function.
-            build: whether it needs the variables of metrics and layers that the first batch would create.
-            trace: whether it also needs the variables that only a trace of the user's train step creates.
+            act: the function. The variables of layers and metrics that the first batch would create exist by then.
+            trace: whether the function also needs the variables that only a trace of the user's train step creates.
         """
         history = getattr(self._model, "history", None)  # Keras makes a new one for each `fit`
         if self._history is not history:
             self._history, self._before_first_batch, self._needs_trace = history, [], False
-        self._before_first_batch.append((act, build))
+        self._before_first_batch.append(act)
         self._needs_trace |= trace
 
     def begin_batch_of_custom_loop(self) -> None:
@@ -187,10 +186,10 @@ class FitHooks:
 
     def _act_before_first_batch(self, iterator):
         acts, self._before_first_batch = self._before_first_batch, []
-        if iterator is not None and any(build for _, build in acts):
+        if iterator is not None:
             self.build(iterator)
             self._needs_trace = False
-        for act, _ in acts:
+        for act in acts:
             act()
 
 
