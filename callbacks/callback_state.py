@@ -90,7 +90,7 @@ def gather(callbacks: Iterable[keras.callbacks.Callback], hook: str) -> Callback
     return CallbackStates(plain, arrays, hook, stopped)
 
 
-def restore(callbacks: Iterable[keras.callbacks.Callback], states: CallbackStates) -> None:
+def give_back(callbacks: Iterable[keras.callbacks.Callback], states: CallbackStates) -> None:
     """Restores the states. A callback without a stored state stays as it is.
 
     Call it after every `on_train_begin`, which resets callbacks.

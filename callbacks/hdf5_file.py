@@ -115,7 +115,7 @@ class Part(io.RawIOBase):
 
 @contextlib.contextmanager
 def open_part(path: str, member: str) -> Iterator[Part]:
-    """Opens a `.weights.h5` file, or a member of a `.keras` archive, as a file-like object."""
+    """Opens a file, or a member of a `.keras` archive in its place there."""
     with open_regular(path) as file:
         if path.endswith(".keras"):
             yield Part(file, *place_of(file, member))

@@ -145,7 +145,7 @@ class Resumption:
             self._restored.put_back()
         self._restore_late()
         if self._states:
-            callback_state.restore(callbacks, self._states)
+            callback_state.give_back(callbacks, self._states)
         if self._obstacle:
             warnings.warn(
                 f"The model is not restored, since no batch is left that could create its missing variables. {self._obstacle}",

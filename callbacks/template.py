@@ -74,7 +74,7 @@ class Template:
             try:
                 if re.search(r"[1-9]\d{3}", spec):
                     raise ValueError("it is longer than a file name")
-                _field_expression(field, spec)
+                _look(field, spec)
             except (ValueError, OverflowError) as error:
                 raise InputError(f"{{{field}:{spec}}} in {self.text!r} is not a number format: {error}") from None
 
@@ -188,11 +188,11 @@ class Template:
     def _expression(self, counts: object = None) -> str:
         """Returns a regular expression of all paths, or of those with these counters."""
 
-        def expression(field, spec):
+        def look(field, spec):
             known = counts is not None and field in FIELDS
-            return re.escape(format(getattr(counts, field), spec)) if known else _field_expression(field, spec)
+            return re.escape(format(getattr(counts, field), spec)) if known else _look(field, spec)
 
-        return "".join(re.escape(literal) + (expression(field, spec) if field else "") for literal, field, spec, _ in self._parts)
+        return "".join(re.escape(literal) + (look(field, spec) if field else "") for literal, field, spec, _ in self._parts)
 
     def _fields(self) -> Iterator[tuple[str, str, str | None]]:
         return ((field, spec, conversion) for _, field, spec, conversion in self._parts if field is not None)
@@ -212,12 +212,12 @@ class Template:
         return [*parts, (literal, None, "", None)]
 
 
-def _field_expression(field: str, spec: str) -> str:
+def _look(field: str, spec: str) -> str:
     """Returns a regular expression of the texts of a field in this format."""
-    return _counter_expression(spec) if field in FIELDS else _metric_expression(spec)
+    return _look_of_counter(spec) if field in FIELDS else _look_of_metric(spec)
 
 
-def _counter_expression(spec: str) -> str:
+def _look_of_counter(spec: str) -> str:
     """Returns the expression of a counter. A longer counter is not padded: it starts with a nonzero digit or a base's prefix."""
     shortest, large = format(0, spec), [format(number, spec) for number in _LARGE]
     unfilled = "".join(large)
@@ -225,7 +225,7 @@ def _counter_expression(spec: str) -> str:
     return f"(?:{_any_of(shortest + unfilled)}{{{len(shortest)}}}|{no_zero}{_any_of(unfilled)}{{{len(shortest) + 1},}})"
 
 
-def _metric_expression(spec: str) -> str:
+def _look_of_metric(spec: str) -> str:
     if _takes_texts(spec):
         return "[^/]*"
     format(0.0, spec)
@@ -246,7 +246,7 @@ def _claims(parts: list[tuple[str, str | None, str, str | None]], name: str) -> 
     for (_, field, spec, _), (literal, after, _, _) in itertools.pairwise(parts):
         assert field is not None  # None stands only after the last part
         until = end if after is None else name.find(literal, at + 1, end)  # a sign may be the literal's first character
-        if until < 0 or (not literal and after is not None) or not re.fullmatch(_field_expression(field, spec), name[at:until]):
+        if until < 0 or (not literal and after is not None) or not re.fullmatch(_look(field, spec), name[at:until]):
             return []
         if field in FIELDS:
             found.append((field, spec, name[at:until]))
