@@ -146,9 +146,9 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._counters.begin_training(in_fit=not fit.is_custom_loop)
         self._directory = CheckpointDirectory(self.template)
         ranks().on_chief(lambda: self._directory.claim(loop))
-        resumed_epoch_of(self.model).batches_per_epoch = self._planned("steps")
+        resumed_epoch_of(self.model).batches_per_epoch = steps = self._planned("steps")
         self._data.begin(fit, will_resume=self.resume is not False)
-        self._resumption = earlier = Resumption(self.model, self.template, self.resume, self._planned("epochs"))
+        self._resumption = earlier = Resumption(self.model, self.template, self.resume, self._planned("epochs"), steps)
         self.resumed_from, self.initial_epoch = earlier.checkpoint, earlier.initial_epoch
         monitor = self.monitor if self._keep["keep_best"] else None
         self._logged = LoggedMetrics(self.template, fit.validates, fit.callbacks, earlier.logs, earlier.metrics, monitor)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from crashes import CrashAfter
-from small import BATCHES, arrays, fit, names, small_model
+from small import BATCHES, arrays, fit, names
 
-from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, counters_of, files, latest_checkpoint, restore
+from callbacks import GlobalStepCheckpoint, InputError, counters_of, files, latest_checkpoint, restore
 
 EPOCHS = 3
 
@@ -266,93 +266,3 @@ def test_a_vocabulary_that_a_callback_learns_is_in_the_next_archive(tmp_path):
             (name,) = [each for each in archive.namelist() if each.startswith("assets/")]
             vocabularies.append(archive.read(name).split())
     assert vocabularies == [[b"[UNK]", b"one"], [b"[UNK]", b"one", b"two"]]
-
-
-class Draws(keras.layers.Layer):
-    """Adds what a function draws to its input."""
-
-    def __init__(self, draw):
-        super().__init__()
-        self.draw, self.seeds, self.generator = draw, keras.random.SeedGenerator(1), tf.random.Generator.from_seed(1)
-        self.table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)
-
-    def call(self, x, training=False):
-        return x + self.draw(self, tf.shape(x)) if training else x
-
-
-def count(layer, shape):
-    key = tf.constant([1], tf.int64)
-    seen = layer.table.lookup(key)
-    layer.table.insert(key, seen + 1)
-    return tf.reshape(seen, [1])
-
-
-SEEN = {
-    "keras.random": lambda layer, shape: keras.random.normal(shape, seed=layer.seeds),
-    "a generator": lambda layer, shape: layer.generator.normal(shape),
-}
-UNSEEN = {
-    "tf.random.normal": lambda layer, shape: tf.random.normal(shape),
-    "tf.random.truncated_normal": lambda layer, shape: tf.function(tf.random.truncated_normal)(shape),
-    "a hash table": count,
-}
-
-
-class KeepsVariables(keras.callbacks.Callback):
-    """Keeps a variable, a list of variables and an optimizer outside the model, and refers to those of the model."""
-
-    def on_train_begin(self, logs=None):
-        self.average = tf.Variable(0.0)
-        self.shadows = [keras.Variable(v) for v in self.model.trainable_variables]
-        self.own, self.models = keras.optimizers.SGD(), self.model.optimizer
-        self.kernel, self.bias = (v.value for v in self.model.trainable_variables)
-
-
-class StoresVariables(KeepsVariables):
-    def get_state(self):
-        return {}
-
-    def set_state(self, state):
-        pass
-
-
-def test_variables_that_a_callback_without_state_keeps_are_reported_before_the_first_batch(tmp_path):
-    of_keras = [
-        keras.callbacks.EarlyStopping("loss", restore_best_weights=True),
-        keras.callbacks.ReduceLROnPlateau("loss"),
-        keras.callbacks.SwapEMAWeights(),
-        keras.callbacks.TensorBoard(tmp_path / "logs"),
-        keras.callbacks.BackupAndRestore(tmp_path / "backup"),
-        keras.callbacks.LambdaCallback(),
-    ]
-    ours = GlobalStepTensorBoard(tmp_path / "ours")
-    for others, resume in (
-        ([KeepsVariables()], True),
-        ([KeepsVariables()], False),
-        ([StoresVariables()], True),
-        ([*of_keras, ours], True),
-    ):
-        model = small_model(keras.optimizers.Adam(use_ema=True))
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            fit(model, GlobalStepCheckpoint(tmp_path / f"{len(others)}-{resume}.weights.h5", resume=resume), *others)
-        told = [str(each.message) for each in said if "No checkpoint contains the variables" in str(each.message)]
-        if resume and type(others[0]) is KeepsVariables:
-            assert (
-                len(told) == 1
-                and "of KeepsVariables.average, KeepsVariables.own, KeepsVariables.shadows: after a resume" in told[0]
-            )
-        else:
-            assert not told
-
-
-@pytest.mark.parametrize("draws", [*SEEN, *UNSEEN])
-def test_state_that_no_checkpoint_can_store_is_reported_before_the_first_batch(tmp_path, draws):
-    model = keras.Sequential([keras.Input((6,)), Draws((SEEN | UNSEEN)[draws]), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
-    model.compile("adam", "mse")
-    for resume in (False, True):
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            fit(model, GlobalStepCheckpoint(tmp_path / str(resume) / "b{batch}.weights.h5", resume=resume))
-        told = [str(each.message) for each in said if "whose state no checkpoint contains" in str(each.message)]
-        assert len(told) == (resume and draws in UNSEEN), told

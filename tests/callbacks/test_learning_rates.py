@@ -131,6 +131,13 @@ def test_a_finished_run_says_that_nothing_is_left(tmp_path, capsys):
     assert out == f"Nothing left to train: {tmp_path}/b10.weights.h5 was saved at the end of epoch 1, and epochs is 1.\n"
 
 
+def test_a_run_whose_last_batch_is_saved_says_that_nothing_is_left(tmp_path, capsys):
+    for _ in range(2):
+        fit(small_model(), GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5", save_freq=5, resume=True), epochs=2)
+    out = capsys.readouterr().out
+    assert out == f"Nothing left to train: {tmp_path}/b20.weights.h5 was saved after the last batch of epoch 2, and epochs is 2.\n"
+
+
 def test_a_run_that_a_callback_has_ended_says_so(tmp_path, capsys):
     stops = [keras.callbacks.EarlyStopping("loss", patience=0, min_delta=1e9) for _ in range(2)]
     for each in stops:
