@@ -159,12 +159,12 @@ class RunRecord(Copyable, keras.callbacks.Callback):
         """Resets the attributes of a run, which are not copied with the callback."""
         self._model = None
         self._trains = self._is_first_of_epoch = False
-        self._bound, self._is_writing = 0, False  # when the batch began
 
     _attempt: _Attempt = set_by_train_begin()
     _account: TimeAccount = set_by_train_begin()
     _counters: Counters = set_by_train_begin()
     _costs: SaveCosts = set_by_train_begin()
+    _bound, _is_writing = 0, False  # when the batch began
 
     def on_train_begin(self, logs=None):
         self._counters, self._costs = counters_of(self.model), save_costs_of(self.model)
