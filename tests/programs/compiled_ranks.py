@@ -7,7 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import functools
 
-from compiled import FLIPPED, MODELS, PART, Trained, assert_equal, assert_rounded_alike, digits, distance, language
+from compiled import FLIPPED, PART, Trained, assert_equal, assert_rounded_alike, digits, distance, language, pictures
 
 from callbacks.ranks import install
 from recipes.common.distribution import Distribution
@@ -26,11 +26,12 @@ def main(engine):
 
     plain, compiled = both(language, "float64", steps_per_execution=4)
     assert_equal(plain, compiled, 1e-11)
-    plain, compiled = both(functools.partial(digits, dropout=0.4), "float32", at_once=True)
-    assert distance(compiled, plain) <= FLIPPED
-    for make in MODELS.values():
+    for make in (functools.partial(digits, dropout=0.4), pictures):
+        plain, compiled = both(make, "float32", at_once=True)
+        assert distance(compiled, plain) <= FLIPPED
+    for make in (digits, language):  # longer for ResNet, which is compiled as without ranks
         exact = Trained(make, where, "off", "float64", at_once=True)
-        for precision in ("float32", "mixed_float16", "mixed_bfloat16"):
+        for precision in ("mixed_float16", "mixed_bfloat16"):
             plain, compiled = both(make, precision, at_once=True)
             assert_rounded_alike(plain, compiled, exact, precision)
 
