@@ -29,7 +29,7 @@ def main(engine):
     for make in (functools.partial(digits, dropout=0.4), pictures):
         plain, compiled = both(make, "float32", at_once=True)
         assert distance(compiled, plain) <= FLIPPED
-    for make in (digits, language):  # longer for ResNet, which is compiled as without ranks
+    for make in (digits, language):  # not ResNet, which XLA takes long for and compiles as without ranks
         exact = Trained(make, where, "off", "float64", at_once=True)
         for precision in ("mixed_float16", "mixed_bfloat16"):
             plain, compiled = both(make, precision, at_once=True)
