@@ -20,6 +20,7 @@ from callbacks.data_arrival import data_arrival_of
 from callbacks.errors import InputError
 from callbacks.fit_hooks import fit_hooks_of, running_fit
 from callbacks.folders import local_folder
+from callbacks.hook_attributes import set_by_train_begin
 from callbacks.ranks import ranks
 from callbacks.save_costs import SaveCosts, save_costs_of
 from callbacks.time_account import TimeAccount
@@ -159,8 +160,11 @@ class RunRecord(Copyable, keras.callbacks.Callback):
         self._model = None
         self._trains = self._is_first_of_epoch = False
 
-    _attempt: _Attempt  # from `on_train_begin` on, as is its account
-    _account: TimeAccount
+    _attempt: _Attempt = set_by_train_begin()
+    _account: TimeAccount = set_by_train_begin()
+    _counters: Counters = set_by_train_begin()
+    _costs: SaveCosts = set_by_train_begin()
+    _bound, _is_writing = 0, False  # when the batch began
 
     def on_train_begin(self, logs=None):
         self._counters, self._costs = counters_of(self.model), save_costs_of(self.model)

@@ -76,6 +76,7 @@ class Agent:
         self._interval = config.monitor_interval
         self._kill_at: float | None = None
         self._ends_leftovers = False
+        self._out_of_memory_before = 0  # processes that the kernel had killed when the attempt began
 
     def run(self) -> None:
         """Runs attempts until the launcher is gone."""
