@@ -25,11 +25,6 @@ from callbacks.save_costs import SaveCosts, save_costs_of
 from callbacks.time_account import TimeAccount
 
 _DATA_SAMPLE = 10  # the wait for data is measured for one batch in ten
-_SIGNALS = {
-    preemption.REQUEUE: "stopped by USR1 or USR2, after a save",
-    preemption.TERMINATED: "stopped by TERM, after a save",
-    preemption.INTERRUPTED: "stopped by Ctrl-C, after a save",
-}
 _failure = ""
 
 
@@ -92,7 +87,8 @@ class _Attempt:
         error = getattr(sys, "last_value", None)  # the error whose traceback Python has printed
         if error is not None:
             return f"{type(error).__name__}: {error}".partition("\n")[0]
-        return _failure or _SIGNALS.get(preemption.stop_requested(), "exited in the middle of training")
+        code = ranks().stop_requested()
+        return _failure or (f"stopped {preemption.reason(code)}, after a save" if code else "exited in the middle of training")
 
     def _line(self, kind: str) -> dict[str, Any]:
         self._saved, account = self.costs.newest, self.account
