@@ -79,8 +79,9 @@ class Agent:
     def run(self) -> None:
         """Runs attempts until the launcher is gone."""
         while self._ranks or not self._launcher.closed:
-            # epoll reports events, including exits through pidfds, in the order in which they happened.
-            for key, _ in self._selector.select(self._timeout()):
+            # epoll reports events, including exits through pidfds, in the order in which they happened. After SIGCONT, `select` may
+            # return none although some have happened.
+            for key, _ in self._selector.select(self._timeout()) or self._selector.select(0):
                 if key.data:
                     key.data()
             if self._ranks:

@@ -81,7 +81,9 @@ def leave_again_and_again(workdir, strategy, flags):
         assert "the same command resumes from" in results[0][1]
     results = start(strategy, "-m", "recipes.mnist", *flags, "--workdir", workdir)
     assert results[0][0] == 0, results[0][2]
-    reasons = [f"by {number.removeprefix('SIG')}{' on another rank' if several and rank else ''}" for _, number, rank, _, _ in LIVES]
+    reasons = [
+        f"by {number.removeprefix('SIG')}{' on another rank' if several and rank else ''}" for _, number, rank, _, _ in LIVES
+    ]
     ends = [attempt.why for attempt in Report(str(workdir / "record.jsonl"), time.time()).attempts]
     assert ends[-5:] == [*(f"stopped {reason}, after a save" for reason in reasons[1:]), "finished"]
 

@@ -1,5 +1,6 @@
 """The report of a run that is killed five times shows the seconds that the test's own clock has measured, to 1 %."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def measured_parts(directory, times):
     """Returns the seconds of each part, by the clocks of the program and of the test."""
     parts, trained = defaultdict(float), {}
     names = {"validation": "validation", "callback": "other_callbacks", "save": "blocked_by_saves"}
-    parts["queue"] = sum(began - ended for (_, ended), (began, _) in zip(times, times[1:], strict=False))
+    parts["queue"] = sum(began - ended for (_, ended), (began, _) in itertools.pairwise(times))
     spans = clock_of(directory)
     lifetimes = dict(zip(dict.fromkeys(each[0] for each in spans), (ended - began for began, ended in times), strict=True))
     for process, lifetime in lifetimes.items():

@@ -88,7 +88,9 @@ def test_gpus_without_a_rank_are_named(seen, ranks, idle):
 def test_a_rank_trains_on_one_gpu_and_says_before_training_which_gpus_are_idle(two_gpus, monkeypatch, rank, ranks, idle):
     chosen = []
     monkeypatch.setattr(tf.config, "set_visible_devices", lambda gpus, kind: chosen.append(gpus))
-    monkeypatch.setattr(setup, "ENGINES", {"multiworker": lambda: SimpleNamespace(rank=rank, size=ranks, gather=lambda flags: [flags])})
+    monkeypatch.setattr(
+        setup, "ENGINES", {"multiworker": lambda: SimpleNamespace(rank=rank, size=ranks, gather=lambda flags: [flags])}
+    )
     monkeypatch.setattr(setup, "install", lambda ranks: None)
     for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}.items():
         monkeypatch.setenv(name, str(value))
