@@ -2,9 +2,11 @@
 
 python tests/programs/waiting_run.py DIRECTORY
 
-Each line of the clock is a JSON list: process id, name, seconds, and for a batch its number over all processes.
+Each line of the clock is a JSON list: process id, name, seconds (for the name `exit`, since 1970), and for a batch its number over
+all processes.
 """
 
+import atexit
 import json
 import os
 import sys
@@ -31,7 +33,10 @@ class OwnClock(keras.callbacks.Callback):
         self._spans[name] = time.time()
 
     def end(self, name, *more):
-        os.write(self._file, json.dumps([os.getpid(), name, time.time() - self._spans.pop(name), *more]).encode() + b"\n")
+        self.write(name, time.time() - self._spans.pop(name), *more)
+
+    def write(self, *more):
+        os.write(self._file, json.dumps([os.getpid(), *more]).encode() + b"\n")
 
     def on_epoch_begin(self, epoch, logs=None):
         if "save" in self._spans:
@@ -116,6 +121,7 @@ def main(directory):
         callbacks=[clock, RunRecord(directory), checkpoint, WaitsAtEpochEnds(clock)],
     )
     time.sleep(2 * OTHER_WAIT)
+    atexit.register(lambda: clock.write("exit", time.time()))  # afterwards, the interpreter runs no code of this program
 
 
 if __name__ == "__main__":
