@@ -93,7 +93,10 @@ def waiting_data(clock, name, batches):
             yield tf.ones([4, 6]), tf.ones([4, 1])
 
     shapes = tf.TensorSpec([4, 6]), tf.TensorSpec([4, 1])
-    return tf.data.Dataset.from_generator(generate, output_signature=shapes).apply(tf.data.experimental.assert_cardinality(batches))
+    data = tf.data.Dataset.from_generator(generate, output_signature=shapes).apply(tf.data.experimental.assert_cardinality(batches))
+    options = tf.data.Options()
+    options.experimental_optimization.inject_prefetch = False  # the wait for data would overlap with the step
+    return data.with_options(options)
 
 
 def slow_disk(fsync):
