@@ -2,8 +2,8 @@
 
 python tests/programs/waiting_run.py DIRECTORY
 
-Each line of the clock is a JSON list: process id, name, seconds (for the name `exit`, since 1970), and for a batch its number over
-all processes.
+Each line of the clock is a JSON list: process id, name, seconds, and for a batch its number over all processes. The seconds of
+`started`, `trained` and `exit` are since 1970.
 """
 
 import atexit
@@ -27,7 +27,7 @@ class OwnClock(keras.callbacks.Callback):
     def __init__(self, directory):
         super().__init__()
         self._file = os.open(f"{directory}/clock", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        self._spans, self._epoch, self._last = {}, 0, None
+        self._spans, self._epoch, self._has_started = {}, 0, False
 
     def begin(self, name):
         self._spans[name] = time.time()
@@ -42,12 +42,19 @@ class OwnClock(keras.callbacks.Callback):
         if "save" in self._spans:
             self.end("save")
         self._epoch = epoch
+        self.begin("epoch")
 
     def on_train_batch_begin(self, batch, logs=None):
+        if batch == 0:
+            self.end("epoch")
         self.begin("batch")
+        self.begin("data")
 
     def on_train_batch_end(self, batch, logs=None):
         self.end("batch", self._epoch * BATCHES + batch + 1)
+        if not self._has_started:
+            self.write("started", time.time())
+            self._has_started = True
 
     def on_test_begin(self, logs=None):
         self.begin("validation")
@@ -57,6 +64,7 @@ class OwnClock(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self.end("save")
+        self.write("trained", time.time())
 
 
 class WaitsAtEpochEnds(keras.callbacks.Callback):
@@ -67,29 +75,31 @@ class WaitsAtEpochEnds(keras.callbacks.Callback):
         self._clock = clock
 
     def on_epoch_end(self, epoch, logs=None):
-        self._clock.begin("callback")
         time.sleep(OTHER_WAIT)
-        self._clock.end("callback")
         self._clock.begin("save")
 
 
 class WaitingModel(keras.Sequential):
     """Waits in each train step, after its data have arrived."""
 
+    own_clock: OwnClock
+
     def train_step(self, data):
         with tf.control_dependencies(tf.nest.flatten(data)):
-            tf.numpy_function(lambda: time.sleep(BATCH_WAIT), [], [])
+            tf.numpy_function(self._wait, [], [])
         return super().train_step(data)
 
+    def _wait(self):
+        self.own_clock.end("data")
+        time.sleep(BATCH_WAIT)
 
-def waiting_data(clock, name, batches):
+
+def waiting_data(batches):
     """Returns data that take a while to arrive."""
 
     def generate():
         for _ in range(batches):
-            clock.begin(name)
             time.sleep(BATCH_WAIT)
-            clock.end(name)
             yield tf.ones([4, 6]), tf.ones([4, 1])
 
     shapes = tf.TensorSpec([4, 6]), tf.TensorSpec([4, 1])
@@ -111,14 +121,14 @@ def slow_disk(fsync):
 
 
 def main(directory):
-    clock = OwnClock(directory)
+    clock = WaitingModel.own_clock = OwnClock(directory)
     os.fsync = slow_disk(os.fsync)
     model = WaitingModel([keras.Input((6,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     checkpoint = GlobalStepCheckpoint(f"{directory}/{{batch:05d}}.weights.h5", save_freq="epoch", background=False, resume=True)
     model.fit(
-        waiting_data(clock, "data", BATCHES),
-        validation_data=waiting_data(clock, "validation data", VALIDATION_BATCHES),
+        waiting_data(BATCHES),
+        validation_data=waiting_data(VALIDATION_BATCHES),
         epochs=EPOCHS,
         verbose=0,
         callbacks=[clock, RunRecord(directory), checkpoint, WaitsAtEpochEnds(clock)],
