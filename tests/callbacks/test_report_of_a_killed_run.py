@@ -14,8 +14,8 @@ from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT
 from callbacks.report import Report
 
 pytestmark = pytest.mark.slow
-KILLED_AFTER = (90, 150, 230, 290, 370)  # batches
-LAST = 440
+KILLED_AFTER = (45, 75, 115, 145, 185)  # batches
+LAST = 220
 PAUSE = 2.0  # seconds between two processes
 COMMAND = [sys.executable, PROGRAMS / "waiting_run.py"]
 

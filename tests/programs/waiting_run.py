@@ -17,8 +17,8 @@ import tensorflow as tf
 
 from callbacks import GlobalStepCheckpoint, RunRecord
 
-EPOCHS, BATCHES, VALIDATION_BATCHES = 11, 40, 10
-BATCH_WAIT, OTHER_WAIT = 0.05, 0.3  # seconds
+EPOCHS, BATCHES, VALIDATION_BATCHES = 11, 20, 5
+BATCH_WAIT, OTHER_WAIT = 0.1, 0.3  # seconds
 
 
 class OwnClock(keras.callbacks.Callback):
