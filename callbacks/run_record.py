@@ -16,7 +16,7 @@ from callbacks import preemption, record_file, start_up
 from callbacks.attached import attach, attached
 from callbacks.copyable import Copyable
 from callbacks.counters import Counters, counters_of
-from callbacks.data_arrival import data_arrival_of
+from callbacks.data_arrival import DataArrival, data_arrival_of
 from callbacks.errors import InputError
 from callbacks.fit_hooks import fit_hooks_of, running_fit
 from callbacks.folders import local_folder
@@ -153,7 +153,9 @@ class RunRecord(Copyable, keras.callbacks.Callback):
     def _forget_run(self):
         """Resets the attributes of a run, which are not copied with the callback."""
         self._model = None
-        self._trains = self._is_first_of_epoch = False
+        self._trains = False
+        self._arrival: DataArrival | None = None
+        self._batches_of_epoch = 0  # that have begun
 
     _attempt: _Attempt  # from `on_train_begin` on, as is its account
     _account: TimeAccount
@@ -167,9 +169,9 @@ class RunRecord(Copyable, keras.callbacks.Callback):
         self._account = self._attempt.account
         if not is_first:
             self._charge("outside")
-        arrival = data_arrival_of(self.model, _DATA_SAMPLE)
-        if arrival:
-            arrival.acts["record"] = self._account.note_data
+        self._arrival = data_arrival_of(self.model, _DATA_SAMPLE)
+        if self._arrival:
+            self._arrival.acts["record"] = self._account.note_data
         self._attempt.counters, self._attempt.costs = self._counters, self._costs
         self._trains = self._attempt.trains = True
 
@@ -179,11 +181,13 @@ class RunRecord(Copyable, keras.callbacks.Callback):
             self._charge("restore")
             self._attempt.begin()
         self._charge("callbacks")
-        self._is_first_of_epoch = True
+        if self._arrival:
+            self._arrival.begin_epoch()
+        self._batches_of_epoch = 0
 
     def on_train_batch_begin(self, batch, logs=None):
-        self._charge("epochs" if self._is_first_of_epoch else "callbacks")
-        self._is_first_of_epoch = False
+        self._charge("callbacks" if self._batches_of_epoch else "epochs")
+        self._batches_of_epoch += 1
         self._bound, self._is_writing = self._counters.batch_bound, self._costs.is_writing
 
     def begin_execution(self) -> None:
@@ -195,7 +199,7 @@ class RunRecord(Copyable, keras.callbacks.Callback):
         self._counters.end_batch(self)
         trained = self._counters.batch_bound - self._bound
         if trained and self._attempt.has_trained:
-            self._account.end_batch(trained, self._is_writing)
+            self._account.end_batch(trained, self._is_writing, begins_epoch=self._batches_of_epoch == 1)
         else:
             self._charge("trace" if trained else "restore")
             self._attempt.has_trained |= bool(trained)

@@ -47,6 +47,19 @@ def test_an_account_adds_up_to_the_age_of_the_process():
     assert sum(account.seconds.values()) == clock.now - 990
 
 
+def test_the_wait_of_the_first_batch_of_an_epoch_is_charged_once():
+    clock = Clock()
+    account = TimeAccount(clock, began=1000.0, phases={})
+    for begins_epoch, wait in ((True, 8.0), (False, 1.0)):
+        account.begin_batch()
+        clock.now += wait
+        account.note_data()
+        clock.now += 1
+        account.end_batch(1, beside_write=False, begins_epoch=begins_epoch)
+    assert account.seconds == {"epochs": 8, "batches": 3}
+    assert (account.batches, account.sampled) == ([2, 3], [1, 2])
+
+
 def test_after_a_kill_at_most_half_a_percent_of_the_time_and_a_minute_is_missing():
     clock = Clock()
     account = TimeAccount(clock, began=1000.0, phases={})

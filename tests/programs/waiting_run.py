@@ -98,8 +98,8 @@ def waiting_data(batches):
     """Returns data that take a while to arrive."""
 
     def generate():
-        for _ in range(batches):
-            time.sleep(BATCH_WAIT)
+        for i in range(batches):
+            time.sleep(BATCH_WAIT if i else OTHER_WAIT)
             yield tf.ones([4, 6]), tf.ones([4, 1])
 
     shapes = tf.TensorSpec([4, 6]), tf.TensorSpec([4, 1])
