@@ -61,6 +61,11 @@ class FitHooks:
         self.trace_again()
 
     @property
+    def model_train_step(self) -> Callable[[Any], Any]:
+        """The model's own train step, without the registered functions."""
+        return self._model_train_step
+
+    @property
     def has_keras_train_step(self) -> bool:
         """Whether the model's train step is the one of `keras.Model`."""
         return getattr(self._model_train_step, "__func__", None) is keras.Model.train_step

@@ -108,7 +108,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._statistics = StepStatistics()
         self._events = RunEvents(self.log_dir, self._time)
         self._relay = SummaryRelay(lambda name: self._events.file(name))
-        self._validates = self._has_begun = self._trains = False
+        self._validates = self._has_begun = self._trains = self._begins_epoch = False
         self._next_point = math.inf
 
     _counters: Counters = set_by_model()
@@ -143,7 +143,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
     def on_epoch_begin(self, epoch, logs=None):
         self._counters.begin_epoch(epoch)
         counts = self._counters.read()
-        self._curves.loss.begin_epoch(counts.batch - counts.batches_in_epoch)
+        self._curves.begin_epoch(counts)
+        self._begins_epoch = True
         if not self._has_begun:  # all callbacks have restored their state by now
             self._has_begun = True
             self._begin(counts)
@@ -155,7 +156,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         ends_at = self._counters.batch_bound + max(min(self.model.steps_per_execution, left), 1)
         self._relay.record(ends_at if batch >= self._counters.batches_done and ends_at >= self._next_point else None)
         self._profiler.begin_batch(self._counters)
-        self._statistics.begin_batch(self._counters.batch_bound)
+        self._statistics.begin_batch(self._counters.batch_bound, begins_epoch=self._begins_epoch)
+        self._begins_epoch = False
 
     def on_train_batch_end(self, batch, logs=None):
         self._counters.end_batch(self)
