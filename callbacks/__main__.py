@@ -10,7 +10,8 @@ from typing import NamedTuple
 from callbacks import files
 from callbacks.errors import CheckpointReadError, InputError, one_line, printable
 from callbacks.listing import candidates, of_run
-from callbacks.restoring import read_stored, read_verified
+from callbacks.restoring import read_verified
+from callbacks.stored import read_stored
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from callbacks.errors import DirectoryLost, InputError, one_line
 from callbacks.file_identity import identity
 from callbacks.folders import flush_folder, make_folder
 from callbacks.lock import Lock, LockLost
-from callbacks.restoring import read_stored
+from callbacks.stored import read_stored
 from callbacks.template import Template
 from callbacks.training_loop import Loop
 from callbacks.writer import finish_writes

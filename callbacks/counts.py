@@ -30,3 +30,8 @@ class Counts:
     def to_json(self) -> dict:
         """Returns the counts as plain numbers."""
         return asdict(self)
+
+
+def next_multiple(batch: int, every: int) -> int:
+    """Returns the first multiple of `every` above `batch`."""
+    return (batch // every + 1) * every

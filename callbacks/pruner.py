@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 
 from callbacks import retention
 from callbacks.logged_metrics import scalar
-from callbacks.restoring import own_checkpoints, read_stored
+from callbacks.restoring import own_checkpoints
+from callbacks.stored import read_stored
 from callbacks.template import Template
 
 

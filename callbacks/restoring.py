@@ -3,7 +3,6 @@
 TensorFlow is imported only for the restore, so that `python -m callbacks` starts fast.
 """
 
-import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from callbacks import files, stored_header
 from callbacks.counts import Counts
 from callbacks.errors import CheckpointReadError, InputError, one_line
 from callbacks.listing import NOWHERE, is_mistake, newest_first, of_run, read_failure, skip
+from callbacks.stored import Stored, read_stored, read_stored_or_raise
 from callbacks.template import Template
 
 if TYPE_CHECKING:
@@ -62,27 +62,6 @@ class Search:
             f"Skipped {len(self.not_finite)} checkpoints with NaN or infinite values, of batches {batch} to "
             f"{self.not_finite[0][1]}, the first {path}."
         )
-
-
-@dataclass(frozen=True)
-class Stored:
-    """The description that a checkpoint contains of itself.
-
-    Args:
-        template: the last part of the template that named it.
-        counts: its counters.
-        metrics: the newest value of each logged metric at the save.
-        finite: whether it contains no NaN and no infinite values; True if the file does not say.
-    """
-
-    template: str
-    counts: Counts
-    metrics: dict[str, float]
-    finite: bool
-
-    def is_made_by(self, template: Template, path: str) -> bool:
-        """Returns whether the file contains this template, and counters that result in this path."""
-        return self.template == template.last_part and template.makes(path, self.counts)
 
 
 def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | None:
@@ -146,7 +125,7 @@ def _search(
     not_finite: list[tuple[str, int]] = []
     for path, trailer in newest_first(template_or_directory, failed):
         try:
-            stored = _read_stored(path)
+            stored = read_stored_or_raise(path)
             if template is not None and stored is not None:
                 _refuse_another_template(template, stored)
             if not finite_only or stored is None or stored.finite:
@@ -268,28 +247,6 @@ def own_checkpoints(template: Template) -> Iterator[tuple[str, files.Trailer, St
         stored = read_stored(path)
         if stored is not None and stored.is_made_by(template, path):
             yield path, trailer, stored
-
-
-def read_stored(path: str) -> Stored | None:
-    """Returns the description in a checkpoint; None for a foreign, corrupt or unreadable file, or one of an unknown format."""
-    with contextlib.suppress(OSError):
-        return _read_stored(path)
-    return None
-
-
-def _read_stored(path: str) -> Stored | None:
-    """Returns the same.
-
-    Raises:
-        OSError: if the disk fails.
-    """
-    try:
-        header = stored_header.read_header(path)
-        return Stored(header["template"], Counts(**header["counts"]), header["metrics"], header.get("finite", True))
-    except Exception as error:  # h5py, zipfile and json raise errors of many classes for a corrupt file
-        if isinstance(error, OSError) and error.errno:
-            raise
-        return None
 
 
 def _is_file(template_or_directory):

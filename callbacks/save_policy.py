@@ -5,12 +5,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from callbacks.counts import next_multiple
 from callbacks.save_interval import SaveInterval
-
-
-def next_multiple(batch: int, every: int) -> int:
-    """Returns the first multiple of `every` above `batch`."""
-    return (batch // every + 1) * every
 
 
 class SavePolicy:

@@ -14,7 +14,7 @@ from callbacks.batch_curves import BatchCurves
 from callbacks.batch_profiler import BatchProfiler
 from callbacks.copyable import Copyable
 from callbacks.counters import Counters, counters_of
-from callbacks.counts import Counts
+from callbacks.counts import Counts, next_multiple
 from callbacks.errors import InputError
 from callbacks.fit_hooks import running_fit
 from callbacks.folders import local_folder
@@ -22,7 +22,6 @@ from callbacks.hook_attributes import set_by_model, set_by_train_begin
 from callbacks.ranks import ranks
 from callbacks.run_events import RunEvents
 from callbacks.save_costs import SaveCosts, save_costs_of
-from callbacks.save_policy import next_multiple
 from callbacks.step_statistics import StepStatistics
 from callbacks.tags import learning_rates
 from callbacks.user_summaries import SummaryRelay

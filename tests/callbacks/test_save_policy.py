@@ -2,7 +2,8 @@
 
 import pytest
 
-from callbacks.save_policy import SavePolicy, next_multiple
+from callbacks.counts import next_multiple
+from callbacks.save_policy import SavePolicy
 
 
 class Clock:

@@ -13,6 +13,7 @@ from callbacks import CheckpointWriteError, GlobalStepCheckpoint, InputError, fi
 from callbacks.__main__ import main
 from callbacks.files import temporary_name
 from callbacks.lock import Lock, Owner
+from callbacks.stored import read_stored
 from callbacks.template import Template
 
 
@@ -63,7 +64,7 @@ def test_a_template_without_a_counter_replaces_its_file_whoever_named_it(tmp_pat
     save(tmp_path)
     os.rename(tmp_path / "b10.weights.h5", tmp_path / "last.weights.h5")
     save(tmp_path, "last.weights.h5")
-    assert restoring.read_stored(str(tmp_path / "last.weights.h5")).template == "last.weights.h5"
+    assert read_stored(str(tmp_path / "last.weights.h5")).template == "last.weights.h5"
 
 
 @pytest.mark.parametrize("field", ["host", "since", "job"])
