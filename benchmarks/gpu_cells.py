@@ -16,9 +16,9 @@ import tensorflow as tf
 
 from benchmarks.checkpoint_blocked_time import EVERY, OURS, SAVERS, time_saves
 from benchmarks.gpu_models import WORKLOADS
-from callbacks.device_usage import peak_tflops
-from callbacks.flops import FORWARD_AND_BACKWARD, graph_flops
-from callbacks.keras_private import array_view
+from callbacks.curves.device_usage import peak_tflops
+from callbacks.curves.flops import FORWARD_AND_BACKWARD, graph_flops
+from callbacks.model.keras_private import array_view
 from recipes.common.data import Arrays, training_data
 from recipes.common.distribution import get_distribution
 from recipes.common.run import training_callbacks

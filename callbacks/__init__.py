@@ -7,33 +7,33 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from callbacks.batch_aware import BatchAwareCheckpoint
-    from callbacks.checkpoint import GlobalStepCheckpoint
-    from callbacks.counters import Counters, counters_of
+    from callbacks.counting.counters import Counters, counters_of
     from callbacks.counts import Counts
+    from callbacks.curves.tensorboard import GlobalStepTensorBoard
     from callbacks.errors import CheckpointReadError, CheckpointWriteError, EventWriteError, InputError
     from callbacks.preemption import Preempted, catch_signals
-    from callbacks.restoring import Checkpoint, latest_checkpoint, restore
-    from callbacks.run_record import RunRecord
-    from callbacks.tensorboard import GlobalStepTensorBoard
+    from callbacks.report.run_record import RunRecord
+    from callbacks.resuming.restoring import Checkpoint, latest_checkpoint, restore
+    from callbacks.saving.batch_aware import BatchAwareCheckpoint
+    from callbacks.saving.checkpoint import GlobalStepCheckpoint
 
 _MODULES = {
-    "BatchAwareCheckpoint": "batch_aware",
-    "Checkpoint": "restoring",
+    "BatchAwareCheckpoint": "saving.batch_aware",
+    "Checkpoint": "resuming.restoring",
     "CheckpointReadError": "errors",
     "CheckpointWriteError": "errors",
-    "Counters": "counters",
+    "Counters": "counting.counters",
     "Counts": "counts",
     "EventWriteError": "errors",
-    "GlobalStepCheckpoint": "checkpoint",
-    "GlobalStepTensorBoard": "tensorboard",
+    "GlobalStepCheckpoint": "saving.checkpoint",
+    "GlobalStepTensorBoard": "curves.tensorboard",
     "InputError": "errors",
     "Preempted": "preemption",
-    "RunRecord": "run_record",
+    "RunRecord": "report.run_record",
     "catch_signals": "preemption",
-    "counters_of": "counters",
-    "latest_checkpoint": "restoring",
-    "restore": "restoring",
+    "counters_of": "counting.counters",
+    "latest_checkpoint": "resuming.restoring",
+    "restore": "resuming.restoring",
 }
 
 __all__ = [

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from callbacks import files
+from callbacks.disk import files
+from callbacks.disk.listing import candidates, of_run
+from callbacks.disk.stored import read_stored
 from callbacks.errors import CheckpointReadError, InputError, one_line, printable
-from callbacks.listing import candidates, of_run
-from callbacks.restoring import read_verified
-from callbacks.stored import read_stored
+from callbacks.resuming.restoring import read_verified
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _report(directory: str, as_json: bool) -> int:
-    from callbacks import report
+    from callbacks.report import report
 
     try:
         print(report.run(directory, as_json))

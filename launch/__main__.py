@@ -6,16 +6,18 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
-from launch import console, dry_run, exit_codes, rendezvous
-from launch.arguments import parse
-from launch.config import LOOPBACK, LaunchConfig, new_run_id, secret_of
-from launch.coordinator import coordinate
+from launch import console, exit_codes
+from launch.command_line import dry_run
+from launch.command_line.arguments import parse
+from launch.command_line.config import LOOPBACK, LaunchConfig, new_run_id, secret_of
 from launch.errors import LaunchError
 from launch.horovod import rendezvous_server
-from launch.node_worker import NodeWorker
-from launch.nodes import LocalNode, Node, RemoteNode
-from launch.ports import Ports
-from launch.rendezvous import Member
+from launch.network import rendezvous
+from launch.network.ports import Ports
+from launch.network.rendezvous import Member
+from launch.run.coordinator import coordinate
+from launch.run.node_worker import NodeWorker
+from launch.run.nodes import LocalNode, Node, RemoteNode
 from launch.signals import Signals, Stopped, ignore_late_signals
 from launch.world import WorldSpec
 

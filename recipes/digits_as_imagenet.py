@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks import InputError
-from callbacks.folders import flush_folder, make_folder
+from callbacks.disk.folders import flush_folder, make_folder
 from recipes.common.arguments import Parser
 from recipes.common.data.digits import BRIGHTEST, load_digits
 from recipes.common.run import run

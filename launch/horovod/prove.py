@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from launch import exit_codes
-from launch.devices import gpus
+from launch.command_line.devices import gpus
 
 RANKS = 2
 TIMEOUT = 120  # seconds

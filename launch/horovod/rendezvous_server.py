@@ -12,7 +12,7 @@ from collections.abc import Collection
 from typing import Any
 
 from launch import console
-from launch.peers import is_trusted
+from launch.network.peers import is_trusted
 from launch.world import WorldSpec, horovod_host
 
 IDLE = 60.0  # seconds after which an idle connection is closed

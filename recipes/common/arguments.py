@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from callbacks import GlobalStepCheckpoint, InputError
-from callbacks.listing import newest_first
-from callbacks.template import Template
+from callbacks.disk.listing import newest_first
+from callbacks.disk.template import Template
 from recipes.common.run_flags import begins_from
 
 MOST_VIRTUAL_DEVICES = 256  # each needs a thread and a copy of the model

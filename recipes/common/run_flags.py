@@ -7,8 +7,8 @@ from typing import Any
 import keras
 
 from callbacks import InputError, counters_of
+from callbacks.disk.stored_header import read_header
 from callbacks.errors import printable
-from callbacks.stored_header import read_header
 
 _FIXED = ("model", "size", "classes", "vocabulary_size", "seed")
 _FIXED_IN_EPOCH = ("global_batch_size", "context", "epochs_per_pass")  # these determine the samples in each batch of an epoch

@@ -6,7 +6,7 @@ from small import fit, names, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError
-from callbacks.save_policy import SavePolicy
+from callbacks.saving.save_policy import SavePolicy
 
 
 class Clock(keras.callbacks.Callback):

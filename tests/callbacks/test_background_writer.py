@@ -17,10 +17,12 @@ from compare import assert_same_weights
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS, run_program
 from small import BATCH, Do, arrays, fit, names, small_model
 
-import callbacks.checkpoint_maker
-from callbacks import CheckpointWriteError, GlobalStepCheckpoint, files, latest_checkpoint, state
-from callbacks.lock import pid_space
-from callbacks.save_costs import save_costs_of
+import callbacks.saving.checkpoint_maker
+from callbacks import CheckpointWriteError, GlobalStepCheckpoint, latest_checkpoint
+from callbacks.counting.save_costs import save_costs_of
+from callbacks.disk import files
+from callbacks.disk.lock import pid_space
+from callbacks.state import state
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def gate(monkeypatch):
         assert Gate.open.wait(60)
         real(snapshot, output)
 
-    monkeypatch.setattr(callbacks.checkpoint_maker.state, "write", write)
+    monkeypatch.setattr(callbacks.saving.checkpoint_maker.state, "write", write)
     yield Gate
     Gate.open.set()
 
@@ -157,7 +159,7 @@ def test_fit_raises_an_error_of_the_last_save(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(callbacks.checkpoint_maker.state, "write", full)
+    monkeypatch.setattr(callbacks.saving.checkpoint_maker.state, "write", full)
     with pytest.raises(CheckpointWriteError, match="No space left on device"):
         fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq="epoch"))
     assert names(tmp_path) == []
@@ -191,7 +193,7 @@ def test_a_fit_after_a_failed_one_waits_for_its_save(tmp_path, monkeypatch):
         assert begun.wait(60)
         raise InterruptedError
 
-    monkeypatch.setattr(callbacks.checkpoint_maker.state, "write", held)
+    monkeypatch.setattr(callbacks.saving.checkpoint_maker.state, "write", held)
     with pytest.raises(InterruptedError):
         fit(small_model(), GlobalStepCheckpoint(template, save_freq=4), Do(5, fail))
     threading.Timer(0.5, may_end.set).start()
@@ -218,7 +220,9 @@ def test_a_last_save_is_made_unless_that_state_was_just_saved(tmp_path):
     saves = []
     real = state.write
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(callbacks.checkpoint_maker.state, "write", lambda *args: (saves.append(args[0].counts.batch), real(*args)))
+        patch.setattr(
+            callbacks.saving.checkpoint_maker.state, "write", lambda *args: (saves.append(args[0].counts.batch), real(*args))
+        )
         fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "a{batch}.weights.h5"), save_freq=5))
         fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=4))
         fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "c{batch}.weights.h5"), save_freq="epoch"))

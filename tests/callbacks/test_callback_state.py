@@ -15,7 +15,7 @@ from processes import run_program
 from small import BATCHES, Do, fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError, Preempted, preemption
-from callbacks.callback_state import check, gather, give_back
+from callbacks.model.callback_state import check, gather, give_back
 
 
 class PatientJournal(keras.callbacks.EarlyStopping):
@@ -245,7 +245,7 @@ def test_runs_resume_from_files_of_format_2_without_the_protocol(tmp_path):
         del group["header"]
         group["header"] = np.frombuffer(json.dumps(header).encode(), "uint8")
         group.move("callbacks/EarlyStopping-1", "callbacks/EarlyStopping-1.best_weights")
-    from callbacks import state
+    from callbacks.state import state
 
     found = state.read_state(str(old)).callback_states
     second = stopping()

@@ -11,7 +11,8 @@ import tensorflow as tf
 from crashes import CrashAfter
 from small import BATCHES, arrays, fit, names
 
-from callbacks import GlobalStepCheckpoint, InputError, counters_of, files, latest_checkpoint, restore
+from callbacks import GlobalStepCheckpoint, InputError, counters_of, latest_checkpoint, restore
+from callbacks.disk import files
 
 EPOCHS = 3
 

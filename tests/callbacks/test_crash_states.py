@@ -21,10 +21,10 @@ from recorded_disk import Recording, power_cuts, record
 from recorded_run import BATCHES, EPOCHS, KEPT, TEMPLATES
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks import event_files
-from callbacks.event_files import EventFile
-from callbacks.lock import Lock
-from callbacks.restoring import read_verified
+from callbacks.curves import event_files
+from callbacks.curves.event_files import EventFile
+from callbacks.disk.lock import Lock
+from callbacks.resuming.restoring import read_verified
 from recipes.common.data.tfrecord_index import read_or_make_index
 
 RUN = "new/run"

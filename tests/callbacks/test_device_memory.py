@@ -9,10 +9,10 @@ import tensorflow as tf
 from compare import assert_same_weights
 from small import fit, small_model
 
-import callbacks.checkpoint
-import callbacks.checkpoint_maker
+import callbacks.saving.checkpoint
+import callbacks.saving.checkpoint_maker
 from callbacks import GlobalStepCheckpoint
-from callbacks.device_memory import DeviceMemory
+from callbacks.state.device_memory import DeviceMemory
 
 GPUS = {"/gpu:0": 1000, "/gpu:1": 1000}
 
@@ -50,22 +50,22 @@ class Full(DeviceMemory):
 def test_training_waits_for_a_full_gpu_and_says_so_once_and_the_files_are_the_same(tmp_path, monkeypatch):
     fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "room" / "b{batch}.weights.h5"), save_freq=4))
     fetched = []
-    submit = callbacks.checkpoint.Writer.submit
+    submit = callbacks.saving.checkpoint.Writer.submit
 
     def submit_fetched(writer, path, write):
         fetched.append(path)
         submit(writer, path, write)
 
-    monkeypatch.setattr(callbacks.checkpoint, "DeviceMemory", Full)
-    monkeypatch.setattr(callbacks.checkpoint.Writer, "submit", submit_fetched)
-    fetch = callbacks.checkpoint_maker.state.Snapshot.fetch
+    monkeypatch.setattr(callbacks.saving.checkpoint, "DeviceMemory", Full)
+    monkeypatch.setattr(callbacks.saving.checkpoint.Writer, "submit", submit_fetched)
+    fetch = callbacks.saving.checkpoint_maker.state.Snapshot.fetch
 
     def fetch_and_note(snapshot, memory):
         if list(snapshot.tensors()):
             fetched.append("values")
         fetch(snapshot, memory)
 
-    monkeypatch.setattr(callbacks.checkpoint_maker.state.Snapshot, "fetch", fetch_and_note)
+    monkeypatch.setattr(callbacks.saving.checkpoint_maker.state.Snapshot, "fetch", fetch_and_note)
     np.random.seed(0)
     tf.keras.backend.clear_session()
     tf.keras.utils.set_random_seed(0)

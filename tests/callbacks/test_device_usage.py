@@ -8,8 +8,8 @@ from small import BATCH, BATCHES, arrays, fit, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError
-from callbacks.device_usage import peak_tflops
-from callbacks.flops import graph_flops, model_flops_of
+from callbacks.curves.device_usage import peak_tflops
+from callbacks.curves.flops import graph_flops, model_flops_of
 
 
 def forward_flops(model, *shape, dtype="float32"):

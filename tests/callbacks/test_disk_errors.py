@@ -16,7 +16,7 @@ import pytest
 from faulty_disk import all_names, assert_true, begin
 from small import names
 
-from callbacks import files
+from callbacks.disk import files
 
 SHORT, LOST, SLOW = -1, -2, -3  # a call that transfers one byte; a write that never reaches the disk; a slow flush
 

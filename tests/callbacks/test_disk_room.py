@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from small import BATCHES, arrays, fit, names, small_model
 
-from callbacks import GlobalStepCheckpoint, disk_room
-from callbacks.disk_room import DiskRoom, in_units, state_size
-from callbacks.save_policy import SavePolicy
-from callbacks.template import Template
+from callbacks import GlobalStepCheckpoint
+from callbacks.disk.template import Template
+from callbacks.saving import disk_room
+from callbacks.saving.disk_room import DiskRoom, in_units, state_size
+from callbacks.saving.save_policy import SavePolicy
 
 NONE = {"keep_last": None, "keep_every": None, "keep_best": None}
 

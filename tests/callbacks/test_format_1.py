@@ -13,8 +13,10 @@ from format_1_run import BATCH, BATCHES, STOPS_AFTER, train
 from format_1_run import build as build_model
 from small import names
 
-from callbacks import GlobalStepCheckpoint, counters_of, files, latest_checkpoint, restore, state, stored_header
+from callbacks import GlobalStepCheckpoint, counters_of, latest_checkpoint, restore
 from callbacks.__main__ import main
+from callbacks.disk import files, stored_header
+from callbacks.state import state
 
 pytestmark = pytest.mark.versions
 

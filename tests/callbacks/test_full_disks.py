@@ -6,7 +6,8 @@ import pytest
 from processes import run_program
 from small import fit, names, small_model
 
-from callbacks import EventWriteError, GlobalStepTensorBoard, files
+from callbacks import EventWriteError, GlobalStepTensorBoard
+from callbacks.disk import files
 
 
 def run_on(directory):

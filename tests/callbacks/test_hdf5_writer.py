@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from callbacks.hdf5_writer import Hdf5File
+from callbacks.disk.hdf5_writer import Hdf5File
 
 LARGE = 1 << 16  # bytes from which on an array is written from its own memory
 PAGE = 1 << 16  # of the metadata's image in memory

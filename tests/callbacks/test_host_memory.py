@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from callbacks import callback_state, state
-from callbacks.host_memory import HostMemory
-from callbacks.snapshot import SnapshotPlan
+from callbacks.model import callback_state
+from callbacks.state import state
+from callbacks.state.host_memory import HostMemory
+from callbacks.state.snapshot import SnapshotPlan
 
 WIDE = 256  # a kernel of 64 pages
 

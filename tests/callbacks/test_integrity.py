@@ -14,8 +14,9 @@ import xxhash
 from processes import ROOT
 from small import fit, small_model
 
-from callbacks import GlobalStepCheckpoint, InputError, files, latest_checkpoint, restore
+from callbacks import GlobalStepCheckpoint, InputError, latest_checkpoint, restore
 from callbacks.__main__ import main
+from callbacks.disk import files
 
 
 def flip(path, place, bit=0):
@@ -170,7 +171,7 @@ def test_a_corrupt_file_is_replaced_when_training_reaches_its_batch_again(copies
 
 def test_an_unknown_version_is_named_and_not_reported_as_corrupt(copies, monkeypatch):
     directory, _, _ = copies
-    monkeypatch.setattr("callbacks.stored_header.FORMAT", 3)
+    monkeypatch.setattr("callbacks.disk.stored_header.FORMAT", 3)
     with pytest.raises(InputError, match=r"has format 2.*reads formats 1 and 3"):
         latest_checkpoint(directory)
 

@@ -9,10 +9,10 @@ from small import BATCH, BATCHES, Do, arrays, fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError, latest_checkpoint, restore
 from callbacks.__main__ import main
-from callbacks.finite import first_not_finite
-from callbacks.retention import Kept, to_delete
-from callbacks.snapshot import Group
-from callbacks.stored_header import read_header
+from callbacks.disk.stored_header import read_header
+from callbacks.saving.retention import Kept, to_delete
+from callbacks.state.finite import first_not_finite
+from callbacks.state.snapshot import Group
 
 TEMPLATE = "b{batch:02d}.weights.h5"
 SPOILT = 7  # the batch whose samples hold a NaN
@@ -105,7 +105,7 @@ def test_files_without_the_mark_count_as_finite(gone_bad, tmp_path, monkeypatch)
     fit(small_model(), GlobalStepCheckpoint(str(tmp_path / TEMPLATE)))
     header = read_header(str(tmp_path / "b10.weights.h5"))
     assert header.pop("finite") is True
-    monkeypatch.setattr("callbacks.stored_header.read_header", lambda path: header)
+    monkeypatch.setattr("callbacks.disk.stored_header.read_header", lambda path: header)
     found = latest_checkpoint(tmp_path)
     assert (found.batch, found.finite) == (10, True)
 

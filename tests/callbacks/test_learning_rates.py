@@ -9,7 +9,7 @@ import pytest
 from small import Do, fit, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError, latest_checkpoint
-from callbacks.restoring import restore_weights
+from callbacks.resuming.restoring import restore_weights
 
 
 class Rates(keras.callbacks.Callback):
@@ -88,7 +88,7 @@ def test_a_second_fit_does_not_mistake_a_lowered_rate_for_that_of_compile(tmp_pa
 
 def test_the_rate_of_a_file_without_compile_arguments_is_kept_and_reported(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("callbacks.snapshot.rates_of_fit", lambda model, tree: {})
+        patch.setattr("callbacks.state.snapshot.rates_of_fit", lambda model, tree: {})
         train(tmp_path, keras.optimizers.SGD(0.01), epochs=1)
     with pytest.warns(UserWarning, match=r"The learning rate is 0\.01: it is the checkpoint's rate, and not 0\.002"):
         assert set(train(tmp_path, keras.optimizers.SGD(0.002))) == {0.01}

@@ -17,8 +17,9 @@ import pytest
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS
 from small import Do, fit, names, small_model
 
-from callbacks import GlobalStepCheckpoint, InputError, lock
-from callbacks.lock import SILENCE, Lock, LockLost, Owner, is_dead
+from callbacks import GlobalStepCheckpoint, InputError
+from callbacks.disk import lock
+from callbacks.disk.lock import SILENCE, Lock, LockLost, Owner, is_dead
 
 
 @pytest.fixture

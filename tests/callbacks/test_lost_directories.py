@@ -12,8 +12,9 @@ from processes import PROGRAM_ENVIRONMENT, PROGRAMS, run_program
 from small import Do, fit, names, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks import CheckpointWriteError, EventWriteError, GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, event_files
-from callbacks.event_files import EventFile
+from callbacks import CheckpointWriteError, EventWriteError, GlobalStepCheckpoint, GlobalStepTensorBoard, InputError
+from callbacks.curves import event_files
+from callbacks.curves.event_files import EventFile
 
 
 def delete(directory):

@@ -13,9 +13,10 @@ from kind_data import BATCHES
 from kinds import KINDS
 from small import Do, fit, names
 
-import callbacks.checkpoint_maker
-from callbacks import GlobalStepCheckpoint, files, latest_checkpoint, restore, stored_header
-from callbacks.snapshot import Snapshot
+import callbacks.saving.checkpoint_maker
+from callbacks import GlobalStepCheckpoint, latest_checkpoint, restore
+from callbacks.disk import files, stored_header
+from callbacks.state.snapshot import Snapshot
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def gate(monkeypatch):
         monkeypatch.setattr(owner, name, held)
         return opened
 
-    yield {"copied": lambda: hold(Snapshot, "fetch"), "written": lambda: hold(callbacks.checkpoint_maker.state, "write")}
+    yield {"copied": lambda: hold(Snapshot, "fetch"), "written": lambda: hold(callbacks.saving.checkpoint_maker.state, "write")}
     opened.set()
 
 

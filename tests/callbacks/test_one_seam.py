@@ -8,10 +8,10 @@ from processes import ROOT
 from small import BATCHES, fit, small_model
 
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard
-from callbacks.fit_hooks import fit_hooks_of
+from callbacks.model.fit_hooks import fit_hooks_of
 
-SEAM = "callbacks/fit_hooks.py"
-PRIVATE = "callbacks/keras_private.py"
+SEAM = "callbacks/model/fit_hooks.py"
+PRIVATE = "callbacks/model/keras_private.py"
 PRIVATE_MODULES = ("keras.src.", "tf.python.", "tensorflow.python.", "tf.__internal__.")
 PACKAGES = ("callbacks", "recipes", "launch")
 
@@ -121,7 +121,7 @@ def test_one_file_replaces_methods_of_models_and_optimizers():
 
 
 def test_one_file_looks_for_the_running_fit():
-    assert [file for file, tree in parse(*PACKAGES).items() if looks_at_frames(tree)] == [SEAM, "callbacks/training_loop.py"]
+    assert [file for file, tree in parse(*PACKAGES).items() if looks_at_frames(tree)] == [SEAM, "callbacks/model/training_loop.py"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -174,8 +174,8 @@ def test_a_model_gets_one_hidden_attribute(tmp_path):
     for model, given in ((plain, []), (ours, callbacks)):
         fit(model, *given)
     added = set(vars(ours)) - set(vars(plain))
-    assert added - methods_of_keras() == {"callbacks.attached"}
-    assert set(vars(ours.optimizer)) - set(vars(plain.optimizer)) == {"callbacks.attached"}
+    assert added - methods_of_keras() == {"callbacks.model.attached"}
+    assert set(vars(ours.optimizer)) - set(vars(plain.optimizer)) == {"callbacks.model.attached"}
 
 
 def test_a_skipped_execution_calls_the_functions_around_it_and_does_not_train():

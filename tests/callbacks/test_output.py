@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from callbacks import files
-from callbacks.files import Output, Trailer
+from callbacks.disk import files
+from callbacks.disk.files import Output, Trailer
 
 MEGABYTE = bytes(1 << 20)
 TRAILER = Trailer(1, 1, 1, 4)

@@ -18,7 +18,7 @@ from launching import ENGINES
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT, run_program
 
 from callbacks import GlobalStepCheckpoint, Preempted, preemption
-from callbacks.report import Report
+from callbacks.report.report import Report
 from launch.processes import catches
 
 EPOCHS, LAST = 2, 178

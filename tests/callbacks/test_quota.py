@@ -9,9 +9,9 @@ import subprocess
 import pytest
 from shims import compiler
 
-from callbacks import disk_room, quota
-from callbacks.disk_room import DiskRoom
-from callbacks.template import Template
+from callbacks.disk.template import Template
+from callbacks.saving import disk_room, quota
+from callbacks.saving.disk_room import DiskRoom
 
 KIB = 1024
 USER, GROUP = 65534, 65533

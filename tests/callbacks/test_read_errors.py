@@ -20,7 +20,7 @@ from processes import ROOT, USER_ENVIRONMENT
 from small import fit, names, small_model
 
 from callbacks import CheckpointReadError, GlobalStepCheckpoint, InputError, latest_checkpoint, restore
-from callbacks.restoring import named_checkpoint, restore_weights
+from callbacks.resuming.restoring import named_checkpoint, restore_weights
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_a_named_file_that_the_disk_cannot_read_is_a_failure_and_a_wrong_path_is
 ENDS = f"""
 import errno, os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from callbacks import restoring
+from callbacks.resuming import restoring
 real, first, seen = os.preadv, int(sys.argv[2]), []
 def fail(descriptor, *rest):
     seen.append(descriptor)
@@ -175,7 +175,7 @@ import errno, os, sys
 sys.path.insert(0, {str(ROOT)!r})
 from recipes.common.run import run
 from recipes.mnist import main
-from callbacks import state
+from callbacks.state import state
 read, real = state.load_weights, os.preadv
 def fail(descriptor, *rest):
     if os.readlink(f"/proc/self/fd/{{descriptor}}").endswith(".weights.h5"):

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from stored_values import KEPT, SUFFIXES, assert_same_values, kept, train
 
-from callbacks.hdf5_reader import load_weights
+from callbacks.disk.hdf5_reader import load_weights
 
 
 def model_of_keeper():

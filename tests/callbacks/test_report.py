@@ -12,10 +12,11 @@ import pytest
 from processes import ROOT, USER_ENVIRONMENT, Process
 from small import BATCHES, Do, fit, small_model
 
-from callbacks import GlobalStepCheckpoint, InputError, RunRecord, record_file
+from callbacks import GlobalStepCheckpoint, InputError, RunRecord
 from callbacks.__main__ import main
-from callbacks.report import PARTS, Report
-from callbacks.time_account import TimeAccount
+from callbacks.report import record_file
+from callbacks.report.report import PARTS, Report
+from callbacks.report.time_account import TimeAccount
 
 
 class Clock:
@@ -190,7 +191,7 @@ def test_a_record_that_is_deleted_does_not_stop_training(tmp_path):
 def test_the_report_does_not_import_tensorflow():
     code = (
         "import sys, types; package = types.ModuleType('callbacks'); package.__path__ = ['callbacks'];"
-        "sys.modules['callbacks'] = package; import callbacks.report; print('tensorflow' in sys.modules, 'keras' in sys.modules)"
+        "sys.modules['callbacks'] = package; import callbacks.report.report; print('tensorflow' in sys.modules, 'keras' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=USER_ENVIRONMENT)
     assert run.stdout.split() == ["False", "False"], run.stderr

@@ -11,7 +11,7 @@ import pytest
 from launching import wait_for
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT
 
-from callbacks.report import Report
+from callbacks.report.report import Report
 
 pytestmark = pytest.mark.slow
 KILLED_AFTER = (45, 75, 115, 145, 185)  # batches

@@ -9,11 +9,12 @@ import keras
 import pytest
 from small import Do, arrays, fit, names, small_model
 
-from callbacks import GlobalStepCheckpoint, InputError, files, latest_checkpoint, stored_header
-from callbacks.lock import pid_space
-from callbacks.retention import Kept, to_delete
-from callbacks.save_policy import SavePolicy
-from callbacks.template import Template
+from callbacks import GlobalStepCheckpoint, InputError, latest_checkpoint
+from callbacks.disk import files, stored_header
+from callbacks.disk.lock import pid_space
+from callbacks.disk.template import Template
+from callbacks.saving.retention import Kept, to_delete
+from callbacks.saving.save_policy import SavePolicy
 
 
 def survivors(batches, values=None, **rules):

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from callbacks.save_interval import PRIOR_COST, SaveInterval
-from callbacks.save_policy import SavePolicy
+from callbacks.saving.save_interval import PRIOR_COST, SaveInterval
+from callbacks.saving.save_policy import SavePolicy
 
 HOUR, DAY, YEAR = 3600.0, 86_400.0, 365 * 86_400.0
 BUDGET = 0.01

@@ -3,7 +3,7 @@
 import pytest
 
 from callbacks.counts import next_multiple
-from callbacks.save_policy import SavePolicy
+from callbacks.saving.save_policy import SavePolicy
 
 
 class Clock:

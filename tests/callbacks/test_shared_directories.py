@@ -9,12 +9,14 @@ import warnings
 import pytest
 from small import BATCHES, Do, fit, names, small_model
 
-from callbacks import CheckpointWriteError, GlobalStepCheckpoint, InputError, files, latest_checkpoint, listing, restoring
+from callbacks import CheckpointWriteError, GlobalStepCheckpoint, InputError, latest_checkpoint
 from callbacks.__main__ import main
-from callbacks.files import temporary_name
-from callbacks.lock import Lock, Owner
-from callbacks.stored import read_stored
-from callbacks.template import Template
+from callbacks.disk import files, listing
+from callbacks.disk.files import temporary_name
+from callbacks.disk.lock import Lock, Owner
+from callbacks.disk.stored import read_stored
+from callbacks.disk.template import Template
+from callbacks.resuming import restoring
 
 
 def save(directory, template="b{batch}.weights.h5", **options):

@@ -1,6 +1,6 @@
 """Which rank is named as the one for which the others wait."""
 
-from callbacks.slowest_rank import SlowestRank, verdict
+from callbacks.curves.slowest_rank import SlowestRank, verdict
 
 
 def named(windows):

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from small import arrays, fit, small_model
 
-from callbacks.state_tree import StateTree
+from callbacks.model.state_tree import StateTree
 
 L = keras.layers
 

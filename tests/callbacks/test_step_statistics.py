@@ -2,9 +2,9 @@
 
 import pytest
 
+from callbacks.counting.save_costs import SaveCosts
 from callbacks.counts import Counts
-from callbacks.save_costs import SaveCosts
-from callbacks.step_statistics import StepStatistics
+from callbacks.curves.step_statistics import StepStatistics
 
 
 class Clock:

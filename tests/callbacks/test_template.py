@@ -6,7 +6,7 @@ import pytest
 from small import fit, names, small_model
 
 from callbacks import Counts, GlobalStepCheckpoint, InputError, latest_checkpoint, restore
-from callbacks.template import Template
+from callbacks.disk.template import Template
 
 NUMBERS = [0, 1, 9, 10, 99, 100, 999, 1000, 12_345, 99_999, 100_000, 1_234_567, 10**9 + 1]
 SPECS = [

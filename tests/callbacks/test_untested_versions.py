@@ -6,7 +6,7 @@ import tomllib
 import pytest
 from processes import ROOT, run_program
 
-from callbacks import versions
+from callbacks.model import versions
 
 
 @pytest.mark.parametrize("tensorflow, keras", [("2.17.0", "3.5.0"), ("2.21.0", "3.15.1"), ("2.19.1", "3.10.0")])

@@ -11,7 +11,7 @@ import pytest
 from stored_values import BATCH, MODELS, SUFFIXES, Keeper, assert_same_values, data_for, of_words, train, wide
 
 from callbacks import GlobalStepCheckpoint
-from callbacks.hdf5_reader import load_weights
+from callbacks.disk.hdf5_reader import load_weights
 
 
 def tree(path):

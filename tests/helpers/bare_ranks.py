@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from launching import need
 from processes import PROGRAM_ENVIRONMENT, ROOT
 
-from launch.config import LOOPBACK
+from launch.command_line.config import LOOPBACK
 from launch.horovod import rendezvous_server
 from launch.world import WorldSpec, environment_of
 

@@ -6,7 +6,7 @@ import zipfile
 import h5py
 import numpy as np
 
-from callbacks.stored_header import read_header
+from callbacks.disk.stored_header import read_header
 
 
 def datasets(path):

@@ -10,7 +10,7 @@ from compare import arrays
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS
 from small import names
 
-from callbacks import files
+from callbacks.disk import files
 
 SUFFIXES = (".weights.h5", ".keras")
 BATCHES = 8  # of a run; it saves every second, and the save of batch 4 meets the fault

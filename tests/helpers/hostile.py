@@ -8,9 +8,10 @@ import zipfile
 import pytest
 from small import small_model
 
-from callbacks import InputError, files, latest_checkpoint, restore
+from callbacks import InputError, latest_checkpoint, restore
 from callbacks.__main__ import main
-from callbacks.restoring import named_checkpoint
+from callbacks.disk import files
+from callbacks.resuming.restoring import named_checkpoint
 
 MEMORY = 100_000  # KiB that reading such a file may allocate
 

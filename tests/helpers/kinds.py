@@ -10,7 +10,7 @@ import tensorflow as tf
 from generative_models import ddim, gan, gan_with_three_optimizers, lazy_vae, vae
 from kind_data import BATCH, rows, series, tokens
 
-from callbacks.keras_private import native_variable
+from callbacks.model.keras_private import native_variable
 
 layers, optimizers = keras.layers, keras.optimizers
 

@@ -3,7 +3,7 @@
 import pytest
 from launching import ROOT, sh
 
-from launch.arguments import parse
+from launch.command_line.arguments import parse
 from launch.errors import LaunchError
 
 TOUCH = ("touch", "started")

@@ -10,11 +10,11 @@ import pytest
 from processes import run_program
 
 from launch import exit_codes
-from launch.connection import Connection
-from launch.coordinator import Attempt
-from launch.messages import AttemptEnded, EndRanks, ExitRecord, Leave, NodeLost, RankExited, SendSignal, Start
-from launch.node_worker import NodeWorker
-from launch.nodes import RemoteNode
+from launch.network.connection import Connection
+from launch.network.messages import AttemptEnded, EndRanks, ExitRecord, Leave, NodeLost, RankExited, SendSignal, Start
+from launch.run.coordinator import Attempt
+from launch.run.node_worker import NodeWorker
+from launch.run.nodes import RemoteNode
 from launch.world import WorldSpec
 
 CONFIG = SimpleNamespace(grace=30.0, stall_timeout=None)

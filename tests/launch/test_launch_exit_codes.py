@@ -9,7 +9,7 @@ from launching import ROOT, python, sh
 
 from callbacks import preemption
 from launch import exit_codes
-from launch.arguments import parse
+from launch.command_line.arguments import parse
 
 TABLE = ROOT / "launch" / "exit_codes.py"
 OF_SIGNALS = {exit_codes.REQUEUE, exit_codes.INTERRUPTED, exit_codes.TERMINATED}

@@ -11,11 +11,11 @@ import time
 import pytest
 from launching import ROOT, python, wait_for
 
-from launch import callers
-from launch.callers import REASONS, SILENT, SLOW, Callers
-from launch.connection import SignedConnection
-from launch.messages import Hello
-from launch.ports import Ports
+from launch.network import callers
+from launch.network.callers import REASONS, SILENT, SLOW, Callers
+from launch.network.connection import SignedConnection
+from launch.network.messages import Hello
+from launch.network.ports import Ports
 
 UNREADABLE, OTHER_SECRET = REASONS.values()
 NONCE = b"0123456789abcdef" * 2

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from launch.messages import (
+from launch.network.messages import (
     AttemptEnded,
     Endpoint,
     ExitRecord,

@@ -14,7 +14,7 @@ import uuid
 import pytest
 from launching import need, need_horovod, python, sh, skip, wait_for
 
-from launch.ports import Ports
+from launch.network.ports import Ports
 
 
 @pytest.fixture

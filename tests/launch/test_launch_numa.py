@@ -5,7 +5,7 @@ import os
 import pytest
 from processes import PROGRAM_ENVIRONMENT, run_program
 
-from launch import numa
+from launch.command_line import numa
 from launch.errors import LaunchError
 
 # Two sockets of two NUMA nodes, each of two core complexes of two cores with two threads: core c has the threads c and c + 16.

@@ -11,8 +11,8 @@ import pytest
 from launching import need_horovod, python, sh, skip, wait_for
 from processes import PROGRAMS
 
-from launch import peers
-from launch.ports import Ports
+from launch.network import peers
+from launch.network.ports import Ports
 
 OTHER, ANOTHER = 65534, 65533  # users
 

@@ -26,7 +26,7 @@ def test_the_exit_codes_and_restarts_are_those_of_the_table():
 
 
 def test_the_drawing_names_existing_messages():
-    from launch import messages
+    from launch.network import messages
 
     for name in re.findall(r"\b(?:Rank|Node|Attempt|Signal|Send|End)[A-Z]\w+", README.partition("## Signals")[0]):
         assert hasattr(messages, name), name

@@ -3,7 +3,7 @@
 import pytest
 from launching import ROOT, python, sh
 
-from launch.restarts import Restarts
+from launch.run.restarts import Restarts
 
 
 def test_all_ranks_restart_until_they_succeed_and_their_logs_continue(launch):

@@ -9,7 +9,7 @@ import pytest
 from launching import sh, wait_for
 
 from launch import processes
-from launch.stalls import LONGEST_PAUSE, STOPPED, Stall, StallDetector
+from launch.node.stalls import LONGEST_PAUSE, STOPPED, Stall, StallDetector
 
 PTRACE_ATTACH, PTRACE_DETACH = 16, 17
 

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from launch import numa
 from launch.__main__ import main
+from launch.command_line import numa
 
 numa.ROOT = Path(sys.argv[1])
 sys.exit(main(sys.argv[2:]))

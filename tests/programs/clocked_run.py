@@ -15,7 +15,7 @@ import keras
 from small import arrays, fit, small_model
 
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard
-from callbacks.step_statistics import StepStatistics
+from callbacks.curves.step_statistics import StepStatistics
 
 
 class World(keras.callbacks.Callback):

@@ -22,8 +22,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks import CheckpointWriteError, GlobalStepCheckpoint, files
-from callbacks.restoring import read_verified
+from callbacks import CheckpointWriteError, GlobalStepCheckpoint
+from callbacks.disk import files
+from callbacks.resuming.restoring import read_verified
 
 SHUT_DOWN = 0x8004587D  # FS_IOC_SHUTDOWN of ext4 and xfs
 FLUSH_JOURNAL, FLUSH_NOTHING = 1, 2

@@ -9,8 +9,9 @@ import time
 
 from small import Do, fit, small_model
 
-import callbacks.checkpoint_maker
-from callbacks import GlobalStepCheckpoint, state
+import callbacks.saving.checkpoint_maker
+from callbacks import GlobalStepCheckpoint
+from callbacks.state import state
 
 
 def slow(*args):
@@ -24,5 +25,5 @@ def fail():
 
 if __name__ == "__main__":
     write = state.write
-    callbacks.checkpoint_maker.state.write = slow
+    callbacks.saving.checkpoint_maker.state.write = slow
     fit(small_model(), GlobalStepCheckpoint(sys.argv[2], save_freq=4), Do(5, fail))

@@ -7,7 +7,7 @@ import resource
 import signal
 import sys
 
-from callbacks import event_files
+from callbacks.curves import event_files
 from recipes.common.run import run  # silences TensorFlow, so it comes first
 from recipes.mnist import main
 

@@ -6,7 +6,7 @@ python tests/programs/hold_lock.py TEMPLATE DIRECTORY
 import sys
 import time
 
-from callbacks.lock import Lock
+from callbacks.disk.lock import Lock
 
 if __name__ == "__main__":
     Lock(sys.argv[1], sys.argv[2]).acquire()

@@ -5,7 +5,8 @@ import os
 import signal
 import time
 
-from launch import keeper, processes
+from launch import processes
+from launch.node import keeper
 
 if __name__ == "__main__":
     processes.become_subreaper()

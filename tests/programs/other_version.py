@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks import GlobalStepCheckpoint
-from callbacks.state_tree import StateTree
+from callbacks.model.state_tree import StateTree
 
 SAVED, SUFFIXES = 5, (".weights.h5", ".keras")  # the batch; there are eight in an epoch
 

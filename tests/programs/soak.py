@@ -27,7 +27,7 @@ from faulty_run import BATCHES, TEMPLATE
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS
 from shims import compile_shim, compiler
 
-from callbacks import files
+from callbacks.disk import files
 
 SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 LEFT = {75, 130, 143, *(-number for number in SIGNALS)}  # exit codes after signals, also of one that came before they were caught

@@ -7,8 +7,9 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-from launch import nodes, processes
-from launch.connection import Connection
+from launch import processes
+from launch.network.connection import Connection
+from launch.run import nodes
 
 
 def start_agent(config):

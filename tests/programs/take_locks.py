@@ -7,7 +7,7 @@ import os
 import sys
 
 from callbacks import InputError
-from callbacks.lock import Lock
+from callbacks.disk.lock import Lock
 
 NOBODY = 65534
 

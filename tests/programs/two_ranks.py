@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks import CheckpointWriteError, GlobalStepCheckpoint, InputError, counters_of
-from callbacks.attached import attached
+from callbacks.model.attached import attached
 from callbacks.ranks import RanksDiffer, install
 from recipes.common.data import Arrays, validation_data
 from recipes.common.distribution import Distribution, engine_ranks

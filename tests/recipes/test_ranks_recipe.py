@@ -21,8 +21,9 @@ from launching import ENGINES, need, wait_for
 from processes import PROGRAMS, run_program
 
 from callbacks import InputError, latest_checkpoint
-from callbacks.stored_header import read_header
-from launch import exit_codes, stalls
+from callbacks.disk.stored_header import read_header
+from launch import exit_codes
+from launch.node import stalls
 from recipes.common.data.digits import BRIGHTEST, load_digits
 from recipes.common.distribution import get_distribution, setup
 from recipes.mnist import parse_args

@@ -9,7 +9,8 @@ import pytest
 import tensorflow as tf
 from shards import opened, use, write_shard, write_shards
 
-from callbacks import InputError, folders
+from callbacks import InputError
+from callbacks.disk import folders
 from recipes.common.data import Arrays, BadSample, tfrecords, training_data
 from recipes.common.data.tfrecords import naming_bad_records
 from recipes.common.distribution import Distribution

@@ -12,7 +12,7 @@ from compare import datasets
 from processes import USER_ENVIRONMENT
 from slurm_jobs import ENVIRONMENT, HOROVOD, MIRRORED, RECIPE, SHORT, checkpoints, last, wait_for_batch
 
-from launch.slurm import first_node
+from launch.command_line.slurm import first_node
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras.src.trainers.data_adapters.data_adapter import DataAdapter  # `fit` accepts its subclasses; it has no public name
 
 from callbacks import InputError
-from callbacks.keras_private import have_fit_take
+from callbacks.model.keras_private import have_fit_take
 from recipes.common.data.skipped import SkippedBatches
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from callbacks import InputError
-from callbacks.folders import flush_folder, make_folder
+from callbacks.disk.folders import flush_folder, make_folder
 from recipes.common.data.tfrecord_format import FRAME, check_regular, record_lengths
 
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")

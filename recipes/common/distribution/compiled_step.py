@@ -13,8 +13,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from callbacks.fit_hooks import fit_hooks_of
-from callbacks.keras_private import forward, is_op_determinism_enabled, layers_of, log_loss
+from callbacks.model.fit_hooks import fit_hooks_of
+from callbacks.model.keras_private import forward, is_op_determinism_enabled, layers_of, log_loss
 from recipes.common.distribution.replicas import Distribution
 from recipes.common.distribution.xla_random import numbers_of_kernels
 

@@ -15,10 +15,10 @@ import keras
 import tensorflow as tf
 
 from callbacks import InputError, counters_of
-from callbacks.attached import attach, attached
-from callbacks.fit_hooks import around_apply, fit_hooks_of
-from callbacks.hook_attributes import set_by_train_begin
-from callbacks.keras_private import batches_of_validation, layers_of, symbolic_build
+from callbacks.model.attached import attach, attached
+from callbacks.model.fit_hooks import around_apply, fit_hooks_of
+from callbacks.model.hook_attributes import set_by_train_begin
+from callbacks.model.keras_private import batches_of_validation, layers_of, symbolic_build
 from callbacks.ranks import RanksDiffer
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ rows, so the result would also depend on how the batch is shared, and clipping w
 import keras
 import tensorflow as tf
 
-from callbacks import keras_private
-from callbacks.fit_hooks import around_apply, take_over_all_reduce
+from callbacks.model import keras_private
+from callbacks.model.fit_hooks import around_apply, take_over_all_reduce
 
 
 def dense_gradients(optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:

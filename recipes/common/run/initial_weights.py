@@ -3,7 +3,7 @@
 import keras
 
 from callbacks import GlobalStepCheckpoint
-from callbacks.restoring import restore_weights
+from callbacks.resuming.restoring import restore_weights
 
 
 class InitialWeights(keras.callbacks.Callback):

@@ -8,10 +8,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks import counters_of, event_files
-from callbacks.event_files import EventFile
-from callbacks.folders import make_folder
-from callbacks.hook_attributes import set_by_train_begin
+from callbacks import counters_of
+from callbacks.curves import event_files
+from callbacks.curves.event_files import EventFile
+from callbacks.disk.folders import make_folder
+from callbacks.model.hook_attributes import set_by_train_begin
 from recipes.common.distribution import Distribution
 
 

@@ -9,9 +9,9 @@ import sys
 import keras
 
 from callbacks import GlobalStepCheckpoint, counters_of
-from callbacks.disk_room import in_units, state_size
-from callbacks.fit_hooks import fit_hooks_of
-from callbacks.logged_metrics import check_metrics
+from callbacks.counting.logged_metrics import check_metrics
+from callbacks.model.fit_hooks import fit_hooks_of
+from callbacks.saving.disk_room import in_units, state_size
 from recipes.common.data import EpochData
 from recipes.common.distribution import Distribution
 from recipes.common.distribution.compiled_step import JitCompile

@@ -1,0 +1,87 @@
+"""Finishes an epoch that an earlier process began.
+
+Keras runs whole epochs only. So `fit` runs the epoch from its first batch, and executions of batches that are trained on already
+return the restored logs without training. The data starts after these batches (`data_position.py`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from callbacks.counting.counters import counters_of
+from callbacks.counting.data_position import data_position_of
+from callbacks.counting.metric_results import metric_results
+from callbacks.counts import Counts
+from callbacks.model.attached import attach, attached
+from callbacks.model.fit_hooks import fit_hooks_of
+
+
+class ResumedEpoch:
+    """Skips the batches of a resumed epoch that are trained on already. `resumed_epoch_of(model)` makes it.
+
+    Attributes:
+        batches_per_epoch: the number of batches that `fit` plans for an epoch; None if unknown.
+        begins_at: the 0-based batch at which a custom training loop begins the epoch.
+    """
+
+    def __init__(self, model: keras.Model):
+        self._model = model
+        self._counters = counters_of(model)
+        self._hooks = fit_hooks_of(model)
+        self.batches_per_epoch: int | None = None
+        self.begins_at = 0
+        self._executions_to_skip: int | None = None  # known at the first execution
+        self._logs: dict[str, Any] = {}
+        self._restore_metrics: Callable[[], None] = lambda: None
+        self._hooks.instead_of_execution(self._skip)
+
+    def resume(self, counts: Counts, logs: dict[str, Any], restore_metrics: Callable[[], None]) -> None:
+        """Sets the counters to those of a checkpoint, so that the next `fit` finishes its epoch.
+
+        Args:
+            counts: the counters of the checkpoint.
+            logs: the last logs that Keras reported before the checkpoint.
+            restore_metrics: restores the model's running metrics; called after `fit` has reset them.
+        """
+        self._counters.resume(counts)
+        self._executions_to_skip, self._logs, self._restore_metrics = None, dict(logs), restore_metrics
+
+    def _skip(self, iterator: Any) -> dict[str, Any] | None:
+        """Returns the logs of a skipped execution; None for one that trains."""
+        counts = self._counters.unfinished
+        if counts is None:
+            return None
+        if self._executions_to_skip is None:
+            begin = self._begin_in_custom_loop if self._counters.in_custom_loop else self._begin
+            self._executions_to_skip = begin(counts, iterator)
+        self._counters.skip_batch(self._executions_to_skip > 0)
+        if self._executions_to_skip == 0:
+            return None
+        self._executions_to_skip -= 1
+        return self._logs
+
+    def _begin_in_custom_loop(self, counts: Counts, iterator: Any) -> int:
+        """Returns how many executions to skip. The loop reads the data itself; `train_on_batch` resets metrics at each batch."""
+        self._logs = metric_results(self._model) | self._logs
+        return max(counts.batches_in_epoch - self.begins_at, 0)
+
+    def _begin(self, counts: Counts, iterator: Any) -> int:
+        """Restores the metrics, and returns how many executions to skip."""
+        done = counts.batches_in_epoch
+        self._hooks.build(iterator)
+        self._restore_metrics()
+        with self._model.distribute_strategy.scope():
+            restored = metric_results(self._model)
+        if restored.keys() == self._logs.keys():
+            self._logs = restored
+        per_execution, planned = self._model.steps_per_execution, self.batches_per_epoch
+        if planned is None:
+            return done // per_execution
+        left = 0 if data_position_of(self._model).ends_epoch else max(planned - done, 0)  # the number of batches may have changed
+        return -(-planned // per_execution) - -(-left // per_execution)
+
+
+def resumed_epoch_of(model: keras.Model) -> ResumedEpoch:
+    """Returns the resumed epoch of a model, the same object each time."""
+    return attached(model, ResumedEpoch) or attach(model, ResumedEpoch(model))

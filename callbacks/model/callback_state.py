@@ -1,0 +1,291 @@
+"""The state of callbacks, which Keras loses when a process ends.
+
+Any callback with these two methods is resumed:
+
+    get_state() -> state      plain data: None, bool, int, float, str, lists, dicts with string keys, numpy arrays and scalars
+    set_state(state)          receives what `get_state` returned; tuples arrive as lists, arrays as copies of its own
+
+Keras's own callbacks lack these methods; an adapter reads and sets their attributes. A subclass with the two methods uses
+both: the adapter saves the attributes of Keras's class, the methods save what the subclass adds.
+
+In a file, a state is JSON, in which `{"array": [place, dtype, shape]}` and `{"scalar": [place, dtype]}` stand for an array and a
+numpy scalar, and `{"dict": {...}}` for a dict that would look like one of these three. The arrays lie beside it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+
+from callbacks import plain_data
+from callbacks.errors import InputError, one_line
+from callbacks.model.keras_private import keep_best
+
+_DEEPEST = 64  # levels of lists and dicts
+_MARKS = ({"array"}, {"scalar"}, {"dict"})
+_NATIVE = 8  # bytes of the largest number that HDF5 stores as what it is on every machine
+
+
+class Stateful(Protocol):
+    """A callback that is resumed."""
+
+    def get_state(self) -> Any:
+        """Returns the callback's state as plain data."""
+
+    def set_state(self, state: Any) -> None:
+        """Restores the state that `get_state` returned."""
+
+
+class NotPlain(TypeError):
+    """A callback's state is not plain data. The message names the callback and the key."""
+
+
+@dataclass(frozen=True)
+class CallbackStates:
+    """The states of all callbacks of a `fit`, as a file holds them.
+
+    Args:
+        plain: the JSON part of each state, by the state's name.
+        arrays: the arrays of each state, by the state's name.
+        hook: the hook in which the states were read: callbacks before the one that saves had run it, later ones had not.
+        has_stopped: whether a callback has stopped training for good.
+    """
+
+    plain: dict[str, Any]
+    arrays: dict[str, list[np.ndarray]]
+    hook: str = "on_train_batch_end"
+    has_stopped: bool = False
+
+    def of(self, name: str) -> Any:
+        """Returns a copy of a state, by name."""
+        state = _decode(self.plain[name], self.arrays.get(name, []))
+        for key, arrays in self.arrays.items():
+            of, dot, attribute = key.partition(".")
+            if dot and of == name:  # how format 1 and early files of format 2 name the best weights of EarlyStopping
+                state[attribute] = [array.copy() for array in arrays]
+        return state
+
+
+def gather(callbacks: Iterable[keras.callbacks.Callback], hook: str) -> CallbackStates:
+    """Reads the states of all callbacks that have one. Later changes of the callbacks do not affect the result.
+
+    Args:
+        callbacks: all callbacks of a `fit`.
+        hook: the hook of the callback that saves.
+
+    Raises:
+        NotPlain: if a state is not plain data.
+    """
+    callbacks = list(callbacks)
+    plain, arrays = {}, {}
+    for name, owner, source in _states(callbacks):
+        held: list[np.ndarray] = []
+        plain[name] = _encode(source.get_state(), _Place(owner), held, 0)
+        if held:
+            arrays[name] = held
+    stopped = any(isinstance(each, keras.callbacks.EarlyStopping) and each.stopped_epoch > 0 for each in callbacks)
+    return CallbackStates(plain, arrays, hook, stopped)
+
+
+def give_back(callbacks: Iterable[keras.callbacks.Callback], states: CallbackStates, path: str) -> None:
+    """Restores the states. A callback without a stored state stays as it is.
+
+    Call it after every `on_train_begin`, which resets callbacks.
+
+    Args:
+        callbacks: all callbacks of a `fit`.
+        states: the states in a checkpoint.
+        path: the path of the checkpoint, for messages.
+
+    Raises:
+        InputError: if a callback does not accept its state.
+    """
+    for name, _, source in _states(callbacks):
+        if name in states.plain:
+            try:
+                source.set_state(states.of(name))
+            except InputError:
+                raise
+            except Exception as error:  # of any class, from a user's code or for a file that anybody has written
+                raise InputError(
+                    f"{name} cannot be restored from {path}: {type(error).__name__}: {one_line(error)}. "
+                    "Resume with the callbacks of the run that saved it."
+                ) from error
+
+
+def check(callbacks: Iterable[keras.callbacks.Callback]) -> None:
+    """Checks that every state is plain data. Call it when training begins, after every `on_train_begin`.
+
+    Raises:
+        InputError: if a state is not plain data.
+    """
+    try:
+        gather(callbacks, "on_train_begin")
+    except NotPlain as error:
+        raise InputError(str(error)) from None
+
+
+def as_json(value: Any) -> Any:
+    """Returns a value as JSON: arrays and tensors of numbers as numbers and lists, anything else as its text."""
+    if isinstance(value, dict):
+        return {str(key): as_json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(each) for each in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    try:
+        array = np.asarray(value)
+    except Exception:  # an object of a user's class
+        return str(value)
+    return array.tolist() if array.dtype.kind in "biuf" else str(value)
+
+
+class _KerasState:
+    """The state of one of Keras's own callbacks: some of its attributes."""
+
+    def __init__(self, callback: keras.callbacks.Callback, attributes: tuple[str, ...], arrays: tuple[str, ...] = ()):
+        self._callback, self._attributes, self._arrays = callback, attributes, arrays
+
+    def get_state(self) -> dict[str, Any]:
+        present = vars(self._callback)
+        state = {name: as_json(present[name]) for name in self._attributes if name in present}
+        for name in self._arrays:
+            if present.get(name) is not None:
+                # Keras replaces these arrays and never modifies them, so no copy is needed.
+                state[name] = [_read_only(array) for array in present[name]]
+        return state
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        if not isinstance(state, dict):
+            raise TypeError(f"the state is of type {type(state).__name__}")
+        for name in (*self._attributes, *self._arrays):
+            if name in state:
+                _check_like(state[name], name)
+                setattr(self._callback, name, state[name])
+        keep_best(self._callback)
+
+
+def _check_like(value: Any, name: str) -> None:
+    """Checks that a value is one that such an attribute of Keras's callbacks may have.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    match name:
+        case "best_weights":
+            fits = isinstance(value, list) and all(isinstance(each, np.ndarray) for each in value)
+        case "epoch":
+            fits = isinstance(value, list) and all(type(each) is int for each in value)
+        case "history":
+            fits = isinstance(value, dict) and all(isinstance(each, list) for each in value.values())
+        case _:
+            fits = isinstance(value, (bool, int, float)) or (value is None and name in ("best", "_current_epoch"))
+    if not fits:
+        raise TypeError(f"{name} is of type {type(value).__name__}")
+
+
+_ADAPTERS: dict[type, Callable[[Any], _KerasState]] = {
+    keras.callbacks.EarlyStopping: lambda callback: _KerasState(
+        callback, ("wait", "stopped_epoch", "best", "best_epoch"), ("best_weights",)
+    ),
+    keras.callbacks.ReduceLROnPlateau: lambda callback: _KerasState(callback, ("wait", "cooldown_counter", "best")),
+    keras.callbacks.ModelCheckpoint: lambda callback: _KerasState(callback, ("best",)),
+    keras.callbacks.History: lambda callback: _KerasState(callback, ("epoch", "history")),
+    keras.callbacks.SwapEMAWeights: lambda callback: _KerasState(callback, ("_ema_weights_in_model",)),
+    keras.callbacks.BackupAndRestore: lambda callback: _KerasState(callback, ("_current_epoch",)),  # its own backups name it
+}
+
+
+def _states(callbacks: Iterable[keras.callbacks.Callback]) -> Iterator[tuple[str, str, Stateful]]:
+    """Yields each state: its name, the class of its callback, and how to read and set it.
+
+    The next process gives it the same name: the class, and which callback of that class it is.
+    """
+    seen: Counter[str] = Counter()
+    for callback in callbacks:
+        kind = type(callback).__name__
+        adapter = next((adapt(callback) for of, adapt in _ADAPTERS.items() if isinstance(callback, of)), None)
+        is_stateful = all(callable(getattr(callback, method, None)) for method in ("get_state", "set_state"))
+        if adapter or is_stateful:
+            seen[kind] += 1
+            name = f"{kind}-{seen[kind]}"
+        if adapter:
+            yield name, kind, adapter
+        if is_stateful:
+            yield f"{name}-own" if adapter else name, kind, callback
+
+
+class _Place:
+    """The place of a value in a callback state, for messages."""
+
+    def __init__(self, owner: str, path: str = "state"):
+        self._owner, self._path = owner, path
+
+    def __getitem__(self, key: str | int) -> "_Place":
+        return _Place(self._owner, f"{self._path}[{key!r}]")
+
+    def refuse(self, what: str) -> NotPlain:
+        return NotPlain(
+            f"{self._owner}.get_state() returns what a checkpoint cannot hold: {self._path} is {what}. A state is None, bool, int, "
+            "float, str, lists, dicts with string keys, numpy arrays and numpy scalars; turn a tensor into an array."
+        )
+
+
+def _encode(value: Any, place: _Place, arrays: list[np.ndarray], depth: int) -> Any:
+    """Returns the JSON part of a state, and appends its arrays."""
+    if depth > _DEEPEST:
+        raise place.refuse(f"nested more than {_DEEPEST} levels deep")
+    if isinstance(value, (np.ndarray, np.generic)):
+        try:
+            dtype = plain_data.dtype_name(value.dtype)
+        except TypeError:
+            raise place.refuse(f"an array of dtype {value.dtype}") from None
+        arrays.append(_stored(value))
+        at = len(arrays) - 1
+        return {"array": [at, dtype, list(value.shape)]} if isinstance(value, np.ndarray) else {"scalar": [at, dtype]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        return [_encode(each, place[i], arrays, depth + 1) for i, each in enumerate(value)]
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise place.refuse(f"a dict with the key {key!r:.100}")
+        entries = {key: _encode(each, place[key], arrays, depth + 1) for key, each in value.items()}
+        return {"dict": entries} if entries.keys() in _MARKS else entries
+    raise place.refuse(f"of type {type(value).__name__}")
+
+
+def _decode(tree: Any, arrays: list[np.ndarray]) -> Any:
+    if isinstance(tree, list):
+        return [_decode(each, arrays) for each in tree]
+    match tree:
+        case {"array": [int(at), str(dtype), list(shape)], **rest} if not rest:
+            return _restored(arrays[at], dtype, shape)
+        case {"scalar": [int(at), str(dtype)], **rest} if not rest:
+            return _restored(arrays[at], dtype, [])[()]
+        case {"dict": dict(entries), **rest} if not rest:
+            return {key: _decode(each, arrays) for key, each in entries.items()}
+        case dict():
+            return {key: _decode(each, arrays) for key, each in tree.items()}
+    return tree
+
+
+def _stored(value: np.ndarray | np.generic) -> np.ndarray:
+    """Returns an array that does not change and that HDF5 can store: values without an HDF5 type become bytes."""
+    array = np.asarray(value)
+    array = np.array(array, order="C") if array.flags.writeable else np.ascontiguousarray(array).reshape(array.shape)
+    return array if array.dtype.kind in "biuf" and array.dtype.itemsize <= _NATIVE else array.reshape(-1).view("uint8")
+
+
+def _restored(array: np.ndarray, dtype: str, shape: list[int]) -> np.ndarray:
+    return array.reshape(-1).view(plain_data.dtype_named(dtype)).reshape(shape).copy()
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = np.asarray(array).view()
+    view.flags.writeable = False
+    return view
