@@ -86,13 +86,11 @@ def test_each_line_of_the_matrix_of_faults_names_an_existing_test():
 
 def test_the_tables_of_callbacks_name_each_of_its_files():
     text = (ROOT / "callbacks" / "README.md").read_text().split("## Files")[1].split("\n## ")[0]
-    files = {path.name for path in (ROOT / "callbacks").glob("*.py") if not path.name.startswith("__")}
+    files = {path.name for path in (ROOT / "callbacks").rglob("*.py") if not path.name.startswith("__")}
     assert sorted(re.findall(r"`(\w+\.py)`", text)) == sorted(files)
 
 
-@pytest.mark.parametrize(
-    ("readme", "folder"), [("callbacks", "callbacks"), ("benchmarks", "benchmarks"), ("tests", "tests/helpers")]
-)
+@pytest.mark.parametrize(("readme", "folder"), [("benchmarks", "benchmarks"), ("tests", "tests/helpers")])
 def test_the_tables_of_files_list_every_file(readme, folder):
     """tests/recipes and tests/launch check the tables of those folders."""
     tables = [line for line in (ROOT / readme / "README.md").read_text().splitlines() if line.startswith("| `")]

@@ -1,0 +1,1 @@
+"""Counts batches, steps and samples, and keeps the position in the data."""

@@ -1,0 +1,1 @@
+"""TensorBoard's curves over the global batch."""

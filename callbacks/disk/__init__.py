@@ -1,0 +1,1 @@
+"""Files on disk: their names, their format, their commit, and who may write them."""

@@ -1,0 +1,1 @@
+"""Finds the newest intact checkpoint and restores it before the first batch."""

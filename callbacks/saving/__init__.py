@@ -1,0 +1,1 @@
+"""When a checkpoint is due, who writes it, and which files stay."""

@@ -1,0 +1,1 @@
+"""From the command line to a `LaunchConfig`: flags, nodes of Slurm, cores and GPUs."""

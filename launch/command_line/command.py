@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launch.errors import LaunchError
 
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 
 
 def resolve(target: str, arguments: Sequence[str], *, module: bool, no_python: bool) -> list[str]:

@@ -1,0 +1,1 @@
+"""How the launchers of several nodes find each other and talk."""

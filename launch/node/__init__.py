@@ -1,0 +1,1 @@
+"""The processes of one node: an agent, its keeper and the ranks."""

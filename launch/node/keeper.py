@@ -11,12 +11,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from launch import exit_codes, processes
 
 PATIENCE = 30.0  # seconds until an agent without a launcher must have ended; the ranks get 3 of them
-_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from launch import keeper; keeper.keep(*map(int, sys.argv[2:]))"
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from launch.node import keeper; keeper.keep(*map(int, sys.argv[2:]))"
 
 
 def fork_under_keeper() -> int:
@@ -48,7 +49,7 @@ def _become_keeper(agent: int, launcher: int) -> NoReturn:
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in range(3):  # so that a reader of the launcher's output does not wait for this process
             os.dup2(null, descriptor)
-        root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        root = str(Path(__file__).parents[2])
         os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", _PROGRAM, root, str(agent), str(launcher)])
     finally:
         os._exit(exit_codes.FAILED)

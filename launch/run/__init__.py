@@ -1,0 +1,1 @@
+"""Node 0 runs attempts on all nodes, reports failures and restarts."""

@@ -191,7 +191,8 @@ def test_a_record_that_is_deleted_does_not_stop_training(tmp_path):
 def test_the_report_does_not_import_tensorflow():
     code = (
         "import sys, types; package = types.ModuleType('callbacks'); package.__path__ = ['callbacks'];"
-        "sys.modules['callbacks'] = package; import callbacks.report.report; print('tensorflow' in sys.modules, 'keras' in sys.modules)"
+        "sys.modules['callbacks'] = package; import callbacks.report.report;"
+        "print('tensorflow' in sys.modules, 'keras' in sys.modules)"
     )
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=USER_ENVIRONMENT)
     assert run.stdout.split() == ["False", "False"], run.stderr

@@ -103,7 +103,7 @@ def test_children_that_a_shell_started_before_it_became_the_launcher_are_not_kil
 def test_nothing_is_left_when_the_keeper_is_killed_too(launch, killed):
     run = launch("--nproc-per-node", "2", *sh("setsid -f sleep 100; echo $$ > pid-$RANK; sleep 100"))
     started(run, 2)
-    agent, keeper = run.agent(), next(pid for pid, command in run.processes().items() if "launch import keeper" in command)
+    agent, keeper = run.agent(), next(pid for pid, command in run.processes().items() if "import keeper" in command)
     os.kill(keeper, signal.SIGKILL)
     os.kill(*((agent, signal.SIGKILL) if "agent" in killed else (run.process.pid, signal.SIGTERM)))
     assert run.finish(GONE)[0] == (1 if "agent" in killed else 143)
