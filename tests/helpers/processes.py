@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from forked import Forked
+
 ROOT = Path(__file__).parents[2]
 
 # The tests count on CPU devices, also where there are GPUs: tests/test_gpu.py shows those to what it starts.
@@ -42,17 +44,23 @@ def copy_until(run, copy, batch):
 
 
 class Process:
-    """A recipe in its own process."""
+    """A recipe in its own process.
 
-    def __init__(self, *args, cwd=ROOT, env=None, module="recipes.mnist"):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, args)],
-            cwd=cwd,
-            env={**USER_ENVIRONMENT, **(env or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    Args:
+        args: its flags.
+        imports: whether it imports TensorFlow itself, which takes seconds, and is not a fork of a process that has done so.
+        cwd: the working directory.
+        env: more environment variables.
+        module: the recipe.
+    """
+
+    def __init__(self, *args, imports=False, cwd=ROOT, env=None, module="recipes.mnist"):
+        command, options = ["-m", module, *map(str, args)], {"cwd": cwd, "env": {**USER_ENVIRONMENT, **(env or {})}}
+        if imports:
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+            self.process = subprocess.Popen([sys.executable, *command], **options, **pipes)
+        else:
+            self.process = Forked(command, **options)
 
     def finish(self, timeout=300):
         """Waits for the end: (exit code, standard output, standard error)."""
