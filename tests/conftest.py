@@ -53,7 +53,7 @@ class ByFile(LoadScopeScheduling):
         return "launch" if "/launch/" in file or file.endswith("test_readme.py") else file
 
     def _reschedule(self, node):
-        """Gives a process no more than it needs now, so that the others can take the rest: it starts a test when it knows the next."""
+        """Gives a process the next file only when it needs it to start its last test, for which it must know the one after."""
         if not self.workqueue or self._pending_of(self.assigned_work[node]) < 2:
             super()._reschedule(node)
 

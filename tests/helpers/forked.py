@@ -28,7 +28,7 @@ class Forked:
         names = [file.name for file in self._outputs]
         self._process = _SERVER.Process(target=_run, args=([*map(str, command)], str(cwd), env, names), daemon=True)
         self._process.start()
-        self.pid = self._process.pid
+        self.pid: int = self._process.pid  # type: ignore[assignment]
 
     @property
     def returncode(self):
@@ -69,7 +69,7 @@ def _run(command, cwd, env, outputs):
     for descriptor, name in enumerate(outputs, 1):
         with open(name, "w") as file:
             os.dup2(file.fileno(), descriptor)
-    sys.stdout.reconfigure(line_buffering=False)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115, buffered like that of any file
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)

@@ -55,12 +55,19 @@ class Process:
     """
 
     def __init__(self, *args, imports=False, cwd=ROOT, env=None, module="recipes.mnist"):
-        command, options = ["-m", module, *map(str, args)], {"cwd": cwd, "env": {**USER_ENVIRONMENT, **(env or {})}}
+        command, environment = ["-m", module, *map(str, args)], {**USER_ENVIRONMENT, **(env or {})}
+        self.process: Forked | subprocess.Popen[str]
         if imports:
-            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-            self.process = subprocess.Popen([sys.executable, *command], **options, **pipes)
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=cwd,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
         else:
-            self.process = Forked(command, **options)
+            self.process = Forked(command, cwd=cwd, env=environment)
 
     def finish(self, timeout=300):
         """Waits for the end: (exit code, standard output, standard error)."""
