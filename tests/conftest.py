@@ -28,7 +28,7 @@ def pytest_configure(config):
 # The longest, in the order in which they start: one process runs the tests of a file, and the last one would run alone. Tests of
 # Slurm mostly wait, and those of versions first download.
 LONGEST = (
-    "slurm/", "versions/", "launch/", "recipes/test_ranks_recipe.py", "recipes/test_jit_compile.py",
+    "slurm/", "versions/", "launch/", "recipes/test_ranks_recipe.py", "recipes/test_jit",
     "callbacks/test_kinds_of_models.py", "callbacks/test_disk_errors.py", "callbacks/test_preemption.py",
     "recipes/test_transformer_lm.py", "recipes/test_imagenet.py", "benchmarks/",
 )  # fmt: skip

@@ -8,8 +8,6 @@ import pytest
 import tensorflow as tf
 from bare_ranks import run_ranks
 from compare import assert_same_rest, assert_same_weights
-from keras.src.applications import resnet
-from small_networks import one_block
 from tensorflow.python.framework import config
 
 from callbacks import counters_of
@@ -154,9 +152,7 @@ def test_a_compiled_convnet_trains_as_a_plain_one(strategy, no_dropout, no_deter
 
 
 @pytest.mark.slow
-def test_a_compiled_resnet_trains_as_a_plain_one(strategy, monkeypatch, no_determinism):
-    """With one block in each stage."""
-    monkeypatch.setattr(resnet, "stack_residual_blocks_v1", one_block)
+def test_a_compiled_resnet_trains_as_a_plain_one(strategy, no_determinism):
     where = distribution(strategy, 2)
     plain, compiled = (Trained(pictures, where, choice) for choice in ("off", "on"))
     assert compiled.compiles == PART

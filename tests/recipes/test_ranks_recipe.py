@@ -14,7 +14,7 @@ import pytest
 from bare_ranks import bare_ranks, run_ranks
 from compare import assert_same_rest, assert_same_weights, datasets, lasting_header
 from launching import ENGINES, need, wait_for
-from processes import PROGRAMS, Process
+from processes import PROGRAMS, run_program
 
 from callbacks import InputError, latest_checkpoint
 from callbacks.stored_header import read_header
@@ -60,8 +60,8 @@ IN_FLOAT64 = ["float64", "recipes.mnist", *MLP, "--epochs", 4, "--save-freq", 10
 def single(tmp_path_factory):
     """Four epochs on one replica in float64."""
     workdir = tmp_path_factory.mktemp("single")
-    code, _, errors = Process(*IN_FLOAT64, "--workdir", workdir, module="tests.programs.with_floatx").finish()
-    assert code == 0, errors
+    done = run_program("with_floatx.py", *IN_FLOAT64, "--workdir", workdir)
+    assert done.returncode == 0, done.stderr
     return workdir
 
 
