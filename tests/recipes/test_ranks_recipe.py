@@ -258,7 +258,7 @@ def test_ranks_of_a_launcher_that_does_not_configure_the_engine_are_refused(reci
 def test_only_the_chief_touches_the_runs_directory(tmp_path, engine):
     workdir = tmp_path / "run"
     workdir.mkdir()
-    watched = [PROGRAMS / "read_only_rank.py", workdir]
+    watched = [PROGRAMS / "read_only_rank.py", workdir, "--model", "mlp"]
     succeed(engine, 2, *watched, "--epochs", 2, "--save-freq", 10)
     command = [*watched, "--epochs", 3, "--save-freq", 10, "--keep-last", 2]
     succeed(engine, 2, *command)  # resumes, and deletes
