@@ -5,53 +5,13 @@ import subprocess
 import sys
 
 import pytest
-from processes import ROOT, USER_ENVIRONMENT
-
-# TensorFlow and Keras change the process themselves, so they come first. Then modules, one by one, with a check after each.
-IMPORTS = """
-import importlib, json, os, pkgutil, signal, sys
-package, *first = sys.argv[1:]
-for name in first:
-    importlib.import_module(name)
-
-def surroundings():
-    handlers = {int(number): repr(signal.getsignal(number)) for number in signal.valid_signals()}
-    files = {number: os.readlink(f"/proc/self/fd/{number}") for number in (0, 1, 2)}
-    wakeup = signal.set_wakeup_fd(-1)
-    streams = [id(stream) for stream in (sys.stdin, sys.stdout, sys.stderr, sys.excepthook)]
-    return {"handlers": handlers, "files": files, "wakeup": wakeup, "environment": dict(os.environ), "streams": streams}
-
-before, changed, imported = surroundings(), {}, []
-def check(name):
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if error.name.partition(".")[0] != "horovod":
-            raise
-        return
-    imported.append(name)
-    after = surroundings()
-    different = [part for part in before if after[part] != before[part]]
-    if different:
-        changed[name] = different
-        before.update(after)
-
-check(package)
-for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
-    check(module.name)
-print(json.dumps([imported, changed]))
-"""
+from processes import ROOT, USER_ENVIRONMENT, run_program
 
 
 @pytest.mark.parametrize("package, first", [("callbacks", ["keras", "h5py"]), ("recipes", ["keras", "h5py"]), ("launch", [])])
 def test_an_import_changes_nothing_of_the_process(package, first):
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORTS, package, *first],
-        cwd=ROOT,
-        env={**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    """TensorFlow and Keras change the process themselves, so they come first."""
+    done = run_program("import_all.py", package, *first)
     assert done.returncode == 0, done.stderr
     imported, changed = json.loads(done.stdout)
     assert len(imported) > 10

@@ -4,60 +4,18 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 
 import h5py
 import keras
 import ml_dtypes
 import numpy as np
 import pytest
-from processes import ROOT, USER_ENVIRONMENT
-from small import BATCHES, Do, arrays, fit, names, small_model
+from journal import EPOCHS, train
+from processes import run_program
+from small import BATCHES, Do, fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError, Preempted, preemption
 from callbacks.callback_state import check, gather, give_back
-
-EPOCHS = 3
-
-
-class Journal(keras.callbacks.Callback):
-    """Records every hook in state of all kinds."""
-
-    def on_train_begin(self, logs=None):
-        self.batches = self.epochs = self.validations = 0
-        self.losses = np.zeros(0)
-        self.history = {"epochs": [], "last": None}
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.epochs += 1
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.batches += 1
-        self.losses = np.append(self.losses, logs["loss"])
-        self.history["last"] = np.float32(logs["loss"])
-
-    def on_test_end(self, logs=None):
-        self.validations += 1
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.history["epochs"].append([epoch, logs["val_loss"]])
-
-    def get_state(self):
-        return {
-            "counts": (self.batches, self.epochs, self.validations),
-            "losses": self.losses,
-            "history": self.history,
-        }
-
-    def set_state(self, state):
-        self.batches, self.epochs, self.validations = state["counts"]
-        self.losses, self.history = state["losses"], state["history"]
-
-    def told(self):
-        """The state as JSON."""
-        state = self.get_state()
-        return json.loads(json.dumps(state | {"losses": self.losses.tolist()}, default=float))
 
 
 class PatientJournal(keras.callbacks.EarlyStopping):
@@ -78,15 +36,6 @@ class PatientJournal(keras.callbacks.EarlyStopping):
         self.epochs = state
 
 
-def train(directory, *after, save_freq=1, **options):
-    """Trains with a journal before the checkpoint and one after it. Returns both."""
-    keras.utils.set_random_seed(0)
-    first, second = Journal(), Journal()
-    checkpoint = GlobalStepCheckpoint(directory / "b{batch:02d}.weights.h5", save_freq=save_freq, resume=True, background=False)
-    fit(small_model(**options), first, checkpoint, second, *after, epochs=EPOCHS, validation_data=arrays(2), shuffle=False)
-    return first, second
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """The journals at the end of an uninterrupted run."""
@@ -96,22 +45,10 @@ def uninterrupted(tmp_path_factory):
     return first.told()
 
 
-KILLED = f"""
-import os, pathlib, signal, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests/helpers")!r}, {str(ROOT / "tests/callbacks")!r}]
-import keras
-from small import Do
-from test_callback_state import train
-directory, after = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-train(directory, *[Do(after, lambda: os.kill(os.getpid(), signal.SIGKILL))] * (after > 0))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("after", [14, 20], ids=["in an epoch", "in the last batch of an epoch"])
 def test_a_custom_callback_is_resumed_after_a_kill_at_any_position_in_the_list(tmp_path, uninterrupted, after):
-    command = [sys.executable, "-c", KILLED, str(tmp_path), str(after)]
-    died = subprocess.run(command, cwd=ROOT, env=USER_ENVIRONMENT, capture_output=True, text=True)
+    died = run_program("killed_journal.py", tmp_path, after)
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert names(tmp_path)[-1] == f"b{after}.weights.h5"
     for journal in train(tmp_path):

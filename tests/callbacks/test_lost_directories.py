@@ -8,7 +8,7 @@ import time
 import warnings
 
 import pytest
-from processes import ROOT, USER_ENVIRONMENT
+from processes import PROGRAM_ENVIRONMENT, PROGRAMS, run_program
 from small import Do, fit, names, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -120,29 +120,11 @@ def test_a_clock_jump_of_an_hour_does_not_affect_saves_or_the_run(tmp_path, monk
     assert [event.step for event in reader.Scalars("batch_loss")] == list(range(1, 11))
 
 
-UNMOUNTED = f"""
-import subprocess, sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests/helpers")!r}]
-from small import Do, fit, small_model
-from callbacks import GlobalStepCheckpoint
-
-disk = sys.argv[1]
-def mount():
-    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], check=True)
-def unmount():
-    checkpoint._writer.finish()
-    subprocess.run(["umount", disk], check=True)
-mount()
-checkpoint = GlobalStepCheckpoint(disk + "/run/b{{batch}}.weights.h5", save_freq=2)
-fit(small_model(), checkpoint, Do(5, unmount))
-"""
-
-
 def test_a_disk_that_is_unmounted_leaves_nothing_on_the_disk_below(tmp_path):
-    command = ["unshare", "--mount", sys.executable, "-c", UNMOUNTED, str(tmp_path)]
+    command = ["unshare", "--mount", sys.executable, PROGRAMS / "unmounted_run.py", tmp_path]
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("no mount namespace can be made here")
-    done = subprocess.run(command, capture_output=True, text=True, env=USER_ENVIRONMENT)
+    done = subprocess.run(command, capture_output=True, text=True, env=PROGRAM_ENVIRONMENT)
     assert done.returncode == 1
     assert f"CheckpointWriteError: Could not write the checkpoint {tmp_path}/run/b6.weights.h5" in done.stderr, done.stderr
     assert done.stderr.rstrip().splitlines()[-1].count("was deleted, moved or unmounted while training ran") == 1
@@ -172,26 +154,9 @@ def test_a_profile_does_not_recreate_a_lost_directory(tmp_path):
     assert not events.exists()
 
 
-FULL = f"""
-import resource, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
-from recipes.common.run import run
-from recipes.mnist import main
-from callbacks import event_files
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-add = event_files.EventFile.scalars
-def scalars(self, step, *rest):
-    if step >= 20:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))  # as on a full disk, every write fails
-    add(self, step, *rest)
-event_files.EventFile.scalars = scalars
-run(lambda: main(sys.argv[1:]))
-"""
-
-
 def test_a_failed_write_of_events_during_a_run_is_a_failure_and_not_bad_input(tmp_path):
     flags = ["--model", "mlp", "--epochs", "2", "--workdir", str(tmp_path)]
-    done = subprocess.run([sys.executable, "-c", FULL, *flags], cwd=ROOT, capture_output=True, text=True, env=USER_ENVIRONMENT)
+    done = run_program("full_events_run.py", *flags)
     assert done.returncode == 1, done.stderr
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert said.startswith(f"error: TensorBoard's events cannot be written to {tmp_path}/tensorboard/batches: ")

@@ -11,7 +11,7 @@ import uuid
 from pathlib import Path
 
 import pytest
-from processes import ROOT
+from processes import PROGRAMS, ROOT
 
 from launch.horovod.build import TOOLS, how_to_install
 
@@ -141,3 +141,8 @@ def sh(script):
 def python(script):
     """Returns the arguments to run Python code in each rank, in a Python that starts fast."""
     return "--no-python", sys.executable, "-S", "-u", "-c", script
+
+
+def program(name, *args):
+    """Returns the arguments to run a program of tests/programs in each rank, in a Python that starts fast."""
+    return "--no-python", sys.executable, "-S", PROGRAMS / name, *args

@@ -4,11 +4,10 @@ import itertools
 import signal
 import socket
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
-from launching import ROOT
+from processes import run_program
 
 from launch import exit_codes
 from launch.connection import Connection
@@ -108,50 +107,9 @@ def test_a_node_worker_exits_even_if_its_agent_does_not_end_the_ranks(last, code
     assert agent.receive() == [Start(world, None, 0.1), *ordered]
 
 
-STUCK = """
-import itertools, os, signal, socket, sys, time
-from types import SimpleNamespace
-from launch import agent, keeper, nodes, processes
-from launch.connection import Connection
-
-def start_agent(config):
-    processes.become_subreaper()
-    ours, theirs = socket.socketpair()
-    pid = os.fork()
-    if not pid:
-        os.setsid()
-        if os.fork():
-            time.sleep(60)  # ignores everything, like a process in a write that does not return
-        while True:
-            time.sleep(60)
-    return Connection(ours), pid
-
-nodes.start_agent = start_agent
-node = nodes.LocalNode(SimpleNamespace(node=0), clock=itertools.count(0, 2).__next__)
-began = time.monotonic()
-node.close()
-assert not processes.descendants(os.getpid()) and time.monotonic() - began < 20
-"""
-
-KEPT = """
-import itertools, os, signal, sys, time
-from launch import keeper, processes
-processes.become_subreaper()
-agent = os.fork()
-if not agent:
-    os.setsid()
-    os.fork()
-    while True:
-        time.sleep(60)
-signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-keeper.keep(agent, launcher=1 << 22, clock=itertools.count(0, 100).__next__)  # its parent has changed: the launcher is gone
-assert not processes.descendants(os.getpid())
-"""
-
-
-@pytest.mark.parametrize("script", [STUCK, KEPT], ids=["by the launcher", "by the keeper"])
-def test_an_agent_that_does_not_end_is_killed_with_its_descendants(script):
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+@pytest.mark.parametrize("program", ["stuck_agent.py", "kept_agent.py"], ids=["by the launcher", "by the keeper"])
+def test_an_agent_that_does_not_end_is_killed_with_its_descendants(program):
+    done = run_program(program, timeout=60)
     assert done.returncode == 0, done.stderr
 
 

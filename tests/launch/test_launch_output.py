@@ -6,7 +6,7 @@ import re
 import subprocess
 
 import pytest
-from launching import python, sh, wait_for
+from launching import program, python, sh, wait_for
 
 
 def test_lines_are_complete_and_have_the_rank_as_prefix(launch):
@@ -60,20 +60,10 @@ def test_on_a_terminal_ranks_have_colors_and_the_progress_bar_moves(launch):
     assert "\x1b[32m[1]\x1b[0m other" in seen
 
 
-FLOOD = """
-import os, sys, time
-block = b"".join(b"%06d %s\\n" % (n, b"z" * 92) for n in range(1000))  # 100 kB
-began = time.monotonic()
-for n in range({blocks}):
-    os.write(1, block)
-open("took-" + os.environ["RANK"], "w").write(str(time.monotonic() - began))
-"""
-
-
 @pytest.mark.parametrize("reads", [True, False])
 def test_a_flood_from_8_ranks_is_kept_and_does_not_wait_for_the_terminal(launch, reads):
     """Each rank writes 20 MB; without a reader, lines for the terminal are left out, and a message says so."""
-    run = launch("--nproc-per-node", "8", *python(FLOOD.format(blocks=200)), stdout=subprocess.PIPE)
+    run = launch("--nproc-per-node", "8", *program("flood.py", 200), stdout=subprocess.PIPE)
     if not reads:
         wait_for(lambda: len(list(run.cwd.glob("took-*"))) == 8, "the ranks, which must not wait for a reader")
     code, out, _ = run.finish()

@@ -9,41 +9,12 @@ import sys
 
 import pytest
 from launching import need_horovod, python, sh, skip, wait_for
+from processes import PROGRAMS
 
 from launch import peers
 from launch.ports import Ports
 
 OTHER, ANOTHER = 65534, 65533  # users
-
-ASK = """
-import os, socket, sys
-user, port, request = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-if user:
-    os.setgroups([])
-    os.setuid(user)
-with socket.socket() as connection:
-    connection.settimeout(10)
-    try:
-        connection.connect(("127.0.0.1", port))
-        connection.sendall(request.encode() + b"\\r\\n\\r\\n")
-        print(connection.recv(100).decode())
-    except (BrokenPipeError, ConnectionResetError):
-        pass
-"""
-LISTEN = """
-import os, socket, sys
-os.setuid(int(sys.argv[1]))
-with socket.create_server(("127.0.0.1", int(sys.argv[2]))) as server:
-    print("listens", flush=True)
-    while True:
-        connection, _ = server.accept()
-        connection.sendall(b"0" * 32)
-        print(connection.recv(32), flush=True)
-        try:
-            print(connection.recv(1000), flush=True)
-        except OSError:
-            pass
-"""
 
 
 @pytest.fixture
@@ -142,7 +113,9 @@ def test_connections_from_other_hosts_pass_and_those_from_any_local_address_are_
 
 def ask(user, port, request=""):
     """Returns the answer of a server to a process of a user."""
-    found = subprocess.run([sys.executable, "-S", "-c", ASK, str(user), str(port), request], capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-S", PROGRAMS / "ask_as_user.py", str(user), str(port), request], capture_output=True, text=True
+    )
     assert not found.returncode, found.stderr
     return found.stdout.strip()
 
@@ -186,7 +159,7 @@ def is_open(port):
 
 
 def test_a_node_without_a_secret_sends_nothing_to_node_0_of_another_user(launch, port, as_root):
-    command = [sys.executable, "-S", "-c", LISTEN, str(OTHER), str(port)]
+    command = [sys.executable, "-S", PROGRAMS / "listen_as_user.py", str(OTHER), str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         try:
             assert other.stdout.readline() == "listens\n"

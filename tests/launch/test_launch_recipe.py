@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from compare import assert_same_weights
 from launching import need, need_horovod, wait_for
+from processes import PROGRAMS
 
 from callbacks import InputError
 from launch import exit_codes
@@ -118,25 +119,9 @@ def test_a_killed_rank_does_not_change_the_result(launch, engine):
     assert_same_weights(checkpoint(run, "whole", 132), checkpoint(run, "killed", 132))
 
 
-FAILS_AT_30 = """
-import sys
-import keras
-from callbacks import counters_of
-from recipes import mnist
-from recipes.common.run import callbacks
-
-class Fails(keras.callbacks.Callback):
-    def on_train_batch_end(self, batch, logs=None):
-        assert counters_of(self.model).read().batch < 30
-
-callbacks.RunSummary = lambda *args, **options: Fails()
-mnist.main(sys.argv[1:])
-"""
-
-
 @pytest.mark.slow
 def test_a_recipe_that_fails_twice_at_the_same_batch_is_not_restarted(launch):
-    command = ["--no-python", sys.executable, "-c", FAILS_AT_30, "--model", "mlp", "--save-freq", 20, "--workdir", "run"]
+    command = ["--no-python", sys.executable, PROGRAMS / "fails_at_30.py", "--model", "mlp", "--save-freq", 20, "--workdir", "run"]
     code, out, err = launch("--max-restarts", 5, *command).finish(PATIENCE)
     assert code == 1, out + err
     assert "    AssertionError" in err and "last batch  30" in err

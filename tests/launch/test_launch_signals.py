@@ -2,35 +2,18 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
-from launching import ROOT, python, sh, wait_for
-
-SAVES = """
-import os, signal, sys, time
-heard = []
-def on_signal(number, frame):
-    heard.append(number)
-time.sleep({late})
-for name in ("INT", "TERM", "USR1", "USR2"):
-    signal.signal(getattr(signal, "SIG" + name), on_signal)
-rank = os.environ["RANK"]
-open("ready-" + rank, "w").write("yes")
-while not heard:
-    time.sleep(0.01)
-time.sleep(0.5)
-open("heard-" + rank, "w").write(" ".join(map(str, heard)))
-sys.exit({{signal.SIGINT: 130, signal.SIGTERM: 143}}.get(heard[0], 75))
-"""
+from launching import program, sh, wait_for
+from processes import PROGRAMS, run_program
 
 
 @pytest.mark.parametrize(("name", "code"), [("INT", 130), ("TERM", 143), ("USR1", 75), ("USR2", 75)])
 def test_a_signal_is_forwarded_once_and_the_ranks_may_save(launch, name, code):
     number = getattr(signal, f"SIG{name}")
-    run = launch("--nproc-per-node", "2", "--max-restarts", "3", *python(SAVES.format(late=0)))
+    run = launch("--nproc-per-node", "2", "--max-restarts", "3", *program("signalled_rank.py", 0))
     assert run.file("ready-0") and run.file("ready-1")
     for _ in range(1 if name == "INT" else 3):  # Slurm sends TERM twice
         os.kill(run.process.pid, number)
@@ -41,9 +24,7 @@ def test_a_signal_is_forwarded_once_and_the_ranks_may_save(launch, name, code):
 
 
 def test_usr1_waits_until_a_rank_that_is_importing_has_its_handler(launch):
-    run = launch(
-        "--nproc-per-node", "2", *sh('echo > begun-$RANK; exec $PYTHON -S -c "$SCRIPT"'), env=_script(SAVES.format(late=1))
-    )
+    run = launch("--nproc-per-node", "2", *sh(f"echo > begun-$RANK; exec {sys.executable} -S {PROGRAMS / 'signalled_rank.py'} 1"))
     _wait_for_ranks(run)
     os.kill(run.process.pid, signal.SIGUSR1)
     assert run.finish()[0] == 75
@@ -52,33 +33,20 @@ def test_usr1_waits_until_a_rank_that_is_importing_has_its_handler(launch):
 
 def test_a_warning_during_the_start_of_a_rank_waits_for_its_handler(launch):
     """Before exec, a rank is a copy of the agent, whose handlers must not be mistaken for the rank's."""
-    script = """
-import os, signal, sys, time
-from launch import processes
-for number in processes.FORWARDED:
-    signal.signal(number, lambda number, frame: None)
-agent, really = os.getpid(), os.setpgid
-os.setpgid = lambda *group: really(*group) if os.getpid() == agent else time.sleep(60)  # the rank stays what it is
-rank = processes.spawn(["/bin/true"], {}, 1)
-caught = [number for number in processes.FORWARDED if processes.catches(rank, number)]
-os.kill(rank, signal.SIGKILL)
-mine = [number for number in processes.FORWARDED if processes.catches(agent, number)]
-sys.exit(0 if (caught, mine) == ([], list(processes.FORWARDED)) else f"caught {caught}, and this process {mine}")
-"""
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    done = run_program("rank_before_exec.py")
     assert done.returncode == 0, done.stderr
 
 
 def test_a_warning_during_the_start_of_the_ranks_is_not_lost(launch):
     for _ in range(5):
-        run = launch("--nproc-per-node", "2", *python(SAVES.format(late=0)))
+        run = launch("--nproc-per-node", "2", *program("signalled_rank.py", 0))
         run.rank(1)
         os.kill(run.process.pid, signal.SIGUSR1)
         assert run.finish()[0] == 75
 
 
 def test_a_closed_terminal_ends_the_run_like_term_except_under_nohup(launch):
-    run = launch("--nproc-per-node", "2", *python(SAVES.format(late=0)))
+    run = launch("--nproc-per-node", "2", *program("signalled_rank.py", 0))
     assert run.file("ready-0") and run.file("ready-1")
     os.kill(run.process.pid, signal.SIGHUP)
     assert run.finish()[0] == 143
@@ -144,7 +112,3 @@ def test_ctrl_c_between_two_attempts_ends_the_run(launch):
 
 def _wait_for_ranks(run, name="begun"):
     wait_for(lambda: len(list(run.cwd.glob(f"{name}-*"))) == 2, "the ranks")
-
-
-def _script(script):
-    return {"PYTHON": sys.executable, "SCRIPT": script}

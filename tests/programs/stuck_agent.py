@@ -1,0 +1,33 @@
+"""A launcher whose agent does not end, like a process in a write that does not return. The launcher must kill it."""
+
+import itertools
+import os
+import socket
+import time
+from types import SimpleNamespace
+from typing import Any
+
+from launch import nodes, processes
+from launch.connection import Connection
+
+
+def start_agent(config):
+    processes.become_subreaper()
+    ours, _theirs = socket.socketpair()
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        if os.fork():
+            time.sleep(60)
+        while True:
+            time.sleep(60)
+    return Connection(ours), pid
+
+
+if __name__ == "__main__":
+    config: Any = SimpleNamespace(node=0)
+    nodes.start_agent = start_agent
+    node = nodes.LocalNode(config, clock=itertools.count(0, 2).__next__)
+    began = time.monotonic()
+    node.close()
+    assert not processes.descendants(os.getpid()) and time.monotonic() - began < 20
