@@ -130,6 +130,7 @@ CALLS = {"open": 1, "write": 5, "fsync": 1, "read": 2, "close": 1, "rename": 1} 
     + [(".keras", errno.EIO)],
     indirect=["trainer"],
     ids=lambda value: errno.errorcode.get(value, value),
+    scope="module",  # of the trainer
 )
 def test_an_error_of_any_call_of_a_save_ends_training_and_leaves_no_visible_file(trainer, tmp_path, call, error):
     attempts = list(indexes(trainer, tmp_path, call, error))

@@ -11,7 +11,7 @@ import sys
 import tempfile
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["recipes.mnist", "recipes.imagenet_resnet50", "recipes.transformer_lm"])
+_SERVER.set_forkserver_preload(["tensorflow", "keras", "h5py"])  # not our code, which may give each process a name when imported
 
 
 class Forked:
@@ -76,21 +76,13 @@ def _run(command, cwd, env, outputs):
     sys.orig_argv = [sys.executable, *command]
     try:
         if command[0] == "-m":
-            _run_module(*command[1:])
+            _, module, *args = command
+            sys.argv = ["-m", *args]  # as long as Python looks for the module
+            sys.path.insert(0, cwd)
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
         else:
             sys.argv = command
             sys.path.insert(0, os.path.dirname(command[0]))
             runpy.run_path(command[0], run_name="__main__")
     finally:
         atexit._run_exitfuncs()
-
-
-def _run_module(module, *args):
-    sys.argv = [module, *args]
-    sys.path.insert(0, os.getcwd())
-    if module.startswith("recipes."):
-        from recipes._start import start
-
-        start()  # as `recipes` does when Python is about to run `-m recipes.NAME`
-    sys.modules.pop(module, None)  # which would be a second copy
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
