@@ -1,6 +1,7 @@
 """A callback that records every hook in its state, and a short training with two of them."""
 
 import json
+from typing import Any
 
 import keras
 import numpy as np
@@ -17,7 +18,7 @@ class Journal(keras.callbacks.Callback):
     def on_train_begin(self, logs=None):
         self.batches = self.epochs = self.validations = 0
         self.losses = np.zeros(0)
-        self.history = {"epochs": [], "last": None}
+        self.history: dict[str, Any] = {"epochs": [], "last": None}
 
     def on_epoch_begin(self, epoch, logs=None):
         self.epochs += 1
