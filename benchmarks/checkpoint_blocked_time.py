@@ -79,7 +79,7 @@ SAVERS = {
         lambda callback: callback.wait_until_finished(),
     ),
 }
-OURS, STOCK, TORCH = "GlobalStepCheckpoint .weights.h5", "ModelCheckpoint .weights.h5", "torch.distributed async_save"
+OURS, TORCH = "GlobalStepCheckpoint .weights.h5", "torch.distributed async_save"
 
 
 def measure(name: str, size: str) -> list[tuple[float, float, float]]:
@@ -103,15 +103,15 @@ def time_saves(
     rounds: int,
     beside: Sequence[keras.callbacks.Callback] = (),
 ) -> list[tuple[float, float, float]]:
-    """For each save, in seconds: the time that training stood still, the batch after it, and the batch after that.
+    """Returns for each save, in seconds: the blocked time, the time of the next batch, and of the batch after that.
 
     Args:
-        model: compiled.
-        batches: its training data, for at least `EVERY * (rounds + 1) + 2` batches.
+        model: a compiled model.
+        batches: its training data, at least `EVERY * (rounds + 1) + 2` batches.
         callback: saves after every third batch.
-        wait: waits until what it writes in the background is on the disk.
-        rounds: saves that count, after one that does not.
-        beside: further callbacks, to be called before it.
+        wait: waits until the callback has written the checkpoint.
+        rounds: the number of saves to measure, after one round of warm-up.
+        beside: more callbacks, which come before this one.
     """
     now = time.perf_counter
     reached, saved, resumed = [], [], []  # by batch

@@ -212,9 +212,8 @@ def _prepared(cell, workdir):
     distribution = get_distribution(args)
     with distribution.scope():
         model = workload.model()
-        model.compile(
-            distribution.optimizer(workload.optimizer()), workload.loss(), jit_compile=False
-        )  # --jit-compile decides, in a callback
+        # A callback of the recipe compiles as `--jit-compile` says.
+        model.compile(distribution.optimizer(workload.optimizer()), workload.loss(), jit_compile=False)
         model.optimizer.build(model.trainable_variables)
     source = Repeated(Arrays(*workload.samples()))
     batches = training_data(source, model, distribution, global_batch_size=cell.batch, seed=0)

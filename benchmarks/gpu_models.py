@@ -81,21 +81,21 @@ WORKLOADS = {
         "images",
         64,
         mnist.parse_args,
-        [],
-        lambda: mnist.build_model("cnn", (8, 8, 1)),
+        ["--model", "mlp"],
+        lambda: mnist.build_model("mlp", (8, 8, 1)),
         _digits,
         lambda: keras.optimizers.Adam(2e-3),
         _sparse_loss,
     ),
-    "nano": Workload(
+    "transformer": Workload(
         "tokens",
         4,
         transformer_lm.parse_args,
         [],
-        lambda: transformer_lm.build_model(transformer_lm.SIZES["nano"], 256),
+        lambda: transformer_lm.build_model(transformer_lm.Size(1, 2, 16, 32, 1, {}), 256),
         lambda: _random_tokens(64, 32, 256),
         lambda: transformer_lm.build_optimizer(3e-3, 1),
         _sparse_loss,
     ),
 }
-LARGE, TINY = ("ResNet-50", "GPT-2 124M"), ("digits", "nano")
+LARGE, TINY = ("ResNet-50", "GPT-2 124M"), ("digits", "transformer")

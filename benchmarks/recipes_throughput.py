@@ -2,8 +2,7 @@
 
 Both train in one process and alternate batch by batch, because a shared machine changes its speed within seconds. Batches count
 from the third of an epoch on, with everything between two batches, including saves and curves. The ratio is our speed relative to
-the
-plain one: by wall time, the median over pairs of batches, because some batches stall for seconds; by CPU time, the ratio of the
+the plain one: by wall time, the median over pairs of batches, because some batches stall for seconds; by CPU time, the ratio of the
 sums.
 """
 

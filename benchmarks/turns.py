@@ -27,6 +27,7 @@ class Turns(keras.callbacks.Callback):
         super().__init__()
         self._mine, self._others = mine, others
         self.taken: list[np.ndarray] = []
+        self._began = np.zeros(2)
 
     def on_train_begin(self, logs=None):
         self._wait()

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -74,4 +75,5 @@ def _look(paths: list[str], verify: bool) -> Iterator[tuple[str, Checkpoint | fi
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends this process without a message
     sys.exit(main())

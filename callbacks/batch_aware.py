@@ -1,4 +1,4 @@
-"""`BatchAwareCheckpoint`: a published idea, a callback around a stock ModelCheckpoint, in a form that works."""
+"""`BatchAwareCheckpoint`: `GlobalStepCheckpoint` with the settings of a stock `ModelCheckpoint`."""
 
 import keras
 

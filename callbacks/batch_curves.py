@@ -38,6 +38,16 @@ class BatchCurves:
             self._data_arrival.acts["curves"] = statistics.note_data
         self._usage, self._slowest, self.loss = DeviceUsage(model, peak_tflops), SlowestRank(), BatchLoss()
 
+    def begin_epoch(self, counts: Counts) -> None:
+        """Notes that an epoch begins, or is resumed.
+
+        Args:
+            counts: the current counters.
+        """
+        self.loss.begin_epoch(counts.batch - counts.batches_in_epoch)
+        if self._data_arrival:
+            self._data_arrival.begin_epoch()
+
     def values(self, counts: Counts, ends_batch: bool) -> dict[str, float]:
         """Returns curve -> value, on the chief.
 

@@ -15,11 +15,12 @@ from callbacks.checkpoint_arguments import check_alone, check_arguments
 from callbacks.checkpoint_directory import CheckpointDirectory
 from callbacks.checkpoint_maker import CheckpointMaker
 from callbacks.copyable import Copyable
-from callbacks.counters import counters_of
+from callbacks.counters import Counters, counters_of
 from callbacks.data_position import data_position_of
 from callbacks.device_memory import DeviceMemory
 from callbacks.disk_room import DiskRoom
 from callbacks.fit_hooks import running_fit
+from callbacks.hook_attributes import set_by_model, set_by_train_begin
 from callbacks.keras_private import set_initial_epoch
 from callbacks.last_in_list import LastInList
 from callbacks.logged_metrics import LoggedMetrics
@@ -35,7 +36,7 @@ from callbacks.save_schedule import SaveSchedule
 from callbacks.saver import Saver
 from callbacks.template import Template
 from callbacks.trainable_flags import trainable_flags_of
-from callbacks.unseen_state import warn_of_unseen_state
+from callbacks.unseen_state import warn_of_own_variables, warn_of_unseen_state
 from callbacks.writer import Writer
 
 
@@ -114,21 +115,20 @@ class GlobalStepCheckpoint(Copyable, BestState):
 
     def _forget_run(self):
         """Resets the attributes of a run, which are not copied with the callback."""
-        self._model = None
+        self._model, self._trains = None, False
         self.resumed_from: Checkpoint | None = None
         self.initial_epoch = 0
         self._policy = SavePolicy(self.save_freq, self.save_secs, self.max_overhead)
-        self._writer = Writer(self._background)
-        self._last_in_list = LastInList(self)
+        self._writer, self._last_in_list = Writer(self._background), LastInList(self)
         self._callbacks: list[keras.callbacks.Callback] = []
-        self._trains = False
 
-    _maker: CheckpointMaker  # from `on_train_begin` on, as are the next ones
-    _loop: FitChecks | CustomLoopChecks
-    _resumption: Resumption
-    _logged: LoggedMetrics
-    _directory: CheckpointDirectory
-    disk_room: DiskRoom
+    _counters: Counters = set_by_model()
+    _maker: CheckpointMaker = set_by_train_begin()
+    _loop: FitChecks | CustomLoopChecks = set_by_train_begin()
+    _resumption: Resumption = set_by_train_begin()
+    _logged: LoggedMetrics = set_by_train_begin()
+    _directory: CheckpointDirectory = set_by_train_begin()
+    disk_room: DiskRoom = set_by_train_begin()
 
     def set_model(self, model):
         super().set_model(model)
@@ -143,24 +143,25 @@ class GlobalStepCheckpoint(Copyable, BestState):
         preemption.training_begins(lambda: loop.is_running)
         self._last_in_list.join(fit.callbacks if fit.has_list else None)
         check_alone(self, fit.callbacks)
+        self._counters.begin_training(in_fit=not fit.is_custom_loop)
         self._directory = CheckpointDirectory(self.template)
         ranks().on_chief(lambda: self._directory.claim(loop))
-        self._counters.begin_training(in_fit=not fit.is_custom_loop)
-        resumed_epoch_of(self.model).batches_per_epoch = self._planned("steps")
+        resumed_epoch_of(self.model).batches_per_epoch = steps = self._planned("steps")
         self._data.begin(fit, will_resume=self.resume is not False)
-        self._resumption = earlier = Resumption(self.model, self.template, self.resume, self._planned("epochs"))
+        self._resumption = earlier = Resumption(self.model, self.template, self.resume, self._planned("epochs"), steps)
         self.resumed_from, self.initial_epoch = earlier.checkpoint, earlier.initial_epoch
         monitor = self.monitor if self._keep["keep_best"] else None
         self._logged = LoggedMetrics(self.template, fit.validates, fit.callbacks, earlier.logs, earlier.metrics, monitor)
         self._prepare_saves()
-        self._loop = self._checks_of(fit)
-        self._trains = True
+        self._loop, self._trains = self._checks_of(fit), True
         self._last_in_list.run_without_list("on_train_begin")
 
     def on_all_callbacks_began(self):
         """Runs after every callback's `on_train_begin`, in which callbacks reset their state."""
         self._resumption.set_states(self._callbacks)
         callback_state.check(self._callbacks)
+        if self.resume is not False:
+            warn_of_own_variables(self.model, self._callbacks)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._stop_if_requested("on_epoch_begin")
@@ -248,7 +249,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
     @property
     def newest(self) -> str | None:
         """The path of the checkpoint saved last or resumed from; None before the first one."""
-        return self._maker.newest if hasattr(self, "_maker") else None
+        return self._maker.newest if "_maker" in vars(self) else None
 
     def _planned(self, name):
         """Returns the `epochs` of the training, or the `steps` of an epoch; None if unknown."""

@@ -27,6 +27,7 @@ class CheckpointDirectory:
         self._template = template
         self._path = template.directory
         self._lock = Lock(template.text, template.directory)
+        self._identity: tuple[int, int] | None = None  # of the claimed directory
 
     def claim(self, loop: Loop) -> None:
         """Creates the directory, takes its lock, and removes unfinished files of dead processes.

@@ -1,4 +1,4 @@
-"""Counting in a custom training loop, which may call `train_on_batch` or a step of its own that nothing here sees."""
+"""Counts the batches of a custom training loop, which may call `train_on_batch`, or a step that this package cannot observe."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -12,7 +12,7 @@ from callbacks.fit_hooks import fit_hooks_of, tensors_of
 
 
 class DataArrival:
-    """Calls back when a batch reaches the first replica of this process, for one batch in `every`.
+    """Calls back when a batch reaches the first replica of this process, for one batch in `every` from the first of each epoch on.
 
     The compiled train step makes the call, because op determinism forbids TensorFlow's own clock. A call costs about 100 us,
     so it is not made for each batch, nor where several batches are one execution. XLA does not support it.
@@ -31,6 +31,10 @@ class DataArrival:
         self._if_sampled = tf.function(self._call_back, takes_a_batch, autograph=False).get_concrete_function()
         self._else = tf.function(lambda before: tf.constant(1, "int64"), takes_a_batch, autograph=False).get_concrete_function()
         fit_hooks_of(model).around_train_step(self._watch)
+
+    def begin_epoch(self) -> None:
+        """Makes the next batch one of the sample. The first batch of an epoch often waits longer, so its wait must be known."""
+        self._batches.assign(0)
 
     def _watch(self, train_step: Callable[[Any], Any], data: Any) -> Any:
         if tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group) == 0:

@@ -42,8 +42,8 @@ class FitHooks:
         self._keras_train_function: Callable[[Any], Any] | None = None
         self._execution: Callable[[Any], Any] = self._execute
         self._before_tracing: list[Callable[[], None]] = []
-        self._before_first_batch: list[tuple[Callable[[], None], bool]] = []
-        self._lacks_variables = False
+        self._before_first_batch: list[Callable[[], None]] = []
+        self._needs_trace = False
         self._instead: list[Callable[[Any], Any]] = []
         self._after: list[Callable[[], None]] = []
         self._history: keras.callbacks.History | None = None
@@ -59,6 +59,11 @@ class FitHooks:
         """
         self._train_step = functools.partial(call, self._train_step)
         self.trace_again()
+
+    @property
+    def model_train_step(self) -> Callable[[Any], Any]:
+        """The model's own train step, without the registered functions."""
+        return self._model_train_step
 
     @property
     def has_keras_train_step(self) -> bool:
@@ -88,19 +93,18 @@ class FitHooks:
         """
         self._execution = functools.partial(call, self._execution)
 
-    def before_first_batch(self, act: Callable[[], None], build: bool = True, lacks: bool = False) -> None:
+    def before_first_batch(self, act: Callable[[], None], trace: bool = False) -> None:
         """Registers a function to call just before the first batch of the running `fit`. Call it in `on_train_begin`.
 
         Args:
-            act: the function.
-            build: whether it needs the variables of metrics and layers that the first batch would create.
-            lacks: whether it needs variables that even built layers do not have, since a user's train step may create them.
+            act: the function. The variables of layers and metrics that the first batch would create exist by then.
+            trace: whether the function also needs the variables that only a trace of the user's train step creates.
         """
         history = getattr(self._model, "history", None)  # Keras makes a new one for each `fit`
         if self._history is not history:
-            self._history, self._before_first_batch, self._lacks_variables = history, [], False
-        self._before_first_batch.append((act, build))
-        self._lacks_variables |= lacks
+            self._history, self._before_first_batch, self._needs_trace = history, [], False
+        self._before_first_batch.append(act)
+        self._needs_trace |= trace
 
     def begin_batch_of_custom_loop(self) -> None:
         """Calls the functions for before the first batch in a custom training loop, which may train without an execution."""
@@ -157,11 +161,7 @@ class FitHooks:
             if strategy.num_replicas_in_sync == 1:  # with several replicas, `fit` has built them already
                 with strategy.scope():
                     keras_private.symbolic_build(model, spec)
-        elif (
-            self._lacks_variables
-            or not StateTree(model).is_built
-            or not all(getattr(each, "built", True) for each in model.metrics)
-        ):
+        elif self._needs_trace or not StateTree(model).is_built or not all(getattr(each, "built", True) for each in model.metrics):
             # The registered functions are left out, since they depend on data and initial values must not.
             step = tf.function(lambda data: strategy.run(self._model_train_step, args=(data,)), autograph=False)
             step.get_concrete_function(spec)
@@ -191,10 +191,10 @@ class FitHooks:
 
     def _act_before_first_batch(self, iterator):
         acts, self._before_first_batch = self._before_first_batch, []
-        if iterator is not None and any(build for _, build in acts):
+        if iterator is not None:
             self.build(iterator)
-            self._lacks_variables = False
-        for act, _ in acts:
+            self._needs_trace = False
+        for act in acts:
             act()
 
 

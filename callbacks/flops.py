@@ -31,7 +31,7 @@ class ModelFlops:
         self._inputs: Any = None
         self._per_sample: float | None = None
         self._is_counted = False
-        fit_hooks_of(model).around_train_step(self._look)
+        fit_hooks_of(model).around_train_step(self._note_inputs)
 
     def per_sample(self) -> float | None:
         """Returns the operations for training on one sample; None before the first batch, or if they cannot be counted.
@@ -45,7 +45,7 @@ class ModelFlops:
             self._per_sample = None if forward is None else FORWARD_AND_BACKWARD * forward
         return self._per_sample
 
-    def _look(self, train_step: Callable[[Any], Any], data: Any) -> Any:
+    def _note_inputs(self, train_step: Callable[[Any], Any], data: Any) -> Any:
         inputs = keras.utils.unpack_x_y_sample_weight(data)[0]
         self._inputs = tf.nest.map_structure(lambda each: tf.TensorSpec([1, *each.shape[1:]], each.dtype), inputs)
         return train_step(data)

@@ -23,21 +23,21 @@ def open_hdf5(path: str, member: str = WEIGHTS_MEMBER) -> Iterator[h5py.File]:
 
     Args:
         path: a `.weights.h5` or a `.keras` file.
-        member: its name in an archive.
+        member: the name of the HDF5 part in an archive.
     """
     with open_part(path, member) as content, h5py.File(content, "r") as file:
         yield file
 
 
 def check_file(path: str, members: Iterable[str]) -> None:
-    """Checks that a checkpoint's HDF5 part holds plain arrays, and leads to no other file.
+    """Checks that the HDF5 part of a checkpoint contains plain arrays, and refers to no other file.
 
     Args:
         path: a `.weights.h5` or a `.keras` file.
-        members: which of an archive to look at; they need not be there.
+        members: the members of an archive to check; a missing one is skipped.
 
     Raises:
-        ValueError: if it does not.
+        ValueError: if it contains anything else.
         OSError: if it cannot be read.
     """
     for member in members:
@@ -46,7 +46,7 @@ def check_file(path: str, members: Iterable[str]) -> None:
 
 
 def check_link(group: h5py.Group, name: str) -> None:
-    """Checks that a name in a group stands for an object of the same file.
+    """Checks that a name in a group belongs to an object of the same file.
 
     Raises:
         ValueError: if it is a link.

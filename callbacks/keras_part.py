@@ -2,7 +2,7 @@
 
 `model.save_weights` walks the model and writes what it visits. This walk visits the same objects in the same order and only
 records where each variable goes. A save can then read all variables at one instant, and the thread that writes them needs
-neither the model nor Keras. Where Keras's walk is not known, Keras writes a file at each save, which is read.
+neither the model nor Keras. If the walk of this version is not known, Keras itself writes a file at each save, which is read back.
 """
 
 import contextlib

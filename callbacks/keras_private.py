@@ -44,19 +44,20 @@ _list_devices = _find("tensorflow.python.client.device_lib", "list_local_devices
 _execute = _find("tensorflow.python.eager.execute", "execute")
 _context = _find("tensorflow.python.eager.context", "context")
 
+# The base class of tf.Module, of tf.random.Generator and of what tf.saved_model.load returns.
+AutoTrackable = _find("tensorflow.python.trackable.autotrackable", "AutoTrackable") or (tf.Module, tf.random.Generator)
+
 # Keras's loading of a model's part of a file, and the store that it loads from; None if this version has others.
 LOAD_STATE = _find(_SAVING, "_load_state")
 KERAS_STORE = _find(_SAVING, "H5IOStore")
 
 # The class of all Keras variables. In Keras 3.5 and 3.6, those of layers are not instances of `keras.Variable`.
 KerasVariable = _find("keras.src.backend.common.variables", "KerasVariable", "Variable") or keras.Variable
-
 # The classes of objects that Keras saves.
 KerasSaveable = _saveable or (keras.Layer, keras.optimizers.Optimizer, keras.metrics.Metric, keras.losses.Loss)
 
 # Whether Keras's walk over a model is known, so that Keras's part of a file can be read from the model.
 KNOWS_WALK = None not in (_skipset, _save_state) and hasattr(_saveable, "_obj_type")
-
 # The containers that the walk visits; in most versions before 3.15 also sets.
 CONTAINERS = tuple(each for each in (list, dict, tuple, set) if KNOWS_WALK and each.__name__ in _save_state.__code__.co_names)
 # Whether the walk visits containers in containers, as in Keras 3.12.4 and 3.15.
@@ -163,8 +164,7 @@ def symbolic_build(model: keras.Model, element_spec: Any) -> None:
     def symbol(spec):
         return None if spec is None else keras.KerasTensor(tuple(spec.shape), spec.dtype.name)
 
-    batch = tf.nest.map_structure(symbol, element_spec)
-    needed(model, "_symbolic_build")(data_batch=batch)
+    needed(model, "_symbolic_build")(data_batch=tf.nest.map_structure(symbol, element_spec))
 
 
 def forward(model: keras.Model, x: Any, y: Any, sample_weight: Any) -> tuple[Any, tf.Tensor]:

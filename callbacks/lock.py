@@ -120,6 +120,7 @@ class Lock:
         self._released = threading.Event()
         self._owner: Owner | None = None
         self._loop = Loop(threading.get_ident())
+        self._finish: Callable[[], None] = lambda: None
         self.taken_from: Owner | None = None
 
     def acquire(self, loop: Loop | None = None, finish: Callable[[], None] = lambda: None) -> None:

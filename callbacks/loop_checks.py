@@ -1,4 +1,4 @@
-"""What a checkpoint needs of the loop that trains, and what is reported where a custom training loop lacks it.
+"""Checks the loop that trains: what a checkpoint needs, and what a custom training loop may lack.
 
 `FitChecks` and `CustomLoopChecks` have the same methods. `GlobalStepCheckpoint` makes one of them when training begins.
 """

@@ -14,7 +14,7 @@ kill or a power cut has left incomplete.
 | `seconds` | all | name -> seconds of this attempt so far; they add up to `time - began` |
 | `batches` | all | `[count, seconds]` of the batches after the first, which is compiled |
 | `beside` | all | the same for the batches during which a checkpoint was being written |
-| `sampled` | all | `[seconds waiting for data, seconds of the batches]` for a sample of batches |
+| `sampled` | all | `[seconds waiting for data, seconds of the batches]` for a sample of batches, without the first of each epoch |
 | `saved` | all | `[batch, path]` of the newest checkpoint; null if there is none |
 | `why` | end | the reason of the end |
 """

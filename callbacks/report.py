@@ -3,30 +3,25 @@
 import json
 import os
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from callbacks import record_file, start_up
 
-PARTS = {  # name in JSON -> name on the screen
-    "queue": "queue",
-    "start_up": "start-up",
-    "training_kept": "kept",
-    "waiting_for_data": "data",
-    "blocked_by_saves": "saves",
-    "slower_beside_writes": "slower",
-    "validation": "valid.",
-    "other_callbacks": "others",
-    "outside_training": "outside",
-    "training_lost": "lost",
+PARTS = {  # name in JSON -> name and meaning on the screen
+    "queue": ("queue", "before the process was started"),
+    "start_up": ("start-up", "until the end of the first batch"),
+    "training_kept": ("kept", "training that the model has"),
+    "waiting_for_data": ("data", "waiting for data"),
+    "blocked_by_saves": ("saves", "training stood still for saves"),
+    "slower_beside_writes": ("slower", "batches took longer while a file was written"),
+    "validation": ("valid.", "validation"),
+    "other_callbacks": ("others", "all other callbacks"),
+    "outside_training": ("outside", "before and after fit"),
+    "training_lost": ("lost", "training that has to be repeated"),
 }
 START_UP = ("imports", "set-up", "data", "build", "restore", "trace")
-LEGEND = """\
-queue: time before the process was started. start-up: until the end of its first batch. kept: training that the model has.
-data: waiting for data. saves: training stood still for saves. slower: batches took longer while a file was written.
-valid.: validation. others: all other callbacks. outside: before and after fit. lost: training that has to be repeated."""
 _SHOWN = 20  # most attempts on the screen
 _SILENT = 180.0  # seconds without a line after which a run on another host counts as ended
 _SAME_PROCESS = 2.0  # largest difference of two readings of a process's start, in seconds
@@ -172,36 +167,45 @@ class Report:
         }
 
     def to_text(self) -> str:
-        """Returns the report as a table for the terminal."""
-        parts, newest = self.parts(), self.newest()
+        """Returns the report as text for the terminal."""
+        newest, count = self.newest(), len(self.attempts)
         ended = datetime.fromtimestamp(self.attempts[-1].last["time"])
-        rows = [_row("attempt", "began", "batches", "wall", *PARTS.values(), "ended by")]
-        rows += [_row("all", "", "", _clock(self.wall), *map(_clock, parts.values()), "")]
-        rows += [_row("", "", "", "100.0 %", *_shares(parts, self.wall), "")]
-        for i, attempt in list(enumerate(self.attempts, 1))[-_SHOWN:]:
-            began, batches = datetime.fromtimestamp(attempt.began), f"{attempt.lines[0]['batch']}-{attempt.last['batch']}"
-            wall = _wall(attempt)
-            shares = _shares(attempt.parts(), wall)
-            rows.append(_row(str(i), f"{began:%m-%d %H:%M:%S}", batches, _clock(wall), *shares, attempt.why))
-        hidden = len(self.attempts) - _SHOWN
         checkpoint = "none" if newest is None else f"{newest['path']}, batch {newest['batch']}"
         if newest and not newest["exists"]:
             checkpoint += " (deleted since)"
-        phases = ", ".join(f"{name} {_clock(seconds)}" for name, seconds in self.start_up().items())
         return "\n".join(
             [
-                f"run         {os.path.dirname(self.path)}, {len(self.attempts)} attempts",
+                f"run         {os.path.dirname(self.path)}, {count} attempt{'' if count == 1 else 's'}",
                 f"wall time   {_clock(self.wall)}, to {ended:%Y-%m-%d %H:%M:%S}",
-                f"goodput     {100 * parts['training_kept'] / self.wall if self.wall else 0:.1f} %",
+                f"goodput     {_share(self.parts()['training_kept'], self.wall)} %",
                 f"checkpoint  {checkpoint}",
-                f"start-up    {phases}",
                 "",
-                *rows,
-                *([f"({hidden} earlier attempts are included in the sums; --json shows them)"] if hidden > 0 else []),
+                *self._rows_of_parts(),
                 "",
-                LEGEND,
+                "of each attempt, in % of its time and the queue before it:",
+                *self._rows_of_attempts(),
             ]
         )
+
+    def _rows_of_parts(self):
+        meanings = {name: meaning for name, (_, meaning) in PARTS.items()}
+        phases = ", ".join(f"{name} {_clock(seconds)}" for name, seconds in self.start_up().items())
+        meanings["start_up"] += f": {phases}"
+        for name, seconds in self.parts().items():
+            yield f"{PARTS[name][0]:<10}{_clock(seconds):>9}{_share(seconds, self.wall):>7} %  {meanings[name]}"
+
+    def _rows_of_attempts(self):
+        """Yields a table of the newest attempts."""
+        rows = [["", "began", "batches", "time", *(name for name, _ in PARTS.values()), "end"]]
+        for i, attempt in list(enumerate(self.attempts, 1))[-_SHOWN:]:
+            began, batches = datetime.fromtimestamp(attempt.began), f"{attempt.lines[0]['batch']}-{attempt.last['batch']}"
+            shares = [_share(seconds, _wall(attempt)) for seconds in attempt.parts().values()]
+            rows.append([str(i), f"{began:%m-%d %H:%M:%S}", batches, _clock(_wall(attempt)), *shares, attempt.why])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for *cells, end in rows:
+            yield " ".join([*(f"{cell:>{width}}" for cell, width in zip(cells, widths[:-1], strict=True)), f" {end}"])
+        if len(self.attempts) > _SHOWN:
+            yield f"({len(self.attempts) - _SHOWN} earlier attempts are included in the sums; --json shows them)"
 
 
 def run(directory_or_file: str, as_json: bool) -> str:
@@ -251,8 +255,8 @@ def _summary(parts: dict[str, float], start_up: dict[str, float], wall: float) -
     return {"wall_seconds": wall, "seconds": parts, "percent": percent, "start_up_seconds": start_up}
 
 
-def _shares(parts: dict[str, float], wall: float) -> list[str]:
-    return [f"{100 * seconds / wall if wall else 0:.1f} %" for seconds in parts.values()]
+def _share(seconds: float, wall: float) -> str:
+    return f"{100 * seconds / wall if wall else 0:.1f}"
 
 
 def _clock(seconds: float) -> str:
@@ -261,9 +265,3 @@ def _clock(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"
-
-
-def _row(attempt: str, began: str, batches: str, wall: str, *rest: str) -> str:
-    *parts, why = rest
-    numbers: Sequence[str] = [f"{part:>9}" for part in parts]
-    return f"{attempt:>7} {began:<14} {batches:>11} {wall:>8}{''.join(numbers)}  {why}".rstrip()

@@ -85,6 +85,7 @@ class Resumption:
         template: the names of the run's checkpoints.
         resume: as in `GlobalStepCheckpoint`.
         planned_epochs: the `epochs` of the `fit`; None if unknown.
+        planned_batches: the batches of an epoch; None if unknown.
 
     Attributes:
         checkpoint: the checkpoint, which has been verified; None if there is none.
@@ -96,9 +97,17 @@ class Resumption:
         InputError: if the checkpoint is of another model. The model is not changed then.
     """
 
-    def __init__(self, model: keras.Model, template: Template, resume: bool | str | os.PathLike, planned_epochs: int | None):
+    def __init__(
+        self,
+        model: keras.Model,
+        template: Template,
+        resume: bool | str | os.PathLike,
+        planned_epochs: int | None,
+        planned_batches: int | None,
+    ):
         self._model, self._counters, self._counts = model, counters_of(model), Counts()
         self._states: CallbackStates | None = None
+        self._earlier, self._flags, self._is_finished = Counts(), dict[str, bool](), False
         self._restored: RestoredVariables | None = None
         self._lacking: state.StoredState | None = None  # to restore when the model has all its variables
         self._obstacle: NotBuilt | None = None  # why a finished run is not restored
@@ -109,6 +118,8 @@ class Resumption:
         self._compiled_rates = begin_rates(model)
         if self.checkpoint:
             self._resume(self.checkpoint, planned_epochs)
+            if planned_epochs and ranks().is_chief:
+                self._say_if_finished(self.checkpoint.path, planned_epochs, planned_batches)
 
     def _resume(self, checkpoint: Checkpoint, planned_epochs: int | None) -> None:
         stored = state.read_state(checkpoint.path)
@@ -123,10 +134,15 @@ class Resumption:
             self.initial_epoch = planned_epochs
         set_initial_epoch(self._model, self.initial_epoch)
         self._is_finished = planned_epochs is not None and 0 < planned_epochs <= self.initial_epoch
-        if ranks().is_chief and self._is_finished:
-            why = "a callback has ended the training" if self._states.has_stopped else f"epochs is {planned_epochs}"
-            where = f"{'at the end of' if self._counts.epoch_ended else 'in'} epoch {self._counts.epoch}"
-            print(f"Nothing left to train: {checkpoint.path} stands {where}, and {why}.", flush=True)
+
+    def _say_if_finished(self, path: str, planned_epochs: int, planned_batches: int | None) -> None:
+        """Prints that no batch is left to train on, if that is so. The end of the last epoch may be left, with its validation."""
+        counts, has_stopped = self._counts, self._states is not None and self._states.has_stopped
+        ends_epoch = planned_batches is not None and counts.batches_in_epoch >= planned_batches
+        if self._is_finished or (ends_epoch and counts.epoch >= planned_epochs):
+            why = "a callback has ended the training" if has_stopped else f"epochs is {planned_epochs}"
+            where = "at the end of" if counts.epoch_ended else "after the last batch of" if ends_epoch else "in"
+            print(f"Nothing left to train: {path} was saved {where} epoch {counts.epoch}, and {why}.", flush=True)
 
     def forget(self) -> None:
         """Frees the restored state. Call it when training ends."""
@@ -202,7 +218,7 @@ class Resumption:
                 self._obstacle = error
                 return
             if isinstance(error, NotBuilt) and not is_last_try:
-                fit_hooks_of(self._model).before_first_batch(lambda: self._restore_late(is_last_try=True), lacks=True)
+                fit_hooks_of(self._model).before_first_batch(lambda: self._restore_late(is_last_try=True), trace=True)
                 return
             resumed_epoch_of(self._model).resume(self._earlier, {}, lambda: None)
             data_position_of(self._model).resume(None, self._earlier)

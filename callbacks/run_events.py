@@ -1,4 +1,4 @@
-"""The event files of one run: which there are, where a restart begins in them, and what each of them shows."""
+"""The event files of one run: opens them, marks where a restart begins, and writes the curves."""
 
 import math
 import os

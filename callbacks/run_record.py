@@ -16,20 +16,16 @@ from callbacks import preemption, record_file, start_up
 from callbacks.attached import attach, attached
 from callbacks.copyable import Copyable
 from callbacks.counters import Counters, counters_of
-from callbacks.data_arrival import data_arrival_of
+from callbacks.data_arrival import DataArrival, data_arrival_of
 from callbacks.errors import InputError
 from callbacks.fit_hooks import fit_hooks_of, running_fit
 from callbacks.folders import local_folder
+from callbacks.hook_attributes import set_by_train_begin
 from callbacks.ranks import ranks
 from callbacks.save_costs import SaveCosts, save_costs_of
 from callbacks.time_account import TimeAccount
 
 _DATA_SAMPLE = 10  # the wait for data is measured for one batch in ten
-_SIGNALS = {
-    preemption.REQUEUE: "stopped by USR1 or USR2, after a save",
-    preemption.TERMINATED: "stopped by TERM, after a save",
-    preemption.INTERRUPTED: "stopped by Ctrl-C, after a save",
-}
 _failure = ""
 
 
@@ -92,7 +88,8 @@ class _Attempt:
         error = getattr(sys, "last_value", None)  # the error whose traceback Python has printed
         if error is not None:
             return f"{type(error).__name__}: {error}".partition("\n")[0]
-        return _failure or _SIGNALS.get(preemption.stop_requested(), "exited in the middle of training")
+        code = ranks().stop_requested()
+        return _failure or (f"stopped {preemption.reason(code)}, after a save" if code else "exited in the middle of training")
 
     def _line(self, kind: str) -> dict[str, Any]:
         self._saved, account = self.costs.newest, self.account
@@ -157,10 +154,15 @@ class RunRecord(Copyable, keras.callbacks.Callback):
     def _forget_run(self):
         """Resets the attributes of a run, which are not copied with the callback."""
         self._model = None
-        self._trains = self._is_first_of_epoch = False
+        self._trains = False
+        self._arrival: DataArrival | None = None
+        self._batches_of_epoch = 0  # that have begun
 
-    _attempt: _Attempt  # from `on_train_begin` on, as is its account
-    _account: TimeAccount
+    _attempt: _Attempt = set_by_train_begin()
+    _account: TimeAccount = set_by_train_begin()
+    _counters: Counters = set_by_train_begin()
+    _costs: SaveCosts = set_by_train_begin()
+    _bound, _is_writing = 0, False  # when the batch began
 
     def on_train_begin(self, logs=None):
         self._counters, self._costs = counters_of(self.model), save_costs_of(self.model)
@@ -171,9 +173,9 @@ class RunRecord(Copyable, keras.callbacks.Callback):
         self._account = self._attempt.account
         if not is_first:
             self._charge("outside")
-        arrival = data_arrival_of(self.model, _DATA_SAMPLE)
-        if arrival:
-            arrival.acts["record"] = self._account.note_data
+        self._arrival = data_arrival_of(self.model, _DATA_SAMPLE)
+        if self._arrival:
+            self._arrival.acts["record"] = self._account.note_data
         self._attempt.counters, self._attempt.costs = self._counters, self._costs
         self._trains = self._attempt.trains = True
 
@@ -183,11 +185,13 @@ class RunRecord(Copyable, keras.callbacks.Callback):
             self._charge("restore")
             self._attempt.begin()
         self._charge("callbacks")
-        self._is_first_of_epoch = True
+        if self._arrival:
+            self._arrival.begin_epoch()
+        self._batches_of_epoch = 0
 
     def on_train_batch_begin(self, batch, logs=None):
-        self._charge("epochs" if self._is_first_of_epoch else "callbacks")
-        self._is_first_of_epoch = False
+        self._charge("callbacks" if self._batches_of_epoch else "epochs")
+        self._batches_of_epoch += 1
         self._bound, self._is_writing = self._counters.batch_bound, self._costs.is_writing
 
     def begin_execution(self) -> None:
@@ -199,7 +203,7 @@ class RunRecord(Copyable, keras.callbacks.Callback):
         self._counters.end_batch(self)
         trained = self._counters.batch_bound - self._bound
         if trained and self._attempt.has_trained:
-            self._account.end_batch(trained, self._is_writing)
+            self._account.end_batch(trained, self._is_writing, begins_epoch=self._batches_of_epoch == 1)
         else:
             self._charge("trace" if trained else "restore")
             self._attempt.has_trained |= bool(trained)

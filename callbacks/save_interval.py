@@ -133,7 +133,7 @@ class SaveInterval:
         """
         return not is_writing and self._left <= 0
 
-    def batches_to_next_look(self, is_writing: bool) -> int:
+    def batches_to_next_check(self, is_writing: bool) -> int:
         """Returns the number of batches until the caller should ask `is_due` again.
 
         They take half the remaining time, because batches may become slower, and are never more than the batches so far.
@@ -147,7 +147,7 @@ class SaveInterval:
         wanted = math.floor(left * _SHARE / pace) if pace > 0 else 1
         return max(1, min(wanted, self._seen))
 
-    def news(self) -> str | None:
+    def report(self) -> str | None:
         """Returns a line for the user after the first save and when the interval has changed by a factor of 2; else None."""
         if not self._saves or (self._reported and 1 / _WORTH_REPORTING < self.seconds / self._reported < _WORTH_REPORTING):
             return None

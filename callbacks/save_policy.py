@@ -25,7 +25,7 @@ class SavePolicy:
         clock: returns seconds since any fixed moment.
 
     Attributes:
-        next_batch: the caller has to call `look` at the first boundary at or after this batch; infinity for `"epoch"`.
+        next_batch: the caller has to call `decide` at the first boundary at or after this batch; infinity for `"epoch"`.
         saved_batch: the batch of the last save, or the batch at which training began.
         ends: whether training ends with the next save, as far as the caller knows.
         clock: as given.
@@ -68,7 +68,7 @@ class SavePolicy:
         if self.interval:
             self.interval.saved()
 
-    def look(self, batch: int, is_writing: bool) -> dict[str, Any]:
+    def decide(self, batch: int, is_writing: bool) -> dict[str, Any]:
         """Decides at a batch at or after `next_batch`. All ranks follow the chief's decision.
 
         Args:
@@ -81,7 +81,7 @@ class SavePolicy:
         if self.interval is None:
             return {"is_due": True, "next_batch": self._next_multiple(batch)}
         is_due = self.interval.is_due(is_writing)
-        return {"is_due": is_due, "next_batch": batch + (1 if is_due else self.interval.batches_to_next_look(is_writing))}
+        return {"is_due": is_due, "next_batch": batch + (1 if is_due else self.interval.batches_to_next_check(is_writing))}
 
     def get_state(self) -> dict[str, Any]:
         """Returns the state for a checkpoint, as plain data: under `"auto"`, the measurements of saves and failures."""

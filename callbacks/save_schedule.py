@@ -36,7 +36,7 @@ class SaveSchedule:
         self._note_batch()
         if not self._counters.reached(self.policy.next_batch):
             return self._is_due_by_time()
-        answer = self.policy.look(self._counters.read().batch, self._writer.is_writing)
+        answer = self.policy.decide(self._counters.read().batch, self._writer.is_writing)
         if self.policy.interval:
             answer = ranks().broadcast(answer)
             self._report(self.policy.interval)
@@ -68,8 +68,8 @@ class SaveSchedule:
 
     def _report(self, interval):
         self._costs.interval = interval.seconds
-        if ranks().is_chief and (news := interval.news()):
-            print(f"\n{news}", flush=True)
+        if ranks().is_chief and (line := interval.report()):
+            print(f"\n{line}", flush=True)
 
     def _is_due_by_time(self):
         has_trained = self._counters.batch_bound > self.policy.saved_batch  # not while a resume skips batches

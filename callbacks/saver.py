@@ -150,6 +150,12 @@ class Saver:
             )
 
     def _write(self, snapshot: Snapshot, path: str) -> int:
+        try:
+            return self._write_and_prune(snapshot, path)
+        finally:
+            self._costs.is_writing = False
+
+    def _write_and_prune(self, snapshot: Snapshot, path: str) -> int:
         began = time.monotonic()
         counts = snapshot.counts
         if self._writer.background:
@@ -167,5 +173,4 @@ class Saver:
         self._pruner.prune(path, counts.batch, snapshot.header["metrics"], snapshot.header["finite"])
         if self._writer.background:
             snapshot.release(self._memory)
-        self._costs.is_writing = False
         return size

@@ -1,9 +1,9 @@
 """Snapshots of the training state, and their copy from the device to the host.
 
 A snapshot is taken between two batches and holds references to tensors. When training next writes a variable, TensorFlow
-allocates new memory for it and leaves the old memory to the snapshot. Fresh memory is expensive, so a thread copies the values
-to memory of our own while the next batch computes its gradients, and drops each reference. A value that training overwrites
-before it is copied stays in the variable's old memory. Either way, each value is kept once.
+allocates new memory for it and leaves the old memory to the snapshot. New memory is expensive, so a thread copies the values to
+memory that it keeps from save to save (`HostMemory`), while the next batch computes its gradients, and drops each reference. A
+value that training overwrites before it is copied stays in the variable's old memory. Either way, each value is kept once.
 """
 
 import functools
@@ -76,7 +76,7 @@ class Snapshot:
         return [value for _, value in ranked] + [(parts, i) for parts in self.beside.values() for i in range(len(parts))]
 
     def fetch(self, memory: HostMemory) -> None:
-        """Copies each value to memory of our own and drops the reference to its tensor."""
+        """Copies each value to host memory and drops the reference to its tensor."""
         memory.begin(memory_for({id(tensor): tensor for tensor in self.tensors()}.values()))
         begin, copies = 0, {}
         for container, key in self._as_training_writes():

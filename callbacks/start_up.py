@@ -29,7 +29,7 @@ def end_phase(name: str) -> None:
 
 
 def restart() -> None:
-    """Starts the start-up of the next training in this process."""
+    """Begins to measure the start-up of the next training in this process."""
     global _since
     _since = time.time()
     _ended.clear()

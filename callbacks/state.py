@@ -222,9 +222,8 @@ class StoredState:
 
     def _load_keras_part(self, model: keras.Model, skip: Iterable[keras.optimizers.Optimizer] = ()) -> None:
         with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", message="Skipping variable loading for optimizer"
-            )  # the optimizer was not built at the save, or is not built now
+            # The optimizer was not built at the save, or is not built now.
+            warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
             try:
                 load_weights(model, self.path, skip)
             except ValueError as error:

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 import keras
 import tensorflow as tf
 
-from callbacks.keras_private import BOOKKEEPING, KerasSaveable, KerasVariable, global_seed_generator, native_variable
+from callbacks.keras_private import BOOKKEEPING, AutoTrackable, KerasSaveable, KerasVariable, global_seed_generator, native_variable
 
 Variable: TypeAlias = keras.Variable | tf.Variable
 VARIABLES = (KerasVariable, tf.Variable)
@@ -25,7 +25,7 @@ _LIBRARIES = {*sys.stdlib_module_names, "keras", "tensorflow", "numpy", "h5py", 
 _SEARCHED = (
     KerasSaveable,
     keras.random.SeedGenerator,
-    tf.__internal__.tracking.AutoTrackable,  # tf.Module, tf.random.Generator, and what tf.saved_model.load returns
+    AutoTrackable,
     tf.train.ExponentialMovingAverage,
     types.SimpleNamespace,
 )

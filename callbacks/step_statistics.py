@@ -48,18 +48,22 @@ class StepStatistics:
         self._durations: list[float] = []  # seconds of each batch
         self._alone: list[float] = []  # seconds of each batch until this rank began to wait for the others
         self._waits: dict[int, float] = {}  # index in the list of durations -> seconds waiting for data
+        self._firsts: set[int] = set()  # indices of the first batches of epochs
 
     def forget_batch(self) -> None:
         """Discards a batch that has not ended."""
         self._batch_began = None
 
-    def begin_batch(self, bound: int) -> None:
+    def begin_batch(self, bound: int, begins_epoch: bool = False) -> None:
         """Notes the start of a batch, or of an execution of several.
 
         Args:
             bound: an upper bound of the batch counter.
+            begins_epoch: whether this is the first batch of an epoch.
         """
         self._bound = bound
+        if begins_epoch:
+            self._firsts.add(len(self._durations))
         self._batch_began = self._clock()
 
     def note_data(self) -> None:
@@ -115,8 +119,16 @@ class StepStatistics:
         return {f"time/step_{name}_ms": 1e3 * percentile(self._durations, n) for name, n in (("median", 50), ("p95", 95))}
 
     def data_wait_share(self) -> float:
-        """Returns the share of the batches' time in which training waited for data, from the sampled batches."""
-        return ratio(sum(self._waits.values()), sum(self._durations[i] for i in self._waits))
+        """Returns the share of the batches' time in which training waited for data, from the sampled batches.
+
+        The first batch of an epoch is always sampled, and often waits longer, so it stands only for itself.
+        """
+        firsts = [i for i in self._firsts if i in self._waits]
+        others = [i for i in self._waits if i not in self._firsts]
+        share = ratio(sum(self._waits[i] for i in others), sum(self._durations[i] for i in others))
+        of_firsts = sum(self._durations[i] for i in firsts)
+        total = sum(self._durations) if others else of_firsts
+        return ratio(sum(self._waits[i] for i in firsts) + share * (total - of_firsts), total)
 
     def own_median(self) -> float:
         """Returns the median seconds from the start of a batch until this rank waits for the others."""

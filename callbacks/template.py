@@ -39,7 +39,7 @@ class Template:
     A counter matches only digits in its format: `m_{batch:05d}.keras` matches neither `m_best_00050.keras` nor `m_50.keras`. A
     metric with a number format matches numbers in that format; a metric without one matches any text. A metric may have any
     name that Keras allows: `{val_top-5:.3f}`, `{acc@1}`, `{a/b}`; `{f1[0]:.2f}` is the first number of a vector. A slash in a
-    value becomes `_`, so that no value leads to another directory.
+    value becomes `_`, so that no value leads to another directory, and no value gives a hidden file.
 
     Args:
         text: the path, relative or absolute. Its suffix decides what is saved: `.weights.h5`, or `.keras` for the whole model.
@@ -132,7 +132,11 @@ class Template:
                 ) from None
             return re.sub(r"\A\.", "_", text) if _takes_texts(spec) else text  # neither a hidden file nor `..`
 
-        return "".join(literal + (written(field, spec) if field else "") for literal, field, spec, _ in self._parts)
+        path = "".join(literal + (written(field, spec) if field else "") for literal, field, spec, _ in self._parts)
+        directory, slash, name = path.rpartition("/")
+        if name.startswith(".") and not self.last_part.startswith("."):  # an empty text came first
+            name = f"_{name}"
+        return directory + slash + name
 
     @property
     def last_part(self) -> str:

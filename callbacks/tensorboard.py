@@ -13,20 +13,21 @@ import keras
 from callbacks.batch_curves import BatchCurves
 from callbacks.batch_profiler import BatchProfiler
 from callbacks.copyable import Copyable
-from callbacks.counters import counters_of
+from callbacks.counters import Counters, counters_of
 from callbacks.counts import Counts
 from callbacks.errors import InputError
 from callbacks.fit_hooks import running_fit
 from callbacks.folders import local_folder
+from callbacks.hook_attributes import set_by_model, set_by_train_begin
 from callbacks.ranks import ranks
 from callbacks.run_events import RunEvents
-from callbacks.save_costs import save_costs_of
+from callbacks.save_costs import SaveCosts, save_costs_of
 from callbacks.save_policy import next_multiple
 from callbacks.step_statistics import StepStatistics
 from callbacks.tags import learning_rates
 from callbacks.user_summaries import SummaryRelay
 
-_LONGEST_SAMPLE = 10
+_LARGEST_DATA_SAMPLE = 10  # batches
 
 
 class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
@@ -94,10 +95,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         )
         if peak_tflops is not None and not peak_tflops > 0:
             raise InputError(f"peak_tflops must be a number above 0, or None. Received: {peak_tflops!r}")
-        self.hparams = dict(hparams or {})
-        self._peak_tflops = peak_tflops
-        self._profile_ranks = tuple(profile_ranks)
-        self._time = time.time
+        self.hparams, self._peak_tflops = dict(hparams or {}), peak_tflops
+        self._profile_ranks, self._time = tuple(profile_ranks), time.time
         self._settings = frozenset(vars(self)) - {"_model", "_writers", "_summary_module"}
         self._forget_run()
 
@@ -109,11 +108,13 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._statistics = StepStatistics()
         self._events = RunEvents(self.log_dir, self._time)
         self._relay = SummaryRelay(lambda name: self._events.file(name))
-        self._validates = self._has_begun = self._trains = False
+        self._validates = self._has_begun = self._trains = self._begins_epoch = False
         self._next_point = math.inf
 
-    _profiler: BatchProfiler  # from `on_train_begin` on
-    _curves: BatchCurves
+    _counters: Counters = set_by_model()
+    _costs: SaveCosts = set_by_model()
+    _profiler: BatchProfiler = set_by_train_begin()
+    _curves: BatchCurves = set_by_train_begin()
 
     def get_state(self) -> dict[str, float]:
         """Returns the callback state: the seconds spent on the batches that the model has."""
@@ -142,7 +143,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
     def on_epoch_begin(self, epoch, logs=None):
         self._counters.begin_epoch(epoch)
         counts = self._counters.read()
-        self._curves.loss.begin_epoch(counts.batch - counts.batches_in_epoch)
+        self._curves.begin_epoch(counts)
+        self._begins_epoch = True
         if not self._has_begun:  # all callbacks have restored their state by now
             self._has_begun = True
             self._begin(counts)
@@ -154,7 +156,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         ends_at = self._counters.batch_bound + max(min(self.model.steps_per_execution, left), 1)
         self._relay.record(ends_at if batch >= self._counters.batches_done and ends_at >= self._next_point else None)
         self._profiler.begin_batch(self._counters)
-        self._statistics.begin_batch(self._counters.batch_bound)
+        self._statistics.begin_batch(self._counters.batch_bound, begins_epoch=self._begins_epoch)
+        self._begins_epoch = False
 
     def on_train_batch_end(self, batch, logs=None):
         self._counters.end_batch(self)
@@ -196,8 +199,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     @property
     def _data_sample(self):
-        """The distance of the batches whose wait for data is measured: five batches for each point, if there are as many."""
-        return _LONGEST_SAMPLE if self.update_freq == "epoch" else min(max(self.update_freq // 5, 1), _LONGEST_SAMPLE)
+        """The wait for data is measured for one batch in this number: often enough for five batches in each point."""
+        return _LARGEST_DATA_SAMPLE if self.update_freq == "epoch" else min(max(self.update_freq // 5, 1), _LARGEST_DATA_SAMPLE)
 
     def _begin(self, counts: Counts) -> None:
         """Opens the files, discards what earlier attempts wrote after these counts, and starts the first window."""

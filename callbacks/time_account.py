@@ -18,7 +18,7 @@ class TimeAccount:
         seconds: name -> seconds.
         batches: `[count, seconds]` of the batches after the first.
         beside: the same for the batches during which a checkpoint was being written.
-        sampled: `[seconds waiting for data, seconds of the batches]` for a sample of batches.
+        sampled: `[seconds waiting for data, seconds of the batches]` for a sample of batches, without the first of each epoch.
 
     Example:
 
@@ -68,22 +68,30 @@ class TimeAccount:
         """Notes that the data of the batch have arrived. Call it from any thread, for a sample of batches."""
         self._arrived = self._clock()
 
-    def end_batch(self, count: int, beside_write: bool) -> None:
+    def end_batch(self, count: int, beside_write: bool, begins_epoch: bool = False) -> None:
         """Charges batches after the first.
 
         Args:
             count: the number of batches.
             beside_write: whether a checkpoint was being written meanwhile.
+            begins_epoch: whether this is the first batch of an epoch. Its wait for data, if it is known, is charged to `"epochs"`,
+                because it says nothing about other batches.
         """
         began, arrived = self._batch_began, self._arrived
         self._batch_began = None
         seconds = self.charge("batches")
+        if began is not None and arrived is not None:
+            waited = min(max(arrived - began, 0.0), seconds)
+            if begins_epoch:
+                self.seconds["batches"] -= waited
+                self.seconds["epochs"] = self.seconds.get("epochs", 0.0) + waited
+                seconds -= waited
+            else:
+                self.sampled[0] += waited
+                self.sampled[1] += seconds
         for kind in [self.batches, self.beside] if beside_write else [self.batches]:
             kind[0] += count
             kind[1] += seconds
-        if began is not None and arrived is not None:
-            self.sampled[0] += min(max(arrived - began, 0.0), seconds)
-            self.sampled[1] += seconds
 
     def tick_is_due(self) -> bool:
         """Returns whether to write the account to disk: often enough that a kill loses at most half a percent of the time."""

@@ -1,7 +1,10 @@
-"""Warns of state in a train step that only TensorFlow has, so that no checkpoint contains it and a restart resets it."""
+"""Warns of state that no checkpoint contains, so that a restart resets it.
+
+In a train step, that is state which only TensorFlow has; in a callback, variables that neither the model nor `get_state` reaches.
+"""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
@@ -9,8 +12,9 @@ import tensorflow as tf
 
 from callbacks.attached import attach, attached
 from callbacks.fit_hooks import fit_hooks_of
-from callbacks.keras_private import operations_of
+from callbacks.keras_private import native_variable, operations_of
 from callbacks.ranks import ranks
+from callbacks.state_tree import VARIABLES, StateTree
 
 _RANDOM = (
     "draws from tf.random",
@@ -65,3 +69,35 @@ def warn_of_unseen_state(model: keras.Model) -> None:
     """Makes the next training of a model warn. Call it before its first batch; repeated calls do nothing."""
     if attached(model, UnseenState) is None:
         attach(model, UnseenState(model))
+
+
+def warn_of_own_variables(model: keras.Model, callbacks: Iterable[keras.callbacks.Callback]) -> None:
+    """Warns of callbacks without `get_state` that keep variables or optimizers outside the model.
+
+    Args:
+        model: the model in training.
+        callbacks: all callbacks of the training, after their `on_train_begin`.
+    """
+    kept = [(type(each).__name__, *own) for each in callbacks if not hasattr(each, "get_state") for own in _kept(each)]
+    if not kept or not ranks().is_chief:
+        return
+    tree = StateTree(model)
+    saved = {id(native_variable(v)) for v in tree.variables.values()} | {id(each) for each in tree.optimizers.values()}
+    names = sorted({f"{kind}.{name}" for kind, name, value in kept if id(value) not in saved})
+    if names:
+        warnings.warn(
+            f"No checkpoint contains the variables of {', '.join(names)}: after a resume they have their initial values. Give the "
+            "callback get_state and set_state, or make them attributes of the model.",
+            stacklevel=2,
+        )
+
+
+def _kept(callback: keras.callbacks.Callback) -> Iterator[tuple[str, Any]]:
+    """Yields the variables and optimizers in the attributes of a callback, and in their lists and dicts, by attribute."""
+    for name, value in vars(callback).items():
+        content = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        for each in content:
+            if isinstance(each, VARIABLES):
+                yield name, native_variable(each)
+            elif isinstance(each, keras.optimizers.Optimizer):
+                yield name, each

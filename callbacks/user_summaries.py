@@ -15,8 +15,8 @@ from callbacks.attached import attach, attached
 from callbacks.event_files import EventFile, read_events
 from callbacks.fit_hooks import fit_hooks_of
 
-# The summaries that are the default writer. Those of a `fit` that failed stay so until the next `enter`: if they were freed before,
-# TensorFlow would restore the earlier writer in the middle of another `fit`.
+# The default writer of each thread. After a failed `fit` it stays here until the next `enter`: if it were freed earlier, TensorFlow
+# would restore the writer before it in the middle of another `fit`.
 _default = threading.local()
 
 

@@ -63,7 +63,7 @@ class Writer:
         return self._in_flight is not None and not self._in_flight.done()
 
     def prepare(self, act: Callable[[], None]) -> Future:
-        """Runs a function in the thread before the next save; if it fails, the save fails with its error."""
+        """Runs a function in the thread before the next save, and returns its future."""
         return self._thread().submit(act)
 
     def submit(self, path: str, write: Callable[[], int]) -> None:

@@ -14,13 +14,12 @@ import socket
 import time
 import traceback
 
-from launch import console, exit_codes, keeper, processes, world
+from launch import console, exit_codes, keeper, processes, stalls, world
 from launch.config import LaunchConfig
 from launch.connection import Connection
 from launch.messages import AttemptEnded, EndRanks, NodeLost, Notice, RankExited, RankStalled, SendSignal, Start
 from launch.output import Stream, Terminal
 from launch.rank import Rank
-from launch.stalls import StallDetector
 
 KILL_AFTER = 3.0  # seconds from TERM to KILL
 SWEEP = 0.02  # seconds between two checks of processes that are about to end
@@ -72,16 +71,18 @@ class Agent:
         self._ignored = [int(number) for number in WAITS_FOR_HANDLER if signal.getsignal(number) == signal.SIG_IGN]
         woken = _wake_up_at_exits()
         self._selector.register(woken, selectors.EVENT_READ, functools.partial(woken.recv, 4096))
-        self._stalls: StallDetector | None = None
+        self._stalls: stalls.StallDetector | None = None
         self._interval = config.monitor_interval
         self._kill_at: float | None = None
         self._ends_leftovers = False
+        self._out_of_memory_before = 0  # processes that the kernel had killed when the attempt began
 
     def run(self) -> None:
         """Runs attempts until the launcher is gone."""
         while self._ranks or not self._launcher.closed:
-            # epoll reports events, including exits through pidfds, in the order in which they happened.
-            for key, _ in self._selector.select(self._timeout()):
+            # epoll reports events, including exits through pidfds, in the order in which they happened. After SIGCONT, `select` may
+            # return none although some have happened.
+            for key, _ in self._selector.select(self._timeout()) or self._selector.select(0):
                 if key.data:
                     key.data()
             if self._ranks:
@@ -93,7 +94,7 @@ class Agent:
         if self._ranks and (self._kill_at is not None or not self._running_ranks()):
             return SWEEP
         if self._ranks and (self._stalls or any(rank.pending for rank in self._running_ranks())):
-            return self._interval
+            return min(self._interval, stalls.LONGEST_PAUSE)
         return None
 
     def _watch_terminal(self):
@@ -126,7 +127,7 @@ class Agent:
     def _start(self, order):
         self._kill_at, self._ends_leftovers = None, False
         self._interval = order.interval
-        self._stalls = StallDetector(order.stall_timeout, time.monotonic()) if order.stall_timeout else None
+        self._stalls = self._stall_detector(order)
         self._out_of_memory_before = processes.out_of_memory_kills()
         base = {name: value for name, value in os.environ.items() if name != world.SECRET}
         folder = log_dir(self._config, order.world.run_id)
@@ -140,6 +141,13 @@ class Agent:
             self._selector.register(stream.reader, selectors.EVENT_READ, functools.partial(self._read, rank))
             if rank.pidfd is not None:
                 self._selector.register(rank.pidfd, selectors.EVENT_READ, functools.partial(self._reap, rank.pid))
+
+    def _stall_detector(self, order):
+        """Returns a detector, unless no other rank waits for a stopped one and the user has set no `--stall-timeout`."""
+        stopped_timeout = stalls.STOPPED if order.world.world_size > 1 else None
+        if not (order.stall_timeout or stopped_timeout):
+            return None
+        return stalls.StallDetector(order.stall_timeout, stopped_timeout, time.monotonic())
 
     def _send_signal(self, number):
         for rank in self._running_ranks():
@@ -214,9 +222,9 @@ class Agent:
         elif self._kill_at is None and living:
             for rank in living:
                 rank.deliver_pending()
-            if self._stalls and (cause := self._stalls.look(living, now)):
+            if self._stalls and (stall := self._stalls.look(living, now)):
                 self._stalls = None  # report a stall once
-                self._launcher.send(RankStalled(cause.number, cause.batch, processes.is_stopped(cause.pid)))
+                self._launcher.send(RankStalled(stall.rank.number, stall.rank.batch, stall.stopped, stall.seconds))
 
     def _finish(self):
         """Reports the end of the attempt. All descendants have ended, so the pipes contain the last output."""

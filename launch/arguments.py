@@ -20,7 +20,7 @@ DESCRIPTORS_OF_A_NODE = 40
 DESCRIPTION = "Starts the ranks of a run, shows and logs their output, ends them together, and reports why they failed."
 EPILOG = f"""\
 examples:
-  python -m launch --nproc-per-node 2 -m recipes.mnist --strategy horovod    two ranks on this machine
+  python -m launch --nproc-per-node 2 -m recipes.mnist                       two ranks on this machine
   python -m launch --nproc-per-node gpu --max-restarts 3 train.py            one rank per GPU, restarted if one fails
   srun --ntasks-per-node=1 python -m launch --nproc-per-node 4 train.py      in Slurm, which sets node numbers and address
   python -m launch --nnodes 2 --node-rank 1 --master-addr node0 train.py     by hand, one command on each node

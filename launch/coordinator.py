@@ -127,9 +127,9 @@ class Attempt:
         match event:
             case RankExited():
                 self._on_exit(host, event)
-            case RankStalled(rank, batch, stopped):
+            case RankStalled(rank, batch, stopped, seconds):
                 how = "was stopped (SIGSTOP)" if stopped else "made no progress"
-                line = f"rank {rank} on {host}: {how} for {self._config.stall_timeout:g} s"
+                line = f"rank {rank} on {host}: {how} for {seconds:g} s"
                 self._fail(Failure(line, exit_codes.FAILED, rank, batch=batch), signal.SIGABRT)
             case SignalReceived(received):
                 self._forward(received)

@@ -154,17 +154,19 @@ class RankExited:
 
 @dataclass(frozen=True)
 class RankStalled:
-    """A rank made no progress for too long.
+    """A rank was stopped, or made no progress, for too long.
 
     Args:
         rank: the rank.
         batch: the last batch that the rank reported.
         stopped: whether SIGSTOP has stopped the rank.
+        seconds: for how long.
     """
 
     rank: int
     batch: int | None
     stopped: bool
+    seconds: float
 
 
 @dataclass(frozen=True)

@@ -50,20 +50,17 @@ class Log:
 
 
 class Terminal:
-    """Standard output, which may be slow, blocked or closed.
+    """Standard output, which may be slow, blocked or closed."""
 
-    Args:
-        descriptor: the file descriptor to write to.
-    """
+    descriptor = 1
 
-    def __init__(self, descriptor: int = 1):
-        self.descriptor = descriptor
+    def __init__(self) -> None:
         self._waiting = bytearray()
         self._left_out = 0
         self._bar = False
         try:
-            self.is_tty = os.isatty(descriptor)
-            mode = os.fstat(descriptor).st_mode
+            self.is_tty = os.isatty(self.descriptor)
+            mode = os.fstat(self.descriptor).st_mode
             self._blocks = self.is_tty or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
             self.closed = False
         except OSError:

@@ -136,9 +136,9 @@ def open_pidfd(pid: int) -> int | None:
 
 
 def is_stopped(pid: int) -> bool:
-    """Returns whether a process is stopped or traced."""
+    """Returns whether SIGSTOP has stopped a process. A process that a debugger holds is in another state, `t`."""
     fields = _stat(pid)
-    return bool(fields) and fields[0] in ("T", "t")
+    return bool(fields) and fields[0] == "T"
 
 
 def catches(pid: int, number: int) -> bool:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Collection, Iterable, Mapping
 
 from launch import processes, world
@@ -42,7 +41,6 @@ class Rank:
         self.pid = processes.spawn(command, {**environment, **channel}, stream.writer, ignored, cores)
         os.close(stream.writer)
         self.pidfd = processes.open_pidfd(self.pid)
-        self.alive_at = time.monotonic()
         self._seen = self._signs_of_life()
 
     @property

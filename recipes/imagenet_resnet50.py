@@ -91,7 +91,7 @@ def as_in_goyal(layer: keras.layers.Layer) -> keras.layers.Layer:
             config["gamma_initializer"] = "zeros"  # each block begins as the identity
     elif isinstance(layer, keras.layers.Dense):
         config |= {"kernel_initializer": keras.initializers.RandomNormal(stddev=0.01), "kernel_regularizer": decay}
-        config["dtype"] = "float32"  # also with --mixed-precision
+        config["dtype"] = keras.config.floatx()  # float32 also with --mixed-precision
     return type(layer).from_config(config)
 
 

@@ -9,6 +9,7 @@ import keras
 import pytest
 import tensorflow as tf
 from launching import ENGINES, launch  # noqa: F401, a fixture
+from tensorflow.python.framework import config
 from xdist.scheduler import LoadScopeScheduling
 
 DEVICES = 4
@@ -78,6 +79,14 @@ def fresh_keras(request):
     keras.utils.set_random_seed(0)
     yield
     keras.mixed_precision.set_global_policy("float32")
+
+
+@pytest.fixture
+def no_determinism():
+    """As by default on GPUs."""
+    config.disable_op_determinism()
+    yield
+    config.enable_op_determinism()
 
 
 @pytest.fixture(autouse=True)

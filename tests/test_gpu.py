@@ -145,12 +145,15 @@ def _built_with_nccl():
     return subprocess.run([sys.executable, "-c", code], env=ON_GPU, capture_output=True).returncode == 0
 
 
-@pytest.mark.parametrize("file", ["background_writer", "counting", "models", "whole_state", "stock_keras_loads"])
+OF_CALLBACKS = ["background_writer", "counting", "models", "whole_state", "stock_keras_loads"]
+
+
+@pytest.mark.parametrize("file", [*(f"callbacks/test_{name}.py" for name in OF_CALLBACKS), "recipes/test_xla_random.py"])
 def test_tests_that_pass_on_a_cpu_pass_on_a_gpu(file, tmp_path):
-    """Snapshots, counting under XLA, which Keras turns on here, and restoring."""
+    """Snapshots, counting under XLA, which Keras turns on here, restoring, and random numbers."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'pytest'}"]
     environment = {**SHARED_GPU, "TESTS_USE_GPU": "1"}
-    done = subprocess.run([*command, f"tests/callbacks/test_{file}.py"], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = subprocess.run([*command, f"tests/{file}"], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:]
 
 

@@ -13,7 +13,6 @@ from recipes.common.run_flags import begins_from
 MOST_VIRTUAL_DEVICES = 256  # each needs a thread and a copy of the model
 _LARGEST: dict[Callable[[str], Any], float] = {int: 2**31 - 1, float: 3.4e38}
 
-
 _EXAMPLES = """examples:
   python -m recipes.{name} --workdir runs/longer --epochs 20           a separate run; start it again to resume
   python -m recipes.{name} --virtual-devices 2                         two replicas without GPUs
@@ -25,7 +24,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     """Shows the default of each flag that has one."""
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -158,7 +157,7 @@ def recipe_parser(
         help="leave batches out of the data order, because the loss spikes or becomes NaN; later batches move up. Checkpoints "
         "store the range",
     )
-    parser.begin_group("watching")
+    parser.begin_group("curves and output")
     parser.add_argument(
         "--update-freq",
         type=batches_or_epoch,

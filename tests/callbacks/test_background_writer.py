@@ -20,6 +20,7 @@ from small import BATCH, Do, arrays, fit, names, small_model
 import callbacks.checkpoint_maker
 from callbacks import CheckpointWriteError, GlobalStepCheckpoint, files, latest_checkpoint, state
 from callbacks.lock import pid_space
+from callbacks.save_costs import save_costs_of
 
 
 @pytest.fixture
@@ -147,6 +148,7 @@ def test_a_disk_error_stops_training_at_the_next_batch_and_names_file_and_cause(
     with pytest.raises(CheckpointWriteError, match=r"b4\.weights\.h5: Input/output error.*before it are intact"):
         fit(model, wait, checkpoint)
     assert int(model.optimizer.iterations.numpy()) <= 5
+    assert not save_costs_of(model).is_writing
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".lock")] == ["b2.weights.h5"]
     files.verify(tmp_path / "b2.weights.h5")
 

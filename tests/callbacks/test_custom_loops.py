@@ -1,5 +1,7 @@
 """Custom training loops with a `CallbackList` that calls our callbacks, compared with `fit` on the same data."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from curves import curves
 from processes import run_program
 from small import BATCH, BATCHES, arrays, fit, names, small_model
 
-from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, counters_of, latest_checkpoint
+from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, RunRecord, counters_of, latest_checkpoint
 
 EPOCHS = 3
 X, Y = arrays()
@@ -201,6 +203,25 @@ def test_a_loop_with_an_optimizer_outside_the_model_gets_a_warning(tmp_path):
     with pytest.warns(UserWarning, match="model.optimizer = optimizer"):
         run(model, step, GlobalStepCheckpoint(tmp_path / "b{batch}-s{step}.weights.h5"))
     assert names(tmp_path) == ["b10-s10.weights.h5", "b20-s20.weights.h5", "b30-s30.weights.h5"]
+
+
+@pytest.mark.parametrize("hook", ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end"])
+def test_a_loop_without_on_train_begin_is_told_to_call_it(tmp_path, hook):
+    for callback in (GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5"), GlobalStepTensorBoard(tmp_path), RunRecord(tmp_path)):
+        callbacks = keras.callbacks.CallbackList([callback], model=small_model(), epochs=1, steps=BATCHES)
+        with pytest.raises(InputError) as raised:
+            getattr(callbacks, hook)(0)
+        assert re.match(
+            rf"{type(callback).__name__}\.on_train_begin was not called.*callbacks\.on_train_begin\(\)", str(raised.value)
+        )
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_loop_without_a_model_is_told_to_give_one(tmp_path):
+    for callback in (GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5"), GlobalStepTensorBoard(tmp_path)):
+        with pytest.raises(InputError, match=r"set_model was not called.*CallbackList\(callbacks, model=model\)"):
+            keras.callbacks.CallbackList([callback], epochs=1, steps=BATCHES).on_train_begin()
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -128,14 +128,21 @@ def test_a_finished_run_says_that_nothing_is_left(tmp_path, capsys):
     assert "Nothing left" not in capsys.readouterr().out
     train(tmp_path, "sgd", epochs=1)
     out = capsys.readouterr().out
-    assert out == f"Nothing left to train: {tmp_path}/b10.weights.h5 stands at the end of epoch 1, and epochs is 1.\n"
+    assert out == f"Nothing left to train: {tmp_path}/b10.weights.h5 was saved at the end of epoch 1, and epochs is 1.\n"
+
+
+def test_a_run_whose_last_batch_is_saved_says_that_nothing_is_left(tmp_path, capsys):
+    for _ in range(2):
+        fit(small_model(), GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5", save_freq=5, resume=True), epochs=2)
+    out = capsys.readouterr().out
+    assert out == f"Nothing left to train: {tmp_path}/b20.weights.h5 was saved after the last batch of epoch 2, and epochs is 2.\n"
 
 
 def test_a_run_that_a_callback_has_ended_says_so(tmp_path, capsys):
     stops = [keras.callbacks.EarlyStopping("loss", patience=0, min_delta=1e9) for _ in range(2)]
     for each in stops:
         train(tmp_path, "sgd", each, epochs=9)
-    assert "b20.weights.h5 stands at the end of epoch 2, and a callback has ended the training." in capsys.readouterr().out
+    assert "b20.weights.h5 was saved at the end of epoch 2, and a callback has ended the training." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])

@@ -151,6 +151,12 @@ def test_a_format_that_does_not_fit_the_value_is_reported_in_one_line(tmp_path):
     assert "\n" not in str(raised.value)
 
 
+def test_an_empty_text_gives_no_hidden_file(tmp_path):
+    fit(small_model(), Logs("own", ""), GlobalStepCheckpoint(str(tmp_path / "{own}.{epoch}.weights.h5"), keep_last=1), epochs=2)
+    assert names(tmp_path) == ["_.2.weights.h5"]
+    assert latest_checkpoint(str(tmp_path / "{own}.{epoch}.weights.h5")).batch == 20
+
+
 @pytest.mark.parametrize("value", ["../../up", "/etc/x", "..", ".", "a/b", "a\nb", "a\0b"])
 @pytest.mark.parametrize("filename", ["in/{own}.weights.h5", "in/{own}/b{batch}.weights.h5"])
 def test_no_value_in_a_name_leads_out_of_the_directory(tmp_path, value, filename):

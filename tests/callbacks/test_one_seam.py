@@ -12,6 +12,7 @@ from callbacks.fit_hooks import fit_hooks_of
 
 SEAM = "callbacks/fit_hooks.py"
 PRIVATE = "callbacks/keras_private.py"
+PRIVATE_MODULES = ("keras.src.", "tf.python.", "tensorflow.python.", "tf.__internal__.")
 PACKAGES = ("callbacks", "recipes", "launch")
 
 
@@ -94,7 +95,7 @@ def private_names(tree, own):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
             yield from ((node.lineno, name) for name in modules if name.startswith(("keras.src", "tensorflow.python")))
-        elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith(("keras.src.", "tf.python.", "tensorflow.python.")):
+        elif isinstance(node, ast.Attribute) and ast.unparse(node).startswith(PRIVATE_MODULES):
             yield node.lineno, ast.unparse(node)
         elif isinstance(node, ast.Attribute) and is_private(node.attr) and not is_self(node.value):
             if node.attr not in own and ast.unparse(node.value) not in ("sys", "os"):
@@ -157,6 +158,7 @@ def test_an_assignment_elsewhere_would_be_found(source):
         "from keras.src.saving import saving_lib",
         "import tensorflow.python.eager",
         "keras.src.backend.x()",
+        "tf.__internal__.tracking.AutoTrackable",
         "model._symbolic_build(data)",
         "getattr(model, '_eval_epoch_iterator', None)",
         "_NAME = '_learning_rate'\nhasattr(optimizer, _NAME)",

@@ -19,6 +19,7 @@ from launching import ENGINES
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT, run_program
 
 from callbacks import GlobalStepCheckpoint, Preempted, preemption
+from callbacks.report import Report
 from launch.processes import catches
 
 EPOCHS, LAST = 2, 178
@@ -67,6 +68,7 @@ def test_a_run_that_is_stopped_repeatedly_ends_with_the_same_weights(tmp_path, s
 
 
 def leave_again_and_again(workdir, strategy, flags):
+    """Stops the run at each place, and checks what each attempt leaves behind and how the report says that it has ended."""
     saved = set()
     several = strategy in ENGINES
     for place, number, rank, expected, batches in LIVES:
@@ -80,6 +82,11 @@ def leave_again_and_again(workdir, strategy, flags):
         assert "the same command resumes from" in results[0][1]
     results = start(strategy, "-m", "recipes.mnist", *flags, "--workdir", workdir)
     assert results[0][0] == 0, results[0][2]
+    reasons = [
+        f"by {number.removeprefix('SIG')}{' on another rank' if several and rank else ''}" for _, number, rank, _, _ in LIVES
+    ]
+    ends = [attempt.why for attempt in Report(str(workdir / "record.jsonl"), time.time()).attempts]
+    assert ends[-5:] == [*(f"stopped {reason}, after a save" for reason in reasons[1:]), "finished"]
 
 
 def assert_same_end(one, other):

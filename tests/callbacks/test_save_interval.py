@@ -36,7 +36,7 @@ class Fixed:
     def saved(self, batch):
         self._saved_at = self._clock()
 
-    def look(self, batch, is_writing):
+    def decide(self, batch, is_writing):
         left = self._saved_at + self._seconds - self._clock()
         is_due = left <= 0 and not is_writing
         return {
@@ -75,7 +75,7 @@ class World:
         self.policy.begin(0)
         fails_at = failures.expovariate(1 / self.fails_every)
         while self.clock.now < YEAR:
-            if not self._trains_to_next_look(fails_at):
+            if not self._trains_to_next_check(fails_at):
                 lost += fails_at - committed[1]
                 self.clock.now, self.batch, self.write_ends = fails_at + self.restart_seconds, committed[0], None
                 fails_at = self.clock.now + failures.expovariate(1 / self.fails_every)
@@ -83,7 +83,7 @@ class World:
                 self.policy.begin(self.batch)
                 self.policy.set_state(state)
                 continue
-            answer = self.policy.look(self.batch, self._is_writing())
+            answer = self.policy.decide(self.batch, self._is_writing())
             self.policy.next_batch = answer["next_batch"]
             if answer["is_due"]:
                 assert not self._is_writing()
@@ -104,7 +104,7 @@ class World:
             self.policy.interval.note_blocked(seconds)
         self.write_ends = self.clock.now + self.writes * chance.uniform(0.5, 1.5)
 
-    def _trains_to_next_look(self, fails_at):
+    def _trains_to_next_check(self, fails_at):
         """Returns whether the machine reaches the next check without a failure."""
         while self.batch < self.policy.next_batch:
             beside = self._is_writing()
@@ -200,27 +200,27 @@ def test_no_save_is_due_during_a_write_and_checks_become_rare(interval, clock):
     interval.note_blocked(0.001)
     clock.now += 400.0
     assert interval.is_due(is_writing=False) and not interval.is_due(is_writing=True)
-    assert interval.batches_to_next_look(is_writing=True) == 50
-    assert interval.batches_to_next_look(is_writing=False) == 1
+    assert interval.batches_to_next_check(is_writing=True) == 50
+    assert interval.batches_to_next_check(is_writing=False) == 1
 
 
 def test_checks_become_more_frequent_near_the_save_and_are_never_beyond_twice_the_batches_seen(interval, clock):
     interval.end_batches(1, 1.0, False)
     interval.end_batches(3, 0.003, False)
-    assert interval.batches_to_next_look(is_writing=False) == 4
+    assert interval.batches_to_next_check(is_writing=False) == 4
     interval.end_batches(996, 0.996, False)
-    assert interval.batches_to_next_look(is_writing=False) == 1000
+    assert interval.batches_to_next_check(is_writing=False) == 1000
     clock.now += 9.0
-    assert interval.batches_to_next_look(is_writing=False) in (499, 500)
+    assert interval.batches_to_next_check(is_writing=False) in (499, 500)
 
 
 def test_the_interval_is_printed_once_and_again_after_a_large_change(interval):
-    assert interval.news() is None
+    assert interval.report() is None
     interval.saved()
     interval.note_blocked(0.5)
-    assert interval.news().startswith("Saving every 5 min: a save costs 500 ms; failures: 0 in")
-    assert interval.news() is None
+    assert interval.report().startswith("Saving every 5 min: a save costs 500 ms; failures: 0 in")
+    assert interval.report() is None
     interval.note_blocked(0.5)
-    assert interval.news() is None
+    assert interval.report() is None
     interval.note_blocked(4.0)
-    assert interval.news().startswith("Saving every 15 min")
+    assert interval.report().startswith("Saving every 15 min")

@@ -31,7 +31,7 @@ def saves(save_freq, save_secs=None, *, begin=0, batches=20, execution=1, second
     for batch in range(begin + execution, begin + batches + 1, execution):
         clock.now += seconds * execution
         if batch >= policy.next_batch:
-            answer = policy.look(batch, is_writing=False)
+            answer = policy.decide(batch, is_writing=False)
             assert answer["is_due"]
             save(batch)
             policy.next_batch = answer["next_batch"]

@@ -82,6 +82,17 @@ def test_waiting_for_data_is_a_share_of_the_batches_in_which_it_was_measured(sta
     assert statistics.data_wait_share() == pytest.approx(0.75)
 
 
+def test_the_wait_of_the_first_batch_of_an_epoch_counts_once(statistics, clock):
+    for number, (wait, begins_epoch) in enumerate([(8.0, True), (1.0, False), (1.0, False), (1.0, False)]):
+        statistics.begin_batch(number, begins_epoch)
+        clock.now += wait
+        if number < 2:  # the sample
+            statistics.note_data()
+        clock.now += 1
+        statistics.end_batch(number + 1)
+    assert statistics.data_wait_share() == pytest.approx((8 + 1 + 1 + 1) / (9 + 2 + 2 + 2))
+
+
 def test_time_alone_ends_when_the_rank_begins_to_wait(statistics, clock):
     statistics.begin_batch(0)
     began = clock.now

@@ -24,7 +24,7 @@ def test_no_other_code_contains_the_numbers():
     assert found == [TABLE]
 
 
-def test_the_batch_script_repeats_two_of_the_codes_in_one_line():
+def test_the_batch_script_repeats_three_codes_in_one_line():
     script = (ROOT / "slurm" / "job.sh").read_text()
     named = dict(re.findall(r"exit_(\w+)=(\d+)", script))
     assert named == {"bad_input": "2", "requeue": "75", "terminated": "143"}

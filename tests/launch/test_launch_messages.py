@@ -12,6 +12,7 @@ from launch.messages import (
     Leave,
     NodeInfo,
     RankExited,
+    RankStalled,
     SendSignal,
     Start,
     decode,
@@ -28,6 +29,7 @@ RECORD = ExitRecord(rank=1, code=-9, batch=None, log="runs/logs/a/rank-1.log", l
     [
         Start(WORLD, None, 0.1),
         SendSignal(signal.SIGUSR1),
+        RankStalled(1, None, True, 5.0),
         RankExited(RECORD, True, "Traceback\n\x1b\udcff"),
         AttemptEnded((RECORD, RECORD)),
         NodeInfo(2, 1, ("python", "-u", "\udcff"), None, 1, "node1", (1, 2), ""),

@@ -8,7 +8,7 @@ import sys
 
 import tensorflow as tf
 
-from recipes.common.run import tensorboard as watching
+from recipes.common.run import tensorboard
 from recipes.mnist import main
 
 opened: list[tuple] = []
@@ -23,8 +23,8 @@ def noting(make):
 
 
 if __name__ == "__main__":
-    watching.GlobalStepTensorBoard = functools.partial(  # type: ignore[assignment, misc]
-        watching.GlobalStepTensorBoard, profile_ranks=(1, 3)
+    tensorboard.GlobalStepTensorBoard = functools.partial(  # type: ignore[assignment, misc]
+        tensorboard.GlobalStepTensorBoard, profile_ranks=(1, 3)
     )
     tf.summary.create_file_writer = noting(tf.summary.create_file_writer)
     tf.io.TFRecordWriter = noting(tf.io.TFRecordWriter)

@@ -1,12 +1,14 @@
 """What recipes set up for GPUs, with injected GPUs; a warning for a job with GPUs that TensorFlow does not see."""
 
 import os
+import warnings
+from types import SimpleNamespace
 
 import pytest
 import tensorflow as tf
 
-from recipes.common.distribution import get_distribution
-from recipes.common.distribution.gpus import give_own_threads, is_deterministic, unseen_gpus
+from recipes.common.distribution import get_distribution, setup
+from recipes.common.distribution.gpus import give_own_threads, idle_gpus, is_deterministic, unseen_gpus
 from recipes.mnist import parse_args
 
 
@@ -66,6 +68,37 @@ def test_a_recipe_on_gpus_is_fast_by_default_and_exact_on_request(two_gpus, flag
     assert args.deterministic is is_on
     assert two_gpus == [("one", True), ("two", True), *(["determinism"] if is_on else [])]
     assert os.environ["TF_GPU_THREAD_MODE"] == "gpu_private"
+
+
+@pytest.mark.parametrize(
+    "seen, ranks, idle",
+    [
+        (8, 1, "GPUS 1 TO 7 OF THIS NODE ARE IDLE"),
+        (4, 3, "GPU 3 OF THIS NODE IS IDLE"),
+        (8, 8, None),
+        (1, 8, None),  # Slurm shows each rank its own GPU, or ranks share one
+    ],
+)
+def test_gpus_without_a_rank_are_named(seen, ranks, idle):
+    said = idle_gpus(seen, ranks)
+    assert said is None if idle is None else said.startswith(f"{idle}: ") and "--nproc-per-node gpu" in said
+
+
+@pytest.mark.parametrize("rank, ranks, idle", [(0, 1, ["GPU 1 OF THIS NODE IS IDLE"]), (0, 2, []), (1, 2, [])])
+def test_a_rank_trains_on_one_gpu_and_says_before_training_which_gpus_are_idle(two_gpus, monkeypatch, rank, ranks, idle):
+    chosen = []
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda gpus, kind: chosen.append(gpus))
+    monkeypatch.setattr(
+        setup, "ENGINES", {"multiworker": lambda: SimpleNamespace(rank=rank, size=ranks, gather=lambda flags: [flags])}
+    )
+    monkeypatch.setattr(setup, "install", lambda ranks: None)
+    for name, value in {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}.items():
+        monkeypatch.setenv(name, str(value))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        distribution = get_distribution(parse_args(["--strategy", "multiworker"]))
+    assert [str(warning.message).partition(":")[0] for warning in said] == idle
+    assert distribution.devices == ("/gpu:0",) and chosen == [[["one", "two"][rank]]]
 
 
 @pytest.mark.slow

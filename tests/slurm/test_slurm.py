@@ -44,6 +44,21 @@ def test_after_a_warning_the_job_saves_is_requeued_and_resumes(submit, tmp_path,
     assert "has saved and is requeued" in job.output
 
 
+def test_after_a_warning_two_ranks_on_each_of_two_nodes_resume_with_the_same_bits(submit, tmp_path, engine):
+    jobs = {}
+    for name in ("whole", "warned"):
+        (tmp_path / name).mkdir()
+        recipe = [*RECIPE, "--strategy", engine]
+        jobs[name] = submit("-N2", recipe=recipe, cwd=tmp_path / name, NPROC_PER_NODE="2")
+    wait_for_batch(tmp_path / "warned", 40)
+    jobs["warned"].signal("USR1", "--batch")
+    for name, restarts in (("whole", 0), ("warned", 1)):
+        assert jobs[name].end() == "COMPLETED", jobs[name].output
+        assert jobs[name].restarts == restarts
+        assert f"{engine}, 4 replicas" in jobs[name].output
+    assert_same_weights(last(tmp_path / "whole"), last(tmp_path / "warned"))
+
+
 def test_warnings_in_the_first_second_requeue_and_the_run_completes(submit, tmp_path):
     recipe, newest, jobs = [*RECIPE[:4], "--epochs", 1], "runs/mnist/checkpoints/model_batch_at_00022.weights.h5", []
     command = [sys.executable, *map(str, recipe)]

@@ -2,10 +2,8 @@
 
 Keras compiles its train step as a whole or not at all. It leaves it uncompiled on several replicas, because XLA cannot compile
 their collectives, and with TensorFlow's deterministic operations. There, only the forward and backward pass is compiled here.
-Collectives, clipping, accumulation, optimizer and metrics stay outside, as in NVIDIA's examples with auto-clustering.
-
-XLA draws the same random bits as TensorFlow, but converts them to other floating-point numbers, except in float16. So Dropout masks
-with XLA differ from masks without it, under Keras's own compilation too. The seeds advance equally.
+Collectives, clipping, accumulation, optimizer and metrics stay outside, as in NVIDIA's examples with auto-clustering. Random
+numbers are those that an uncompiled training draws.
 """
 
 import warnings
@@ -18,6 +16,7 @@ import tensorflow as tf
 from callbacks.fit_hooks import fit_hooks_of
 from callbacks.keras_private import forward, is_op_determinism_enabled, layers_of, log_loss
 from recipes.common.distribution.replicas import Distribution
+from recipes.common.distribution.xla_random import numbers_of_kernels
 
 _NOT_MEASURED = "not measured on a GPU"
 _MAX_POOLING = (keras.layers.MaxPooling1D, keras.layers.MaxPooling2D, keras.layers.MaxPooling3D)
@@ -42,20 +41,22 @@ class JitCompile(keras.callbacks.Callback):
         self._on_gpus = distribution.devices[0].startswith("/gpu")
 
     def on_train_begin(self, logs=None):
+        hooks, train_step = fit_hooks_of(self.model), None
         compiles_all = self._compile_all()
         obstacle = _obstacle(self.model) if self._choice == "on" and not compiles_all else ""
-        compiles_part = self._choice == "on" and not compiles_all and not obstacle
-        fit_hooks_of(self.model).train_with(compiled_train_step(self.model) if compiles_part else None)
         if compiles_all:
+            train_step = numbers_of_kernels()(hooks.model_train_step)
             self.compiles = "the train step"
-        elif compiles_part:
-            self.compiles = "forward and backward on each replica" + (f" ({_NOT_MEASURED})" if self._on_gpus else "")
         elif obstacle:
             self.compiles = f"off: {obstacle}"
+        elif self._choice == "on":
+            train_step = compiled_train_step(self.model)
+            self.compiles = "forward and backward on each replica" + (f" ({_NOT_MEASURED})" if self._on_gpus else "")
         elif self._choice == "auto" and self._on_gpus and not self._is_single:
             self.compiles = f"off on several replicas ({_NOT_MEASURED}); --jit-compile on turns it on"
         else:
             self.compiles = ""
+        hooks.train_with(train_step)
 
     def _compile_all(self) -> bool:
         """Turns Keras's own compilation on or off; returns whether it is on."""
@@ -74,6 +75,7 @@ def compiled_train_step(model: keras.Model) -> Callable[[Any], dict[str, Any]]:
         model: a built model with Keras's own train step, whose operations XLA supports.
     """
 
+    @numbers_of_kernels()
     def forward_and_backward(x, y, sample_weight):
         with tf.GradientTape() as tape:
             y_pred, loss = forward(model, x, y, sample_weight)

@@ -1,4 +1,4 @@
-"""Settings for GPUs, and a warning if TensorFlow does not see the GPUs of the job."""
+"""Settings for GPUs, and warnings if GPUs of the job stay idle."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
 
@@ -25,6 +25,25 @@ def unseen_gpus(environment: Mapping[str, str], seen: int) -> str | None:
     return (
         f"THIS RUN USES NO GPU: {given}, and TensorFlow sees none. Install TensorFlow with its CUDA libraries: make GPU=1 train "
         "(also on a login node without GPUs). If it is installed, check nvidia-smi on this node."
+    )
+
+
+def idle_gpus(seen: int, ranks: int) -> str | None:
+    """Returns a warning if there are more GPUs than ranks, because each rank trains on one GPU.
+
+    Args:
+        seen: the number of GPUs that each rank of this node sees.
+        ranks: the number of ranks on this node.
+
+    >>> idle_gpus(seen=1, ranks=8) is None  # Slurm shows each rank only its own GPU
+    True
+    """
+    if ranks >= seen:
+        return None
+    idle = f"GPU {ranks} OF THIS NODE IS IDLE" if seen == ranks + 1 else f"GPUS {ranks} TO {seen - 1} OF THIS NODE ARE IDLE"
+    return (
+        f"{idle}: each rank trains on one GPU, and the number of ranks on this node is {ranks}. "
+        "Start one rank per GPU: python -m launch --nproc-per-node gpu"
     )
 
 

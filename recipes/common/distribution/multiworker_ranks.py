@@ -57,9 +57,8 @@ class MultiWorkerRanks(EngineRanks):
         return tf.constant(received.view("uint8")[: array.nbytes].view(array.dtype).reshape(array.shape))
 
     def reduce(self, tensors: Sequence[tf.Tensor], name: str, *, average: bool) -> Sequence[tf.Tensor]:
-        group = (
-            self._devices if tensors[0].dtype.is_floating else self._hosts
-        )  # TensorFlow keeps integers on the host, also with GPUs
+        # TensorFlow keeps integers on the host, also with GPUs.
+        group = self._devices if tensors[0].dtype.is_floating else self._hosts
         reduced: list[tf.Tensor] = []
         with tf.name_scope(f"reduce_{name}"):
             for i, pack in enumerate(_packs(tensors)):

@@ -17,6 +17,7 @@ import tensorflow as tf
 from callbacks import InputError, counters_of
 from callbacks.attached import attach, attached
 from callbacks.fit_hooks import around_apply, fit_hooks_of
+from callbacks.hook_attributes import set_by_train_begin
 from callbacks.keras_private import batches_of_validation, layers_of, symbolic_build
 from callbacks.ranks import RanksDiffer
 
@@ -88,7 +89,9 @@ class RankSynchronization(keras.callbacks.Callback):
 
     def __init__(self, ranks: "EngineRanks"):
         super().__init__()
-        self._ranks = ranks
+        self._ranks, self._agrees_in_validation = ranks, False
+
+    _training: "_Training" = set_by_train_begin()
 
     def on_train_begin(self, logs=None):
         model = self.model
@@ -121,6 +124,7 @@ class _Training:
     def __init__(self, model: keras.Model, ranks: "EngineRanks"):
         self._model, self._ranks = model, ranks
         self._runs = self._has_started = self._is_verified = False
+        self._averaged_before = self._trained_before = 0  # batches, when the training started
         self._local_is_broadcast = False  # variables of each rank, such as BatchNorm's statistics, are equal at the start
         self._counters = counters_of(model)
         self._hooks = fit_hooks_of(model)

@@ -85,8 +85,7 @@ class Distribution:
 
         Args:
             shares: `shares(first, count)` returns a dataset with the shares of replicas `first` to `first + count - 1` in each
-                global
-                batch, one after the other.
+                global batch, one after the other.
         """
         if self.strategy is None:
             return shares(self.ranks.rank if self.ranks else 0, 1)

@@ -13,7 +13,7 @@ from callbacks import InputError
 from callbacks.ranks import install
 from launch.world import World, read_world
 from recipes.common.distribution.engine_ranks import EngineRanks
-from recipes.common.distribution.gpus import give_own_threads, is_deterministic, unseen_gpus
+from recipes.common.distribution.gpus import give_own_threads, idle_gpus, is_deterministic, unseen_gpus
 from recipes.common.distribution.replicas import Distribution
 
 
@@ -140,6 +140,8 @@ def _devices(virtual_devices: int | None, world: World | None) -> tuple[str, ...
             "Leave the flag out, or hide the GPUs with CUDA_VISIBLE_DEVICES=-1."
         )
     if world and gpus:
+        if world.local_rank == 0 and (warning := idle_gpus(len(gpus), world.local_world_size)):
+            warnings.warn(warning, stacklevel=2)
         gpus = [gpus[world.device(len(gpus))]]
         tf.config.set_visible_devices(gpus, "GPU")
     for gpu in gpus:

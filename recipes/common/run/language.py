@@ -11,6 +11,7 @@ import tensorflow as tf
 from callbacks import counters_of, event_files
 from callbacks.event_files import EventFile
 from callbacks.folders import make_folder
+from callbacks.hook_attributes import set_by_train_begin
 from recipes.common.distribution import Distribution
 
 
@@ -68,6 +69,9 @@ class TextSamples(keras.callbacks.Callback):
         self._writes, self._directory = distribution.is_chief, directory
         self._prompt, self._length, self._decode, self._seed = prompt[:length], length, decode, seed
         self._continue = tf.function(self._continue_prompt, autograph=False)
+        self._written: set[int] = set()  # batches
+
+    _file: EventFile = set_by_train_begin()
 
     def on_train_begin(self, logs=None):
         if self._writes:

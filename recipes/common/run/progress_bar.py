@@ -44,11 +44,13 @@ class ProgressBar(keras.callbacks.Callback):
         self._prints = distribution.is_chief
         self._clock, self._now = time.monotonic, datetime.now
         self._bar: Progress | None = None
+        self._began_at: Counts | None = None  # after the first batch, which TensorFlow traces
+        self._began = self._next = 0.0  # when the second batch began, and when to print next
+        self._total = 0  # batches
+        self._metrics: dict[str, float] = {}
 
     def on_train_begin(self, logs=None):
-        self._began_at: Counts | None = None
-        self._total = 0
-        self._metrics: dict[str, float] = {}
+        self._began_at, self._total, self._metrics = None, 0, {}
 
     def on_epoch_begin(self, epoch, logs=None):
         if self._prints and not self._total:
@@ -57,7 +59,7 @@ class ProgressBar(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if self._prints:
             self._metrics |= logs or {}
-            if self._began_at is None:  # do not measure the first batch, which TensorFlow traces
+            if self._began_at is None:
                 self._began_at, self._began = counters_of(self.model).read(), self._clock()
             elif self._clock() >= self._next:
                 self._print()
@@ -85,7 +87,7 @@ class ProgressBar(keras.callbacks.Callback):
             self._bar = Progress(
                 BarColumn(bar_width=_BAR_WIDTH), TextColumn("{task.description}"), console=console, auto_refresh=False
             )
-            self._task = self._bar.add_task("", total=self._total, completed=counters_of(self.model).read().batch)
+            self._bar.add_task("", total=self._total, completed=counters_of(self.model).read().batch)
             self._bar.start()
             atexit.register(self.close)
 
@@ -95,7 +97,7 @@ class ProgressBar(keras.callbacks.Callback):
         parts = dict(self._parts(counts))
         if self._bar:
             text = _fitting(parts, self._bar.console.width - _BAR_WIDTH - 1)
-            self._bar.update(self._task, completed=counts.batch, description=text, refresh=True)
+            self._bar.update(self._bar.task_ids[0], completed=counts.batch, description=text, refresh=True)
         else:
             print(f"{self._now():%Y-%m-%d %H:%M:%S}  {', '.join(parts.values())}", file=self._output, flush=True)
 

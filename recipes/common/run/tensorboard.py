@@ -8,14 +8,8 @@ from pathlib import Path
 from callbacks import GlobalStepTensorBoard
 from recipes.common.distribution import Distribution
 
-_LEFT_OUT = (
-    "resume_from",
-    "log_secs",
-    "update_freq",
-    "profile_batches",
-    "skip_batches",
-    "peak_tflops",
-)  # flags that do not distinguish runs
+# Flags that do not distinguish runs.
+_LEFT_OUT = ("resume_from", "log_secs", "update_freq", "profile_batches", "skip_batches", "peak_tflops")
 
 
 def tensorboard_callback(args: argparse.Namespace, distribution: Distribution) -> GlobalStepTensorBoard:

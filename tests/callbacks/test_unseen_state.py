@@ -1,0 +1,95 @@
+"""State that no checkpoint contains is reported before the first batch: of train steps, and of callbacks."""
+
+import warnings
+
+import keras
+import pytest
+import tensorflow as tf
+from small import fit, small_model
+
+from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard
+
+
+class Draws(keras.layers.Layer):
+    """Adds what a function draws to its input."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.draw, self.seeds, self.generator = draw, keras.random.SeedGenerator(1), tf.random.Generator.from_seed(1)
+        self.table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)
+
+    def call(self, x, training=False):
+        return x + self.draw(self, tf.shape(x)) if training else x
+
+
+def count(layer, shape):
+    key = tf.constant([1], tf.int64)
+    seen = layer.table.lookup(key)
+    layer.table.insert(key, seen + 1)
+    return tf.reshape(seen, [1])
+
+
+SEEN = {
+    "keras.random": lambda layer, shape: keras.random.normal(shape, seed=layer.seeds),
+    "a generator": lambda layer, shape: layer.generator.normal(shape),
+}
+UNSEEN = {
+    "tf.random.normal": lambda layer, shape: tf.random.normal(shape),
+    "tf.random.truncated_normal": lambda layer, shape: tf.function(tf.random.truncated_normal)(shape),
+    "a hash table": count,
+}
+
+
+class KeepsVariables(keras.callbacks.Callback):
+    """Keeps a variable, a list of variables and an optimizer outside the model, and refers to those of the model."""
+
+    def on_train_begin(self, logs=None):
+        self.average = tf.Variable(0.0)
+        self.shadows = [keras.Variable(v) for v in self.model.trainable_variables]
+        self.own, self.models = keras.optimizers.SGD(), self.model.optimizer
+        self.kernel, self.bias = (v.value for v in self.model.trainable_variables)
+
+
+class StoresVariables(KeepsVariables):
+    def get_state(self):
+        return {}
+
+    def set_state(self, state):
+        pass
+
+
+def told(words, model, *callbacks):
+    """Returns the warnings with these words in a training."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(model, *callbacks)
+    return [str(each.message) for each in said if words in str(each.message)]
+
+
+def test_variables_that_a_callback_without_state_keeps_are_reported_before_the_first_batch(tmp_path):
+    def told_with(*others, resume=True):
+        checkpoint = GlobalStepCheckpoint(tmp_path / f"{type(others[0]).__name__}-{resume}.weights.h5", resume=resume)
+        return told("No checkpoint contains the variables", small_model(keras.optimizers.Adam(use_ema=True)), checkpoint, *others)
+
+    (line,) = told_with(KeepsVariables())
+    assert "of KeepsVariables.average, KeepsVariables.own, KeepsVariables.shadows: after a resume" in line
+    assert not told_with(KeepsVariables(), resume=False)
+    assert not told_with(StoresVariables())
+    assert not told_with(
+        keras.callbacks.EarlyStopping("loss", restore_best_weights=True),
+        keras.callbacks.ReduceLROnPlateau("loss"),
+        keras.callbacks.SwapEMAWeights(),
+        keras.callbacks.TensorBoard(tmp_path / "logs"),
+        keras.callbacks.BackupAndRestore(tmp_path / "backup"),
+        keras.callbacks.LambdaCallback(),
+        GlobalStepTensorBoard(tmp_path / "ours"),
+    )
+
+
+@pytest.mark.parametrize("draws", [*SEEN, *UNSEEN])
+def test_state_that_no_checkpoint_can_store_is_reported_before_the_first_batch(tmp_path, draws):
+    model = keras.Sequential([keras.Input((6,)), Draws((SEEN | UNSEEN)[draws]), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
+    model.compile("adam", "mse")
+    for resume in (False, True):
+        checkpoint = GlobalStepCheckpoint(tmp_path / str(resume) / "b{batch}.weights.h5", resume=resume)
+        assert len(told("whose state no checkpoint contains", model, checkpoint)) == (resume and draws in UNSEEN)
