@@ -30,8 +30,8 @@ def pytest_configure(config):
 # Slurm mostly wait, and those of versions first download.
 LONGEST = (
     "slurm/", "versions/", "launch/", "recipes/test_ranks_recipe.py", "recipes/test_jit",
-    "callbacks/test_kinds_of_models.py", "callbacks/test_disk_errors.py", "callbacks/test_preemption.py",
-    "recipes/test_transformer_lm.py", "recipes/test_imagenet.py", "benchmarks/",
+    "callbacks/test_kinds_of_models.py", "callbacks/test_report_of_a_killed_run.py", "callbacks/test_disk_errors.py",
+    "callbacks/test_preemption.py", "recipes/test_transformer_lm.py", "recipes/test_imagenet.py", "benchmarks/",
 )  # fmt: skip
 
 
