@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from callbacks.checkpoint import GlobalStepCheckpoint
     from callbacks.counters import Counters, counters_of
     from callbacks.counts import Counts
-    from callbacks.errors import CheckpointWriteError, EventWriteError, InputError
+    from callbacks.errors import CheckpointReadError, CheckpointWriteError, EventWriteError, InputError
     from callbacks.preemption import Preempted, catch_signals
     from callbacks.restoring import Checkpoint, latest_checkpoint, restore
     from callbacks.run_record import RunRecord
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "BatchAwareCheckpoint": "batch_aware",
     "Checkpoint": "restoring",
+    "CheckpointReadError": "errors",
     "CheckpointWriteError": "errors",
     "Counters": "counters",
     "Counts": "counts",
@@ -38,6 +39,7 @@ _MODULES = {
 __all__ = [
     "BatchAwareCheckpoint",
     "Checkpoint",
+    "CheckpointReadError",
     "CheckpointWriteError",
     "Counters",
     "Counts",

@@ -5,10 +5,12 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from callbacks import files
-from callbacks.errors import InputError, one_line
-from callbacks.restoring import Checkpoint, candidates, of_run, read_stored, read_verified
+from callbacks.errors import CheckpointReadError, InputError, one_line, printable
+from callbacks.listing import candidates, of_run
+from callbacks.restoring import read_stored, read_verified
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,27 +33,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _report(args.template_or_directory, args.json)
     try:
         paths = candidates(of_run(args.template_or_directory))
-    except InputError as error:
+    except (InputError, CheckpointReadError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if not paths:
         print(f"error: no checkpoints at {args.template_or_directory}", file=sys.stderr)
         return 2
-    corrupt = 0
+    rows = sorted(_look(paths, args.command == "verify"), key=lambda row: (row.batch, row.path))
+    corrupt = sum(row.batch < 0 for row in rows)
     print(f"{'batch':>10} {'step':>10} {'epoch':>6} {'samples':>12} {'MB':>10} {'finite':>6}  file")
-    for path, trailer, why in sorted(
-        _look(paths, args.command == "verify"), key=lambda row: (row[1].batch if row[1] else -1, row[0])
-    ):
-        corrupt += trailer is None
-        if trailer is None:
-            print(f"{'-':>10} {'-':>10} {'-':>6} {'-':>12} {'-':>10} {'-':>6}  {path}: {why}")
-        else:
-            size, stored = os.path.getsize(path) / 1e6, read_stored(path)
-            finite = "-" if stored is None else "yes" if stored.finite else "NO"
-            counts = f"{trailer.batch:>10} {trailer.step:>10} {trailer.epoch:>6} {trailer.samples:>12}"
-            print(f"{counts} {size:>10.2f} {finite:>6}  {path}")
+    for row in rows:
+        print(f"{row.columns}  {printable(row.path)}{row.why}")
     if args.command == "verify":
-        print(f"{len(paths)} files, {corrupt} corrupt" if corrupt else f"{len(paths)} files, all intact")
+        print(f"{len(rows)} files, {corrupt} corrupt" if corrupt else f"{len(rows)} files, all intact")
     return 1 if corrupt and args.command == "verify" else 0
 
 
@@ -66,12 +60,25 @@ def _report(directory: str, as_json: bool) -> int:
     return 0
 
 
-def _look(paths: list[str], verify: bool) -> Iterator[tuple[str, Checkpoint | files.Trailer | None, str]]:
+class _Row(NamedTuple):
+    path: str
+    batch: int  # -1 if the file is corrupt
+    columns: str
+    why: str = ""
+
+
+def _look(paths: list[str], verify: bool) -> Iterator[_Row]:
     for path in paths:
         try:
-            yield path, read_verified(path) if verify else files.read_trailer(path), ""
+            trailer, size = read_verified(path) if verify else files.read_trailer(path), os.path.getsize(path) / 1e6
         except (files.Corrupt, InputError, OSError) as error:
-            yield path, None, one_line(error)
+            if os.path.lexists(path):  # else a run has deleted it meanwhile
+                yield _Row(path, -1, f"{'-':>10} {'-':>10} {'-':>6} {'-':>12} {'-':>10} {'-':>6}", f": {one_line(error)}")
+            continue
+        stored = read_stored(path)
+        finite = "-" if stored is None else "yes" if stored.finite else "NO"
+        counts = f"{trailer.batch:>10} {trailer.step:>10} {trailer.epoch:>6} {trailer.samples:>12}"
+        yield _Row(path, trailer.batch, f"{counts} {size:>10.2f} {finite:>6}")
 
 
 if __name__ == "__main__":

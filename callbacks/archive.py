@@ -1,16 +1,19 @@
 """Finds a member in a `.keras` archive, and refuses archives that this package does not write."""
 
-import os
 import struct
 import zipfile
-from typing import BinaryIO
+from typing import IO
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # before a member: signature, length of its name, length of its extra field
 _SIGNATURE = b"PK\x03\x04"
 _IS_ENCRYPTED = 1
 
 
-def place_of(file: BinaryIO, member: str) -> tuple[int, int]:
+class NoMember(ValueError):
+    """The archive has no such member."""
+
+
+def place_of(file: IO[bytes], member: str) -> tuple[int, int]:
     """Returns the offset of a member's content in the file, and its size.
 
     Args:
@@ -19,7 +22,7 @@ def place_of(file: BinaryIO, member: str) -> tuple[int, int]:
 
     Raises:
         ValueError: if two members have the same name or overlap, or a member is compressed, encrypted or misplaced.
-        KeyError: if there is no such member.
+        NoMember: if there is no such member.
         zipfile.BadZipFile: if the file is not an archive.
     """
     with zipfile.ZipFile(file) as archive:
@@ -31,10 +34,13 @@ def place_of(file: BinaryIO, member: str) -> tuple[int, int]:
             raise ValueError(f"two members are named {each.filename!r:.100}")
         if each.flag_bits & _IS_ENCRYPTED or each.compress_type != zipfile.ZIP_STORED or each.file_size != each.compress_size:
             raise ValueError(f"its member {each.filename!r:.100} is compressed or encrypted")
-        head = os.pread(file.fileno(), _LOCAL_HEADER.size, each.header_offset)
+        file.seek(each.header_offset)
+        head = file.read(_LOCAL_HEADER.size)
         signature, *lengths = _LOCAL_HEADER.unpack(head) if len(head) == _LOCAL_HEADER.size else (b"", 0, 0)
         begin = each.header_offset + _LOCAL_HEADER.size + sum(lengths)
         if signature != _SIGNATURE or begin + each.file_size > next_begin:
             raise ValueError(f"its member {each.filename!r:.100} is not where the directory of the archive says")
         places[each.filename] = begin, each.file_size
+    if member not in places:
+        raise NoMember(f"it has no member {member!r}")
     return places[member]

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 
 from callbacks import plain_data
-from callbacks.errors import InputError
+from callbacks.errors import InputError, one_line
 from callbacks.keras_private import keep_best
 
 _DEEPEST = 64  # levels of lists and dicts
@@ -90,14 +90,30 @@ def gather(callbacks: Iterable[keras.callbacks.Callback], hook: str) -> Callback
     return CallbackStates(plain, arrays, hook, stopped)
 
 
-def give_back(callbacks: Iterable[keras.callbacks.Callback], states: CallbackStates) -> None:
+def give_back(callbacks: Iterable[keras.callbacks.Callback], states: CallbackStates, path: str) -> None:
     """Restores the states. A callback without a stored state stays as it is.
 
     Call it after every `on_train_begin`, which resets callbacks.
+
+    Args:
+        callbacks: all callbacks of a `fit`.
+        states: the states in a checkpoint.
+        path: the path of the checkpoint, for messages.
+
+    Raises:
+        InputError: if a callback does not accept its state.
     """
     for name, _, source in _states(callbacks):
         if name in states.plain:
-            source.set_state(states.of(name))
+            try:
+                source.set_state(states.of(name))
+            except InputError:
+                raise
+            except Exception as error:  # of any class, from a user's code or for a file that anybody has written
+                raise InputError(
+                    f"{name} cannot be restored from {path}: {type(error).__name__}: {one_line(error)}. "
+                    "Resume with the callbacks of the run that saved it."
+                ) from error
 
 
 def check(callbacks: Iterable[keras.callbacks.Callback]) -> None:
@@ -143,10 +159,32 @@ class _KerasState:
         return state
 
     def set_state(self, state: dict[str, Any]) -> None:
+        if not isinstance(state, dict):
+            raise TypeError(f"the state is of type {type(state).__name__}")
         for name in (*self._attributes, *self._arrays):
             if name in state:
+                _check_like(state[name], name)
                 setattr(self._callback, name, state[name])
         keep_best(self._callback)
+
+
+def _check_like(value: Any, name: str) -> None:
+    """Checks that a value is one that such an attribute of Keras's callbacks may have.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    match name:
+        case "best_weights":
+            fits = isinstance(value, list) and all(isinstance(each, np.ndarray) for each in value)
+        case "epoch":
+            fits = isinstance(value, list) and all(type(each) is int for each in value)
+        case "history":
+            fits = isinstance(value, dict) and all(isinstance(each, list) for each in value.values())
+        case _:
+            fits = isinstance(value, (bool, int, float)) or (value is None and name in ("best", "_current_epoch"))
+    if not fits:
+        raise TypeError(f"{name} is of type {type(value).__name__}")
 
 
 _ADAPTERS: dict[type, Callable[[Any], _KerasState]] = {

@@ -1,16 +1,18 @@
 """The directory of a run's checkpoints. One run at a time writes there, and only while it is the same directory."""
 
 import contextlib
+import errno
 import functools
 import os
 import tempfile
 from pathlib import Path
 
 from callbacks import files
-from callbacks.errors import DirectoryLost, InputError
+from callbacks.errors import DirectoryLost, InputError, one_line
 from callbacks.file_identity import identity
 from callbacks.folders import flush_folder, make_folder
 from callbacks.lock import Lock, LockLost
+from callbacks.restoring import read_stored
 from callbacks.template import Template
 from callbacks.training_loop import Loop
 from callbacks.writer import finish_writes
@@ -62,6 +64,17 @@ class CheckpointDirectory:
                     "place. Bring it back, then start the run again"
                 ) from None
             raise
+
+    def check_name(self, path: str) -> None:
+        """Checks that a save replaces no checkpoint of another template: `m_{batch}` and `m_{epoch}` give equal names.
+
+        Raises:
+            FileExistsError: if there is one.
+        """
+        stored = read_stored(path) if self._template.counters and os.path.lexists(path) else None
+        if stored is not None and stored.template != self._template.last_part:
+            why = f"another template, {one_line(stored.template)}, has named a checkpoint so, which stays. Use another directory"
+            raise FileExistsError(errno.EEXIST, why)
 
     def make_parents(self, path: str) -> None:
         """Creates the directories between this one and a checkpoint, if their names in the template have counters.

@@ -1,5 +1,6 @@
 """Estimates the disk space that the checkpoints of a run need, and warns if there is too little."""
 
+import contextlib
 import math
 import os
 import warnings
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 
 import keras
 
+from callbacks import quota
 from callbacks.keras_private import native_variable
 from callbacks.snapshot import size_of
 from callbacks.state_tree import StateTree
@@ -50,23 +52,28 @@ class DiskRoom:
         return min(self.saves, kept + 1)
 
     def warn(self, size: int) -> None:
-        """Warns if the disk has no room for the checkpoints to come.
+        """Warns if the disk has no room for the checkpoints to come. A disk that does not answer is left to the save.
 
         Args:
             size: the size of one checkpoint, in bytes.
         """
+        with contextlib.suppress(OSError):
+            self._warn(size)
+
+    def _warn(self, size: int) -> None:
         has_rule, present = any(self.keep.values()), len(self.template.files())
         count = self.most_files - (present if has_rule else 0)
         files = max(count if math.isfinite(count) else 2, 1)
-        free = _free(self.template.directory)
+        on_disk, under_quota = _free(self.template.directory), quota.bytes_left(self.template.directory)
+        free, what = min((on_disk, "disk"), (under_quota, "quota"))
         if files * size <= free:
             return
         at_least = "" if math.isfinite(count) else "at least "
         warnings.warn(
-            f"The disk of {self.template.directory} has {in_units(free)} free, but the checkpoints of this run need {at_least}"
+            f"The {what} of {self.template.directory} has {in_units(free)} free, but the checkpoints of this run need {at_least}"
             f"{in_units(files * size)} more: {files:.0f} files of {in_units(size)}. Free some space, save less often, or keep "
             "fewer files (keep_last).",
-            stacklevel=2,
+            stacklevel=3,
         )
 
 

@@ -12,6 +12,16 @@ class CheckpointWriteError(OSError):
     """A checkpoint could not be written. The message names the file and the cause; earlier checkpoints are intact."""
 
 
+class CheckpointReadError(OSError):
+    """The disk failed while a checkpoint was read. The message names the file and the cause; the model is as it was before."""
+
+    @classmethod
+    def of(cls, path: str, error: OSError) -> "CheckpointReadError":
+        """Returns the error for a failed read of a checkpoint."""
+        cause = one_line(error.strerror or error)
+        return cls(f"Could not read the checkpoint {path}: {cause}. It is not changed. Start again when the disk works.")
+
+
 class DirectoryLost(RuntimeError):
     """The directory of the checkpoints was deleted, moved or unmounted during training."""
 
@@ -25,5 +35,9 @@ def one_line(error: object) -> str:
 
     The message may quote a file that anybody has written.
     """
-    text = " ".join(str(error).split()) or type(error).__name__
-    return "".join(each if each.isprintable() else "?" for each in text[:300])
+    return printable((" ".join(str(error).split()) or type(error).__name__)[:300])
+
+
+def printable(text: str) -> str:
+    """Returns a text with `?` in place of characters that change a terminal, or that it cannot show."""
+    return "".join(each if each.isprintable() else "?" for each in text)

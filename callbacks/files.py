@@ -194,7 +194,9 @@ def _rename(temporary: str, path: str) -> None:
 
 
 def _write_durably(path: str, trailer: Trailer, write: Callable[[Output], None]) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # what an earlier process with our pid left there, or a link or a FIFO that another user made
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     output = Output(descriptor)
     try:
         write(output)
@@ -242,17 +244,25 @@ def sweep(template: Template, fenced: Owner | None = None) -> None:
     Args:
         template: the template of the files.
         fenced: a process that has lost its lock. Its files are removed even if it is alive, since it may not commit them.
+
+    Raises:
+        InputError: if a file of `fenced` cannot be removed.
     """
     for path in glob.iglob(os.path.join(os.path.dirname(template.pattern), ".tmp-*")):
         parent, hidden = os.path.split(path)
         found = _TEMPORARY.fullmatch(hidden)
         if not found or not template.matches(os.path.join(parent, found["name"])):
             continue
-        with contextlib.suppress(FileNotFoundError):
-            pid, space = int(found["pid"]), found["space"]
-            is_fenced = fenced is not None and (pid, space) == (fenced.pid, fenced.pid_space)
+        pid, space = int(found["pid"]), found["space"]
+        is_fenced = fenced is not None and (pid, space) == (fenced.pid, fenced.pid_space)
+        try:
             if os.path.abspath(path) not in _in_flight and (is_fenced or _is_stale(path, pid, space)):
                 os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # a directory, or the file of another user in a sticky directory: harmless if its process is dead
+            if is_fenced:
+                raise InputError(f"The unfinished file {path} of an earlier run cannot be removed: {error.strerror}.") from None
 
 
 def _is_stale(path: str, pid: int, space: str) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import traceback
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
@@ -10,7 +11,7 @@ import h5py
 import numpy as np
 
 from callbacks import plain_data
-from callbacks.archive import place_of
+from callbacks.archive import NoMember, place_of
 from callbacks.plain_hdf5 import check_dataset, check_plain
 from callbacks.regular_file import open_regular
 
@@ -25,8 +26,18 @@ def open_hdf5(path: str, member: str = WEIGHTS_MEMBER) -> Iterator[h5py.File]:
         path: a `.weights.h5` or a `.keras` file.
         member: the name of the HDF5 part in an archive.
     """
-    with open_part(path, member) as content, h5py.File(content, "r") as file:
+    with open_part(path, member) as content, hdf5_of(content) as file:
         yield file
+
+
+def hdf5_of(content: "Part") -> h5py.File:
+    """Opens the HDF5 file in a part."""
+    try:
+        return h5py.File(content, "r")
+    except BaseException as error:
+        # HDF5 calls the file-like object of a property list when the process exits, and crashes if that is after Python's end.
+        traceback.clear_frames(error.__traceback__)
+        raise
 
 
 def check_file(path: str, members: Iterable[str]) -> None:
@@ -41,7 +52,7 @@ def check_file(path: str, members: Iterable[str]) -> None:
         OSError: if it cannot be read.
     """
     for member in members:
-        with contextlib.suppress(KeyError), open_part(path, member) as content, h5py.File(content, "r") as file:
+        with contextlib.suppress(NoMember), open_part(path, member) as content, hdf5_of(content) as file:
             check_plain(file, content.size)
 
 
@@ -87,11 +98,24 @@ def plain_dataset(group: h5py.Group, name: str) -> h5py.Dataset:
 
 
 class Part(io.RawIOBase):
-    """A file-like object for a part of a file."""
+    """A file-like object for a part of a file.
 
-    def __init__(self, file: BinaryIO, begin: int, size: int):
-        self._descriptor, self._begin, self.size = file.fileno(), begin, size
+    Args:
+        file: the open file.
+
+    Attributes:
+        size: the size of the part, at first of the whole file.
+        error: the first exception of a read; None if there was none.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._descriptor, self._begin, self.size = file.fileno(), 0, os.fstat(file.fileno()).st_size
         self._at = 0
+        self.error: BaseException | None = None
+
+    def narrow(self, begin: int, size: int) -> None:
+        """Leaves out everything before a byte, and after `size` bytes from there."""
+        self._begin, self.size, self._at = begin, size, 0
 
     def readable(self):
         return True
@@ -100,24 +124,45 @@ class Part(io.RawIOBase):
         return True
 
     def seek(self, offset, whence=os.SEEK_SET):
-        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
-        return self._at
+        at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self.size}[whence]
+        if at < 0:
+            raise ValueError("a place before the beginning of the file")
+        self._at = at
+        return at
 
     def tell(self):
         return self._at
 
     def readinto(self, buffer):
-        wanted = memoryview(buffer)[: max(self.size - self._at, 0)]
-        count = os.preadv(self._descriptor, [wanted], self._begin + self._at)
-        self._at += count
-        return count
+        """Fills the buffer, with zeros after the end of the part or after an error, and returns the number of bytes read.
+
+        An exception would be raised in the middle of HDF5, which does not stop then. So `error` holds the first one.
+        """
+        whole, done = memoryview(buffer), 0
+        wanted = max(min(len(whole), self.size - self._at), 0)
+        try:
+            while done < wanted and (count := os.preadv(self._descriptor, [whole[done:wanted]], self._begin + self._at)):
+                done, self._at = done + count, self._at + count
+        except BaseException as error:
+            self.error = self.error or error
+        whole[done:] = bytes(len(whole) - done)
+        return done
 
 
 @contextlib.contextmanager
 def open_part(path: str, member: str) -> Iterator[Part]:
-    """Opens a file, or a member of a `.keras` archive in its place there."""
+    """Opens a file, or a member of a `.keras` archive in its place there.
+
+    Raises:
+        OSError: the first error of a read, in place of what HDF5 and `zipfile` make of it.
+        ValueError: if the archive is not one that this package writes.
+    """
     with open_regular(path) as file:
-        if path.endswith(".keras"):
-            yield Part(file, *place_of(file, member))
-        else:
-            yield Part(file, 0, os.fstat(file.fileno()).st_size)
+        part = Part(file)
+        try:
+            if path.endswith(".keras"):
+                part.narrow(*place_of(part, member))  # type: ignore[arg-type]  # it has what `zipfile` calls
+            yield part
+        finally:
+            if part.error is not None:
+                raise part.error from None

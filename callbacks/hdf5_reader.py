@@ -4,8 +4,7 @@ h5py fills an array with zeros and then with the values, and three more copies m
 reads everything from the beginning up to a variable, for each variable that does not follow the one before.
 """
 
-import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import h5py
@@ -13,12 +12,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks.hdf5_file import WEIGHTS_MEMBER, Part, open_part, plain_dataset, read_dataset
-from callbacks.keras_private import KERAS_STORE, LOAD_STATE, array_view
+from callbacks.hdf5_file import WEIGHTS_MEMBER, Part, hdf5_of, open_part, plain_dataset, read_dataset
+from callbacks.keras_private import KERAS_STORE, KNOWS_WALK, LOAD_STATE, array_view
+from callbacks.keras_walk import saved_objects
 
 
 def load_weights(model: keras.Model, path: str, skip: Iterable[Any] = ()) -> None:
     """Loads weights as `model.load_weights(path)` does, also into a model that Keras considers unbuilt.
+
+    All values are read before the first one is assigned, so the model is unchanged if the disk fails.
 
     Args:
         model: a model whose variables exist.
@@ -29,46 +31,71 @@ def load_weights(model: keras.Model, path: str, skip: Iterable[Any] = ()) -> Non
         ValueError: if the file does not fit the model.
         OSError: if it cannot be read.
     """
-    with open_part(path, WEIGHTS_MEMBER) as content, contextlib.closing(_store(path, content)) as store:
-        errors = _load_state(model, store, skip)
-    if errors is None:
-        kept = [(variable, variable.numpy()) for each in skip for variable in each.variables]
+    left_alone = list(skip)
+    if None in (LOAD_STATE, KERAS_STORE):
+        kept = [(variable, variable.numpy()) for each in left_alone for variable in each.variables]
         model.load_weights(path)
         for variable, value in kept:
             variable.assign(value)
         return
-    for name, error in errors.items():
-        raise ValueError(f"{len(errors)} objects could not be loaded from {path}, first {name}: {error}")
-
-
-def _store(path: str, content: Part) -> Any:
-    """Returns a `_ReadStore` that Keras accepts as its own store."""
-    kind = _ReadStore if KERAS_STORE is None else type(_ReadStore.__name__, (_ReadStore, KERAS_STORE), {})
-    return kind(path, content)
-
-
-def _load_state(model: keras.Model, store: Any, skip: Iterable[Any]) -> dict[str, Exception] | None:
-    """Loads the objects of a model, and returns the errors by their names; None if this version of Keras cannot do that."""
-    if None in (LOAD_STATE, KERAS_STORE):
-        return None
+    store = _read(path, _paths_of(model, left_alone))
     failed: set[int] = set()
     errors: dict[int, tuple[Any, Exception]] = {}
-    visited = {id(each) for each in skip}
+    visited = {id(each) for each in left_alone}
     LOAD_STATE(model, store, None, "", visited_saveables=visited, failed_saveables=failed, error_msgs=errors)
-    return {str(getattr(each, "name", each)): error for each, error in errors.values()} if failed else {}
+    for each, error in errors.values() if failed else ():
+        raise ValueError(f"{len(errors)} objects could not be loaded from {path}, first {getattr(each, 'name', each)}: {error}")
 
 
-def _group(file: h5py.File, path: str) -> h5py.Group | dict:
-    """Returns a group of this file; an empty dict if there is none."""
-    group = file
-    for name in path.split("/"):
-        link = group.get(name, getlink=True)
-        if link is None:
-            return {}
-        if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{group.name}/{name} is a link")
-        group = group[name]
-    return group
+def _paths_of(model: keras.Model, objects: list[Any]) -> tuple[str, ...]:
+    """Returns the beginnings of the paths of these objects' groups, where Keras's walk is known."""
+    wanted = {id(each) for each in objects}
+    return tuple(f"{path}/" for path, each in saved_objects(model) if id(each) in wanted) if wanted and KNOWS_WALK else ()
+
+
+def _read(path: str, skip: tuple[str, ...]) -> Any:
+    """Reads all values of a file, except those in groups whose path starts with one of `skip`.
+
+    Returns:
+        A `_Store` that Keras accepts as its own store.
+    """
+    names: set[str] = set()
+    datasets: list[str] = []
+    groups: dict[str, dict[str, Any]] = {}
+
+    def note(name, info):
+        name = name.decode(errors="surrogateescape")
+        names.add(name)
+        if info.type == h5py.h5o.TYPE_DATASET:
+            datasets.append(name)
+
+    with open_part(path, WEIGHTS_MEMBER) as content, hdf5_of(content) as file:
+        h5py.h5o.visit(file.id, note, info=True)
+        for parent, _, name in (each.rpartition("/") for each in datasets):
+            if f"/{parent}".endswith("/vars") and not parent.startswith(skip):
+                groups.setdefault(parent, {})[name] = _value(file[parent], name, content)
+    return type(_Store.__name__, (_Store, KERAS_STORE), {})(groups, names)
+
+
+class _Store:
+    """The store from which Keras loads objects, in memory.
+
+    Args:
+        groups: the values of each object by name, by the path of its group.
+        names: the paths of all groups and datasets in the file.
+    """
+
+    def __init__(self, groups: dict[str, dict[str, Any]], names: set[str]):
+        self._groups, self._names = groups, names
+
+    def __bool__(self):
+        return True
+
+    def get(self, path):
+        return self._groups.get(f"{path}/vars" if path else "vars", {})
+
+    def has_path(self, path):
+        return path in self._names
 
 
 class _Values(np.ndarray):
@@ -83,60 +110,21 @@ class _Values(np.ndarray):
         return tf.convert_to_tensor(self.view(np.ndarray), dtype, name=name)
 
 
-class _ReadStore:
-    """The store from which Keras loads objects; it reads values from the file, not through HDF5."""
-
-    def __init__(self, path: str, content: Part):
-        self._content = content
-        # HDF5 is faster with a path than with a file-like object.
-        self._file = h5py.File(content, "r") if path.endswith(".keras") else h5py.File(path, "r", locking=False)
-
-    def __bool__(self):
-        return True
-
-    def get(self, path):
-        return _ReadValues(_group(self._file, f"{path}/vars" if path else "vars"), self._content)
-
-    def has_path(self, path):
-        return path in self._file
-
-    def close(self):
-        self._file.close()
-
-
-class _ReadValues(Mapping):
-    """The values of one object, by name."""
-
-    def __init__(self, group: h5py.Group | dict, content: Part):
-        self._group, self._content = group, content
-
-    def __len__(self):
-        return len(self._group)
-
-    def __iter__(self):
-        return iter(self._group)
-
-    def __contains__(self, name):
-        return name in self._group
-
-    def __getitem__(self, name):
-        dataset = plain_dataset(self._group, name)
-        begin, dtype = dataset.id.get_offset(), dataset.dtype
-        if begin is None or not dataset.shape or not _is_common(dtype) or "dtype" in dataset.attrs:
-            return read_dataset(self._group, name)  # it is empty, chunked, a scalar, or of an uncommon dtype
-        with tf.device("/cpu:0"):
-            tensor = tf.raw_ops.Empty(shape=dataset.shape, dtype=dtype)
-        array = array_view(tensor)  # the only way to write to a tensor; no one else holds it yet
-        self._content.seek(begin)
-        left = array.reshape(-1).view("uint8").data
-        while left:
-            count = self._content.readinto(left)
-            if not count:
-                raise OSError(f"{dataset.name} ends early")
-            left = left[count:]
-        values = array.view(_Values)
-        values.tensor = tensor
-        return values
+def _value(group: h5py.Group, name: str, content: Part) -> np.ndarray:
+    """Reads a value from its place in the file, not through HDF5."""
+    dataset = plain_dataset(group, name)
+    begin, dtype = dataset.id.get_offset(), dataset.dtype
+    if begin is None or not dataset.shape or not _is_common(dtype) or "dtype" in dataset.attrs:
+        return read_dataset(group, name)  # it is empty, chunked, a scalar, or of an uncommon dtype
+    with tf.device("/cpu:0"):
+        tensor = tf.raw_ops.Empty(shape=dataset.shape, dtype=dtype)
+    array = array_view(tensor)  # the only way to write to a tensor; no one else holds it yet
+    content.seek(begin)
+    if content.readinto(array.reshape(-1).view("uint8").data) < array.nbytes:
+        raise OSError(f"{dataset.name} ends early")
+    values = array.view(_Values)
+    values.tensor = tensor
+    return values
 
 
 def _is_common(dtype: np.dtype) -> bool:

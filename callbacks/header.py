@@ -1,15 +1,17 @@
 """Parses the header of a checkpoint, its JSON part, and checks the types in it."""
 
 import json
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
 from callbacks.counts import Counts
 from callbacks.errors import InputError
-from callbacks.template import Template
+from callbacks.template import COUNTERS, Template
 
 _LARGEST = 1 << 63
 _LONGEST = 255  # characters of a template, at most the length of a file name
+_WORDS, _MOST = 625, 1 << 32  # of the state of Python's `random`: 624 words, and the place of the next one
 _TYPES = {  # key -> type, and whether every file has it
     "template": (str, True),
     "counts": (dict, True),
@@ -58,6 +60,8 @@ def check_header(header: Any) -> None:
             _expect(header, key, kind)
     _check_counts(header["counts"])
     _check_template(header["template"])
+    if header.get("data") is not None:
+        _check_place(header["data"])
     if header["format"] == 1:
         _expect(header, "variables", list)
         _require(all(_is_variable(each[1:]) and isinstance(each[0], str) for each in header["variables"]), "variables")
@@ -76,9 +80,34 @@ def check_header(header: Any) -> None:
         _require(all(isinstance(name, str) for name in each["updates"]), "optimizers")
 
 
+def _check_place(place: Any) -> None:
+    """Checks the place in the data (`data_position.Place`)."""
+    _require(isinstance(place, dict) and place.keys() <= _PLACE.keys(), "data")
+    for key, value in place.items():
+        _require(_PLACE[key](value), f"data.{key}")
+
+
+def _are_seeds(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(each, list) for each in value))
+
+
+def _is_random(value: Any) -> bool:
+    """Returns whether a value is a state of Python's `random`, as in `random.getstate`."""
+    if value is None:
+        return True
+    version, words, _ = value
+    *state, at = words
+    return (
+        version == 3
+        and len(words) == _WORDS
+        and all(type(each) is int and 0 <= each < _MOST for each in state)
+        and 0 <= at < _WORDS
+    )
+
+
 def _check_counts(counts: dict[str, Any]) -> None:
     for field in fields(Counts):
-        if field.name in counts:
+        if field.name in counts or field.name in COUNTERS:
             _expect(counts, field.name, type(field.default))
             _require(0 <= counts[field.name] < _LARGEST, f"counts.{field.name}")
     _require(counts.keys() <= {field.name for field in fields(Counts)}, "counts")
@@ -99,6 +128,14 @@ def _is_variable(parts: Any) -> bool:
 
 def _is_size(size: Any) -> bool:
     return size is None or (type(size) is int and 0 <= size < _LARGEST)
+
+
+_PLACE: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("created", "used", "drawn", "samples", "epochs"), lambda value: value is not None and _is_size(value)),
+    "length": _is_size,
+    "seeds": _are_seeds,
+    "random": _is_random,
+}
 
 
 def _expect(holder: Any, key: str, kind: type) -> None:

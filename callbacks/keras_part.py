@@ -20,8 +20,8 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks.hdf5_file import WEIGHTS_MEMBER, read_dataset
-from callbacks.keras_private import CONTAINERS, KNOWS_WALK, KerasSaveable, model_archive_json
-from callbacks.keras_walk import child_names, saved_children
+from callbacks.keras_private import KNOWS_WALK, model_archive_json
+from callbacks.keras_walk import saved_objects
 from callbacks.state_tree import VARIABLES, Variable
 
 
@@ -79,8 +79,7 @@ class _FoundByWalk:
 
     def __init__(self, model: keras.Model, names: Mapping[int, str]):
         self._model, self._names = model, names
-        self._objects: list[_SavedObject] = []
-        _visit(model, "", self._objects, set())
+        self._objects = [_SavedObject(path, each, _values_of(each)) for path, each in saved_objects(model)]
 
     def variables(self) -> Iterable[Variable]:
         return (variable for each in self._objects for variable in each.variables())
@@ -206,31 +205,6 @@ def _values_of(saveable: Any) -> dict[str, Variable | np.ndarray]:
     store: dict[str, Any] = {}
     saveable.save_own_variables(store)
     return {key: value if isinstance(value, VARIABLES) else _to_array(value) for key, value in store.items()}
-
-
-def _visit(saveable: Any, path: str, found: list[_SavedObject], visited: set[int]) -> None:
-    if id(saveable) in visited:
-        return
-    if hasattr(saveable, "save_own_variables"):
-        found.append(_SavedObject(path, saveable, _values_of(saveable)))
-    visited.add(id(saveable))
-    for name, child in saved_children(saveable):
-        inner = f"{path}/{name}" if path else name
-        if isinstance(child, KerasSaveable):
-            _visit(child, inner, found, visited)
-        elif isinstance(child, CONTAINERS):
-            _visit_container(child, inner, found, visited, set())
-
-
-def _visit_container(container: Iterable, path: str, found: list[_SavedObject], visited: set[int], outer: set[int]) -> None:
-    if id(container) in outer:
-        return
-    outer.add(id(container))
-    for name, child in child_names(container):
-        if isinstance(child, KerasSaveable):
-            _visit(child, f"{path}/{name}", found, visited)
-        else:
-            _visit_container(child, f"{path}/{name}", found, visited, outer)
 
 
 def _to_array(value: Any) -> np.ndarray:

@@ -7,6 +7,36 @@ from typing import Any
 from callbacks.keras_private import CONTAINERS, VISITS_NESTED_CONTAINERS, KerasSaveable, saved_kind, skipped_attributes
 
 
+def saved_objects(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the path of each group that the walk writes, and the object in it. The path of the model itself is empty."""
+    return _visit(model, "", set())
+
+
+def _visit(saveable: Any, path: str, visited: set[int]) -> Iterator[tuple[str, Any]]:
+    if id(saveable) in visited:
+        return
+    if hasattr(saveable, "save_own_variables"):
+        yield path, saveable
+    visited.add(id(saveable))
+    for name, child in saved_children(saveable):
+        inner = f"{path}/{name}" if path else name
+        if isinstance(child, KerasSaveable):
+            yield from _visit(child, inner, visited)
+        elif isinstance(child, CONTAINERS):
+            yield from _visit_container(child, inner, visited, set())
+
+
+def _visit_container(container: Iterable, path: str, visited: set[int], outer: set[int]) -> Iterator[tuple[str, Any]]:
+    if id(container) in outer:
+        return
+    outer.add(id(container))
+    for name, child in child_names(container):
+        if isinstance(child, KerasSaveable):
+            yield from _visit(child, f"{path}/{name}", visited)
+        else:
+            yield from _visit_container(child, f"{path}/{name}", visited, outer)
+
+
 def saved_children(saveable: Any) -> Iterator[tuple[str, Any]]:
     """Yields the name and value of each attribute that the walk visits, in its order.
 

@@ -24,6 +24,7 @@ _HEARTBEAT = 15
 _WAKE_UP = 1  # seconds between checks of the training loop
 _MORE_THAN_ANY_PID = 1 << 31
 _LONGEST = 1 << 16  # most bytes to read from a lock file
+_LONGEST_TEXT = 256  # characters
 _acquiring = threading.Lock()
 _held: dict[str, "Lock"] = {}  # token -> lock that this process has taken
 
@@ -81,7 +82,9 @@ class Owner:
         except (ValueError, TypeError, RecursionError):
             return None
         is_typed = all(type(getattr(owner, field.name)) is field.type for field in fields(cls))
-        return owner if is_typed and 0 < owner.pid < _MORE_THAN_ANY_PID else None
+        texts = [each for each in vars(owner).values() if isinstance(each, str)]
+        is_shown = all(each.isprintable() and len(each) < _LONGEST_TEXT for each in texts)  # messages name the owner
+        return owner if is_typed and is_shown and 0 < owner.pid < _MORE_THAN_ANY_PID else None
 
     @property
     def pid_space(self) -> str:

@@ -1,6 +1,5 @@
 """Deletes the checkpoints that no rule of retention keeps."""
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping
 
@@ -41,6 +40,9 @@ class Pruner:
             batch: the batch counter in it.
             metrics: the metrics in it.
             finite: whether its values are finite.
+
+        Raises:
+            OSError: if a file cannot be deleted. The message names it.
         """
         if not any(self._keep.values()):
             return
@@ -51,8 +53,7 @@ class Pruner:
         for old in retention.to_delete(list(self._kept.values()), **self._keep, lower_is_better=lower):
             stored = read_stored(old)  # read again, since another program may have replaced the file
             if stored is not None and stored.is_made_by(self._template, old):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(old)
+                _delete(old)
             del self._kept[old]
 
     def _find_earlier(self) -> dict[str, retention.Kept]:
@@ -62,3 +63,12 @@ class Pruner:
 
     def _candidate(self, path: str, batch: int, metrics: Mapping[str, float], finite: bool) -> retention.Kept:
         return retention.Kept(path, batch, scalar(metrics.get(self._monitor)), finite)
+
+
+def _delete(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise OSError(error.errno, f"{error.strerror}: the older checkpoint {path} cannot be deleted") from error

@@ -10,7 +10,7 @@ import keras
 import tensorflow as tf
 
 from callbacks import preemption
-from callbacks.errors import CheckpointWriteError, InputError
+from callbacks.errors import CheckpointReadError, CheckpointWriteError, InputError
 
 Value = TypeVar("Value")
 
@@ -118,7 +118,8 @@ class Ranks:
 
 # Exceptions that arrive with their own class; the received name is only looked up here.
 _ERRORS: dict[str, type[Exception]] = {
-    each.__name__: each for each in (InputError, CheckpointWriteError, RanksDiffer, OSError, ValueError, RuntimeError)
+    each.__name__: each
+    for each in (InputError, CheckpointReadError, CheckpointWriteError, RanksDiffer, OSError, ValueError, RuntimeError)
 }
 
 

@@ -22,7 +22,7 @@ kill or a power cut has left incomplete.
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 NAME = "record.jsonl"
@@ -71,7 +71,50 @@ def read(path: str) -> Iterator[dict[str, Any]]:
     """
     with open(path, "rb") as file:
         for text in file:
-            with contextlib.suppress(ValueError):  # an incomplete line
+            with contextlib.suppress(ValueError, RecursionError):  # an incomplete line
                 line = json.loads(text)
-                if isinstance(line, dict) and line.get("kind") in ("begin", "tick", "end"):
+                if _is_line(line):
                     yield line
+
+
+def _is_line(line: Any) -> bool:
+    """Returns whether a line has the keys of its kind, with values of their types."""
+    if not isinstance(line, dict) or line.get("kind") not in ("begin", "tick", "end"):
+        return False
+    wanted = _TYPES | {"begin": _OF_BEGIN, "end": _OF_END}.get(line["kind"], {})
+    return all(has_type(line.get(key)) for key, has_type in wanted.items())
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and -_LARGEST < value < _LARGEST  # and not NaN
+
+
+def _are_two_numbers(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+def _are_seconds(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_number, value.values()))
+
+
+def _is_saved(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and len(value) == 2 and _is_number(value[0]) and _is_text(value[1]))
+
+
+_LARGEST = 1e11  # seconds: the year 5138, which `datetime` still knows; and more batches than a run has
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "attempt": _is_text,
+    "time": _is_number,
+    "batch": _is_number,
+    "seconds": _are_seconds,
+    "batches": _are_two_numbers,
+    "beside": _are_two_numbers,
+    "sampled": _are_two_numbers,
+    "saved": _is_saved,
+}
+_OF_BEGIN: dict[str, Callable[[Any], bool]] = {"began": _is_number, "host": _is_text, "pid": _is_number}
+_OF_END: dict[str, Callable[[Any], bool]] = {"why": _is_text}

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from callbacks import record_file, start_up
+from callbacks.errors import printable
 
 PARTS = {  # name in JSON -> name and meaning on the screen
     "queue": ("queue", "before the process was started"),
@@ -227,7 +228,7 @@ def run(directory_or_file: str, as_json: bool) -> str:
     report = Report(path, time.time())
     if not report.attempts:
         raise FileNotFoundError(f"{path} contains no attempt.")
-    return json.dumps(report.to_json(), indent=1) if as_json else report.to_text()
+    return json.dumps(report.to_json(), indent=1) if as_json else "\n".join(map(printable, report.to_text().split("\n")))
 
 
 def _why(attempt: Attempt, now: float, has_later: bool) -> str:

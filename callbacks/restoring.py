@@ -3,6 +3,7 @@
 TensorFlow is imported only for the restore, so that `python -m callbacks` starts fast.
 """
 
+import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from callbacks import files, stored_header
 from callbacks.counts import Counts
-from callbacks.errors import InputError, one_line
-from callbacks.template import SUFFIXES, Template
+from callbacks.errors import CheckpointReadError, InputError, one_line
+from callbacks.listing import NOWHERE, is_mistake, newest_first, of_run, read_failure, skip
+from callbacks.template import Template
 
 if TYPE_CHECKING:
     import keras
@@ -98,7 +100,8 @@ def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | 
         The checkpoint, or None if there is none.
 
     Raises:
-        InputError: if the template is invalid.
+        InputError: if the template is invalid, or there is no checkpoint but a file that this user may not read.
+        CheckpointReadError: if there is no checkpoint but a file that the disk fails to read.
 
     Example:
 
@@ -117,19 +120,40 @@ def search(template_or_directory: str | os.PathLike, finite_only: bool = True) -
     Args:
         template_or_directory: as for `latest_checkpoint`.
         finite_only: False also accepts checkpoints with NaN or infinite values.
+
+    Raises:
+        InputError: if the template is invalid, or there is no checkpoint but a file that this user may not read.
+        CheckpointReadError: if there is no checkpoint but a file that the disk fails to read.
     """
-    template, not_finite = _template_with_fields(template_or_directory), []
-    for path, trailer in newest_first(template_or_directory):
-        stored = read_stored(path)
+    template = _template_with_fields(template_or_directory)
+    while True:
+        failed: dict[str, OSError] = {}
+        found = _search(template_or_directory, template, finite_only, failed)
+        if found.checkpoint:
+            return found
+        if all(os.path.lexists(path) for path in failed):  # else a run has deleted old files meanwhile, and has newer ones
+            break
+    for path, error in failed.items():
+        if error.errno not in NOWHERE:
+            raise read_failure(path, error)  # a run that began again would replace the files
+    return found
+
+
+def _search(
+    template_or_directory: str | os.PathLike, template: Template | None, finite_only: bool, failed: dict[str, OSError]
+) -> Search:
+    """Searches once, and collects the errors of a disk in `failed`."""
+    not_finite: list[tuple[str, int]] = []
+    for path, trailer in newest_first(template_or_directory, failed):
         try:
+            stored = _read_stored(path)
             if template is not None and stored is not None:
                 _refuse_another_template(template, stored)
-            if finite_only and stored is not None and not stored.finite:
-                not_finite.append((path, trailer.batch))
-            else:
+            if not finite_only or stored is None or stored.finite:
                 return Search(read_verified(path), not_finite)
+            not_finite.append((path, trailer.batch))
         except (files.Corrupt, OSError) as error:
-            _skip(path, error)
+            skip(path, error, failed)
     return Search(None, not_finite)
 
 
@@ -145,9 +169,11 @@ def read_verified(path: str) -> Checkpoint:
     try:
         header = stored_header.read_header(path)
         stored_header.check(path)
-    except (InputError, OSError):
+    except InputError:
         raise
     except Exception as error:  # h5py, zipfile and json raise errors of many classes for a file that this code did not write
+        if isinstance(error, OSError) and error.errno:
+            raise
         raise files.Corrupt(f"its state cannot be read: {one_line(error)}") from None
     if [header["counts"][name] for name in ("batch", "step", "epoch", "samples")] != list(astuple(trailer)):
         raise files.Corrupt("its trailer and its header contain different counters")
@@ -162,10 +188,13 @@ def named_checkpoint(path: str) -> Checkpoint:
 
     Raises:
         InputError: if there is none, or it is corrupt.
+        CheckpointReadError: if the disk fails.
     """
     try:
         return read_verified(path)
     except (files.Corrupt, OSError) as error:
+        if isinstance(error, OSError) and not is_mistake(error):
+            raise CheckpointReadError.of(path, error) from None
         raise InputError(f"Cannot resume from {path}: {one_line(error)}") from None
 
 
@@ -183,6 +212,7 @@ def restore(model: "keras.Model", template_or_directory: str | os.PathLike) -> C
 
     Raises:
         InputError: if the checkpoint is of another model. The model is unchanged then.
+        CheckpointReadError: if the disk fails. The model is unchanged then.
 
     Example:
 
@@ -208,7 +238,8 @@ def restore_weights(model: "keras.Model", template_or_directory: str | os.PathLi
         The checkpoint.
 
     Raises:
-        InputError: if there is no checkpoint, or it is of another model.
+        InputError: if there is no checkpoint, or it is of another model. The model is unchanged then.
+        CheckpointReadError: if the disk fails. The model is unchanged then.
     """
     from callbacks import state
 
@@ -240,42 +271,25 @@ def own_checkpoints(template: Template) -> Iterator[tuple[str, files.Trailer, St
 
 
 def read_stored(path: str) -> Stored | None:
-    """Returns the description in a checkpoint; None for a foreign or corrupt file, or one of an unknown format."""
+    """Returns the description in a checkpoint; None for a foreign, corrupt or unreadable file, or one of an unknown format."""
+    with contextlib.suppress(OSError):
+        return _read_stored(path)
+    return None
+
+
+def _read_stored(path: str) -> Stored | None:
+    """Returns the same.
+
+    Raises:
+        OSError: if the disk fails.
+    """
     try:
         header = stored_header.read_header(path)
         return Stored(header["template"], Counts(**header["counts"]), header["metrics"], header.get("finite", True))
-    except Exception:  # h5py, zipfile and json raise errors of many classes for a corrupt file
+    except Exception as error:  # h5py, zipfile and json raise errors of many classes for a corrupt file
+        if isinstance(error, OSError) and error.errno:
+            raise
         return None
-
-
-def newest_first(template_or_directory: str | os.PathLike) -> list[tuple[str, files.Trailer]]:
-    """Returns the path and trailer of each checkpoint, the highest batch first. Only the trailers are read."""
-    found = []
-    for path in candidates(template_or_directory):
-        try:
-            found.append((path, files.read_trailer(path), os.path.getmtime(path)))
-        except (files.Corrupt, OSError) as error:
-            _skip(path, error)
-    found.sort(key=lambda each: (each[1].batch, each[2]), reverse=True)
-    return [(path, trailer) for path, trailer, _ in found]
-
-
-def candidates(template_or_directory: str | os.PathLike) -> list[str]:
-    """Returns the paths that match a template, or the files in a directory with a checkpoint's suffix."""
-    text = os.fspath(template_or_directory)
-    directory = os.path.expanduser(text)
-    if os.path.isdir(directory):
-        entries = [entry.path for entry in os.scandir(directory) if not entry.name.startswith(".")]
-        return [path for path in entries if path.endswith(SUFFIXES)]
-    if not os.path.lexists(directory) and "{" not in text and not text.endswith(SUFFIXES):
-        raise InputError(f"There is no such directory: {text}")
-    return Template(text).expanded().files()
-
-
-def of_run(path: str | os.PathLike) -> str:
-    """Returns the path of the checkpoints in a run's directory, `checkpoints/`; any other path unchanged."""
-    below = os.path.join(os.path.expanduser(path), "checkpoints")
-    return below if os.path.isdir(below) and not candidates(path) else os.fspath(path)
 
 
 def _is_file(template_or_directory):
@@ -296,7 +310,3 @@ def _refuse_another_template(template, stored):
     """Raises if a file contains another template, before the whole file is read."""
     if stored.template != template.last_part:
         raise files.Corrupt(f"it was saved by another template, {stored.template}. Give its path to resume from it")
-
-
-def _skip(path, error):
-    warnings.warn(f"Skipped {one_line(path)}: {one_line(error)}.", stacklevel=4)

@@ -12,7 +12,7 @@ from callbacks.callback_state import CallbackStates
 from callbacks.counters import counters_of
 from callbacks.counts import Counts
 from callbacks.data_position import data_position_of
-from callbacks.errors import InputError
+from callbacks.errors import CheckpointReadError, InputError
 from callbacks.fit_hooks import fit_hooks_of
 from callbacks.keras_private import set_initial_epoch
 from callbacks.learning_rates import begin_fit as begin_rates
@@ -159,8 +159,8 @@ class Resumption:
         if self._restored:
             self._restored.put_back()
         self._restore_late()
-        if self._states:
-            callback_state.give_back(callbacks, self._states)
+        if self._states and self.checkpoint:
+            callback_state.give_back(callbacks, self._states, self.checkpoint.path)
         if self._obstacle:
             warnings.warn(
                 f"The model is not restored, since no batch is left that could create its missing variables. {self._obstacle}",
@@ -207,13 +207,15 @@ class Resumption:
         """Restores the variables after all callbacks began, or before the first batch, which may create the missing ones.
 
         Raises:
-            InputError: if variables are still missing, or differ. The counters and the place in the data are reset then.
+            InputError: if variables are still missing, or differ. The counters and the place in the data are reset then, as
+                they are after the next one.
+            CheckpointReadError: if the disk fails.
         """
         if self._lacking is None:
             return
         try:
             self._assign(self._lacking)
-        except InputError as error:
+        except (InputError, CheckpointReadError) as error:
             if isinstance(error, NotBuilt) and self._is_finished:
                 self._obstacle = error
                 return

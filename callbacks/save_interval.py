@@ -71,12 +71,16 @@ class SaveInterval:
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores the measurements. A checkpoint that was not the last of its process counts as a failure."""
-        self._earlier_seconds = state["seconds"]
-        self._failures = state["failures"] + (not state["is_last"])
-        self._saves, self._blocked = state["saves"], state["blocked"]
-        self._batches = dict(zip((False, True), state["batches"], strict=True))
-        self._seconds = dict(zip((False, True), state["batch_seconds"], strict=True))
+        """Restores the measurements. A checkpoint that was not the last of its process counts as a failure.
+
+        Raises:
+            Exception: if the state has other types, since anybody may have written the file.
+        """
+        self._earlier_seconds = float(state["seconds"])
+        self._failures = int(state["failures"]) + (not state["is_last"])
+        self._saves, self._blocked = int(state["saves"]), float(state["blocked"])
+        self._batches = dict(zip((False, True), map(int, state["batches"]), strict=True))
+        self._seconds = dict(zip((False, True), map(float, state["batch_seconds"]), strict=True))
 
     def end_batches(self, batches: int, seconds: float, beside_write: bool) -> None:
         """Notes how long batches took. The first ones of a training do not count, since they are compiled.

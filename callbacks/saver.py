@@ -161,6 +161,7 @@ class Saver:
         if self._writer.background:
             snapshot.fetch(self._memory)
         self._directory.check()
+        self._directory.check_name(path)
         self._directory.make_parents(path)
         self._check_finite(snapshot, path)
         trailer = files.Trailer(counts.batch, counts.step, counts.epoch, counts.samples)

@@ -31,7 +31,7 @@ from callbacks.callback_state import CallbackStates
 from callbacks.counters import counters_of
 from callbacks.counts import Counts
 from callbacks.data_position import data_position_of
-from callbacks.errors import InputError, one_line
+from callbacks.errors import CheckpointReadError, InputError, one_line
 from callbacks.files import TRAILER_SIZE, Output
 from callbacks.hdf5_file import WEIGHTS_MEMBER, read_dataset
 from callbacks.hdf5_reader import load_weights
@@ -158,6 +158,7 @@ class StoredState:
         Raises:
             NotBuilt: if the model lacks variables, which a callback or its first batch may create.
             InputError: if the file is of another model. The message names the first variable that differs.
+            CheckpointReadError: if the disk fails. The model is unchanged.
         """
         if any(name.startswith(GLOBAL_SEEDS) for name in self.beside):
             make_global_seed_generator()
@@ -175,6 +176,7 @@ class StoredState:
 
         Raises:
             InputError: if the file is of another model. The message names the first variable that differs.
+            CheckpointReadError: if the disk fails. The model is unchanged.
         """
         tree, beside = StateTree(model), self.header["format"] == FORMAT
         if beside:
@@ -226,7 +228,9 @@ class StoredState:
             warnings.filterwarnings("ignore", message="Skipping variable loading for optimizer")
             try:
                 load_weights(model, self.path, skip)
-            except ValueError as error:
+            except OSError as error:
+                raise CheckpointReadError.of(self.path, error) from None
+            except (ValueError, LookupError, RuntimeError) as error:  # Keras raises the first, h5py all three
                 raise InputError(f"{self.path} is of another model: {error}") from None
 
 
@@ -234,7 +238,8 @@ def read_state(path: str) -> StoredState:
     """Reads the state of a verified checkpoint. The chief reads the file, and all ranks receive the state.
 
     Raises:
-        InputError: if the file cannot be read, or this package has not written it.
+        CheckpointReadError: if the disk fails.
+        InputError: if this package has not written the file.
     """
 
     def read_or_refuse():
@@ -243,6 +248,8 @@ def read_state(path: str) -> StoredState:
         except InputError:
             raise
         except Exception as error:  # h5py, zipfile and json raise errors of many classes for a file that this code did not write
+            if isinstance(error, OSError) and error.errno:
+                raise CheckpointReadError.of(path, error) from None
             raise InputError(f"Cannot read the state in {path}: {one_line(error)}") from None
 
     def read():
@@ -275,6 +282,7 @@ def restore(model: keras.Model, path: str) -> StoredState:
 
     Raises:
         InputError: if the file is of another model.
+        CheckpointReadError: if the disk fails. The model is unchanged.
     """
     stored = read_state(path)
     stored.assign_to(model)

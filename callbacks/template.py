@@ -61,6 +61,8 @@ class Template:
             raise InputError(
                 f"The filepath provided must end in .weights.h5, or in .keras for the whole model. Received: {self.text!r}"
             )
+        if "\0" in self.text:
+            raise InputError(f"A path must not have a null character. Received: {self.text!r}")
         for field, spec, conversion in self._fields():
             name = re.split(r"[.\[]", field)[0]
             if not name.strip() or name.isdecimal() or (name != field and name in FIELDS):
@@ -162,8 +164,19 @@ class Template:
         return "".join(glob.escape(literal) + ("*" if field else "") for literal, field, _, _ in self._parts)
 
     def files(self) -> list[str]:
-        """Returns the existing paths that match this template, in any order. They need not be files."""
-        return [path for path in glob.iglob(self.pattern) if self.matches(path)]
+        """Returns the existing paths that match this template, in any order. They need not be files.
+
+        Raises:
+            OSError: if a directory cannot be listed. `glob` would find nothing there, and a run would begin again.
+        """
+        found = [""]
+        for part in re.split("(/+)", "".join(literal + ("\0" if field else "") for literal, field, _, _ in self._parts)):
+            begin, is_unknown, _ = part.partition("\0")
+            if is_unknown:
+                found = [path + name for path in found for name in _names(path or ".", begin)]
+            else:
+                found = [path + part for path in found]
+        return [path for path in found if self.matches(path) and os.path.lexists(path)]
 
     def matches(self, path: str) -> bool:
         """Returns whether a path matches this template."""
@@ -210,6 +223,15 @@ class Template:
         except ValueError as error:
             raise InputError(f"The braces in {self.text!r} do not form fields: {error}") from None
         return [*parts, (literal, None, "", None)]
+
+
+def _names(directory: str, begin: str) -> list[str]:
+    """Returns the names in a directory that begin so, without hidden ones; none if it is not there, or is a file."""
+    try:
+        names = os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [name for name in names if name.startswith(begin) and (begin or not name.startswith("."))]
 
 
 def _look(field: str, spec: str) -> str:

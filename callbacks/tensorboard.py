@@ -122,7 +122,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
 
     def set_state(self, state: dict[str, float]) -> None:
         """Restores the callback state."""
-        self._statistics.kept_seconds = state["kept_seconds"]
+        self._statistics.kept_seconds = float(state["kept_seconds"])
 
     def set_model(self, model):
         if model is not self._model:

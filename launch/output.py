@@ -31,11 +31,14 @@ class Log:
         try:
             self._file = os.open(path, _LOG_FLAGS, 0o666)
         except OSError as error:
-            self._file, self.error = -1, str(error)
+            self._file, self.error = -1, error.strerror or str(error)
 
     def write(self, data: bytes) -> None:
         """Appends data. Counts in `lost` the bytes that cannot be written."""
         rest = memoryview(data)
+        if self._file < 0:
+            self.lost += len(rest)
+            return
         try:
             while rest:
                 rest = rest[os.write(self._file, rest) :]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from callbacks import GlobalStepCheckpoint, InputError
-from callbacks.restoring import newest_first
+from callbacks.listing import newest_first
 from callbacks.template import Template
 from recipes.common.run_flags import begins_from
 

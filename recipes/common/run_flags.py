@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from callbacks import InputError, counters_of
+from callbacks.errors import printable
 from callbacks.stored_header import read_header
 
 _FIXED = ("model", "size", "classes", "vocabulary_size", "seed")
@@ -85,4 +86,4 @@ def _flag(name):
 def _text(value):
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "not given" if value is None else ":".join(map(str, value)) if isinstance(value, list) else str(value)
+    return "not given" if value is None else ":".join(map(str, value)) if isinstance(value, list) else printable(str(value))

@@ -5,6 +5,8 @@ import os
 import shutil
 
 import pytest
+from compare import arrays
+from faulty_disk import SUFFIXES, Trainer
 from shims import compile_shim, compiler
 from small import fit, small_model
 
@@ -48,3 +50,17 @@ def compiled(tmp_path_factory):
         return compile_shim(name, directory)
 
     return compile
+
+
+@pytest.fixture(scope="module", params=SUFFIXES)
+def trainer(request, compiled, tmp_path_factory):
+    """A trainer; `trainer.expected` maps names of checkpoints to their arrays in a run without faults."""
+    directory = tmp_path_factory.mktemp("trainer")
+    started = Trainer(compiled("io_errors"), directory, request.param)
+    started.whole = directory / "whole"
+    answer = started.train(started.whole, batches=40)
+    assert (answer["error"], answer["seen"]) == (None, 0)
+    started.expected = {path.name: arrays(path) for path in started.whole.iterdir()}
+    assert sorted(started.expected) == [started.name(batch) for batch in range(2, 42, 2)]
+    yield started
+    started.close()

@@ -200,7 +200,7 @@ def test_changes_of_a_callback_after_a_save_do_not_change_the_file():
     states = gather([holder], "on_train_batch_end")
     holder.state["array"][:] = 7
     holder.state["list"].append(2)
-    give_back([holder], states)
+    give_back([holder], states, "b1.keras")
     assert_same(holder.state, {"array": np.zeros(3), "list": [1]})
 
 
@@ -249,7 +249,7 @@ def test_runs_resume_from_files_of_format_2_without_the_protocol(tmp_path):
 
     found = state.read_state(str(old)).callback_states
     second = stopping()
-    give_back([second], found)
+    give_back([second], found, "b1.keras")
     assert found.hook == "on_train_batch_end"
     assert second.best == found.plain["EarlyStopping-1"]["best"]
     assert [each.shape for each in second.best_weights] == [each.shape for each in states.arrays["EarlyStopping-1"]]

@@ -5,89 +5,20 @@ have to hold is what a run without faults holds at that batch.
 """
 
 import errno
-import json
 import os
 import random
 import shutil
 import subprocess
-import sys
 import threading
 import time
 
 import pytest
-from compare import arrays
-from processes import PROGRAM_ENVIRONMENT, PROGRAMS
+from faulty_disk import all_names, assert_true, begin
 from small import names
 
 from callbacks import files
 
-SUFFIXES = (".weights.h5", ".keras")
-BATCHES = 8  # of a run; it saves every second, and the save of batch 4 meets the fault
 SHORT, LOST, SLOW = -1, -2, -3  # a call that transfers one byte; a write that never reaches the disk; a slow flush
-
-
-class Trainer:
-    """A process that trains repeatedly, with system calls that fail."""
-
-    def __init__(self, library, directory, suffix):
-        self.directory, self.suffix = directory, suffix
-        self._said = open(directory / "said", "w+")  # noqa: SIM115, it stays open as long as the process runs
-        self._process = subprocess.Popen(
-            [sys.executable, PROGRAMS / "io_errors_run.py"],
-            env={**PROGRAM_ENVIRONMENT, "LD_PRELOAD": str(library)},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            text=True,
-        )
-
-    def train(self, directory, fault="", batches=BATCHES, **options):
-        """Trains from the newest checkpoint. Returns the answer of the process; a process that dies is a failure."""
-        task = {"template": str(directory / self.name("{batch:02d}")), "batches": batches, "fault": fault, "options": options}
-        self._process.stdin.write(json.dumps(task) + "\n")
-        self._process.stdin.flush()
-        answer = self._process.stdout.readline()
-        if not answer:
-            self._said.seek(0)
-            pytest.fail(f"the training died with {self._process.wait()} at {fault!r}: {self._said.read()[-3000:]}")
-        return json.loads(answer)
-
-    def name(self, batch):
-        return f"b{batch if isinstance(batch, str) else format(batch, '02d')}{self.suffix}"
-
-    def close(self):
-        self._process.kill()
-        self._process.communicate()
-        self._said.close()
-
-
-@pytest.fixture(scope="module", params=SUFFIXES)
-def trainer(request, compiled, tmp_path_factory):
-    """A trainer; `trainer.expected` maps names of checkpoints to their arrays in a run without faults."""
-    directory = tmp_path_factory.mktemp("trainer")
-    started = Trainer(compiled("io_errors"), directory, request.param)
-    started.whole = directory / "whole"
-    answer = started.train(started.whole, batches=40)
-    assert answer == {"error": None, "type": None, "seen": 0}
-    started.expected = {path.name: arrays(path) for path in started.whole.iterdir()}
-    assert sorted(started.expected) == [started.name(batch) for batch in range(2, 42, 2)]
-    yield started
-    started.close()
-
-
-def assert_true(directory, trainer):
-    """Checks that every visible file verifies and equals, bit for bit, that of the run without faults."""
-    for name in names(directory):
-        batch = int(name[1:3])
-        assert files.verify(str(directory / name)).batch == batch
-        assert arrays(directory / name) == trainer.expected[name], name
-
-
-def begin(trainer, directory):
-    """Returns a directory with the checkpoint of batch 2."""
-    directory.mkdir(exist_ok=True)
-    shutil.copy(trainer.whole / trainer.name(2), directory)
-    return directory
 
 
 def attempt(trainer, tmp_path, call, error, first, step=0, of_directory=False):
@@ -113,10 +44,6 @@ def indexes(trainer, tmp_path, call, error, of_directory=False):
             return
         yield answer, found, directory
         first += 1
-
-
-def all_names(trainer):
-    return [trainer.name(batch) for batch in (2, 4, 6, 8)]
 
 
 CALLS = {"open": 1, "write": 5, "fsync": 1, "read": 2, "close": 1, "rename": 1}  # of a save, at least

@@ -4,12 +4,13 @@ import contextlib
 import json
 
 import h5py
+import keras
 import numpy as np
 import pytest
 from hostile import assert_refused, hdf5_of, put_hdf5
-from small import small_model
+from small import Do, fit, small_model
 
-from callbacks import InputError, latest_checkpoint, restore
+from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, latest_checkpoint, restore
 from callbacks.plain_data import dtype_named
 
 pytestmark = pytest.mark.timeout(60)
@@ -63,6 +64,17 @@ HEADERS = {
     "large": put_in(LARGE, "counts", "samples_in_epoch"),
     "a text for a number": put_in("10", "counts", "batch"),
     "counts that nobody knows": put_in(1, "counts", "more"),
+    **{
+        f"without {key}": lambda header, key=key: header["counts"].pop(key) and None
+        for key in ("batch", "epoch", "samples", "step")
+    },
+    "a place that is a list": put_in([], "data"),
+    "a place that nobody knows": put_in({"more": 1}, "data"),
+    **{f"a place with {key}": put_in({key: "x"}, "data") for key in ("created", "used", "drawn", "samples", "length", "epochs")},
+    "a place with seeds": put_in({"seeds": 5}, "data"),
+    "a place with a negative number": put_in({"created": -1}, "data"),
+    "a place with random": put_in({"random": [4, [5] * 625, None]}, "data"),
+    "a place with random words": put_in({"random": [3, [1 << 40] * 624 + [0], None]}, "data"),
     "a template that is none": put_in("b{batch", "template"),
     "a template that is a list": put_in(["b{batch}.keras"], "template"),
     "a template that makes long names": put_in("b{batch:0999999999d}.keras", "template"),
@@ -114,3 +126,44 @@ def test_malformed_states_of_callbacks_are_refused_in_one_line(copies, change):
     assert "\n" not in str(raised.value)
     with contextlib.suppress(ValueError):
         assert dtype_named("O") is None
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """The checkpoint of batch 5 of a run with callbacks that have state, which was ended after it."""
+    directory = tmp_path_factory.mktemp("stopped")
+
+    def stop():
+        raise InterruptedError
+
+    with contextlib.suppress(InterruptedError):
+        fit(small_model(), *stateful(directory, save_freq=5, background=False), Do(6, stop))
+    return directory / "b5.weights.h5"
+
+
+def stateful(directory, **options):
+    return [
+        keras.callbacks.EarlyStopping("loss", restore_best_weights=True),
+        keras.callbacks.ReduceLROnPlateau("loss"),
+        GlobalStepTensorBoard(directory.parent / "events", write_graph=False),
+        GlobalStepCheckpoint(str(directory / "b{batch}.weights.h5"), resume=True, **options),
+    ]
+
+
+STATES = {
+    "EarlyStopping-1": [{"wait": "x"}, {"wait": None}, {"best": []}, {"best_weights": 5}, {"stopped_epoch": {}}, []],
+    "ReduceLROnPlateau-1": [{"cooldown_counter": None}, {"best": "x"}],
+    "GlobalStepTensorBoard-1": [{"kept_seconds": "x"}, {"kept_seconds": None}, {}, 7],
+    "History-1": [{"epoch": 5}, {"epoch": ["x"]}, {"history": []}, {"history": {"loss": 5}}],
+}
+
+
+@pytest.mark.parametrize(("name", "state"), [(name, state) for name, states in STATES.items() for state in states], ids=str)
+def test_a_state_of_another_type_is_refused_by_the_resume_in_one_line(stopped, tmp_path, name, state):
+    """A callback that accepted it would fail in the middle of training."""
+    path = tmp_path / stopped.name
+    path.write_bytes(stopped.read_bytes())
+    with_header(path, put_in(state, "callbacks", name))
+    with pytest.raises(InputError) as raised:
+        fit(small_model(), *stateful(tmp_path), epochs=2)
+    assert str(raised.value).startswith(f"{name} cannot be restored from {path}: ") and "\n" not in str(raised.value)

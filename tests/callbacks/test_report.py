@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import subprocess
 import sys
@@ -209,3 +210,29 @@ def test_the_report_of_a_recipe_shows_the_phases_of_its_start_up_and_the_trainin
         assert sum(attempt["start_up_seconds"].values()) == pytest.approx(attempt["seconds"]["start_up"])
     assert told["newest_checkpoint"]["batch"] == 30 * 22 and told["newest_checkpoint"]["exists"]
     assert told["attempts"][1]["seconds"]["training_lost"] == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attempt": None}, {"attempt": []}, {"time": "now"}, {"time": math.nan}, {"time": 1e300}, {"seconds": []},
+        {"seconds": {"imports": "x"}}, {"batches": [1]}, {"sampled": None}, {"saved": 5}, {"saved": ["x", 1]}, {"began": None},
+        {"host": 5}, {"pid": {}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_line_with_other_types_is_skipped(tmp_path, change):
+    found = report(tmp_path / "record.jsonl", begin("a", 1000.0), begin("b", 1100.0) | change, line("tick", "a", 1050.0, 40, 40.0))
+    assert len(found.attempts) == 1
+    assert found.to_json()["wall_seconds"] == 50 and found.to_text()
+
+
+def test_a_record_that_anybody_has_written_does_not_reach_the_terminal_as_it_is(tmp_path, capsys):
+    path = tmp_path / "record.jsonl"
+    report(path, begin("a", 1000.0), line("end", "a", 1050.0, 40, 40.0, [40, "\x1b[2J\udcff"], why="\x1b]0;title\x07"))
+    with open(path, "a") as file:
+        file.write("[" * 100_000 + "\n")
+    assert main(["report", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and "\x07" not in out and "title" in out
+    assert main(["report", str(tmp_path), "--json"]) == 0

@@ -130,11 +130,11 @@ def test_files_of_a_template_with_the_same_names_are_kept_and_no_run_resumes_fro
 
 def test_files_of_a_template_with_equal_names_and_counters_are_kept(tmp_path):
     """`{step}` and `{batch}` are equal here: only the stored template shows to which run a file belongs."""
-    fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{step:02d}.weights.h5"), save_freq=2))
+    fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{step:02d}.weights.h5"), save_freq=2), batches=9)
     checkpoint, model = GlobalStepCheckpoint(str(tmp_path / "b{batch:02d}.weights.h5"), save_freq=5, keep_last=1), small_model()
     fit(model, checkpoint)
     fit(model, checkpoint)
-    assert names(tmp_path) == [f"b{number:02d}.weights.h5" for number in (2, 4, 6, 8, 20)]
+    assert names(tmp_path) == [f"b{number:02d}.weights.h5" for number in (2, 4, 6, 8, 9, 20)]
 
 
 def test_files_with_an_unreadable_header_or_a_wrong_name_are_kept(tmp_path):

@@ -86,6 +86,13 @@ def test_a_full_log_disk_does_not_end_the_run(launch, tmp_path):
     assert (tmp_path / "logs" / "rank-0.log").read_text() == "1\n2\n3\n"
 
 
+def test_a_log_that_cannot_be_opened_is_named_with_the_cause(launch, tmp_path):
+    os.mkfifo(tmp_path / "rank-0.log")
+    code, out, err = launch("--log-dir", tmp_path, *sh("echo there")).finish()
+    assert code == 0 and "there" in out
+    assert f"{tmp_path}/rank-0.log is incomplete: No such device or address. The run continues." in err
+
+
 def test_a_closed_pipe_on_stdout_does_not_end_the_run(launch):
     run = launch(*sh("for n in 1 2 3 4 5; do echo $n; sleep 0.1; done; touch done"))
     run.process.stdout.readline()

@@ -3,7 +3,8 @@
 LD_PRELOAD=io_errors.so python tests/programs/io_errors_run.py
 
 Each line of standard input is a task in JSON: `{"template": TEMPLATE, "batches": N, "fault": TEXT_FOR_SHIM_SET}` with other
-arguments of the callback, and is answered by a line `{"error": TEXT_OR_NULL, "type": CLASS, "seen": N}`.
+arguments of the callback, and is answered by a line `{"error": TEXT_OR_NULL, "type": CLASS, "seen": N, "from": BATCH_OR_NULL,
+"changed": WHETHER_THE_MODEL_IS_ANOTHER_THAN_BEFORE}`.
 """
 
 import ctypes
@@ -27,6 +28,11 @@ def build():
     return model
 
 
+def values(model):
+    """Returns the bytes of all variables of the model and of its optimizer, in their order."""
+    return [variable.numpy().tobytes() for variable in (*model.variables, *model.optimizer.variables)]
+
+
 def main():
     """Executes tasks until there are no more. All tasks use one model, which each task restores from its newest checkpoint."""
     shim = ctypes.CDLL(None)
@@ -40,13 +46,15 @@ def main():
         x, y = (np.random.default_rng(n).normal(size=(task["batches"] * BATCH, n)).astype("float32") for n in (6, 1))
         options = {"save_freq": 2, "resume": True, **task.get("options", {})}
         checkpoint = GlobalStepCheckpoint(task["template"], **options)
-        error = None
+        error, before = None, values(model)
         assert shim.shim_set(task["fault"].encode()) == 0, task
         try:
             model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[checkpoint])
         except Exception as caught:
             error = caught
         answer = {"error": error and str(error), "type": error and type(error).__name__, "seen": shim.shim_seen()}
+        answer["from"] = checkpoint.resumed_from and checkpoint.resumed_from.batch
+        answer["changed"] = values(model) != before
         shim.shim_set(b"")
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -49,6 +49,8 @@ class SkippedBatches(keras.callbacks.Callback):
                 f"The checkpoint leaves out batches {_as_text(ranges)} of an order with {batches_per_epoch} batches in an epoch. "
                 f"Received: data and flags with {self._batches_per_epoch} batches. Resume with the same data and flags."
             )
+        if not all(type(first) is type(last) is int and 0 < first <= last for first, last in ranges):
+            raise ValueError("a range has no first and last batch")
         self.ranges = _united([*self.ranges, *map(tuple, ranges)])
 
     def begin(self, trained: int) -> None:

@@ -7,7 +7,15 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from callbacks import CheckpointWriteError, EventWriteError, InputError, Preempted, catch_signals, start_up
+from callbacks import (
+    CheckpointReadError,
+    CheckpointWriteError,
+    EventWriteError,
+    InputError,
+    Preempted,
+    catch_signals,
+    start_up,
+)
 from callbacks.preemption import ignore_signals
 from callbacks.ranks import RanksDiffer, ranks
 from callbacks.run_record import note_failure
@@ -23,8 +31,8 @@ _SILENT = re.compile(r"^/job:worker/replica:0/task:(\d+)$", re.MULTILINE)  # ran
 def run(main: Callable[[], None]) -> None:
     """Runs the `main` function of a recipe, and ends the process with an exit code.
 
-    `launch/exit_codes.py` lists the codes. The code is `FAILED` if a checkpoint or an event of TensorBoard cannot be written, if a
-    sample cannot be used, or if the ranks differ. Any other exception fails with a traceback.
+    `launch/exit_codes.py` lists the codes. The code is `FAILED` if the disk fails while a checkpoint or an event of TensorBoard
+    is read or written, if a sample cannot be used, or if the ranks differ. Any other exception fails with a traceback.
     """
     start_up.end_phase("imports")
     warnings.showwarning = _show_warning
@@ -38,7 +46,7 @@ def run(main: Callable[[], None]) -> None:
         raise
     except InputError as error:
         sys.exit(_print_error(error, BAD_INPUT))
-    except (BadSample, CheckpointWriteError, EventWriteError, RanksDiffer) as error:
+    except (BadSample, CheckpointReadError, CheckpointWriteError, EventWriteError, RanksDiffer) as error:
         sys.exit(_print_error(error, FAILED))
     except tf.errors.OpError as error:
         bad_input = re.search(r"InputError: (.*)\nTraceback", error.message)  # raised in a function of a dataset
