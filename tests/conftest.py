@@ -26,9 +26,22 @@ def pytest_configure(config):
     keras.utils.set_random_seed(0)  # for module fixtures
 
 
+# The longest, in the order in which they start: one process runs the tests of a file, and the last one would run alone. Tests of
+# Slurm mostly wait, and those of versions first download.
+LONGEST = (
+    "slurm/", "versions/", "launch/", "recipes/test_ranks_recipe.py", "recipes/test_jit",
+    "callbacks/test_kinds_of_models.py", "callbacks/test_report_of_a_killed_run.py", "callbacks/test_disk_errors.py",
+    "callbacks/test_preemption.py", "recipes/test_transformer_lm.py", "recipes/test_imagenet.py", "benchmarks/",
+)  # fmt: skip
+
+
 def pytest_collection_modifyitems(items):
-    """Runs the longest tests first, so that no process has to run them at the end."""
-    items.sort(key=lambda item: item.path.parent.name not in ("slurm", "launch"))
+    """Runs the longest tests first."""
+
+    def place(item):
+        return next((i for i, name in enumerate(LONGEST) if item.nodeid.startswith(f"tests/{name}")), len(LONGEST))
+
+    items.sort(key=place)
 
 
 class ByFile(LoadScopeScheduling):
@@ -39,6 +52,11 @@ class ByFile(LoadScopeScheduling):
         if "/slurm/" in file:
             return "slurm"
         return "launch" if "/launch/" in file or file.endswith("test_readme.py") else file
+
+    def _reschedule(self, node):
+        """Gives a process the next file only when it needs it to start its last test, for which it must know the one after."""
+        if not self.workqueue or self._pending_of(self.assigned_work[node]) < 2:
+            super()._reschedule(node)
 
 
 def pytest_xdist_make_scheduler(config, log):

@@ -52,9 +52,12 @@ CALLS = {"open": 1, "write": 5, "fsync": 1, "read": 2, "close": 1, "rename": 1} 
 @pytest.mark.slow
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
-    "error",
-    [errno.EIO, *(pytest.param(each, marks=pytest.mark.slow) for each in (errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EROFS))],
-    ids=errno.errorcode.get,
+    "trainer, error",
+    [(".weights.h5", each) for each in (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EROFS)]
+    + [(".keras", errno.EIO)],
+    indirect=["trainer"],
+    ids=lambda value: errno.errorcode.get(value, value),
+    scope="module",  # of the trainer
 )
 def test_an_error_of_any_call_of_a_save_ends_training_and_leaves_no_visible_file(trainer, tmp_path, call, error):
     attempts = list(indexes(trainer, tmp_path, call, error))

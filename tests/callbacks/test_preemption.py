@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from bare_ranks import run_ranks
 from compare import assert_same_rest, assert_same_weights
+from forked import Forked
 from launching import ENGINES
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT, run_program
 
@@ -43,9 +44,9 @@ def visible(workdir):
 
 
 def run_one(*command):
-    command = [sys.executable, *map(str, command)]
-    result = subprocess.run(command, cwd=ROOT, env=PROGRAM_ENVIRONMENT, capture_output=True, text=True, check=False)
-    return [(result.returncode, result.stdout, result.stderr)]
+    process = Forked(command, cwd=ROOT, env=PROGRAM_ENVIRONMENT)
+    output = process.communicate(300)
+    return [(process.returncode, *output)]
 
 
 def start(strategy, *command):
@@ -96,7 +97,7 @@ def assert_same_end(one, other):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_before_training_ends_the_process_at_once_and_writes_nothing(recipe, tmp_path, number, code):
-    process = recipe("--workdir", tmp_path / "run").process
+    process = recipe("--workdir", tmp_path / "run", imports=True).process
     while not catches(process.pid, signal.SIGUSR1):
         time.sleep(0.001)
     process.send_signal(number)
@@ -107,7 +108,7 @@ def test_a_signal_before_training_ends_the_process_at_once_and_writes_nothing(re
 
 @pytest.mark.slow
 def test_many_signals_do_not_disturb_the_end_of_the_process(recipe, tmp_path):
-    process = recipe("--workdir", tmp_path, "--save-freq", 1, "--epochs", 100, "--model", "mlp").process
+    process = recipe("--workdir", tmp_path, "--save-freq", 1, "--epochs", 100, "--model", "mlp", imports=True).process
     while not (tmp_path / "checkpoints" / name(30)).exists():
         assert process.poll() is None
         time.sleep(0.01)

@@ -2,10 +2,8 @@
 
 import contextlib
 import socket
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 
+from forked import Forked
 from launching import need
 from processes import PROGRAM_ENVIRONMENT, ROOT
 
@@ -18,7 +16,7 @@ CPUS = 1
 
 
 @contextlib.contextmanager
-def bare_ranks(size, *command, engine="horovod", **options):
+def bare_ranks(size, *command, engine="horovod"):
     """Starts a Python command in several ranks on this machine, and kills the remaining ones at the end."""
     server = _rendezvous(engine)
     world = WorldSpec(
@@ -35,12 +33,11 @@ def bare_ranks(size, *command, engine="horovod", **options):
     if server:
         rendezvous_server.begin_attempt(server, world)
     base = PROGRAM_ENVIRONMENT
-    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     processes = []
     try:
         for rank in range(size):
             environment = base | environment_of(world, rank, threads=max(1, CPUS // world.per_node), already=base)
-            processes.append(subprocess.Popen([sys.executable, *map(str, command)], env=environment, **options))
+            processes.append(Forked(command, cwd=ROOT, env=environment))
         yield processes
     finally:
         for process in processes:
@@ -64,6 +61,6 @@ def _free_ports(count):
 
 def run_ranks(size, *command, engine="horovod", timeout=400):
     """Runs a Python command in several ranks. Returns exit code, standard output and standard error of each."""
-    with bare_ranks(size, *command, engine=engine) as processes, ThreadPoolExecutor(size) as readers:
-        texts = list(readers.map(lambda process: process.communicate(timeout=timeout), processes))
+    with bare_ranks(size, *command, engine=engine) as processes:
+        texts = [process.communicate(timeout) for process in processes]
     return [(process.returncode, *text) for process, text in zip(processes, texts, strict=True)]

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from forked import Forked
+
 ROOT = Path(__file__).parents[2]
 
 # The tests count on CPU devices, also where there are GPUs: tests/test_gpu.py shows those to what it starts.
@@ -42,17 +44,30 @@ def copy_until(run, copy, batch):
 
 
 class Process:
-    """A recipe in its own process."""
+    """A recipe in its own process.
 
-    def __init__(self, *args, cwd=ROOT, env=None, module="recipes.mnist"):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", module, *map(str, args)],
-            cwd=cwd,
-            env={**USER_ENVIRONMENT, **(env or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    Args:
+        args: its flags.
+        imports: whether it imports TensorFlow itself, which takes seconds, and is not a fork of a process that has done so.
+        cwd: the working directory.
+        env: more environment variables.
+        module: the recipe.
+    """
+
+    def __init__(self, *args, imports=False, cwd=ROOT, env=None, module="recipes.mnist"):
+        command, environment = ["-m", module, *map(str, args)], {**USER_ENVIRONMENT, **(env or {})}
+        self.process: Forked | subprocess.Popen[str]
+        if imports:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                cwd=cwd,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        else:
+            self.process = Forked(command, cwd=cwd, env=environment)
 
     def finish(self, timeout=300):
         """Waits for the end: (exit code, standard output, standard error)."""

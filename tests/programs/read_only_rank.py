@@ -12,6 +12,6 @@ if __name__ == "__main__":
     workdir, *flags = sys.argv[1:]
     command = [sys.executable, "-m", "recipes.mnist", "--workdir", workdir, *flags]
     if os.environ["RANK"] == "1":
-        trace = ["strace", "-f", "-qq", "-e", "trace=%file", "-o", workdir + ".trace"]
+        trace = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=%file", "-o", workdir + ".trace"]
         command = ["unshare", "--mount", "sh", "-c", READ_ONLY, workdir, *trace, *command]
     os.execvp(command[0], command)

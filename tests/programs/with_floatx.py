@@ -1,6 +1,6 @@
 """Runs a recipe with another float type, such as float64, in which the order of sums hardly matters.
 
-python tests/programs/with_floatx.py FLOATX MODULE FLAGS...
+python -m tests.programs.with_floatx FLOATX MODULE FLAGS...
 """
 
 import importlib

@@ -290,10 +290,10 @@ def test_digits_do_not_overwrite_anything(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["digits"]
 
 
-# Real processes
+# Real processes, with two epochs of six batches. Most have one block in each stage of the network.
 
-PATIENCE = 500  # seconds for a process that takes one minute on two idle cores
-SMALL = ["--classes", 10, "--image-size", 32, "--global-batch-size", 4, "--warmup-epochs", 1, "--epochs", 2]  # of 6 batches
+SMALL = ["--classes", 10, "--image-size", 32, "--global-batch-size", 4, "--warmup-epochs", 1, "--epochs", 2]
+RECIPE, FEW_BLOCKS = "recipes.imagenet_resnet50", "tests.programs.small_networks"
 
 
 def name(batch):
@@ -303,22 +303,23 @@ def name(batch):
 @pytest.mark.slow
 def test_a_corrupt_picture_ends_training_with_one_line_that_names_it(recipe, tmp_path, pictures):
     write_pictures(pictures, [example(jpeg(i), 1 + i) for i in range(4)] + [example(b"no picture", 1)] * 20)
-    run = recipe(*SMALL, "--data", pictures, "--workdir", tmp_path / "run", module="recipes.imagenet_resnet50")
-    code, _, errors = run.finish(PATIENCE)
+    run = recipe(RECIPE, *SMALL, "--data", pictures, "--workdir", tmp_path / "run", module=FEW_BLOCKS)
+    code, _, errors = run.finish()
     assert code == 1, errors
     assert errors.startswith("error: ") and errors.count("\n") == 1, errors
     assert "train-0000" in errors and "Unknown image file format" in errors
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3 * PATIENCE)
-def test_mirrored_replicas_resume_bit_exactly_and_stock_keras_loads_the_whole_model(recipe, tmp_path, pictures):
+@pytest.mark.parametrize("replicas, program", [(1, [RECIPE]), (2, [FEW_BLOCKS, RECIPE])], ids=["ResNet-50", "two replicas"])
+def test_a_run_resumes_bit_exactly_and_stock_keras_loads_the_whole_model(recipe, tmp_path, pictures, replicas, program):
     """From the middle of the first epoch."""
+    module, *command = program
+    command += [*SMALL, "--data", pictures, "--virtual-devices", replicas, "--save-freq", 4]
 
     def train(run):
-        template = tmp_path / run / "model_{batch:05d}.keras"
-        command = [*SMALL, "--data", pictures, "--virtual-devices", 2, "--save-freq", 4, "--checkpoint", template]
-        code, out, errors = recipe(*command, "--workdir", tmp_path / run, module="recipes.imagenet_resnet50").finish(PATIENCE)
+        flags = ["--checkpoint", tmp_path / run / "model_{batch:05d}.keras", "--workdir", tmp_path / run]
+        code, out, errors = recipe(*command, *flags, module=module).finish()
         assert code == 0, errors
         return out
 
@@ -331,13 +332,12 @@ def test_mirrored_replicas_resume_bit_exactly_and_stock_keras_loads_the_whole_mo
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3 * PATIENCE)
 def test_ranks_resume_bit_exactly(tmp_path, pictures, engine):
     """From the middle of the first epoch; each rank has its own statistics."""
 
     def train(run):
-        command = ["-m", "recipes.imagenet_resnet50", *SMALL, "--data", pictures, "--save-freq", 4, "--workdir", tmp_path / run]
-        results = run_ranks(2, *command, "--strategy", engine, engine=engine, timeout=PATIENCE)
+        command = ["-m", FEW_BLOCKS, RECIPE, *SMALL, "--data", pictures, "--save-freq", 4, "--workdir", tmp_path / run]
+        results = run_ranks(2, *command, "--strategy", engine, engine=engine)
         for code, _, errors in results:
             assert code == 0, errors
         return results[0][1]

@@ -1,7 +1,6 @@
 """`--jit-compile`: what XLA compiles, what a line says of it, and restarts of a compiled training."""
 
 import re
-import subprocess
 
 import keras
 import numpy as np
@@ -141,10 +140,25 @@ def test_two_compiled_ranks_that_are_killed_end_with_the_same_bits(tmp_path, eng
     """A language model with deterministic operations, killed between two of the three batches of an update."""
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, 324)
     data, _ = (token_file(tmp_path / name, tokens) for name in ("train.bin", "val.bin"))
-    command = ["tests/programs/small_language_model.py", "--data", data, "--vocabulary-size", VOCABULARY, "--strategy", engine]
-    command += ["--global-batch-size", 4, "--epochs", 2, "--epochs-per-pass", 1, "--sample-tokens", 0, "--save-freq", 1]
+    command = ["-m", "tests.programs.small_networks", "recipes.transformer_lm", "--data", data, "--vocabulary-size", VOCABULARY]
+    command += [
+        "--strategy",
+        engine,
+        "--context",
+        4,
+        "--global-batch-size",
+        4,
+        "--epochs",
+        2,
+        "--epochs-per-pass",
+        1,
+        "--sample-tokens",
+        0,
+        "--save-freq",
+        1,
+    ]
     command += ["--gradient-accumulation-steps", 3, "--deterministic", "--jit-compile", "on", "--keep-last", "all", "--workdir"]
-    with bare_ranks(2, *command, tmp_path / "killed", engine=engine, stdout=subprocess.DEVNULL):
+    with bare_ranks(2, *command, tmp_path / "killed", engine=engine):
         wait_for(checkpoint(tmp_path / "killed", 4).exists, "batch 4", 200)
     for late in (tmp_path / "killed" / "checkpoints").glob("*[!4].weights.h5"):  # those that came before the kill did
         late.unlink()

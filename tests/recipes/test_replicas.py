@@ -1,14 +1,11 @@
 """The number of replicas does not change the samples, their order, or the final weights."""
 
-import subprocess
-import sys
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from compare import datasets
-from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT
+from processes import Process
 
 from callbacks import Counts, InputError, counters_of
 from recipes.common.data import Arrays, share_sizes, training_data, validation_data
@@ -42,14 +39,15 @@ def trained_digits(tmp_path, floatx):
     """The checkpoint after 100 batches of the MLP for each number of replicas; all train at the same time."""
     workdirs = {replicas: tmp_path / f"{floatx}-{replicas}" for replicas in REPLICAS}
     running = [training(workdir, replicas, floatx) for replicas, workdir in workdirs.items()]
-    assert [process.wait() for process in running] == [0] * len(running)
+    for each in running:
+        code, _, errors = each.finish()
+        assert code == 0, errors
     return [datasets(workdir / "checkpoints" / "model_batch_at_00100.weights.h5") for workdir in workdirs.values()]
 
 
 def training(workdir, replicas, floatx):
     flags = ["--model", "mlp", "--epochs", 5, "--global-batch-size", 64, "--save-freq", 100, "--virtual-devices", replicas]
-    command = [sys.executable, PROGRAMS / "with_floatx.py", floatx, "recipes.mnist", *map(str, flags), "--workdir", workdir]
-    return subprocess.Popen(command, cwd=ROOT, env=PROGRAM_ENVIRONMENT, stdout=subprocess.DEVNULL)
+    return Process(floatx, "recipes.mnist", *flags, "--workdir", workdir, module="tests.programs.with_floatx")
 
 
 @pytest.mark.slow

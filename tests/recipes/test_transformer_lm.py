@@ -10,7 +10,7 @@ import tensorflow as tf
 from bare_ranks import run_ranks
 from compare import assert_same_weights, datasets
 from launching import ENGINES
-from processes import PROGRAMS, USER_ENVIRONMENT, copy_until, run_program
+from processes import USER_ENVIRONMENT, copy_until, run_program
 from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 from token_streams import VOCABULARY, stream, token_file
 
@@ -18,10 +18,10 @@ from callbacks import GlobalStepCheckpoint, InputError, latest_checkpoint
 from recipes.common.data import training_data, validation_data
 from recipes.common.distribution import Distribution
 from recipes.common.run.language import Bits, TextSamples
-from recipes.transformer_lm import Size, build_model, build_optimizer, parse_args
+from recipes.transformer_lm import SIZES, Size, build_model, build_optimizer, parse_args
 
 TINY = Size(blocks=1, heads=2, width=8, context=4, accumulated=1, training={})
-MODULE = "recipes.transformer_lm"
+RECIPE, ONE_BLOCK, IN_FLOATX = "recipes.transformer_lm", "tests.programs.small_networks", "tests.programs.with_floatx"
 SINGLE = Distribution("single", ("/cpu:0",))
 
 
@@ -176,40 +176,36 @@ def checkpoint(workdir, batch):
 
 
 @pytest.mark.slow
-def test_kills_within_an_accumulation_do_not_change_the_result_of_two_replicas(recipe, tmp_path, flags):
-    flags = [*flags, "--virtual-devices", 2]
-    code, out, errors = recipe(*flags, "--save-freq", LAST, "--workdir", tmp_path / "uninterrupted", module=MODULE).finish()
-    assert code == 0, errors
-    assert f"trained on   {LAST} batches, {LAST * 12} samples, {LAST // 3} steps" in out
-    killed = [*flags, "--save-freq", 1, "--workdir", tmp_path / "killed"]
-    recipe(*killed, module=MODULE).kill_when(checkpoint(tmp_path / "killed", WITHIN_ACCUMULATION).exists)
-    code, out, errors = recipe(*killed, module=MODULE).finish()
-    assert code == 0, errors
-    assert "begins       from" in out and f"trained on   {LAST} batches" in out
-    assert_same_weights(checkpoint(tmp_path / "uninterrupted", LAST), checkpoint(tmp_path / "killed", LAST))
-    assert texts(tmp_path / "uninterrupted/tensorboard/samples") == texts(tmp_path / "killed/tensorboard/samples")
+@pytest.mark.parametrize("strategy", ["mirrored", *ENGINES])
+def test_a_restart_within_an_accumulation_does_not_change_the_result(recipe, tmp_path, flags, strategy):
+    command = [RECIPE, *flags, "--strategy", strategy, "--save-freq", 4, "--keep-last", 4, "--workdir"]
 
-
-@pytest.mark.slow
-def test_a_restart_within_an_accumulation_does_not_change_the_result_of_two_ranks(tmp_path, flags, engine):
-    command = ["-m", MODULE, *flags, "--strategy", engine, "--save-freq", 4, "--workdir"]
-    for workdir in ("uninterrupted", "resumed"):
-        for code, _, errors in run_ranks(2, *command, tmp_path / workdir, engine=engine):
+    def train(workdir):
+        if strategy == "mirrored":
+            results = [recipe(*command, workdir, "--virtual-devices", 2, module=ONE_BLOCK).finish()]
+        else:
+            results = run_ranks(2, "-m", ONE_BLOCK, *command, workdir, engine=strategy)
+        for code, _, errors in results:
             assert code == 0, errors
-        if workdir == "uninterrupted":
-            copy_until(tmp_path / "uninterrupted", tmp_path / "resumed", WITHIN_ACCUMULATION)
-    assert_same_weights(checkpoint(tmp_path / "uninterrupted", LAST), checkpoint(tmp_path / "resumed", LAST))
-    assert texts(tmp_path / "uninterrupted/tensorboard/samples") == texts(tmp_path / "resumed/tensorboard/samples")
+        return results[0][1]
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert f"trained on   {LAST} batches, {LAST * 12} samples, {LAST // 3} steps" in train(whole)
+    copy_until(whole, resumed, WITHIN_ACCUMULATION)
+    out = train(resumed)
+    assert f": batch {WITHIN_ACCUMULATION}, epoch 2" in out and f"trained on   {LAST} batches" in out, out
+    assert_same_weights(checkpoint(whole, LAST), checkpoint(resumed, LAST))
+    assert texts(whole / "tensorboard/samples") == texts(resumed / "tensorboard/samples")
 
 
 @pytest.mark.slow
-def test_one_replica_two_replicas_and_two_ranks_end_with_equal_weights(tmp_path, flags):
-    program = ["float64", MODULE, *flags, "--save-freq", LAST, "--workdir"]
+def test_one_replica_two_replicas_and_two_ranks_end_with_equal_weights(recipe, tmp_path, flags):
+    program = ["float64", ONE_BLOCK, RECIPE, *flags, "--save-freq", LAST, "--workdir"]
     for name, options in (("single", []), ("mirrored", ["--virtual-devices", "2"])):
-        done = run_program("with_floatx.py", *program, tmp_path / name, *options)
-        assert done.returncode == 0, done.stderr
+        code, _, errors = recipe(*program, tmp_path / name, *options, module=IN_FLOATX).finish()
+        assert code == 0, errors
     for engine in ENGINES:
-        command = [PROGRAMS / "with_floatx.py", *program, tmp_path / engine, "--strategy", engine]
+        command = ["-m", IN_FLOATX, *program, tmp_path / engine, "--strategy", engine]
         for code, _, errors in run_ranks(2, *command, engine=engine):
             assert code == 0, errors
     names = ("single", "mirrored", *ENGINES)
@@ -222,21 +218,24 @@ def test_one_replica_two_replicas_and_two_ranks_end_with_equal_weights(tmp_path,
         assert each["val_bits_per_byte"] == pytest.approx(metrics[0]["val_loss"] / math.log(2), rel=1e-9)
 
 
+def test_small_has_the_size_of_gpt2():
+    """Without learned positions, and with a padded vocabulary."""
+    with keras.StatelessScope(initialize_variables=False):
+        model = build_model(SIZES["small"], 50304)
+    assert model.count_params() == 12 * 7_087_872 + 1536 + 50304 * 768
+
+
 @pytest.mark.slow
-def test_gpt2_small_trains_and_resumes_exactly_in_the_middle_of_an_epoch(recipe, tmp_path):
+def test_small_trains_on_tokens_and_resumes_exactly_in_the_middle_of_an_epoch(recipe, tmp_path):
     random = np.random.default_rng(0)
     token_file(tmp_path / "val.bin", random.integers(0, 50257, 40))
     data = token_file(tmp_path / "train.bin", random.integers(0, 50257, 130))
     flags = ["--size", "small", "--data", data, "--context", 16, "--global-batch-size", 2, "--gradient-accumulation-steps", 1]
-    flags += ["--epochs", 1, "--epochs-per-pass", 1, "--sample-tokens", 0]
-    flags += ["--save-freq", 2]
-    code, _, errors = recipe(*flags, "--workdir", tmp_path / "uninterrupted", module=MODULE).finish()
+    flags += ["--epochs", 1, "--epochs-per-pass", 1, "--sample-tokens", 0, "--save-freq", 2, "--workdir"]
+    code, _, errors = recipe(RECIPE, *flags, tmp_path / "uninterrupted", module=ONE_BLOCK).finish()
     assert code == 0, errors
     copy_until(tmp_path / "uninterrupted", tmp_path / "resumed", 2)
-    code, out, errors = recipe(*flags, "--workdir", tmp_path / "resumed", module=MODULE).finish()
+    code, out, errors = recipe(RECIPE, *flags, tmp_path / "resumed", module=ONE_BLOCK).finish()
     assert code == 0, errors
     assert "begins       from" in out and "val_bits_per_token" in out
-    uninterrupted, resumed = (checkpoint(tmp_path / name, 4) for name in ("uninterrupted", "resumed"))
-    assert_same_weights(uninterrupted, resumed)
-    parameters = sum(value.size for name, value in datasets(uninterrupted).items() if name.startswith("layers/"))
-    assert parameters == 12 * 7_087_872 + 1536 + 50304 * 768  # without learned positions, with a padded vocabulary
+    assert_same_weights(*(checkpoint(tmp_path / name, 4) for name in ("uninterrupted", "resumed")))

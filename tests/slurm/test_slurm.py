@@ -63,12 +63,12 @@ def test_warnings_in_the_first_second_requeue_and_the_run_completes(submit, tmp_
     recipe, newest, jobs = [*RECIPE[:4], "--epochs", 1], "runs/mnist/checkpoints/model_batch_at_00022.weights.h5", []
     command = [sys.executable, *map(str, recipe)]
     subprocess.run(command, cwd=tmp_path, env={**USER_ENVIRONMENT, **ENVIRONMENT}, check=True, capture_output=True)
-    for i in range(6):
+    for i in range(4):
         folder = tmp_path / str(i)
         folder.mkdir()
         job = submit(script=HOROVOD if i % 2 else MIRRORED, recipe=recipe, cwd=folder)
         job.wait_for_attempt(1)
-        time.sleep(i / 5)
+        time.sleep(i / 3)
         job.signal("USR1", "--batch")
         jobs.append((job, folder))
     for job, folder in jobs:
