@@ -2,7 +2,7 @@
 
 from typing import Any, TypeVar
 
-_ATTRIBUTE = "callbacks.model.attached"  # with a dot, so that no attribute of the user's has this name
+_ATTRIBUTE = "callbacks.attached"  # with a dot, so that no attribute of the user's has this name
 Attached = TypeVar("Attached")
 
 

@@ -28,7 +28,7 @@ Variable: TypeAlias = keras.Variable | tf.Variable
 VARIABLES = (KerasVariable, tf.Variable)
 
 # Objects of these libraries are not searched unless `_SEARCHED` names their class; objects of the user's own classes are.
-_LIBRARIES = {*sys.stdlib_module_names, "keras", "tensorflow", "numpy", "h5py", __package__}
+_LIBRARIES = {*sys.stdlib_module_names, "keras", "tensorflow", "numpy", "h5py", __name__.partition(".")[0]}
 _SEARCHED = (
     KerasSaveable,
     keras.random.SeedGenerator,

@@ -21,7 +21,7 @@ def warn_if_untested(tensorflow: str, keras: str) -> None:
         tensorflow, keras: the versions, as `"2.21.0"`.
     """
     if not (_is_within(tensorflow, TENSORFLOW) and _is_within(keras, KERAS)):
-        logging.getLogger(__package__).warning(
+        logging.getLogger("callbacks").warning(
             f"callbacks: TensorFlow {tensorflow} with Keras {keras} is not tested. Tested: {TESTED}, in pairs of their time."
         )
 

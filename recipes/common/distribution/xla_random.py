@@ -32,14 +32,18 @@ def numbers_of_kernels() -> Iterator[None]:
         @numbers_of_kernels()
         def train_step(data): ...
     """
-    replaced = [(module, name, getattr(module, name)) for module, name, _ in _REPLACEMENTS]
-    for module, name, replacement in _REPLACEMENTS:
-        setattr(module, name, replacement)
+    originals = tf.random.stateless_uniform, tf.random.stateless_normal, tf.nn.experimental.stateless_dropout
+    _replace(_stateless_uniform, _stateless_normal, _stateless_dropout)
     try:
         yield
     finally:
-        for module, name, original in replaced:
-            setattr(module, name, original)
+        _replace(*originals)
+
+
+def _replace(uniform, normal, dropout):
+    tf.random.stateless_uniform = uniform
+    tf.random.stateless_normal = normal
+    tf.nn.experimental.stateless_dropout = dropout
 
 
 def _stateless_uniform(shape, seed, minval=0, maxval=None, dtype=tf.float32, name=None, alg="auto_select"):
@@ -76,10 +80,3 @@ def _fractions(shape: Any, seed: Any, dtype: tf.DType, alg: Any) -> tf.Tensor:
     else:
         whole = _draw(shape, seed, None, None, tf.uint32, alg=alg) & (2**mantissa - 1)
     return tf.cast(whole, dtype) * 2.0**-mantissa
-
-
-_REPLACEMENTS = (
-    (tf.random, "stateless_uniform", _stateless_uniform),
-    (tf.random, "stateless_normal", _stateless_normal),
-    (tf.nn.experimental, "stateless_dropout", _stateless_dropout),
-)
