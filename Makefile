@@ -17,8 +17,8 @@ LINT_INSTALLED := .venv/installed-lint
 BENCH_INSTALLED := .venv/installed-bench
 NCCL := $(and $(filter command,$(firstword $(origin GPU))),$(GPU))
 HOROVOD_INSTALLED := $(or $(wildcard .venv/installed-horovod-nccl),.venv/installed-horovod$(if $(NCCL),-nccl))
-# Tests of the launcher mostly wait, so two cores can run a third process.
-IN_PARALLEL := $(BIN)/python -m pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder
+# Tests of the launcher and of Slurm mostly wait, so two cores can run four processes.
+IN_PARALLEL := $(BIN)/python -m pytest --numprocesses 4 --dist loadscope --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --quiet --no-input --disable-pip-version-check
 
 .DEFAULT_GOAL := help

@@ -86,7 +86,10 @@ def _run_node_worker(config, secret, ports, node, signals):
 
 def _initial_world(config: LaunchConfig, ports: Ports) -> WorldSpec:
     """Returns the run as a single node knows it, and as node 0 knows it before the others join."""
-    port = ports.take_named(config.master_port) if config.named_port else ports.take_next(config.master_port)
+    if not config.named_port:
+        port = ports.take_next(config.master_port)
+    else:  # a dry run may be made while the run trains
+        port = config.master_port if config.dry_run else ports.take_named(config.master_port)
     return WorldSpec(
         nodes=config.nodes,
         per_node=config.per_node,

@@ -54,14 +54,13 @@ class StallDetector:
         self._note(ranks, stopped)
         silent = {rank.number for rank in ranks if self._since(self._active_at, rank) > self._timeout}
         held = {rank.number for rank in ranks if self._since(self._running_at, rank) > self._stopped_timeout}
+        if not silent | held:
+            return None
         # Ranks wait for each other, so most are victims. The cause is stopped, or is behind the others, or stalled first.
         cause = min(
-            (rank for rank in ranks if rank.number in silent | held),
+            (rank for rank in ranks if rank.number in silent | held | stopped),
             key=lambda rank: (rank.number not in stopped, rank.batch or 0, -self._since(self._active_at, rank)),
-            default=None,
         )
-        if cause is None:
-            return None
         seconds = self._stopped_timeout if cause.number in held else self._timeout
         return Stall(cause, cause.number in stopped, seconds)
 

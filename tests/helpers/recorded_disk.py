@@ -22,6 +22,10 @@ _LINE = re.compile(r"(?P<begin>\d+\.\d+) (?P<call>\w+)\((?P<arguments>.*)\) += (
 _TEXT = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
 
 
+class NotFollowed(Exception):
+    """The recording of a file differs from the file."""
+
+
 @dataclass
 class Change:
     """A change of one object: the names in a directory, or the content of a file.
@@ -85,7 +89,8 @@ def record(directory: Path, command: Sequence[str], **options) -> Recording:
     lines = [line for path in traces.iterdir() for line in path.read_text().splitlines()]
     recording = reader.read(lines)
     for path, content in tree(recording, recording.changes).items():
-        assert content is None or content == (directory / path).read_bytes(), f"{path} was not followed"
+        if content is not None and content != (directory / path).read_bytes():
+            raise NotFollowed(path)
     return recording
 
 

@@ -49,6 +49,14 @@ def test_a_stopped_rank_is_found_after_its_time_and_a_slow_batch_never(ranks):
     assert watch(detector, ranks, 3600.0, 60) == (3605.5, Stall(ranks[1], True, 5.0))
 
 
+def test_a_stopped_rank_is_the_cause_although_another_rank_was_silent_first(ranks):
+    detector = StallDetector(timeout=2.0, stopped_timeout=5.0, now=0.0)
+    ranks[1].moves = True
+    assert watch(detector, ranks, 0.0, 1) is None
+    ranks[1].moves, ranks[1].is_stopped = False, True
+    assert watch(detector, ranks, 1.0, 60) == (2.5, Stall(ranks[1], True, 2.0))
+
+
 def test_a_rank_that_continues_in_time_is_not_reported(ranks):
     detector = StallDetector(timeout=None, stopped_timeout=5.0, now=0.0)
     for begin in range(0, 100, 10):
