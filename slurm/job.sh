@@ -58,7 +58,7 @@ choose_python() {
 
 train() {
     local nodes=$1 per_node=$2 rendezvous=()
-    local step code job state preempted
+    local step code job state preempted killed_early="" outcome="has saved"
     shift 2
     echo "job $this_job, attempt $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_JOB_NODELIST: $*"
     # Jobs may share a node, so each needs its own port.
@@ -80,21 +80,20 @@ train() {
     job=$(scontrol show job -o "$this_job")
     state=${job#* JobState=} state=${state%% *}
     preempted=${job#* PreemptTime=} preempted=${preempted%% *}
+    # A warning that arrives before a task ignores it kills the task; srun then exits with 128 + the signal's number.
+    if [[ -n $warned ]] && ((code == 128 + $(kill -l "$warned"))); then
+        killed_early=1 outcome="was warned before it trained"
+    fi
     # exit_requeue: saved after a warning. exit_terminated: saved after TERM, which Slurm sends to the tasks of a preempted or cancelled
     # job; on scancel, this shell gets TERM too.
     if [[ $state == RUNNING && -z $ended ]] &&
-        { ((code == exit_requeue)) || was_killed_by_warning || [[ $code == "$exit_terminated" && $preempted != None ]]; }; then
+        { ((code == exit_requeue)) || [[ -n $killed_early || ($code == "$exit_terminated" && $preempted != None) ]]; }; then
         if ((${SLURM_RESTART_COUNT:-0} >= MAX_REQUEUES)); then
             echo "error: not requeued: the job was requeued $MAX_REQUEUES times (MAX_REQUEUES)" >&2
         elif scontrol requeue "$this_job"; then
-            echo "job $this_job $(was_killed_by_warning && echo "was warned before it trained" || echo "has saved") and is requeued"
+            echo "job $this_job $outcome and is requeued"
             sleep 60 # until Slurm ends this attempt
         fi
     fi
     exit "$code"
-}
-
-# A warning that arrives before a task ignores it kills the task; srun then exits with 128 + the signal's number.
-was_killed_by_warning() {
-    [[ -n $warned ]] && ((code == 128 + $(kill -l "$warned")))
 }

@@ -1,4 +1,4 @@
-"""The description that a checkpoint contains of itself."""
+"""Reads what a checkpoint says of itself: its template, its counters, its metrics, and whether its values are finite."""
 
 import contextlib
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from callbacks.disk.template import Template
 
 @dataclass(frozen=True)
 class Stored:
-    """The description that a checkpoint contains of itself.
+    """What a checkpoint says of itself.
 
     Args:
         template: the last part of the template that named it.
@@ -30,14 +30,14 @@ class Stored:
 
 
 def read_stored(path: str) -> Stored | None:
-    """Returns the description in a checkpoint; None for a foreign, corrupt or unreadable file, or one of an unknown format."""
+    """Returns what a checkpoint says of itself; None for a foreign, corrupt or unreadable file, or one of an unknown format."""
     with contextlib.suppress(OSError):
         return read_stored_or_raise(path)
     return None
 
 
 def read_stored_or_raise(path: str) -> Stored | None:
-    """Returns the description in a checkpoint; None for a foreign or corrupt file, or one of an unknown format.
+    """Returns what a checkpoint says of itself; None for a foreign or corrupt file, or one of an unknown format.
 
     Raises:
         OSError: if the disk fails.

@@ -74,7 +74,7 @@ class SaveInterval:
         """Restores the measurements. A checkpoint that was not the last of its process counts as a failure.
 
         Raises:
-            Exception: if the state has other types, since anybody may have written the file.
+            KeyError, TypeError, ValueError: if it is not a state of `get_state`; anybody may have written the file.
         """
         self._earlier_seconds = float(state["seconds"])
         self._failures = int(state["failures"]) + (not state["is_last"])
