@@ -59,6 +59,7 @@ class ByFile(LoadScopeScheduling):
             super()._reschedule(node)
 
 
+@pytest.hookimpl(optionalhook=True)  # with -p no:xdist there is none
 def pytest_xdist_make_scheduler(config, log):
     return ByFile(config, log)
 

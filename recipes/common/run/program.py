@@ -18,7 +18,7 @@ from recipes.common.run.paths import from_here
 
 _LOST = ("Horovod has been shut down", "Connection closed by peer", "Connection reset by peer", "Collective ops is aborted")
 _NOT_COMPILED = re.compile(r"^.*(?:on XLA_\w+_JIT: |XLA implementation).{0,200}", re.MULTILINE)  # from TensorFlow's compiler
-_SILENT = re.compile(r"^/job:worker/replica:0/task:(\d+)$", re.MULTILINE)  # ranks that have ended or stopped
+_SILENT = re.compile(r"(?:^|remote target )/job:worker/replica:0/task:(\d+)\b", re.MULTILINE)  # ranks that have ended or stopped
 
 
 def run(main: Callable[[], None]) -> None:
@@ -49,11 +49,17 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(_print_error(f"XLA cannot compile this training. Use --jit-compile off. {not_compiled[0]}", BAD_INPUT))
         if not any(sign in error.message for sign in _LOST):
             raise
-        silent = ", ".join(f"rank {number}" for number in _SILENT.findall(error.message))  # TensorFlow names them, Horovod does not
-        lost = f"{silent} does not respond" if silent else "another rank has ended"
-        sys.exit(_print_error(f"{lost}; see its last output for the reason", ANOTHER_RANK_FAILED))
+        sys.exit(_print_error(f"{lost_rank(error.message)}; see its last output for the reason", ANOTHER_RANK_FAILED))
     finally:
         ignore_signals()
+
+
+def lost_rank(message):
+    """Returns which ranks an error of a collective operation reports as lost. TensorFlow names them, Horovod does not."""
+    silent = _SILENT.findall(message)
+    if not silent:
+        return "another rank has ended"
+    return f"rank {silent[0]} does not respond" if len(silent) == 1 else f"ranks {', '.join(silent)} do not respond"
 
 
 def _print_error(message, code):
