@@ -59,9 +59,9 @@ def check_header(header: Any) -> None:
     _HEADERS[header["format"]](header, "")
     counts, place = header["counts"], header.get("data") or {}
     for part, whole in {"batches_in_epoch": "batch", "samples_in_epoch": "samples"}.items():
-        fits(lambda number, whole=whole: number <= counts[whole])(counts.get(part, 0), f"counts.{part}")
+        integer(0, counts[whole])(counts.get(part, 0), f"counts.{part}")
     for part, whole in {"drawn": "batch", "epochs": "epoch"}.items():
-        fits(lambda number, whole=whole: number <= counts[whole])(place.get(part, 0), f"data.{part}")
+        integer(0, counts[whole])(place.get(part, 0), f"data.{part}")
     if header["format"] == 1:
         return
     variables = header["variables"]

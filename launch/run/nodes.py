@@ -11,7 +11,7 @@ from launch import processes
 from launch.command_line.config import LaunchConfig
 from launch.errors import LaunchError
 from launch.network.connection import Connection
-from launch.network.messages import EndRanks, Event, Leave, NodeLost, SendSignal, Start
+from launch.network.messages import AttemptEnded, EndRanks, Event, Leave, NodeLost, RankExited, RankStalled, SendSignal, Start
 from launch.node.agent import log_dir, start_agent
 
 CLOSE_WAIT = 20.0  # seconds until the agent must have ended: it needs 3 to kill ranks, and up to 10 for a blocked terminal

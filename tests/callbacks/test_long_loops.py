@@ -37,7 +37,7 @@ def test_a_loop_that_ends_within_half_a_minute_is_silent():
 
 def test_a_long_loop_says_once_how_long_it_takes():
     with pytest.warns(
-        UserWarning, match="^The resume from b.weights.h5 reads 6000 batches, which takes about .* min more.$"
+        UserWarning, match=r"^The resume from b\.weights\.h5 reads 6000 batches, which takes about .* min more.$"
     ) as said:
         assert steps(6000, 0.1) == 6000
     assert len(said) == 1
@@ -46,7 +46,7 @@ def test_a_long_loop_says_once_how_long_it_takes():
 @pytest.mark.parametrize("count", [40 * DAY, 10**17, 2**53])
 def test_a_loop_of_over_a_month_is_refused_after_seconds(count):
     clock = Clock(1.0)
-    with pytest.raises(InputError, match="^Cannot resume from b.weights.h5: a resume reads .* days here") as refused:
+    with pytest.raises(InputError, match=r"^Cannot resume from b\.weights\.h5: a resume reads .* days here") as refused:
         for _ in bounded(count, f"reads {count} batches", "b.weights.h5", clock):
             assert clock.now < 5
     assert "\n" not in str(refused.value)

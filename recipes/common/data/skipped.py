@@ -51,8 +51,8 @@ class SkippedBatches(keras.callbacks.Callback):
             raise ValueError("a range has no first and last batch, or there are too many ranges")
         if ranges and batches_per_epoch != self._batches_per_epoch:
             raise InputError(
-                f"The checkpoint leaves out batches {_as_text(ranges):.200} of an order with {batches_per_epoch!r:.20} batches in an "
-                f"epoch. Received: data and flags with {self._batches_per_epoch} batches. Resume with the same data and flags."
+                f"The checkpoint leaves out batches {_as_text(ranges):.200} of an order with {batches_per_epoch!r:.20} batches in "
+                f"an epoch. Received: data and flags with {self._batches_per_epoch} batches. Resume with the same data and flags."
             )
         self.ranges = _united([*self.ranges, *map(tuple, ranges)])
 
