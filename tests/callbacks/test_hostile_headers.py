@@ -2,9 +2,11 @@
 
 import contextlib
 
+import h5py
 import keras
+import numpy as np
 import pytest
-from hostile import assert_refused, with_header
+from hostile import assert_refused, hdf5_of, put_hdf5, with_header
 from small import Do, fit, small_model
 
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, latest_checkpoint, restore
@@ -187,6 +189,34 @@ def stateful(directory, **options):
         GlobalStepTensorBoard(directory.parent / "events", write_graph=False),
         GlobalStepCheckpoint(str(directory / "b{batch}.weights.h5"), resume=True, **options),
     ]
+
+
+ARRAYS = [
+    np.float32(1),
+    np.zeros((0, 2), "float32"),
+    np.zeros((1, 9), "float32"),
+    np.zeros(3),
+    np.array([b"text"]),
+    np.zeros(2, "?"),
+]
+
+
+@pytest.mark.parametrize("trained", [".weights.h5"], indirect=True)
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype} {array.shape}")
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [("global_step/variables/0", "Cannot read the state in {}: "), ("layers/dense/vars/0", "{} is of another model: ")],
+)
+def test_an_array_of_another_shape_or_type_is_refused_in_one_line(copies, place, why, array):
+    _, _, newer = copies
+    content = hdf5_of(newer)
+    with h5py.File(content, "r+") as file:
+        del file[place]
+        file[place] = array
+    put_hdf5(newer, content.getvalue())
+    with pytest.raises(InputError) as raised:
+        restore(small_model(), newer)
+    assert str(raised.value).startswith(why.format(newer)) and "\n" not in str(raised.value)
 
 
 STATES = {
