@@ -9,7 +9,7 @@ from fuzzed import VALUES, Stopped, assert_answers, header_of, parts, train
 
 from callbacks.counting import long_loops
 
-SEED, FEW, SHARES = 7, 12, 8
+SEED, FEW, MANY = 7, 12, 300
 
 
 @pytest.fixture(scope="module")
@@ -38,15 +38,16 @@ def answers(trained, tmp_path, monkeypatch):
 
 
 def changes(trained):
+    """Returns about 3000 changes, in random order."""
     header = header_of(trained / "checkpoints" / "b15.weights.h5")
-    return [(part, value) for part in parts(header) for value in VALUES]
+    every = [(part, value) for part in parts(header) for value in VALUES]
+    return random.Random(SEED).sample(every, len(every))
 
 
 def test_some_changes(trained, answers):
-    answers(random.Random(SEED).sample(changes(trained), FEW))
+    answers(changes(trained)[:FEW])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", range(SHARES))
-def test_every_change(trained, answers, share):
-    answers(changes(trained)[share::SHARES])
+def test_many_changes(trained, answers):
+    answers(changes(trained)[FEW : FEW + MANY])
