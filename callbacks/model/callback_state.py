@@ -175,7 +175,7 @@ class _KerasState:
         keep_best(self._callback)
 
 
-def _check_like(value: Any, name: str, model: keras.Model) -> None:
+def _check_like(value: Any, name: str, model: keras.Model | None) -> None:
     """Checks that a value is one that such an attribute of Keras's callbacks may have.
 
     Raises:
@@ -195,11 +195,11 @@ def _check_like(value: Any, name: str, model: keras.Model) -> None:
         raise TypeError(f"{name}, of type {type(value).__name__}, does not fit")
 
 
-def _are_weights(values: list[Any], model: keras.Model) -> bool:
+def _are_weights(values: list[Any], model: keras.Model | None) -> bool:
     """Returns whether values are arrays that the model accepts as its weights. A callback may still add weights to it."""
     if not all(isinstance(each, np.ndarray) and each.dtype.kind not in "SUmM" for each in values):
         return False
-    weights = model.weights
+    weights = model.weights if model is not None else []
     return len(values) != len(weights) or all(value.shape == tuple(each.shape) for value, each in zip(values, weights, strict=True))
 
 
