@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from callbacks.errors import InputError
 
-_MEASURED = 2.0  # seconds after which the rest of a loop is estimated
+_MEASURED, _FEWEST = 2.0, 10  # seconds and steps after which the rest of a loop is estimated
 _WORTH_A_WARNING = 30.0  # seconds
 _LONGEST = 30 * 86_400.0  # seconds: a training whose data takes longer to read again does not end
 _DAY = 86_400.0
@@ -15,7 +15,8 @@ _DAY = 86_400.0
 def bounded(count: int, what: str, path: str, clock: Callable[[], float] = time.monotonic) -> Iterator[int]:
     """Yields the numbers below `count`, and measures how long the caller takes for each.
 
-    A warning says how long a long loop takes. A loop that would take over a month is refused after two seconds.
+    A warning says how long a long loop takes. A loop that would take over a month is refused after two seconds. The first step does
+    not count, since data may fill its buffers then.
 
     Args:
         count: the length of the loop, from a checkpoint.
@@ -29,10 +30,14 @@ def bounded(count: int, what: str, path: str, clock: Callable[[], float] = time.
     began, is_measured = clock(), False
     for done in range(count):
         yield done
-        if is_measured or (seconds := clock() - began) < _MEASURED:
+        if is_measured:
+            continue
+        if done == 0:
+            began = clock()
+        if (seconds := clock() - began) < _MEASURED or done < _FEWEST:
             continue
         is_measured = True
-        left = seconds / (done + 1) * (count - done - 1)
+        left = seconds / done * (count - done - 1)
         if left > _LONGEST:
             raise InputError(
                 f"Cannot resume from {path}: a resume {what}, which would take {left / _DAY:.3g} days here. Its counters are not "
