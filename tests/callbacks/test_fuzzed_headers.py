@@ -9,7 +9,7 @@ from fuzzed import VALUES, Stopped, assert_answers, header_of, parts, train
 
 from callbacks.counting import long_loops
 
-SEED, FEW, MANY = 7, 12, 300
+SEED, FEW, MANY = 7, 8, 300
 
 
 @pytest.fixture(scope="module")
