@@ -275,19 +275,21 @@ def _encode(value: Any, place: _Place, arrays: list[np.ndarray], depth: int) -> 
     raise place.refuse(f"of type {type(value).__name__}")
 
 
-def _decode(tree: Any, arrays: dict[int, np.ndarray]) -> Any:
+def _decode(tree: Any, arrays: dict[int, np.ndarray], depth: int = 0) -> Any:
     """Returns a state from its JSON part, and removes its arrays from `arrays`."""
+    if depth > DEEPEST:
+        raise ValueError(f"a callback state is nested more than {DEEPEST} levels deep")
     if isinstance(tree, list):
-        return [_decode(each, arrays) for each in tree]
+        return [_decode(each, arrays, depth + 1) for each in tree]
     match tree:
         case {"array": [int(at), str(dtype), list(shape)], **rest} if not rest:
             return _restored(arrays, at, dtype, shape)
         case {"scalar": [int(at), str(dtype)], **rest} if not rest:
             return _restored(arrays, at, dtype, [])[()]
         case {"dict": dict(entries), **rest} if not rest:
-            return {key: _decode(each, arrays) for key, each in entries.items()}
+            return {key: _decode(each, arrays, depth + 1) for key, each in entries.items()}
         case dict():
-            return {key: _decode(each, arrays) for key, each in tree.items()}
+            return {key: _decode(each, arrays, depth + 1) for key, each in tree.items()}
     return tree
 
 

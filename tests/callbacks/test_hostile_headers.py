@@ -134,7 +134,11 @@ def array_in_many_places(header):
     state["best_weights"] = [state["best_weights"][0]] * 2
 
 
-@pytest.mark.parametrize("change", [array_of_a_negative_length, array_in_many_places])
+def history_that_is_deep(header):
+    header["callbacks"]["History-1"]["history"]["loss"] = nested(90)
+
+
+@pytest.mark.parametrize("change", [array_of_a_negative_length, array_in_many_places, history_that_is_deep])
 def test_malformed_arrays_of_a_state_are_refused_in_one_line(stopped, tmp_path, change):
     path = tmp_path / stopped.name
     path.write_bytes(stopped.read_bytes())
