@@ -9,35 +9,20 @@ import threading
 import time
 
 import pytest
-from launching import ROOT, python, wait_for
+from launching import ROOT, call, listens, python, wait_for
 
 from launch.network import callers
 from launch.network.callers import REASONS, SILENT, SLOW, Callers
 from launch.network.connection import SignedConnection
 from launch.network.messages import Hello
-from launch.network.ports import Ports
 
 UNREADABLE, OTHER_SECRET = REASONS.values()
 NONCE = b"0123456789abcdef" * 2
 
 
-@pytest.fixture
-def port():
-    return Ports().take_next(random.randrange(10_000, 30_000))
-
-
 def node(launch, port, number, *flags, secret="right", **options):
     common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "30", "--node-rank", number]
     return launch(*common, *flags, *python("pass"), env={"LAUNCH_SECRET": secret}, **options)
-
-
-def call(port):
-    return socket.create_connection(("127.0.0.1", port))
-
-
-def listens(port):
-    with contextlib.suppress(OSError), call(port):
-        return True
 
 
 class Attacker:
