@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 import tensorflow as tf
 from curves import curves
 from features import PARTIAL_EXECUTIONS
+from free_ports import free_ports
 from processes import ROOT, USER_ENVIRONMENT, Process, run_program
 from small import BATCHES, arrays, fit, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -29,16 +29,14 @@ TRAINED = ("batch_", "epoch_")  # tags whose values a restart must not change
 
 def served_curves(directory, *flags):
     """Returns the curves from a real server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     server = subprocess.Popen(
         [sys.executable, "-m", "tensorboard.main", "--logdir", str(directory), "--host", "127.0.0.1", "--port", str(port), *flags],
         env=USER_ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
         tags = {}
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while len(tags) < len([path for path in directory.iterdir() if path.is_dir()]):
             assert time.monotonic() < deadline, f"the server shows {list(tags)}"
             try:
@@ -56,7 +54,7 @@ def served_curves(directory, *flags):
 
 
 def _get(port, what):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/plugin/scalars/{what}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/data/plugin/scalars/{what}", timeout=60) as answer:
         return json.load(answer)
 
 

@@ -94,7 +94,7 @@ def test_samples_are_prepared_ahead_of_training_in_parallel(validation):
     data.on_epoch_begin()
     batches = iter(data.get_tf_dataset())
     next(batches)
-    wait_for(lambda: running["prepared"] >= 16, "a batch that nobody has asked for", timeout=20)
+    wait_for(lambda: running["prepared"] >= 16, "a batch that nobody has asked for")
     assert running["at once"] > 1
 
 
