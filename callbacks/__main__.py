@@ -13,11 +13,25 @@ from callbacks.disk.stored import read_stored
 from callbacks.errors import CheckpointReadError, InputError, one_line, printable
 from callbacks.resuming.restoring import read_verified
 
+_EXAMPLES = """\
+examples:
+  python -m callbacks list runs/mnist                             the checkpoints of a run, from their trailers
+  python -m callbacks list "runs/mnist/checkpoints/model_batch_at_{batch:05d}.weights.h5"    those of one template
+  python -m callbacks verify runs/mnist/checkpoints               reads every byte
+  python -m callbacks report runs/mnist                           where the time of a run went, over all its restarts
+  python -m callbacks report --json runs/mnist                    the same for programs
+
+exit codes: 0 done; 1 verify has found a corrupt file; 2 bad input.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table. Returns 1 if `verify` finds a corrupt file, 2 for bad input, else 0."""
     parser = argparse.ArgumentParser(
-        prog="python -m callbacks", description="Lists and verifies checkpoints, and reports where the time of a run went."
+        prog="python -m callbacks",
+        description="Lists and verifies checkpoints, and reports where the time of a run went.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "command",

@@ -8,15 +8,19 @@ handler only notes that a stop is requested. Between two batches `GlobalStepChec
 |---|---|---|
 | USR1, USR2 | save and requeue the run | 75, `EX_TEMPFAIL` of sysexits(3) |
 | TERM | save and end, for example a cancelled job | 143 |
+| HUP | the terminal is closed: as TERM; stays ignored under `nohup` | 143 |
 | INT | Ctrl-C: save and end; a second one ends the process at once | 130 |
 
 `KeyboardInterrupt` in the middle of a batch cannot replace this: TensorFlow may turn it into another exception or abort the
 process, and other ranks would wait forever.
 """
 
+import contextlib
+import errno
 import os
 import signal
 import socket
+import termios
 import threading
 import time
 import warnings
@@ -27,7 +31,13 @@ from typing import Any
 REQUEUE = os.EX_TEMPFAIL
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
-CODES = {signal.SIGUSR1: REQUEUE, signal.SIGUSR2: REQUEUE, signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}
+CODES = {
+    signal.SIGUSR1: REQUEUE,
+    signal.SIGUSR2: REQUEUE,
+    signal.SIGINT: INTERRUPTED,
+    signal.SIGTERM: TERMINATED,
+    signal.SIGHUP: TERMINATED,
+}
 BY_PRIORITY = (REQUEUE, INTERRUPTED, TERMINATED)  # after several signals the first of these counts, since a requeue is a promise
 TIME_TO_STOP = 10  # seconds beside the save, to agree with other ranks and to end
 JOB_END = "SLURM_JOB_END_TIME"  # seconds since 1970
@@ -58,7 +68,7 @@ class Preempted(SystemExit):
 
 
 def catch_signals(for_good: bool = False) -> None:
-    """Catches USR1, USR2, TERM and INT from now on, and reads when the job ends. Call it in the main thread.
+    """Catches USR1, USR2, TERM, HUP and INT from now on, and reads when the job ends. Call it in the main thread.
 
     Before `training_begins` there is nothing to save, so a signal ends the process at once. A thread does that, because Python's
     handlers do not run while the main thread is inside a library, for example waiting for other ranks. After training, the earlier
@@ -166,6 +176,8 @@ def _catch() -> None:
     assert _wakeup is not None
     signal.set_wakeup_fd(_wakeup, warn_on_full_buffer=False)
     for number in CODES:
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:  # by nohup
+            continue
         before = signal.signal(number, _note)
         if before is not _note:
             _replaced[number] = before
@@ -176,8 +188,21 @@ def _note(number: int, frame: FrameType | None) -> None:
         training_ends()
         os.kill(os.getpid(), number)
     else:
+        if number == signal.SIGHUP:
+            _leave_closed_terminal()
         name = signal.Signals(number).name.removeprefix("SIG")
         request_stop(CODES[signal.Signals(number)], f"by {name}")
+
+
+def _leave_closed_terminal() -> None:
+    """Discards later output if the terminal is closed. Each write would fail, and end training without a save."""
+    for descriptor in (1, 2):
+        try:
+            termios.tcgetattr(descriptor)
+        except termios.error as error:
+            if error.args[0] == errno.EIO:  # another number if this is no terminal
+                with open(os.devnull, "wb") as nowhere:
+                    os.dup2(nowhere.fileno(), descriptor)
 
 
 def _end_at_once(reader: socket.socket) -> None:
@@ -195,5 +220,6 @@ def _end_at_once(reader: socket.socket) -> None:
 
 
 def _exit_at_once(number: int, why: str) -> None:
-    os.write(2, f"{why}\n".encode())
+    with contextlib.suppress(OSError):  # a closed terminal
+        os.write(2, f"{why}\n".encode())
     os._exit(CODES[signal.Signals(number)])

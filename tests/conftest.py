@@ -93,7 +93,7 @@ def no_determinism():
 @pytest.fixture(autouse=True)
 def same_signals():
     """Restores signal handlers, because processes of the next test would inherit those of a recipe's `run`."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
     yield
     signal.set_wakeup_fd(-1)

@@ -76,7 +76,7 @@ class EventFile:
 
         Args:
             step: the first step that this process may write.
-            wall_time: now, in seconds since 1970.
+            wall_time: when the process was started, in seconds since 1970.
         """
         start = tf.compat.v1.SessionLog(status=tf.compat.v1.SessionLog.START, msg=ATTEMPT)
         self._add(_Event(wall_time=wall_time, step=step, session_log=start))
@@ -149,7 +149,7 @@ class EventFile:
 
 
 def attempts(directory: str) -> dict[str, float]:
-    """Returns the attempts that wrote to a directory: name -> when it began, in seconds since 1970."""
+    """Returns the attempts that wrote to a directory: name -> when its process was started, in seconds since 1970."""
     began: dict[str, float] = {}
     for path in Path(directory).glob(_PATTERN):
         for event in _head(path):

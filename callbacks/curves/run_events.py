@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from callbacks import start_up
 from callbacks.counting.logged_metrics import scalar
 from callbacks.counts import Counts
 from callbacks.curves import event_files
@@ -60,14 +61,14 @@ class RunEvents:
 
     def begin(self, counts: Counts) -> None:
         """Makes TensorBoard discard the events of earlier attempts after these counts, and counts the attempts."""
-        now = self._clock()
+        began = min(start_up.began(), self._clock())
         within_epoch = counts.batches_in_epoch > 0
         for name, file in self._files.items():
             # An earlier attempt may have ended the epoch after the checkpoint: then this one ends it again.
-            file.begin(counts.batch if within_epoch and name != "batches" else counts.batch + 1, now)
+            file.begin(counts.batch if within_epoch and name != "batches" else counts.batch + 1, began)
         attempts = event_files.attempts(self._path("batches"))
         self._restarts = max(len(attempts) - 1, 0)
-        self._run_began = min(attempts.values(), default=now)
+        self._run_began = min(attempts.values(), default=began)
 
     def file(self, name: str) -> EventFile:
         """Returns the file of a name; outside `fit`, the file of an evaluation."""
@@ -81,7 +82,7 @@ class RunEvents:
         """Returns the curves of the whole run.
 
         Args:
-            kept_seconds: the seconds spent on the batches that the model has.
+            kept_seconds: the seconds of training on the batches that the model has.
         """
         return {"run/restarts": self._restarts, "run/goodput": ratio(kept_seconds, self._clock() - self._run_began)}
 

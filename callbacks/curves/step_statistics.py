@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 
+from callbacks.counting.batch_times import BatchTimes
 from callbacks.counting.save_costs import SaveCosts
 from callbacks.counts import Counts
 
@@ -13,9 +14,6 @@ class StepStatistics:
 
     Args:
         clock: returns seconds since any fixed moment.
-
-    Attributes:
-        kept_seconds: seconds spent on the batches that the model has, over all restarts.
 
     Example:
 
@@ -30,10 +28,20 @@ class StepStatistics:
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
-        self.kept_seconds = 0.0
+        self._kept_before, self._times = 0.0, BatchTimes()
+        self._has_trained = False
         self._batch_began: float | None = None
-        self._bound = 0
+        self._bound, self._beside_write = 0, False
         self.begin_window(Counts(), SaveCosts())
+
+    @property
+    def kept_seconds(self) -> float:
+        """The seconds of training on the batches that the model has, over all restarts, as in the report."""
+        return self._kept_before + self._times.training
+
+    @kept_seconds.setter
+    def kept_seconds(self, seconds: float) -> None:
+        self._kept_before, self._times = seconds, BatchTimes()
 
     def begin_window(self, counts: Counts, costs: SaveCosts) -> None:
         """Starts a new window.
@@ -54,14 +62,15 @@ class StepStatistics:
         """Discards a batch that has not ended."""
         self._batch_began = None
 
-    def begin_batch(self, bound: int, begins_epoch: bool = False) -> None:
+    def begin_batch(self, bound: int, begins_epoch: bool = False, beside_write: bool = False) -> None:
         """Notes the start of a batch, or of an execution of several.
 
         Args:
             bound: an upper bound of the batch counter.
             begins_epoch: whether this is the first batch of an epoch.
+            beside_write: whether a checkpoint is being written.
         """
-        self._bound = bound
+        self._bound, self._beside_write = bound, beside_write
         if begins_epoch:
             self._firsts.add(len(self._durations))
         self._batch_began = self._clock()
@@ -87,7 +96,11 @@ class StepStatistics:
         seconds, trained = self._clock() - began, bound - self._bound
         if not trained:
             return False
-        self.kept_seconds += seconds
+        index = len(self._durations)
+        if self._has_trained:  # the first batch of the process is traced, and counts as start-up
+            begins_epoch = index in self._firsts
+            self._times.add(trained, seconds, self._waits.get(index), begins_epoch=begins_epoch, beside_write=self._beside_write)
+        self._has_trained = True
         self._durations.append(seconds / trained)
         self._alone.append(seconds if gradients_ready_at is None else gradients_ready_at - began)
         return True

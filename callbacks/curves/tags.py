@@ -23,8 +23,8 @@ DESCRIPTIONS = {
     "its gradients are ready and it waits for the other ranks.",
     "ranks/slowest": "The rank that takes the longest.",
     "run/restarts": "Number of restarts of this run.",
-    "run/goodput": "Share of wall time, since the first start of the run, spent on batches that the model still has; not on "
-    "start-up, validation, checkpoints, the time between attempts, or batches that a kill lost.",
+    "run/goodput": "Share of wall time, since the first process of the run was started, spent on training that the model still "
+    "has; not on start-up, waiting for data, validation, checkpoints, the time between attempts, or batches that a kill lost.",
     "device/model_flops_utilization": "Model FLOPs utilization (MFU): three times the operations of the forward pass, as a share "
     "of the devices' peak.",
     "device/peak_memory_gigabytes": "Largest memory in use on one device of the chief so far, in GB.",

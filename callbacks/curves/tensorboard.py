@@ -116,7 +116,7 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
     _curves: BatchCurves = set_by_train_begin()
 
     def get_state(self) -> dict[str, float]:
-        """Returns the callback state: the seconds spent on the batches that the model has."""
+        """Returns the callback state: the seconds of training on the batches that the model has."""
         return {"kept_seconds": self._statistics.kept_seconds}
 
     def set_state(self, state: dict[str, float]) -> None:
@@ -155,12 +155,12 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         ends_at = self._counters.batch_bound + max(min(self.model.steps_per_execution, left), 1)
         self._relay.record(ends_at if batch >= self._counters.batches_done and ends_at >= self._next_point else None)
         self._profiler.begin_batch(self._counters)
-        self._statistics.begin_batch(self._counters.batch_bound, begins_epoch=self._begins_epoch)
+        self._statistics.begin_batch(self._counters.batch_bound, self._begins_epoch, self._costs.is_writing)
         self._begins_epoch = False
 
     def on_train_batch_end(self, batch, logs=None):
         self._counters.end_batch(self)
-        self.end_batch(logs or {})
+        self.before_save(logs or {})
 
     def on_test_begin(self, logs=None):
         self._statistics.begin_validation()
@@ -229,12 +229,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         self._next_point = math.inf if self.update_freq == "epoch" else next_multiple(counts.batch, self.update_freq)
         self._statistics.begin_window(counts, self._costs)
 
-    def end_batch(self, logs: Mapping[str, float]) -> None:
-        """Notes the end of a batch; a second call for the batch does nothing. A save calls it before `on_train_batch_end` does.
-
-        Args:
-            logs: the logs of the batch.
-        """
+    def before_save(self, logs: Mapping[str, float]) -> None:
+        """Notes the end of the batch, so that curves and state of a save include it. A second call for the batch does nothing."""
         self._curves.loss.end_batch(self._counters.batch_bound, logs.get("loss"))
         if not self._statistics.end_batch(self._counters.batch_bound, ranks().gradients_ready_at):
             return

@@ -5,11 +5,14 @@ import errno
 import functools
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
+from callbacks.counts import Counts
 from callbacks.disk import files
 from callbacks.disk.file_identity import identity
 from callbacks.disk.folders import flush_folder, make_folder
+from callbacks.disk.listing import candidates
 from callbacks.disk.lock import Lock, LockLost
 from callbacks.disk.stored import read_stored
 from callbacks.disk.template import Template
@@ -65,16 +68,41 @@ class CheckpointDirectory:
                 ) from None
             raise
 
+    def check_names(self, saves: Iterable[Counts]) -> None:
+        """Checks that no planned save takes the name of another template's checkpoint. Call it when training begins.
+
+        Args:
+            saves: the counters at the saves that are planned: batch, epoch and replicas.
+
+        Raises:
+            InputError: if one does: `m_{batch}` and `m_{epoch}` give equal names.
+        """
+        counters = set(self._template.counters)
+        if not counters or counters - {"batch", "epoch"}:
+            return  # each save replaces the same file, or the names are not known yet
+        present = set(candidates(self._template.text))
+        for counts in saves if present else ():
+            path = self._template.format(counts, {})
+            if path in present and (other := self._other_template(path)):
+                raise InputError(
+                    f"{path} is a checkpoint of another template, {other}, and {self._template.last_part} gives batch "
+                    f"{counts.batch} the same name. Use another directory or template."
+                )
+
     def check_name(self, path: str) -> None:
-        """Checks that a save replaces no checkpoint of another template: `m_{batch}` and `m_{epoch}` give equal names.
+        """Checks that a save replaces no checkpoint of another template, which may have come since training began.
 
         Raises:
             FileExistsError: if there is one.
         """
-        stored = read_stored(path) if self._template.counters and os.path.lexists(path) else None
-        if stored is not None and stored.template != self._template.last_part:
-            why = f"another template, {one_line(stored.template)}, has named a checkpoint so, which stays. Use another directory"
+        if self._template.counters and (other := self._other_template(path)):
+            why = f"another template, {other}, has named a checkpoint so, which stays. Use another directory"
             raise FileExistsError(errno.EEXIST, why)
+
+    def _other_template(self, path: str) -> str | None:
+        """Returns the template of a checkpoint for messages; None if it is this one, or there is no checkpoint."""
+        stored = read_stored(path) if os.path.lexists(path) else None
+        return None if stored is None or stored.template == self._template.last_part else one_line(stored.template)
 
     def make_parents(self, path: str) -> None:
         """Creates the directories between this one and a checkpoint, if their names in the template have counters.

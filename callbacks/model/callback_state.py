@@ -5,6 +5,10 @@ Any callback with these two methods is resumed:
     get_state() -> state      plain data: None, bool, int, float, str, lists, dicts with string keys, numpy arrays and scalars
     set_state(state)          receives what `get_state` returned; tuples arrive as lists, arrays as copies of its own
 
+It may have a third one, which is called before `get_state` of any callback at each save:
+
+    before_save(logs)         receives the logs of the last batch, whose `on_train_batch_end` it may not have seen yet
+
 Keras's own callbacks lack these methods; an adapter reads and sets their attributes. A subclass with the two methods uses
 both: the adapter saves the attributes of Keras's class, the methods save what the subclass adds.
 
@@ -13,7 +17,7 @@ numpy scalar, and `{"dict": {...}}` for a dict that would look like one of these
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -88,6 +92,18 @@ def gather(callbacks: Iterable[keras.callbacks.Callback], hook: str) -> Callback
             arrays[name] = held
     stopped = any(isinstance(each, keras.callbacks.EarlyStopping) and each.stopped_epoch > 0 for each in callbacks)
     return CallbackStates(plain, arrays, hook, stopped)
+
+
+def announce_save(callbacks: Iterable[keras.callbacks.Callback], logs: Mapping[str, Any]) -> None:
+    """Calls `before_save` of each callback that has all three methods, so that its state and its files include the last batch.
+
+    Args:
+        callbacks: all callbacks of a `fit`.
+        logs: the logs of the last batch.
+    """
+    for callback in callbacks:
+        if _has(callback, "get_state", "set_state", "before_save"):
+            callback.before_save(logs)
 
 
 def give_back(callbacks: Iterable[keras.callbacks.Callback], states: CallbackStates, path: str) -> None:
@@ -199,6 +215,10 @@ _ADAPTERS: dict[type, Callable[[Any], _KerasState]] = {
 }
 
 
+def _has(callback: keras.callbacks.Callback, *methods: str) -> bool:
+    return all(callable(getattr(callback, method, None)) for method in methods)
+
+
 def _states(callbacks: Iterable[keras.callbacks.Callback]) -> Iterator[tuple[str, str, Stateful]]:
     """Yields each state: its name, the class of its callback, and how to read and set it.
 
@@ -208,7 +228,7 @@ def _states(callbacks: Iterable[keras.callbacks.Callback]) -> Iterator[tuple[str
     for callback in callbacks:
         kind = type(callback).__name__
         adapter = next((adapt(callback) for of, adapt in _ADAPTERS.items() if isinstance(callback, of)), None)
-        is_stateful = all(callable(getattr(callback, method, None)) for method in ("get_state", "set_state"))
+        is_stateful = _has(callback, "get_state", "set_state")
         if adapter or is_stateful:
             seen[kind] += 1
             name = f"{kind}-{seen[kind]}"

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from callbacks import start_up
+from callbacks.counting.batch_times import BatchTimes
 from callbacks.errors import printable
-from callbacks.report import record_file, start_up
+from callbacks.report import record_file
 
 PARTS = {  # name in JSON -> name and meaning on the screen
     "queue": ("queue", "before the process was started"),
@@ -58,21 +60,15 @@ class Attempt:
 
     def parts(self) -> dict[str, float]:
         """Returns the seconds of each part."""
-        seconds = self.last["seconds"]
-        count, trained = self.last["batches"]
-        waited, of = self.last["sampled"]
-        waiting = trained * waited / of if of else 0.0
-        beside, beside_seconds = self.last["beside"]
-        quiet = (trained - beside_seconds) / (count - beside) if count > beside else 0.0
-        slower = min(max(beside_seconds - beside * quiet, 0.0), trained - waiting) if quiet else 0.0
-        lost = (trained - waiting - slower) * self._share_lost()
+        seconds, times = self.last["seconds"], BatchTimes(*(self.last[name] for name in ("batches", "beside", "sampled")))
+        lost = times.training * self._share_lost()
         return {
             "queue": self.queue,
             "start_up": sum(self.start_up().values()),
-            "training_kept": trained - waiting - slower - lost,
-            "waiting_for_data": waiting + seconds.get("epochs", 0.0),
+            "training_kept": times.training - lost,
+            "waiting_for_data": times.waiting + seconds.get("epochs", 0.0),
             "blocked_by_saves": seconds.get("blocked", 0.0),
-            "slower_beside_writes": slower,
+            "slower_beside_writes": times.slower,
             "validation": seconds.get("validation", 0.0),
             "other_callbacks": seconds.get("callbacks", 0.0),
             "outside_training": seconds.get("outside", 0.0),

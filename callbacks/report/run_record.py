@@ -12,7 +12,7 @@ from typing import Any
 
 import keras
 
-from callbacks import preemption
+from callbacks import preemption, start_up
 from callbacks.copyable import Copyable
 from callbacks.counting.counters import Counters, counters_of
 from callbacks.counting.data_arrival import DataArrival, data_arrival_of
@@ -23,7 +23,7 @@ from callbacks.model.attached import attach, attached
 from callbacks.model.fit_hooks import fit_hooks_of, running_fit
 from callbacks.model.hook_attributes import set_by_train_begin
 from callbacks.ranks import ranks
-from callbacks.report import record_file, start_up
+from callbacks.report import record_file
 from callbacks.report.time_account import TimeAccount
 
 _DATA_SAMPLE = 10  # the wait for data is measured for one batch in ten
@@ -81,7 +81,8 @@ class _Attempt:
 
     def _end(self):
         self.account.charge("callbacks" if self.trains else "outside", self.costs.blocked)
-        self._append(self._line("end") | {"why": self._why()}, flush=True)
+        if os.path.isdir(os.path.dirname(self.path)):  # not after the user has deleted the run
+            self._append(self._line("end") | {"why": self._why()}, flush=True)
 
     def _why(self):
         if not self.trains:
@@ -100,9 +101,7 @@ class _Attempt:
             "time": self._clock(),
             "batch": self.counters.batch_bound,
             "seconds": {name: round(seconds, 4) for name, seconds in account.seconds.items()},
-            "batches": account.batches,
-            "beside": account.beside,
-            "sampled": account.sampled,
+            **vars(account.times),
             "saved": self._saved,
         }
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping
 
+from callbacks.counting.batch_times import BatchTimes
+
 FIRST_STEP, LARGEST_STEP, SHARE = 0.1, 60.0, 0.005  # between ticks: fewest seconds, most seconds, share of the time so far
 
 
@@ -16,9 +18,7 @@ class TimeAccount:
     Attributes:
         began: as given.
         seconds: name -> seconds.
-        batches: `[count, seconds]` of the batches after the first.
-        beside: the same for the batches during which a checkpoint was being written.
-        sampled: `[seconds waiting for data, seconds of the batches]` for a sample of batches, without the first of each epoch.
+        times: the seconds of the batches after the first.
 
     Example:
 
@@ -35,7 +35,7 @@ class TimeAccount:
         self._blocked = 0.0
         self._batch_began: float | None = None
         self._arrived: float | None = None
-        self.batches, self.beside, self.sampled = [0, 0.0], [0, 0.0], [0.0, 0.0]
+        self.times = BatchTimes()
         self._next_tick = 0.0
 
     def charge(self, name: str, blocked: float | None = None) -> float:
@@ -80,18 +80,11 @@ class TimeAccount:
         began, arrived = self._batch_began, self._arrived
         self._batch_began = None
         seconds = self.charge("batches")
-        if began is not None and arrived is not None:
-            waited = min(max(arrived - began, 0.0), seconds)
-            if begins_epoch:
-                self.seconds["batches"] -= waited
-                self.seconds["epochs"] = self.seconds.get("epochs", 0.0) + waited
-                seconds -= waited
-            else:
-                self.sampled[0] += waited
-                self.sampled[1] += seconds
-        for kind in [self.batches, self.beside] if beside_write else [self.batches]:
-            kind[0] += count
-            kind[1] += seconds
+        waited = None if began is None or arrived is None else arrived - began
+        counted = self.times.add(count, seconds, waited, begins_epoch=begins_epoch, beside_write=beside_write)
+        if counted < seconds:
+            self.seconds["batches"] -= seconds - counted
+            self.seconds["epochs"] = self.seconds.get("epochs", 0.0) + seconds - counted
 
     def tick_is_due(self) -> bool:
         """Returns whether to write the account to disk: often enough that a kill loses at most half a percent of the time."""

@@ -65,9 +65,9 @@ def _newest_finite(template: Template) -> Checkpoint | None:
     return found.checkpoint
 
 
-def warn_of_later_checkpoints(template: Template, begins_at: int) -> None:
-    """Warns if the directory has later checkpoints of another run. Call it on the chief."""
-    if not template.counters:
+def warn_of_later_checkpoints(template: Template, resume: bool | str | os.PathLike, begins_at: int) -> None:
+    """Warns on the chief if the directory has later checkpoints of another run, unless the newest one was resumed from."""
+    if resume is True or not (template.counters and ranks().is_chief):
         return
     newest = next(own_checkpoints(template), None)
     if newest and newest[1].batch > begins_at:

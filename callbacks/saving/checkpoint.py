@@ -80,8 +80,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
 
     Raises:
         InputError: if an argument is invalid; or when training begins, before anything is written, for an unusable directory, a
-            template in use by another run, a checkpoint of another model, a metric that this run never logs, a metric without a
-            known direction, or a callback whose state is not plain data.
+            template in use by another run, a name that another template has taken, a checkpoint of another model, a metric that
+            this run never logs, a metric without a known direction, or a callback whose state is not plain data.
         CheckpointWriteError: at the batch after a checkpoint could not be written.
     """
 
@@ -116,9 +116,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
 
     def _forget_run(self):
         """Resets the attributes of a run, which are not copied with the callback."""
-        self._model, self._trains = None, False
+        self._model, self._trains, self.initial_epoch = None, False, 0
         self.resumed_from: Checkpoint | None = None
-        self.initial_epoch = 0
         self._policy = SavePolicy(self.save_freq, self.save_secs, self.max_overhead)
         self._writer, self._last_in_list = Writer(self._background), LastInList(self)
         self._callbacks: list[keras.callbacks.Callback] = []
@@ -222,8 +221,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         """Runs after every callback's `on_epoch_end`."""
         self._logged.check_after_epoch()
         self._maker.save_epoch()
-        epochs = self._planned("epochs") or math.inf
-        if getattr(self.model, "stop_training", False) or epoch + 1 >= epochs:  # no such attribute before `compile`
+        if getattr(self.model, "stop_training", False) or epoch + 1 >= (self._planned("epochs") or math.inf):  # none before compile
             self._maker.save_last("on_epoch_end")
 
     def on_train_end(self, logs=None):
@@ -257,13 +255,14 @@ class GlobalStepCheckpoint(Copyable, BestState):
         return (self.params or {}).get(name)
 
     def _prepare_saves(self):
-        begins_at = self._counters.read().batch
-        if ranks().is_chief and self.resume is not True:
-            warn_of_later_checkpoints(self.template, begins_at)
-        self._policy.begin(begins_at)
+        counts = self._counters.read()
+        planned = self._policy.planned(self.params, counts, self.model.steps_per_execution)
+        ranks().on_chief(lambda: self._directory.check_names(planned))
+        warn_of_later_checkpoints(self.template, self.resume, counts.batch)
+        self._policy.begin(counts.batch)
         schedule = SaveSchedule(self._policy, self._counters, self._costs, self._writer)
-        pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, begins_at)
-        room = self.disk_room = DiskRoom(self.template, self._keep, *self._policy.still_to_come(self.params, begins_at))
+        pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, counts.batch)
+        room = self.disk_room = DiskRoom(self.template, self._keep, *self._policy.still_to_come(self.params, counts.batch))
         saver = Saver(self.model, self.template, self._writer, self._directory, pruner, room, DeviceMemory(), self.verbose)
         is_best = self._is_best if self.save_best_only else None
         newest = self.newest or (self.resumed_from.path if self.resumed_from else None)

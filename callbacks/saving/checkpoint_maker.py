@@ -9,7 +9,6 @@ from callbacks.counting.counters import counters_of
 from callbacks.counting.data_position import data_position_of
 from callbacks.counting.epoch_state import EpochState
 from callbacks.counting.logged_metrics import LoggedMetrics
-from callbacks.curves.tensorboard import GlobalStepTensorBoard
 from callbacks.disk.template import Template
 from callbacks.model import callback_state
 from callbacks.ranks import ranks
@@ -129,9 +128,7 @@ class CheckpointMaker:
             return
         if self._is_best and not self._is_best(metrics):
             return
-        for callback in self._callbacks:
-            if isinstance(callback, GlobalStepTensorBoard):
-                callback.end_batch(self._logged.last)  # so that its curves and its state include this batch
+        callback_state.announce_save(self._callbacks, self._logged.last)
         began = policy.clock()
         self._saver.make_room()
         states = self.epoch.states or callback_state.gather(self._callbacks, hook)

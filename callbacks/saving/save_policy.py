@@ -1,11 +1,12 @@
 """Decides when a checkpoint is due, from counters that the caller reports, a clock and nothing else."""
 
+import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from callbacks.counts import next_multiple
+from callbacks.counts import Counts, next_multiple
 from callbacks.saving.save_interval import SaveInterval
 
 
@@ -115,6 +116,23 @@ class SavePolicy:
         if not math.isfinite(steps):
             return (math.inf if self._every else epochs), batches
         return batches // (self._every or steps) + 1, batches
+
+    def planned(self, params: Mapping[str, Any] | None, counts: Counts, per_execution: int) -> Iterator[Counts]:
+        """Yields batch, epoch and replicas of each checkpoint to come whose batch is known; none if the length is unknown.
+
+        Args:
+            params: the `params` that Keras gives to callbacks: `epochs` and `steps`.
+            counts: the counters.
+            per_execution: the batches of an execution. A checkpoint is due at the end of one.
+        """
+        epochs, steps = ((params or {}).get(name) or 0 for name in ("epochs", "steps"))
+        if (last := epochs * steps) <= counts.batch:
+            return
+        every = steps if self._after_epoch else self._every or last
+        for at in itertools.chain(range(next_multiple(counts.batch, every), last, every), [last]):
+            epoch, in_epoch = divmod(at - 1, steps)
+            boundary = min((in_epoch // per_execution + 1) * per_execution, steps)
+            yield Counts(batch=epoch * steps + boundary, epoch=epoch + 1, replicas=counts.replicas)
 
     def is_due_after_epoch(self) -> bool:
         """Returns whether a checkpoint is due at the end of this epoch. Call it once in each epoch."""

@@ -74,6 +74,33 @@ def test_batches_that_a_resume_skips_are_not_counted_twice(tmp_path, execution):
     assert [each.told() for each in resumed] == [each.told() for each in whole]
 
 
+class LastLoss(keras.callbacks.Callback):
+    """Its state is the loss of the last batch, also at a save before its own `on_train_batch_end`."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss, self.stored = 0.0, []
+
+    def before_save(self, logs):
+        self.loss = logs["loss"]
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.loss = logs["loss"]
+
+    def get_state(self):
+        self.stored.append(self.loss)
+        return self.loss
+
+    def set_state(self, state):
+        self.loss = state
+
+
+def test_a_callback_after_the_checkpoint_may_count_the_batch_before_its_state_is_read(tmp_path):
+    before, after = LastLoss(), LastLoss()
+    fit(small_model(), before, GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5", save_freq=4, background=False), after)
+    assert len(set(after.stored)) == 4 and after.stored == before.stored  # when training begins, and at batches 4, 8 and 10
+
+
 class Ask(keras.callbacks.Callback):
     """Requests a stop in a hook."""
 

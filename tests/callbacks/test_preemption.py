@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -31,7 +32,7 @@ LIVES = [
     ("train:1", "SIGTERM", 0, 143, (1, 2)),
     ("train:40", "SIGINT", 1, 130, (40, 41)),
     ("test:1", "SIGUSR1", 0, 75, (89, 89)),
-    ("train:150", "SIGTERM", 1, 143, (150, 151)),
+    ("train:150", "SIGHUP", 1, 143, (150, 151)),
 ]
 
 
@@ -82,11 +83,10 @@ def leave_again_and_again(workdir, strategy, flags):
         assert "the same command resumes from" in results[0][1]
     results = start(strategy, "-m", "recipes.mnist", *flags, "--workdir", workdir)
     assert results[0][0] == 0, results[0][2]
-    reasons = [
-        f"by {number.removeprefix('SIG')}{' on another rank' if several and rank else ''}" for _, number, rank, _, _ in LIVES
-    ]
+    elsewhere = {"SIGINT": "by INT on another rank", "SIGHUP": "by TERM or HUP on another rank"}
+    reasons = [elsewhere[number] if several and rank else f"by {number.removeprefix('SIG')}" for _, number, rank, _, _ in LIVES[1:]]
     ends = [attempt.why for attempt in Report(str(workdir / "record.jsonl"), time.time()).attempts]
-    assert ends[-5:] == [*(f"stopped {reason}, after a save" for reason in reasons[1:]), "finished"]
+    assert ends[-5:] == [*(f"stopped {reason}, after a save" for reason in reasons), "finished"]
 
 
 def assert_same_end(one, other):
@@ -95,13 +95,15 @@ def assert_same_end(one, other):
     assert_same_rest(one, other)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGTERM, 143), (signal.SIGHUP, 143), (signal.SIGINT, 130)]
+)
 def test_a_signal_before_training_ends_the_process_at_once_and_writes_nothing(recipe, tmp_path, number, code):
     process = recipe("--workdir", tmp_path / "run", imports=True).process
     while not catches(process.pid, signal.SIGUSR1):
         time.sleep(0.001)
     process.send_signal(number)
-    killed_in_import = -number if number in (signal.SIGTERM, signal.SIGINT) else code
+    killed_in_import = -number if number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT) else code
     assert process.wait(timeout=300) in (code, killed_in_import)
     assert not (tmp_path / "run").exists()
 
@@ -132,6 +134,34 @@ def test_a_second_ctrl_c_ends_a_run_whose_batch_never_ends():
     process.send_signal(signal.SIGINT)
     assert process.wait(300) == 130
     assert process.stderr.read().splitlines()[-1] == "interrupted twice; the same command resumes from the newest checkpoint"
+
+
+@pytest.mark.slow
+def test_a_run_whose_terminal_is_closed_saves_and_ends(tmp_path):
+    terminal, its_side = pty.openpty()
+    flags = ["--model", "mlp", "--epochs", 10_000, "--save-freq", 1_000_000, "--workdir", tmp_path]
+    command = ["setsid", "--ctty", sys.executable, "-m", "recipes.mnist", *map(str, flags)]
+    process = subprocess.Popen(command, cwd=ROOT, env=PROGRAM_ENVIRONMENT, stdin=its_side, stdout=its_side, stderr=its_side)
+    os.close(its_side)
+    shown = b""
+    while b"loss" not in shown:  # a redrawn progress bar
+        shown += os.read(terminal, 4096)
+    os.close(terminal)
+    assert process.wait(60) == 143
+    assert len(visible(tmp_path)) == 1
+    [attempt] = Report(str(tmp_path / "record.jsonl"), time.time()).attempts
+    assert attempt.why == "stopped by HUP, after a save"
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    command = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, PROGRAMS / "endless_batch.py"]
+    process = subprocess.Popen(command, env=PROGRAM_ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.stdout.readline() != "trains\n":
+        assert process.poll() is None
+    assert catches(process.pid, signal.SIGTERM) and not catches(process.pid, signal.SIGHUP)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGINT):
+        process.send_signal(number)
+    assert process.wait(300) == 130
 
 
 @pytest.mark.slow

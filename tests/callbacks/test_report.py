@@ -1,9 +1,12 @@
 """Where the time of a run went: the account of a process, the file, and the report."""
 
+import atexit
 import itertools
 import json
 import math
 import re
+import shlex
+import shutil
 import time
 
 import pytest
@@ -35,7 +38,7 @@ def test_an_account_adds_up_to_the_age_of_the_process():
     clock.now += 2
     account.end_batch(1, beside_write=True)
     assert account.seconds == {"imports": 7, "data": 3, "restore": 2, "callbacks": 3, "batches": 6, "blocked": 4}
-    assert (account.batches, account.beside, account.sampled) == ([2, 6], [1, 2], [3, 4])
+    assert vars(account.times) == {"batches": [2, 6], "beside": [1, 2], "sampled": [3, 4]}
     assert sum(account.seconds.values()) == clock.now - 990
 
 
@@ -49,7 +52,7 @@ def test_the_wait_of_the_first_batch_of_an_epoch_is_charged_once():
         clock.now += 1
         account.end_batch(1, beside_write=False, begins_epoch=begins_epoch)
     assert account.seconds == {"epochs": 8, "batches": 3}
-    assert (account.batches, account.sampled) == ([2, 3], [1, 2])
+    assert (account.times.batches, account.times.sampled) == ([2, 3], [1, 2])
 
 
 def test_after_a_kill_at_most_half_a_percent_of_the_time_and_a_minute_is_missing():
@@ -176,6 +179,41 @@ def test_a_record_that_is_deleted_does_not_stop_training(tmp_path):
     with pytest.warns(UserWarning, match=r"Cannot write .*record.jsonl any more"):
         fit(small_model(), RunRecord(tmp_path), Do(3, (tmp_path / "record.jsonl").unlink), Do(4, lambda: time.sleep(0.2)))
     assert not (tmp_path / "record.jsonl").exists()
+
+
+@pytest.fixture
+def at_exit(monkeypatch):
+    """What the process would do at its exit."""
+    acts = []
+    monkeypatch.setattr(atexit, "register", acts.append)
+    return acts
+
+
+def test_a_process_whose_run_was_deleted_after_training_exits_in_silence(tmp_path, at_exit, recwarn):
+    fit(small_model(), RunRecord(tmp_path / "run"))
+    shutil.rmtree(tmp_path / "run")
+    recwarn.clear()
+    at_exit[-1]()
+    assert not recwarn.list and not (tmp_path / "run").exists()
+
+
+def test_a_process_that_cannot_write_the_end_of_its_record_says_so(tmp_path, at_exit):
+    fit(small_model(), RunRecord(tmp_path))
+    (tmp_path / "record.jsonl").unlink()
+    with pytest.warns(UserWarning, match=r"Cannot write .*record.jsonl any more"):
+        at_exit[-1]()
+
+
+def test_the_examples_of_help_work(tmp_path, capsys):
+    template = tmp_path / "checkpoints" / "model_batch_at_{batch:05d}.weights.h5"
+    fit(small_model(), RunRecord(tmp_path), GlobalStepCheckpoint(template, background=False))
+    with pytest.raises(SystemExit) as shown:
+        main(["--help"])
+    assert shown.value.code == 0
+    examples = re.findall(r"^  python -m callbacks (.*?)(?:  |$)", capsys.readouterr().out, re.MULTILINE)
+    assert {example.split()[0] for example in examples} == {"list", "verify", "report"}
+    for example in examples:
+        assert main(shlex.split(example.replace("runs/mnist", str(tmp_path)))) == 0, example
 
 
 def test_the_report_does_not_import_tensorflow():

@@ -10,6 +10,7 @@ from collections import defaultdict
 import pytest
 from launching import wait_for
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks.report.report import Report
 
@@ -98,3 +99,11 @@ def test_each_part_equals_the_clocks_of_the_program_and_the_test(run, told):
     for name, value in measured.items():
         assert seconds[name] == pytest.approx(value, abs=allowed), name
     assert measured["training_lost"] > 2 and measured["blocked_by_saves"] > 2  # neither is right just because it is short
+
+
+def test_goodput_in_the_curves_is_that_of_the_report(run, told):
+    directory, times = run
+    *_, point = EventAccumulator(str(directory / "events" / "batches")).Reload().Scalars("run/goodput")
+    assert point.step == LAST
+    in_report = told["seconds"]["training_kept"] / (point.wall_time - times[0][0])  # nothing is trained on after the point
+    assert point.value == pytest.approx(in_report, abs=0.01)

@@ -3,7 +3,7 @@
 import pytest
 from clock import Clock
 
-from callbacks.counts import next_multiple
+from callbacks.counts import Counts, next_multiple
 from callbacks.saving.save_policy import SavePolicy
 
 
@@ -76,6 +76,26 @@ def test_a_resumed_training_saves_at_the_batches_of_the_uninterrupted_one():
     whole = saves(6, batches=40)
     for begin in range(40):
         assert saves(6, begin=begin, batches=40 - begin) == [batch for batch in whole if batch > begin]
+
+
+@pytest.mark.parametrize(
+    "save_freq, begin, execution", [(3, 0, 1), (6, 7, 1), ("epoch", 0, 1), ("epoch", 13, 1), (7, 0, 5), (8, 10, 2)]
+)
+def test_planned_checkpoints_are_those_that_become_due_and_the_last_one(save_freq, begin, execution):
+    planned = list(SavePolicy(save_freq).planned({"epochs": 2, "steps": 10}, Counts(batch=begin), execution))
+    due = saves(save_freq, begin=begin, batches=20 - begin, execution=execution)
+    assert {counts.batch for counts in planned} == {*due, 20}
+    assert all(counts.epoch == (1 if counts.batch <= 10 else 2) for counts in planned)
+
+
+@pytest.mark.parametrize("params, batch, planned", [
+    (None, 0, []),
+    ({"epochs": 2, "steps": None}, 0, []),
+    ({"epochs": 2, "steps": 10}, 20, []),
+    ({"epochs": 2, "steps": 10}, 5, [20]),
+])  # fmt: skip
+def test_under_auto_and_without_a_known_length_only_the_last_checkpoint_is_planned(params, batch, planned):
+    assert [counts.batch for counts in SavePolicy("auto").planned(params, Counts(batch=batch), 1)] == planned
 
 
 def test_begin_resets_the_policy():

@@ -48,18 +48,40 @@ def test_what_another_user_puts_in_the_place_of_the_hidden_file_is_removed_and_n
     assert files.verify(str(tmp_path / "run" / "b10.weights.h5")).batch == BATCHES
 
 
-def test_a_save_does_not_replace_a_checkpoint_of_another_template(tmp_path):
+def test_a_run_that_would_take_the_name_of_another_templates_checkpoint_is_refused_before_its_first_batch(tmp_path):
     """`m_{epoch}` and `m_{batch}` give equal names."""
     fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "m_{epoch}.weights.h5")), epochs=4)
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
     assert sorted(before) == [f"m_{epoch}.weights.h5" for epoch in (1, 2, 3, 4)]
+    trained = Do(1, lambda: pytest.fail("a batch was trained on"))
+    with pytest.raises(InputError) as raised:
+        fit(small_model(), trained, GlobalStepCheckpoint(str(tmp_path / "m_{batch}.weights.h5"), save_freq=3))
+    assert str(raised.value) == (
+        f"{tmp_path}/m_3.weights.h5 is a checkpoint of another template, m_{{epoch}}.weights.h5, and m_{{batch}}.weights.h5 "
+        "gives batch 3 the same name. Use another directory or template."
+    )
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+
+
+def test_checkpoints_of_another_template_are_no_obstacle_where_no_save_is_planned(tmp_path):
+    for template, freq in (("m_{batch}", 4), ("m_{epoch}", "epoch")):
+        fit(small_model(), GlobalStepCheckpoint(str(tmp_path / f"{template}.weights.h5"), save_freq=freq))
+    assert names(tmp_path) == [f"m_{number}.weights.h5" for number in (1, 10, 4, 8)]
+
+
+def test_a_save_does_not_replace_a_checkpoint_of_another_template_that_has_come_since(tmp_path):
+    fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "m_{epoch}.weights.h5")))
+    (tmp_path / "m_1.weights.h5").rename(tmp_path / "hidden")
+    content = (tmp_path / "hidden").read_bytes()
+    comes = Do(2, lambda: (tmp_path / "hidden").rename(tmp_path / "m_3.weights.h5"))
+    checkpoint = GlobalStepCheckpoint(str(tmp_path / "m_{batch}.weights.h5"), save_freq=3, background=False)
     with pytest.raises(CheckpointWriteError) as raised:
-        save(tmp_path, "m_{batch}.weights.h5", save_freq=3, background=False)
+        fit(small_model(), comes, checkpoint)
     assert str(raised.value) == (
         f"Could not write the checkpoint {tmp_path}/m_3.weights.h5: another template, m_{{epoch}}.weights.h5, has named a "
         "checkpoint so, which stays. Use another directory. The checkpoints before it are intact."
     )
-    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+    assert (tmp_path / "m_3.weights.h5").read_bytes() == content
 
 
 def test_a_template_without_a_counter_replaces_its_file_whoever_named_it(tmp_path):

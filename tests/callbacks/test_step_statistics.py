@@ -55,13 +55,13 @@ def test_speed_excludes_validation_but_includes_time_between_batches(statistics,
 
 
 def test_a_batch_counts_once_and_a_skipped_one_never(statistics, clock):
-    train(statistics, clock, 2.0)
-    assert not statistics.end_batch(1)
-    statistics.begin_batch(1)
+    train(statistics, clock, 5.0, 2.0)
+    assert not statistics.end_batch(2)
+    statistics.begin_batch(2)
     clock.now += 7
-    assert not statistics.end_batch(1)  # skipped: nothing was trained on
-    assert statistics.kept_seconds == pytest.approx(2)
-    assert statistics.step_times()["time/step_p95_ms"] == pytest.approx(2000)
+    assert not statistics.end_batch(2)  # skipped: nothing was trained on
+    assert statistics.kept_seconds == pytest.approx(2)  # the first batch is traced
+    assert statistics.step_times()["time/step_p95_ms"] == pytest.approx(5000)
 
 
 def test_waiting_for_data_is_a_share_of_the_batches_in_which_it_was_measured(statistics, clock):
@@ -101,8 +101,21 @@ def test_checkpoints_are_those_since_the_previous_point(statistics):
     assert statistics.checkpoints(SaveCosts(blocked=1.0, seconds=10.0, size=100))["checkpoint/write_megabytes_per_second"] == 0
 
 
-def test_kept_seconds_accumulate_over_windows(statistics, clock):
-    train(statistics, clock, 1.0)
-    statistics.begin_window(Counts(batch=1), SaveCosts())
-    train(statistics, clock, 2.0, begin=1)
-    assert statistics.kept_seconds == pytest.approx(3)
+def test_kept_seconds_accumulate_over_windows_and_restarts(statistics, clock):
+    statistics.kept_seconds = 50.0
+    train(statistics, clock, 9.0, 1.0)
+    statistics.begin_window(Counts(batch=2), SaveCosts())
+    train(statistics, clock, 2.0, begin=2)
+    assert statistics.kept_seconds == pytest.approx(53)
+
+
+def test_kept_seconds_are_without_waits_for_data_and_without_what_was_slower_beside_writes(statistics, clock):
+    train(statistics, clock, 9.0, 3.0)
+    for beside_write in (False, True):
+        statistics.begin_batch(2 + beside_write, beside_write=beside_write)
+        clock.now += 1
+        statistics.note_data()
+        clock.now += 2 + beside_write
+        statistics.end_batch(3 + beside_write)
+    # 10 s, of which 2 in 7 were waits in the sample; the batch beside a write took 1 s longer than the others.
+    assert statistics.kept_seconds == pytest.approx(10 - 10 * 2 / 7 - 1)

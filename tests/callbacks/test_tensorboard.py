@@ -246,4 +246,5 @@ def test_without_tensorboard_training_continues_after_one_warning(tmp_path):
     lines = [line for line in run.stderr.splitlines() if "ensor" in line and "pip install" in line]
     assert len(lines) == 1 and "pip install tensorboard" in lines[0], run.stderr
     assert "trained on   22 batches" in run.stdout
+    assert re.search(r"^watch +.*pip install tensorboard$", run.stdout, re.MULTILINE) and "--logdir" not in run.stdout
     assert steps(tmp_path / "tensorboard", "batches", "batch_loss") == [10, 20]

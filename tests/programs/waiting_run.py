@@ -15,7 +15,7 @@ import time
 import keras
 import tensorflow as tf
 
-from callbacks import GlobalStepCheckpoint, RunRecord
+from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, RunRecord
 
 EPOCHS, BATCHES, VALIDATION_BATCHES = 11, 20, 5
 BATCH_WAIT, OTHER_WAIT = 0.1, 0.3  # seconds
@@ -126,12 +126,13 @@ def main(directory):
     model = WaitingModel([keras.Input((6,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     checkpoint = GlobalStepCheckpoint(f"{directory}/{{batch:05d}}.weights.h5", save_freq="epoch", background=False, resume=True)
+    board = GlobalStepTensorBoard(f"{directory}/events", update_freq=BATCHES, write_graph=False)
     model.fit(
         waiting_data(BATCHES),
         validation_data=waiting_data(VALIDATION_BATCHES),
         epochs=EPOCHS,
         verbose=0,
-        callbacks=[clock, RunRecord(directory), checkpoint, WaitsAtEpochEnds(clock)],
+        callbacks=[clock, RunRecord(directory), board, checkpoint, WaitsAtEpochEnds(clock)],
     )
     time.sleep(2 * OTHER_WAIT)
     atexit.register(lambda: clock.write("exit", time.time()))  # afterwards, the interpreter runs no code of this program

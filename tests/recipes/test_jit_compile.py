@@ -112,6 +112,24 @@ def test_a_second_fit_follows_its_own_flag():
     fit("off")
 
 
+class CountsTraces(keras.layers.Layer):
+    traces = 0
+
+    def call(self, x):
+        self.traces += 1
+        return x
+
+
+@pytest.mark.parametrize("replicas, compiles", [(1, WHOLE), (2, PART)])
+def test_a_second_fit_is_neither_traced_nor_compiled_again(no_determinism, replicas, compiles):
+    """As in Keras, whose train function lasts until the next `compile`."""
+    where, counts = cpus(replicas), CountsTraces()
+    model = Trained(small(counts), where, "on").model
+    jit_compile, traces = JitCompile("on", where), counts.traces
+    model.fit(random(6), classes(3), batch_size=BATCH, verbose=0, callbacks=[jit_compile, *where.callbacks()])
+    assert (jit_compile.compiles, counts.traces) == (compiles, traces)
+
+
 # Restarts
 
 

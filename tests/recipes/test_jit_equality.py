@@ -83,5 +83,5 @@ def test_sample_weights_count_and_executions_of_several_batches_too():
 
 @pytest.mark.slow
 def test_two_ranks_train_as_without_xla(engine):
-    for code, _, errors in run_ranks(2, "tests/programs/compiled_ranks.py", engine, engine=engine):
+    for code, _, errors in run_ranks(2, "tests/programs/compiled_ranks.py", engine, engine=engine, timeout=580):
         assert code == 0, errors

@@ -2,8 +2,11 @@
 
 Keras compiles its train step as a whole or not at all. It leaves it uncompiled on several replicas, because XLA cannot compile
 their collectives, and with TensorFlow's deterministic operations. There, only the forward and backward pass is compiled here.
-Collectives, clipping, accumulation, optimizer and metrics stay outside, as in NVIDIA's examples with auto-clustering. Random
-numbers are those that an uncompiled training draws.
+Collectives, clipping, accumulation, optimizer and metrics stay outside. Random numbers are those that an uncompiled training draws.
+
+Sources: Keras's choice is `model_supports_jit` in keras/src/trainers/trainer.py. NVIDIA's ELECTRA trains with XLA and Horovod:
+auto-clustering compiles what lies between the collectives,
+https://github.com/NVIDIA/DeepLearningExamples/blob/master/TensorFlow2/LanguageModeling/ELECTRA/run_pretraining.py.
 """
 
 import warnings
@@ -13,6 +16,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from callbacks.model.attached import attach, attached
 from callbacks.model.fit_hooks import fit_hooks_of
 from callbacks.model.keras_private import forward, is_op_determinism_enabled, layers_of, log_loss
 from recipes.common.distribution.replicas import Distribution
@@ -42,16 +46,17 @@ class JitCompile(keras.callbacks.Callback):
 
     def on_train_begin(self, logs=None):
         hooks, train_step = fit_hooks_of(self.model), None
+        label = f" ({_NOT_MEASURED})" if self._on_gpus else ""
         compiles_all = self._compile_all()
         obstacle = _obstacle(self.model) if self._choice == "on" and not compiles_all else ""
         if compiles_all:
-            train_step = numbers_of_kernels()(hooks.model_train_step)
-            self.compiles = "the train step"
+            train_step = _compiled_steps_of(self.model).whole
+            self.compiles = f"the train step{label}"
         elif obstacle:
             self.compiles = f"off: {obstacle}"
         elif self._choice == "on":
-            train_step = compiled_train_step(self.model)
-            self.compiles = "forward and backward on each replica" + (f" ({_NOT_MEASURED})" if self._on_gpus else "")
+            train_step = _compiled_steps_of(self.model).in_part
+            self.compiles = f"forward and backward on each replica{label}"
         elif self._choice == "auto" and self._on_gpus and not self._is_single:
             self.compiles = f"off on several replicas ({_NOT_MEASURED}); --jit-compile on turns it on"
         else:
@@ -66,6 +71,23 @@ class JitCompile(keras.callbacks.Callback):
         if model.jit_compile != before:
             fit_hooks_of(model).trace_again()
         return model.jit_compile
+
+
+class _CompiledSteps:
+    """The compiled train steps of a model. A second `fit` with the same step is neither traced nor compiled again.
+
+    Attributes:
+        whole: the model's own train step, for Keras to compile.
+        in_part: a train step of which only the forward and backward pass is compiled.
+    """
+
+    def __init__(self, model: keras.Model):
+        self.whole = numbers_of_kernels()(fit_hooks_of(model).model_train_step)
+        self.in_part = compiled_train_step(model)
+
+
+def _compiled_steps_of(model: keras.Model) -> _CompiledSteps:
+    return attached(model, _CompiledSteps) or attach(model, _CompiledSteps(model))
 
 
 def compiled_train_step(model: keras.Model) -> Callable[[Any], dict[str, Any]]:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import keras
 import tensorflow as tf
 
-from callbacks import InputError
-from callbacks.report import start_up
+from callbacks import InputError, start_up
 from recipes.common.distribution.heartbeat import Heartbeat
 from recipes.common.distribution.rank_synchronization import RankSynchronization, is_synchronized, reduce_over_ranks
 from recipes.common.distribution.replica_all_reduce import dense_gradients, reduce_over_replicas

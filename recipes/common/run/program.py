@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from callbacks import CheckpointReadError, CheckpointWriteError, EventWriteError, InputError, Preempted, catch_signals
+from callbacks import CheckpointReadError, CheckpointWriteError, EventWriteError, InputError, Preempted, catch_signals, start_up
 from callbacks.preemption import ignore_signals
 from callbacks.ranks import RanksDiffer, ranks
-from callbacks.report import start_up
 from callbacks.report.run_record import note_failure
 from launch.exit_codes import ANOTHER_RANK_FAILED, BAD_INPUT, FAILED
 from recipes.common.data import BadSample

@@ -1,6 +1,7 @@
 """Summary of a run on the terminal: its set-up at the beginning, its result at the end."""
 
 import argparse
+import importlib.util
 import math
 import os
 import shlex
@@ -76,7 +77,7 @@ class RunSummary(keras.callbacks.Callback):
             print(f"left out     batches {self._batches.skipped.text} of the order")
         print(f"trained on   {counts.batch} batches, {counts.samples} samples, {_plural(counts.step, 'step')}")
         print(f"checkpoint   {from_here(self._checkpoint.newest) if self._checkpoint.newest else 'none'}")
-        print(f"watch        {_tool('tensorboard')} --logdir {shlex.quote(self._args.workdir)}")
+        print(f"watch        {_watch(self._args.workdir)}")
         print(f"train longer {self._longer(2 * max(self._args.epochs, counts.epoch))}", flush=True)
 
     def _disk(self):
@@ -107,6 +108,12 @@ def _tool(name):
     path = os.path.join(os.path.dirname(sys.executable), name)
     relative = os.path.relpath(path)
     return relative if not relative.startswith("..") else path
+
+
+def _watch(workdir):
+    if importlib.util.find_spec("tensorboard") is None:
+        return "with TensorBoard, which is not installed: pip install tensorboard"
+    return f"{_tool('tensorboard')} --logdir {shlex.quote(workdir)}"
 
 
 def _how_often(save_freq):
