@@ -26,7 +26,10 @@ import numpy as np
 
 _HEAD = struct.Struct(">8s2Q")
 _MAGIC = b"PLAIN\x00\x00\x01"
-_DEEPEST = 64  # levels of lists and dicts
+DEEPEST = 64  # levels of lists and dicts in a callback state or in logs
+DEEPEST_STATE = 2 * DEEPEST + 8  # of a callback state as JSON, where a dict may take two levels (`callback_state.py`)
+LARGEST = 1 << 64  # of logged integers, which become floats
+_DEEPEST = DEEPEST_STATE + 8  # levels of a message: a state within the header of a checkpoint
 _BUILTIN = re.compile(r"[<>|][biufcSUmM][1-9][0-9]*(\[[0-9A-Za-z]+\])?")  # forms of `dtype.str`, without objects and fields
 _EXTENSIONS = {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4")}
 
@@ -36,7 +39,7 @@ def encode(value: Any) -> bytes:
 
     Args:
         value: None, a bool, int, float or str, a list or tuple, a dict with string keys, or a numpy array or scalar of any dtype
-            without objects and fields; nested up to 64 levels.
+            without objects and fields; nested up to `_DEEPEST` levels.
 
     Raises:
         TypeError: if a part of the value has another type.

@@ -57,7 +57,10 @@ def _run_coordinator(config, secret, ports, node, signals):
     if config.nodes > 1:
         members = rendezvous.gather(config, secret, rendezvous.info_of(config, world.worker_ports[0]), signals.check)
         world = _joined_world(config, world, members)
-    nodes: dict[int, Node] = {number: RemoteNode(number, member.info.host, member.connection) for number, member in members.items()}
+    nodes: dict[int, Node] = {
+        number: RemoteNode(number, member.info.host, member.connection, world.ranks(number), member.address)
+        for number, member in members.items()
+    }
     nodes[0] = node
     code, why = exit_codes.FAILED, "node 0: its launcher failed"
     try:

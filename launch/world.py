@@ -16,6 +16,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from launch.limits import Name, Number, Port, RunId, Size
+
 PROGRESS = "LAUNCH_PROGRESS"
 PROGRESS_BYTES = 48
 SECRET = "LAUNCH_SECRET"  # shared by the launchers of a run; ranks do not get it
@@ -99,20 +101,26 @@ class WorldSpec:
         restarts: how often all ranks have been restarted.
     """
 
-    nodes: int
-    per_node: int
-    run_id: str
-    master_addr: str
-    master_port: int
-    addresses: tuple[str, ...]
-    worker_ports: tuple[tuple[int, ...], ...]
-    interfaces: tuple[str, ...]
-    horovod: tuple[str, int] | None = None
-    restarts: int = 0
+    nodes: Size
+    per_node: Size
+    run_id: RunId
+    master_addr: Name
+    master_port: Port
+    addresses: tuple[Name, ...]
+    worker_ports: tuple[tuple[Port, ...], ...]
+    interfaces: tuple[Name, ...]
+    horovod: tuple[Name, Port] | None = None
+    restarts: Number = 0
 
     @property
     def world_size(self) -> int:
         return self.nodes * self.per_node
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether each node and each rank has its addresses."""
+        per_node = [len(self.addresses), len(self.worker_ports), len(self.interfaces)]
+        return per_node == [self.nodes] * 3 and all(len(ports) == self.per_node for ports in self.worker_ports)
 
     def ranks(self, node: int) -> range:
         """Returns the ranks of a node, in the order of their local ranks."""

@@ -19,6 +19,7 @@ import tensorflow as tf
 from callbacks.counting.counters import batch_size, counters_of
 from callbacks.counting.data_order import DataOrder, Replay, doubts_of_replay, order_of
 from callbacks.counting.fit_data import FitData
+from callbacks.counting.long_loops import bounded
 from callbacks.counts import Counts
 from callbacks.errors import InputError
 from callbacks.model.attached import attach, attached
@@ -95,6 +96,7 @@ class DataPosition:
         self._began_at = Counts()  # the counters when the newest iterator was made, minus the dropped batches
         self._random_at_begin: list[Any] | None = None
         self._resume_at: Place | None = None
+        self._path = ""  # of the checkpoint, for messages
         self._begun_from: Place | None = None
         self._unseen = 0
         self._will_resume = False
@@ -115,13 +117,15 @@ class DataPosition:
         self._fit_data = weakref.ref(FitData(fit.epoch_iterator, self._make_iterator))
         self._order, self._will_resume, self._counters.data_seeks = None, will_resume, False
 
-    def resume(self, place: dict[str, Any] | None, counts: Counts) -> None:
+    def resume(self, place: dict[str, Any] | None, counts: Counts, path: str = "") -> None:
         """Makes the next `fit` resume from a place.
 
         Args:
             place: the place in the checkpoint; None in older files and after a custom training loop.
             counts: the counters of the checkpoint.
+            path: the path of the checkpoint, for messages.
         """
+        self._path = path
         if place is None:
             drawn = (0, 0) if counts.epoch_ended else (counts.batches_in_epoch, counts.samples_in_epoch)
             self._resume_at = Place(drawn=drawn[0], samples=drawn[1])
@@ -135,7 +139,8 @@ class DataPosition:
             return
         if place is not None and self._fit.py_dataset is not None:
             seen = self._epochs(self._counters.read()) if self._reading.created else 0
-            for _ in range(place.epochs - seen):  # repeat what these methods did to the data
+            again = place.epochs - seen
+            for _ in bounded(again, f"repeats the hooks of {again} epochs", self._path):  # and what they did to the data
                 self._fit.py_dataset.on_epoch_begin()
                 self._fit.py_dataset.on_epoch_end()
         if self._fit.shuffles_by_python:
@@ -173,7 +178,8 @@ class DataPosition:
         return self._fit_data()
 
     def _epochs(self, counts: Counts) -> int:
-        return counts.epoch - (not counts.epoch_ended) - self._reading.first_epoch
+        ended = counts.epoch - (not counts.epoch_ended) - self._reading.first_epoch
+        return max(ended, 0)  # another model may have begun with the data in a later epoch
 
     def _make_iterator(self) -> Any:
         assert self._fit is not None
@@ -213,9 +219,9 @@ class DataPosition:
         reading = self._reading
         behind, unread = place.created - reading.created, place.used - reading.used
         if self._order.replay in (Replay.CREATE, Replay.DRAW):
-            for left in range(behind, 0, -1):
+            for done in bounded(behind, f"makes {behind} earlier iterators of the data again", self._path):
                 iterator = iter(self._fit.dataset)
-                if self._order.replay is Replay.DRAW and left <= unread:
+                if self._order.replay is Replay.DRAW and behind - done <= unread:
                     next(iterator)
         reading.created, reading.used = max(reading.created, place.created), max(reading.used, place.used)
 
@@ -229,18 +235,19 @@ class DataPosition:
         if self._counters.data_seeks:
             return
         dropped: Counter[int] = Counter()
-        for done in range(0 if place.is_at_end and not self._must_read else place.drawn):
+        drawn = 0 if place.is_at_end and not self._must_read else place.drawn
+        for done in bounded(drawn, f"reads and drops {drawn} batches", self._path):
             try:
                 batch = next(iterator)
             except (StopIteration, tf.errors.OutOfRangeError):
                 raise InputError(
-                    f"The data ends after {done} batches, but the checkpoint was saved after batch {place.drawn} of it. "
+                    f"The data ends after {done} batches, but {self._path} was saved after batch {place.drawn} of it. "
                     "Resume with the same data and batch size."
                 ) from None
             dropped.update(self._sizes(batch))
         if dropped and place.samples not in dropped.values() and ranks().size == 1:
             raise InputError(
-                f"The checkpoint was saved after {place.drawn} batches with {place.samples} samples, but here these batches have "
+                f"{self._path} was saved after {place.drawn} batches with {place.samples} samples, but here these batches have "
                 f"{dropped.most_common(1)[0][1]}. In the middle of the data, resume with the batch size of the checkpoint."
             )
         self._began_at = Counts(batch=counts.batch - place.drawn, samples=counts.samples - place.samples)

@@ -4,13 +4,14 @@ Keras runs whole epochs only. So `fit` runs the epoch from its first batch, and 
 return the restored logs without training. The data starts after these batches (`data_position.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
 
 from callbacks.counting.counters import counters_of
 from callbacks.counting.data_position import data_position_of
+from callbacks.counting.long_loops import bounded
 from callbacks.counting.metric_results import metric_results
 from callbacks.counts import Counts
 from callbacks.model.attached import attach, attached
@@ -31,20 +32,23 @@ class ResumedEpoch:
         self._hooks = fit_hooks_of(model)
         self.batches_per_epoch: int | None = None
         self.begins_at = 0
-        self._executions_to_skip: int | None = None  # known at the first execution
+        self._executions_to_skip: Iterator[int] | None = None  # known at the first execution
+        self._path = ""  # of the checkpoint, for messages
         self._logs: dict[str, Any] = {}
         self._restore_metrics: Callable[[], None] = lambda: None
         self._hooks.instead_of_execution(self._skip)
 
-    def resume(self, counts: Counts, logs: dict[str, Any], restore_metrics: Callable[[], None]) -> None:
+    def resume(self, counts: Counts, logs: dict[str, Any], restore_metrics: Callable[[], None], path: str = "") -> None:
         """Sets the counters to those of a checkpoint, so that the next `fit` finishes its epoch.
 
         Args:
             counts: the counters of the checkpoint.
             logs: the last logs that Keras reported before the checkpoint.
             restore_metrics: restores the model's running metrics; called after `fit` has reset them.
+            path: the path of the checkpoint, for messages.
         """
         self._counters.resume(counts)
+        self._path = path
         self._executions_to_skip, self._logs, self._restore_metrics = None, dict(logs), restore_metrics
 
     def _skip(self, iterator: Any) -> dict[str, Any] | None:
@@ -54,12 +58,11 @@ class ResumedEpoch:
             return None
         if self._executions_to_skip is None:
             begin = self._begin_in_custom_loop if self._counters.in_custom_loop else self._begin
-            self._executions_to_skip = begin(counts, iterator)
-        self._counters.skip_batch(self._executions_to_skip > 0)
-        if self._executions_to_skip == 0:
-            return None
-        self._executions_to_skip -= 1
-        return self._logs
+            skipped = begin(counts, iterator)
+            self._executions_to_skip = bounded(skipped, f"skips {skipped} batches", self._path)
+        is_skipped = next(self._executions_to_skip, None) is not None
+        self._counters.skip_batch(is_skipped)
+        return self._logs if is_skipped else None
 
     def _begin_in_custom_loop(self, counts: Counts, iterator: Any) -> int:
         """Returns how many executions to skip. The loop reads the data itself; `train_on_batch` resets metrics at each batch."""

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import functools
+import itertools
 import os
 import tempfile
 from collections.abc import Iterable
@@ -19,6 +20,8 @@ from callbacks.disk.template import Template
 from callbacks.disk.writer import finish_writes
 from callbacks.errors import DirectoryLost, InputError, one_line
 from callbacks.model.training_loop import Loop
+
+_NAMES_CHECKED = 100_000  # when training begins; they take half a second
 
 
 class CheckpointDirectory:
@@ -71,6 +74,8 @@ class CheckpointDirectory:
     def check_names(self, saves: Iterable[Counts]) -> None:
         """Checks that no planned save takes the name of another template's checkpoint. Call it when training begins.
 
+        `check_name` checks each name again at its save.
+
         Args:
             saves: the counters at the saves that are planned: batch, epoch and replicas.
 
@@ -81,7 +86,7 @@ class CheckpointDirectory:
         if not counters or counters - {"batch", "epoch"}:
             return  # each save replaces the same file, or the names are not known yet
         present = set(candidates(self._template.text))
-        for counts in saves if present else ():
+        for counts in itertools.islice(saves, _NAMES_CHECKED) if present else ():
             path = self._template.format(counts, {})
             if path in present and (other := self._other_template(path)):
                 raise InputError(

@@ -7,6 +7,7 @@ trailer and over the three fields before it.
 import functools
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -48,8 +49,16 @@ def digest(descriptor: int, size: int, head: bytes) -> bytes:
 
 
 def values(group: h5py.Group) -> dict[str, np.ndarray]:
-    """Reads the variables in the group `global_step`: values, shape [replicas, ...], by list and index (`unsaved/0`)."""
-    return {f"{kind}/{place}": read_dataset(group[kind], place) for kind in _LISTS for place in group[kind]}
+    """Reads the variables in the group `global_step`: values, shape [replicas, ...], by list and index (`unsaved/0`).
+
+    Raises:
+        ValueError: if a name is no index, or an array has no replicas.
+    """
+    found = {f"{kind}/{place}": read_dataset(group[kind], place) for kind in _LISTS for place in group[kind]}
+    for name, value in found.items():
+        if not (re.fullmatch("[a-z]+/[0-9]{1,9}", name) and value.ndim and len(value)):
+            raise ValueError(f"{name} is not the value of a variable")
+    return found
 
 
 def named(stored: dict[str, np.ndarray], tree: "StateTree", model: "keras.Model") -> dict[str, np.ndarray]:

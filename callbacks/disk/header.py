@@ -1,28 +1,29 @@
-"""Parses the header of a checkpoint, its JSON part, and checks the types in it."""
+"""Parses the header of a checkpoint, its JSON part, and checks everything in it that a resume reads."""
 
 import json
-from collections.abc import Callable
+import math
 from dataclasses import fields
 from typing import Any
 
 from callbacks.counts import Counts
+from callbacks.disk.schema import Check, dict_of, fits, integer, is_logged, list_of, of_type, or_none, plain, record, row_of
 from callbacks.disk.template import COUNTERS, Template
 from callbacks.errors import InputError
+from callbacks.plain_data import DEEPEST, DEEPEST_STATE
 
-_LARGEST = 1 << 63
+_MOST = 1 << 53  # batches or samples of a run: 285 years at a million each second
+_LARGEST_SIZE = (1 << 63) - 1  # of a dimension
 _LONGEST = 255  # characters of a template, at most the length of a file name
-_WORDS, _MOST = 625, 1 << 32  # of the state of Python's `random`: 624 words, and the place of the next one
-_TYPES = {  # key -> type, and whether every file has it
-    "template": (str, True),
-    "counts": (dict, True),
-    "logs": (dict, True),
-    "metrics": (dict, True),
-    "callbacks": (dict, True),
-    "stopped": (bool, True),
-    "hook": (str, False),
-    "finite": (bool, False),
-    "learning_rates": (dict, False),
-    "trainable": (dict, False),
+_WORDS, _LARGEST_WORD = 624, (1 << 32) - 1  # of the state of Python's `random`
+_HOOKS = {  # in which a checkpoint is saved
+    "on_train_begin",
+    "on_epoch_begin",
+    "on_train_batch_begin",
+    "on_train_batch_end",
+    "on_all_callbacks_ended_batch",
+    "on_test_begin",
+    "on_epoch_end",
+    "on_train_end",
 }
 
 
@@ -39,7 +40,7 @@ def parse_header(content: bytes, path: str, formats: tuple[int, int]) -> dict[st
         InputError: if it has another version.
     """
     header = json.loads(content)
-    _expect(header, "format", int)
+    _HAS_FORMAT(header, "")
     if header["format"] not in formats:
         raise InputError(
             f"{path} has format {header['format']!s:.20}, but this version of the callbacks reads formats "
@@ -50,100 +51,81 @@ def parse_header(content: bytes, path: str, formats: tuple[int, int]) -> dict[st
 
 
 def check_header(header: Any) -> None:
-    """Checks the types of everything that a resume reads from a header of format 1 or 2. Other keys are ignored.
+    """Checks everything that a resume reads from a header of format 1 or 2. Other keys are ignored.
 
     Raises:
-        ValueError: if a part is missing or has another type. The message names it.
+        ValueError: if a part is missing, has another type, or contradicts another part. The message names it.
     """
-    for key, (kind, is_needed) in _TYPES.items():
-        if is_needed or key in header:
-            _expect(header, key, kind)
-    _check_counts(header["counts"])
-    _check_template(header["template"])
-    if header.get("data") is not None:
-        _check_place(header["data"])
+    _HEADERS[header["format"]](header, "")
+    counts, place = header["counts"], header.get("data") or {}
+    for part, whole in {"batches_in_epoch": "batch", "samples_in_epoch": "samples"}.items():
+        integer(0, counts[whole])(counts.get(part, 0), f"counts.{part}")
+    for part, whole in {"drawn": "batch", "epochs": "epoch"}.items():
+        integer(0, counts[whole])(place.get(part, 0), f"data.{part}")
     if header["format"] == 1:
-        _expect(header, "variables", list)
-        _require(all(_is_variable(each[1:]) and isinstance(each[0], str) for each in header["variables"]), "variables")
         return
-    _require(all(type(rate) is float for rate in header.get("learning_rates", {}).values()), "learning_rates")
-    _require(all(type(flag) is bool for flag in header.get("trainable", {}).values()), "trainable")
-    for key, kind in {"variables": dict, "metrics_variables": list, "optimizers": dict, "beside": list}.items():
-        _expect(header, key, kind)
     variables = header["variables"]
-    _require(all(_is_variable(each[:2]) and isinstance(each[2], str) for each in variables.values()), "variables")
-    _require(all(each in variables for each in header["beside"]), "beside")
-    _require(all(isinstance(each, str) for each in header["metrics_variables"]), "metrics_variables")
-    for each in header["optimizers"].values():
-        _expect(each, "built", bool)
-        _expect(each, "updates", list)
-        _require(all(isinstance(name, str) for name in each["updates"]), "optimizers")
+    fits(lambda names: len(set(names)) == len(names) and variables.keys() >= set(names))(header["beside"], "beside")
 
 
-def _check_place(place: Any) -> None:
-    """Checks the place in the data (`data_position.Place`)."""
-    _require(isinstance(place, dict) and place.keys() <= _PLACE.keys(), "data")
-    for key, value in place.items():
-        _require(_PLACE[key](value), f"data.{key}")
-
-
-def _are_seeds(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and all(isinstance(each, list) for each in value))
-
-
-def _is_random(value: Any) -> bool:
-    """Returns whether a value is a state of Python's `random`, as in `random.getstate`."""
-    if value is None:
-        return True
-    version, words, _ = value
-    *state, at = words
-    return (
-        version == 3
-        and len(words) == _WORDS
-        and all(type(each) is int and 0 <= each < _MOST for each in state)
-        and 0 <= at < _WORDS
-    )
-
-
-def _check_counts(counts: dict[str, Any]) -> None:
-    for field in fields(Counts):
-        if field.name in counts or field.name in COUNTERS:
-            _expect(counts, field.name, type(field.default))
-            _require(0 <= counts[field.name] < _LARGEST, f"counts.{field.name}")
-    _require(counts.keys() <= {field.name for field in fields(Counts)}, "counts")
-
-
-def _check_template(text: str) -> None:
-    _require(len(text) <= _LONGEST, "template")
+def _is_template(text: Any) -> bool:
+    if type(text) is not str or len(text) > _LONGEST:
+        return False
     try:
         Template(text)
-    except InputError as error:
-        raise ValueError(str(error)) from None
+    except InputError:
+        return False
+    return True
 
 
-def _is_variable(parts: Any) -> bool:
-    shape, dtype = parts
-    return (shape is None or (isinstance(shape, list) and all(map(_is_size, shape)))) and isinstance(dtype, str)
+def _is_random(state: Any) -> bool:
+    """Returns whether a value is a state of Python's `random`, as in `random.getstate`."""
+    match state:
+        case [3, [*words, int(at)], gauss]:
+            are_words = len(words) == _WORDS and all(type(each) is int and 0 <= each <= _LARGEST_WORD for each in words)
+            return are_words and 0 <= at <= _WORDS and (gauss is None or (type(gauss) is float and math.isfinite(gauss)))
+    return False
 
 
-def _is_size(size: Any) -> bool:
-    return size is None or (type(size) is int and 0 <= size < _LARGEST)
-
-
-_PLACE: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(("created", "used", "drawn", "samples", "epochs"), lambda value: value is not None and _is_size(value)),
-    "length": _is_size,
-    "seeds": _are_seeds,
-    "random": _is_random,
+_BOOL, _TEXT, _COUNT = of_type(bool), of_type(str), integer(0, _MOST)
+_SHAPE = or_none(list_of(or_none(integer(0, _LARGEST_SIZE))))
+_LOGS = dict_of(plain(DEEPEST, is_logged))
+_LEAST = {"epoch": 1, "replicas": 1}
+_COUNTS: dict[str, Check] = {
+    field.name: _BOOL if field.type is bool else integer(_LEAST.get(field.name, 0), _MOST) for field in fields(Counts)
 }
-
-
-def _expect(holder: Any, key: str, kind: type) -> None:
-    if not isinstance(holder, dict) or key not in holder:
-        raise ValueError(f"its header has no {key}")
-    _require(type(holder[key]) is kind, key)
-
-
-def _require(holds: bool, key: str) -> None:
-    if not holds:
-        raise ValueError(f"its header has no usable {key}")
+_PLACE: dict[str, Check] = {  # in the data (`data_position.Place`)
+    **dict.fromkeys(("created", "used", "drawn", "samples", "epochs"), _COUNT),
+    "length": or_none(_COUNT),
+    "seeds": or_none(list_of(list_of(of_type(int)))),
+    "random": or_none(fits(_is_random)),
+}
+_NEEDED: dict[str, Check] = {
+    "format": of_type(int),
+    "template": fits(_is_template),
+    "counts": record({name: _COUNTS[name] for name in COUNTERS}, _COUNTS),
+    "logs": _LOGS,
+    "metrics": _LOGS,
+    "callbacks": dict_of(plain(DEEPEST_STATE)),
+    "stopped": _BOOL,
+}
+_OPTIONAL: dict[str, Check] = {
+    "data": or_none(record({}, _PLACE)),
+    "hook": fits(lambda hook: type(hook) is str and hook in _HOOKS),
+    "finite": _BOOL,
+}
+_OF_FORMAT_2: dict[str, Check] = {
+    "variables": dict_of(row_of(_SHAPE, _TEXT, _TEXT)),
+    "metrics_variables": list_of(_TEXT),
+    "optimizers": dict_of(record({"built": _BOOL, "updates": list_of(_TEXT)}, {})),
+    "beside": list_of(_TEXT),
+}
+_HEADERS: dict[int, Check] = {
+    1: record({**_NEEDED, "variables": list_of(row_of(_TEXT, _SHAPE, _TEXT))}, _OPTIONAL, may_have_others=True),
+    2: record(
+        {**_NEEDED, **_OF_FORMAT_2},
+        {**_OPTIONAL, "learning_rates": dict_of(of_type(float)), "trainable": dict_of(_BOOL)},
+        may_have_others=True,
+    ),
+}
+_HAS_FORMAT = record({"format": of_type(int)}, {}, may_have_others=True)

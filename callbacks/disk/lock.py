@@ -286,6 +286,8 @@ def _pid_space(host, namespace):
 
 def is_running(pid: int) -> bool:
     """Returns whether a process with this pid exists in this PID namespace."""
+    if not 0 < pid < _MORE_THAN_ANY_PID:  # from the name of a file that anybody may have made
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

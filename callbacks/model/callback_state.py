@@ -27,8 +27,8 @@ import numpy as np
 from callbacks import plain_data
 from callbacks.errors import InputError, one_line
 from callbacks.model.keras_private import keep_best
+from callbacks.plain_data import DEEPEST, LARGEST
 
-_DEEPEST = 64  # levels of lists and dicts
 _MARKS = ({"array"}, {"scalar"}, {"dict"})
 _NATIVE = 8  # bytes of the largest number that HDF5 stores as what it is on every machine
 
@@ -65,7 +65,7 @@ class CallbackStates:
 
     def of(self, name: str) -> Any:
         """Returns a copy of a state, by name."""
-        state = _decode(self.plain[name], self.arrays.get(name, []))
+        state = _decode(self.plain[name], dict(enumerate(self.arrays.get(name, []))))
         for key, arrays in self.arrays.items():
             of, dot, attribute = key.partition(".")
             if dot and of == name:  # how format 1 and early files of format 2 name the best weights of EarlyStopping
@@ -144,12 +144,19 @@ def check(callbacks: Iterable[keras.callbacks.Callback]) -> None:
         raise InputError(str(error)) from None
 
 
-def as_json(value: Any) -> Any:
-    """Returns a value as JSON: arrays and tensors of numbers as numbers and lists, anything else as its text."""
+def as_json(value: Any, depth: int = 0) -> Any:
+    """Returns a value as JSON: arrays and tensors of numbers as numbers and lists, anything else as its text.
+
+    A reader accepts no deeper nesting and no larger integers.
+    """
+    if isinstance(value, (dict, list, tuple)) and depth == DEEPEST:
+        return "..."
     if isinstance(value, dict):
-        return {str(key): as_json(each) for key, each in value.items()}
+        return {str(key): as_json(each, depth + 1) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [as_json(each) for each in value]
+        return [as_json(each, depth + 1) for each in value]
+    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+        return f"{value:#x}"
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     try:
@@ -179,12 +186,12 @@ class _KerasState:
             raise TypeError(f"the state is of type {type(state).__name__}")
         for name in (*self._attributes, *self._arrays):
             if name in state:
-                _check_like(state[name], name)
+                _check_like(state[name], name, self._callback.model)
                 setattr(self._callback, name, state[name])
         keep_best(self._callback)
 
 
-def _check_like(value: Any, name: str) -> None:
+def _check_like(value: Any, name: str, model: keras.Model | None) -> None:
     """Checks that a value is one that such an attribute of Keras's callbacks may have.
 
     Raises:
@@ -192,15 +199,24 @@ def _check_like(value: Any, name: str) -> None:
     """
     match name:
         case "best_weights":
-            fits = isinstance(value, list) and all(isinstance(each, np.ndarray) for each in value)
+            fits = isinstance(value, list) and _are_weights(value, model)
         case "epoch":
             fits = isinstance(value, list) and all(type(each) is int for each in value)
         case "history":
             fits = isinstance(value, dict) and all(isinstance(each, list) for each in value.values())
         case _:
-            fits = isinstance(value, (bool, int, float)) or (value is None and name in ("best", "_current_epoch"))
+            is_number = isinstance(value, float) or (isinstance(value, int) and abs(value) <= LARGEST)
+            fits = is_number or (value is None and name in ("best", "_current_epoch"))
     if not fits:
-        raise TypeError(f"{name} is of type {type(value).__name__}")
+        raise TypeError(f"{name}, of type {type(value).__name__}, does not fit")
+
+
+def _are_weights(values: list[Any], model: keras.Model | None) -> bool:
+    """Returns whether values are arrays that the model accepts as its weights. A callback may still add weights to it."""
+    if not all(isinstance(each, np.ndarray) and each.dtype.kind not in "SUmM" for each in values):
+        return False
+    weights = model.weights if model is not None else []
+    return len(values) != len(weights) or all(value.shape == tuple(each.shape) for value, each in zip(values, weights, strict=True))
 
 
 _ADAPTERS: dict[type, Callable[[Any], _KerasState]] = {
@@ -256,8 +272,8 @@ class _Place:
 
 def _encode(value: Any, place: _Place, arrays: list[np.ndarray], depth: int) -> Any:
     """Returns the JSON part of a state, and appends its arrays."""
-    if depth > _DEEPEST:
-        raise place.refuse(f"nested more than {_DEEPEST} levels deep")
+    if depth > DEEPEST:
+        raise place.refuse(f"nested more than {DEEPEST} levels deep")
     if isinstance(value, (np.ndarray, np.generic)):
         try:
             dtype = plain_data.dtype_name(value.dtype)
@@ -279,18 +295,21 @@ def _encode(value: Any, place: _Place, arrays: list[np.ndarray], depth: int) -> 
     raise place.refuse(f"of type {type(value).__name__}")
 
 
-def _decode(tree: Any, arrays: list[np.ndarray]) -> Any:
+def _decode(tree: Any, arrays: dict[int, np.ndarray], depth: int = 0) -> Any:
+    """Returns a state from its JSON part, and removes its arrays from `arrays`."""
+    if depth > DEEPEST:
+        raise ValueError(f"a callback state is nested more than {DEEPEST} levels deep")
     if isinstance(tree, list):
-        return [_decode(each, arrays) for each in tree]
+        return [_decode(each, arrays, depth + 1) for each in tree]
     match tree:
         case {"array": [int(at), str(dtype), list(shape)], **rest} if not rest:
-            return _restored(arrays[at], dtype, shape)
+            return _restored(arrays, at, dtype, shape)
         case {"scalar": [int(at), str(dtype)], **rest} if not rest:
-            return _restored(arrays[at], dtype, [])[()]
+            return _restored(arrays, at, dtype, [])[()]
         case {"dict": dict(entries), **rest} if not rest:
-            return {key: _decode(each, arrays) for key, each in entries.items()}
+            return {key: _decode(each, arrays, depth + 1) for key, each in entries.items()}
         case dict():
-            return {key: _decode(each, arrays) for key, each in tree.items()}
+            return {key: _decode(each, arrays, depth + 1) for key, each in tree.items()}
     return tree
 
 
@@ -301,8 +320,12 @@ def _stored(value: np.ndarray | np.generic) -> np.ndarray:
     return array if array.dtype.kind in "biuf" and array.dtype.itemsize <= _NATIVE else array.reshape(-1).view("uint8")
 
 
-def _restored(array: np.ndarray, dtype: str, shape: list[int]) -> np.ndarray:
-    return array.reshape(-1).view(plain_data.dtype_named(dtype)).reshape(shape).copy()
+def _restored(arrays: dict[int, np.ndarray], at: int, dtype: str, shape: list[int]) -> np.ndarray:
+    if at not in arrays:  # many copies of one array would fill the memory
+        raise ValueError(f"array {at} of a callback state is missing, or has two places")
+    if not all(type(length) is int and length >= 0 for length in shape):
+        raise ValueError(f"an array of a callback state has the shape {shape!r:.100}")
+    return arrays.pop(at).reshape(-1).view(plain_data.dtype_named(dtype)).reshape(shape).copy()
 
 
 def _read_only(array: np.ndarray) -> np.ndarray:

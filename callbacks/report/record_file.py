@@ -93,6 +93,14 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and -_LARGEST < value < _LARGEST  # and not NaN
 
 
+def _is_time(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
+def _is_pid(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
 def _are_two_numbers(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
 
@@ -108,7 +116,7 @@ def _is_saved(value: Any) -> bool:
 _LARGEST = 1e11  # seconds: the year 5138, which `datetime` still knows; and more batches than a run has
 _TYPES: dict[str, Callable[[Any], bool]] = {
     "attempt": _is_text,
-    "time": _is_number,
+    "time": _is_time,
     "batch": _is_number,
     "seconds": _are_seconds,
     "batches": _are_two_numbers,
@@ -116,5 +124,5 @@ _TYPES: dict[str, Callable[[Any], bool]] = {
     "sampled": _are_two_numbers,
     "saved": _is_saved,
 }
-_OF_BEGIN: dict[str, Callable[[Any], bool]] = {"began": _is_number, "host": _is_text, "pid": _is_number}
+_OF_BEGIN: dict[str, Callable[[Any], bool]] = {"began": _is_time, "host": _is_text, "pid": _is_pid}
 _OF_END: dict[str, Callable[[Any], bool]] = {"why": _is_text}

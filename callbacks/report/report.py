@@ -1,6 +1,7 @@
 """`python -m callbacks report RUN`: shows where the time of a run went, over all its attempts, without TensorFlow."""
 
 import json
+import math
 import os
 import time
 from dataclasses import dataclass, field
@@ -110,12 +111,12 @@ class Report:
             if line["kind"] == "begin" or line["attempt"] in by_name:  # without `begin`, a power cut has lost it
                 by_name.setdefault(line["attempt"], []).append(line)
         self.attempts = sorted(map(Attempt, by_name.values()), key=lambda attempt: attempt.began)
-        for i, attempt in enumerate(self.attempts):
-            later = self.attempts[i + 1 :]
-            attempt.why = _why(attempt, now, bool(later))
-            if later:
-                later[0].queue = max(later[0].began - attempt.last["time"], 0.0)
-                attempt.kept_to = min(each.lines[0]["batch"] for each in later)
+        first_batch = math.inf  # of all later attempts
+        for attempt, following in zip(self.attempts[::-1], [None, *self.attempts[:0:-1]], strict=False):
+            attempt.why = _why(attempt, now, following is not None)
+            if following is not None:
+                following.queue = max(following.began - attempt.last["time"], 0.0)
+                first_batch = attempt.kept_to = min(first_batch, following.lines[0]["batch"])
             elif attempt.last["kind"] != "end" and attempt.why != "running":
                 saved = attempt.last["saved"]
                 attempt.kept_to = saved[0] if saved else 0

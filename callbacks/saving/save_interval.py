@@ -9,6 +9,7 @@ PRIOR_COST = 0.1  # seconds of a save before the first one is measured
 PRIOR_FAILURES, PRIOR_SECONDS = 1, 86_400.0  # assumes one failure in a day before the run began
 _FORGET = 0.8  # weight of earlier measurements, applied at each save
 _WORTH_REPORTING = 2.0  # ratio of two intervals
+_LARGEST = 1e15  # seconds or batches of a run
 _SHARE = 0.5  # part of the remaining time until the next check
 
 
@@ -76,11 +77,11 @@ class SaveInterval:
         Raises:
             KeyError, TypeError, ValueError: if it is not a state of `get_state`; anybody may have written the file.
         """
-        self._earlier_seconds = float(state["seconds"])
-        self._failures = int(state["failures"]) + (not state["is_last"])
-        self._saves, self._blocked = int(state["saves"]), float(state["blocked"])
-        self._batches = dict(zip((False, True), map(int, state["batches"]), strict=True))
-        self._seconds = dict(zip((False, True), map(float, state["batch_seconds"]), strict=True))
+        self._earlier_seconds = _amount(state["seconds"])
+        self._failures = int(_amount(state["failures"])) + (not state["is_last"])
+        self._saves, self._blocked = int(_amount(state["saves"])), _amount(state["blocked"])
+        self._batches = dict(zip((False, True), map(int, map(_amount, state["batches"])), strict=True))
+        self._seconds = dict(zip((False, True), map(_amount, state["batch_seconds"]), strict=True))
 
     def end_batches(self, batches: int, seconds: float, beside_write: bool) -> None:
         """Notes how long batches took. The first ones of a training do not count, since they are compiled.
@@ -175,6 +176,17 @@ class SaveInterval:
         if self._batches[False]:
             return self._seconds[False] / self._batches[False]
         return self._seconds[True] / self._batches[True] if self._batches[True] else 0.0
+
+
+def _amount(value: float) -> float:
+    """Returns a number of seconds or batches from a checkpoint.
+
+    Raises:
+        ValueError: if it is negative, or so large that arithmetic with it fails.
+    """
+    if not 0 <= value <= _LARGEST:
+        raise ValueError(f"it has {value!r:.50} seconds or batches")
+    return float(value)
 
 
 def _rounded(seconds: float) -> str:

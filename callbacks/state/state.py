@@ -47,6 +47,14 @@ from callbacks.ranks import ranks
 from callbacks.state.model_match import check_match
 from callbacks.state.snapshot import KerasPart, Snapshot, SnapshotPlan, to_host
 
+_MISMATCHES = (  # of Keras, h5py and TensorFlow, for a file that does not fit a model
+    ValueError,
+    TypeError,
+    LookupError,
+    RuntimeError,
+    tf.errors.InvalidArgumentError,
+    tf.errors.UnimplementedError,
+)
 _COMMENT = bytes(TRAILER_SIZE)  # the last record of an archive contains the size of the trailer after it
 
 
@@ -196,8 +204,8 @@ class StoredState:
 
     def resume_epoch(self, model: keras.Model) -> None:
         """Restores the counters and the place in the data, so that the next `fit` finishes the epoch of the checkpoint."""
-        resumed_epoch_of(model).resume(self.counts, self.header["logs"], lambda: self.assign_metrics(model))
-        data_position_of(model).resume(self.header.get("data"), self.counts)
+        resumed_epoch_of(model).resume(self.counts, self.header["logs"], lambda: self.assign_metrics(model), self.path)
+        data_position_of(model).resume(self.header.get("data"), self.counts, self.path)
 
     def _assign(self, model: keras.Model, tree: StateTree, names: set[str]) -> None:
         beside = self.beside if self.header["format"] == FORMAT else format_1.named(self.beside, tree, model)
@@ -216,7 +224,8 @@ class StoredState:
             optimizer = tree.optimizers.get(name)
             if optimizer is None or optimizer.built or not stored["built"]:
                 continue
-            if all(each in tree.variables for each in stored["updates"]):
+            updates = set(stored["updates"])  # no variable twice, which would cost memory each time
+            if len(updates) == len(stored["updates"]) and updates <= tree.variables.keys():
                 with model.distribute_strategy.scope():
                     optimizer.build([tree.variables[each] for each in stored["updates"]])
                 tree = StateTree(model)
@@ -231,8 +240,8 @@ class StoredState:
                 load_weights(model, self.path, skip)
             except OSError as error:
                 raise CheckpointReadError.of(self.path, error) from None
-            except (ValueError, LookupError, RuntimeError) as error:  # Keras raises the first, h5py all three
-                raise InputError(f"{self.path} is of another model: {error}") from None
+            except _MISMATCHES as error:
+                raise InputError(f"{self.path} is of another model: {one_line(error)}") from None
 
 
 def read_state(path: str) -> StoredState:
@@ -259,6 +268,7 @@ def read_state(path: str) -> StoredState:
             if header["format"] == FORMAT:
                 stored, types = group["variables"], header["variables"]
                 values = {name: _typed(read_dataset(stored, str(i)), types[name][1]) for i, name in enumerate(header["beside"])}
+                _check_values(values, types)
             else:
                 values = format_1.values(group)
             arrays = {
@@ -298,6 +308,19 @@ def _stack(parts: list[Any]) -> np.ndarray:
 def _typed(array: np.ndarray, dtype: str) -> np.ndarray:
     """Restores the dtype of an array whose type HDF5 does not know, such as float8, and returns as bytes."""
     return array.view(tf.as_dtype(dtype).as_numpy_dtype) if array.dtype.kind == "V" else array
+
+
+def _check_values(values: Mapping[str, np.ndarray], types: Mapping[str, list[Any]]) -> None:
+    """Checks that arrays have the shapes and dtypes in the header, which are compared with those of the model.
+
+    Raises:
+        ValueError: if an array has not.
+    """
+    for name, value in values.items():
+        shape, dtype, _ = types[name]
+        has_replicas, has_type = value.ndim > 0 and len(value) > 0, tf.as_dtype(value.dtype).name == dtype
+        if not (has_replicas and has_type and tf.TensorShape(shape).is_compatible_with(value.shape[1:])):
+            raise ValueError(f"the value of {name} has the shape {value.shape} and the dtype {value.dtype}")
 
 
 def _put_state(content: Hdf5File, snapshot: Snapshot) -> None:

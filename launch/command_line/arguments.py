@@ -11,6 +11,7 @@ from launch.command_line import command, numa, slurm
 from launch.command_line.config import LOOPBACK, LaunchConfig
 from launch.command_line.devices import cpus, gpus
 from launch.errors import LaunchError
+from launch.limits import RUN_ID
 
 DEFAULT_PORT = 29500
 MOST_PER_NODE = 1024  # ranks
@@ -261,7 +262,7 @@ def _master(args, nodes, step):
 
 
 def _run_id(text):
-    if text is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", text):
+    if text is not None and text not in RUN_ID:
         raise LaunchError(f"--rdzv-id must consist of letters, digits, dots, dashes and underscores. Received: {text}")
     return text
 

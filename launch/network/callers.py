@@ -99,6 +99,12 @@ class Callers:
         self._forget(caller)
         return caller.connection
 
+    def refuse(self, caller: Caller) -> None:
+        """Drops an authenticated caller whose message no launcher sends."""
+        self._count(caller, REASONS["unreadable"])
+        self._forget(caller)
+        _reset(caller.connected)
+
     def close(self) -> None:
         """Drops all remaining callers."""
         for caller in list(self._waiting):
@@ -151,8 +157,8 @@ class Callers:
         for message in messages:
             caller.answered = True
             answer(caller, message)
-        if caller not in self._waiting:
-            return
+            if caller not in self._waiting:  # released or refused; a launcher sends nothing more before it is answered
+                return
         problem = caller.connection.problem
         if problem == "authentication" and not caller.answered:
             caller.answered = True

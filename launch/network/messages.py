@@ -9,7 +9,8 @@
 | `RankExited`, `RankStalled`, `Notice`, `AttemptEnded`, `NodeLost` | agent, through the node worker of another node | coordinator |
 | `SignalReceived` | node worker | coordinator |
 
-A decoded message has exactly the fields of its class, with values of their types; anything else raises a `ValueError`.
+A decoded message has exactly the fields of its class, with values of their types (`launch/limits.py`); anything else raises a
+`ValueError`. The receiver checks that a node reports only its own ranks.
 """
 
 import dataclasses
@@ -20,8 +21,10 @@ import signal
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from launch.limits import Count, ExitCode, Name, Number, Port, ReturnCode, RunId, Seconds, Size, Text
+from launch.processes import FORWARDED
 from launch.world import WorldSpec
 
 
@@ -33,7 +36,7 @@ class Hello:
         node: the number of the node that asks.
     """
 
-    node: int
+    node: Number
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Endpoint:
         port: a port of the address that was called.
     """
 
-    port: int
+    port: Port
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,14 @@ class NodeInfo:
         interface: the network interface over which the node reaches node 0.
     """
 
-    nodes: int
-    per_node: int
-    command: tuple[str, ...]
-    run_id: str | None
-    node: int
-    host: str
-    worker_ports: tuple[int, ...]
-    interface: str
+    nodes: Size
+    per_node: Size
+    command: tuple[Text, ...]
+    run_id: RunId | None
+    node: Number
+    host: Name
+    worker_ports: tuple[Port, ...]
+    interface: Name
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ class Start:
     """
 
     world: WorldSpec
-    stall_timeout: float | None
-    interval: float
+    stall_timeout: Seconds | None
+    interval: Seconds
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,8 @@ class Leave:
         why: one line for the user; may be empty.
     """
 
-    code: int
-    why: str
+    code: ExitCode
+    why: Text
 
 
 @dataclass(frozen=True)
@@ -130,11 +133,11 @@ class ExitRecord:
         lost: the number of bytes of the output that the file lacks.
     """
 
-    rank: int
-    code: int
-    batch: int | None
-    log: str
-    lost: int
+    rank: Number
+    code: ReturnCode
+    batch: Count | None
+    log: Text
+    lost: Count
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,7 @@ class RankExited:
 
     record: ExitRecord
     out_of_memory: bool
-    tail: str
+    tail: Text
 
 
 @dataclass(frozen=True)
@@ -163,17 +166,17 @@ class RankStalled:
         seconds: for how long.
     """
 
-    rank: int
-    batch: int | None
+    rank: Number
+    batch: Count | None
     stopped: bool
-    seconds: float
+    seconds: Seconds
 
 
 @dataclass(frozen=True)
 class Notice:
     """Information for the user that does not change the run."""
 
-    text: str
+    text: Text
 
 
 @dataclass(frozen=True)
@@ -195,14 +198,14 @@ class NodeLost:
         why: the cause.
     """
 
-    why: str
+    why: Text
 
 
 @dataclass(frozen=True)
 class SignalReceived:
     """The launcher of another node received a signal."""
 
-    number: signal.Signals
+    number: Annotated[signal.Signals, FORWARDED]
 
 
 Order = Start | SendSignal | EndRanks | Leave
@@ -233,7 +236,11 @@ def decode(line: bytes) -> Message:
 def _build(kind: Any, value: Any) -> Any:
     """Returns the value, converted to the type of a field."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
+    if origin is Annotated:
+        built = _build(arguments[0], value)
+        _expect(all(built in limit for limit in arguments[1:]), kind, value)
+        return built
+    if origin in (types.UnionType, typing.Union):
         return None if value is None else _build(arguments[0], value)  # every union here is `X | None`
     if origin is tuple:
         every = arguments[:1] * len(value) if arguments[-1] is ... else arguments
@@ -241,7 +248,7 @@ def _build(kind: Any, value: Any) -> Any:
         return tuple(_build(each, part) for each, part in zip(every, value, strict=True))
     if dataclasses.is_dataclass(kind):
         build: Any = kind
-        hints = typing.get_type_hints(kind)
+        hints = typing.get_type_hints(kind, include_extras=True)
         _expect(type(value) is dict and value.keys() == hints.keys(), kind, value)
         return build(**{name: _build(hint, value[name]) for name, hint in hints.items()})
     if isinstance(kind, enum.EnumType):

@@ -209,6 +209,10 @@ def _left(until):
 def _add_member(members: dict[int, Member], mine: NodeInfo, callers: Callers, caller: Caller, info: Message) -> None:
     if not isinstance(info, NodeInfo):
         return
+    disagreement = _disagreement(mine, info, caller.address)
+    if not disagreement and not (0 < info.node < mine.nodes and len(info.worker_ports) == mine.per_node):
+        callers.refuse(caller)
+        return
     if info.node in members:
         caller.connection.send(
             Leave(exit_codes.BAD_INPUT, f"There is already a node {info.node}. Give each node another --node-rank.")
@@ -217,15 +221,22 @@ def _add_member(members: dict[int, Member], mine: NodeInfo, callers: Callers, ca
     connection = callers.release(caller)
     keep_alive(caller.connected)
     members[info.node] = Member(connection, info, caller.address, caller.own_address)
+    if disagreement:
+        raise LaunchError(disagreement)
+
+
+def _disagreement(mine: NodeInfo, info: NodeInfo, address: str) -> str:
+    """Returns how the run that a node is about to start differs from that of node 0; empty if it does not."""
     for field, name in MUST_AGREE.items():
         one, other = getattr(mine, field), getattr(info, field)
         if one != other and (field != "run_id" or (one and other)):
             if field == "command":
                 one, other = " ".join(one), " ".join(other)
-            raise LaunchError(
+            return (
                 f"All nodes must start the same run. Node 0, on {mine.host}, has {name} {one}; "
-                f"node {info.node}, on {info.host}, has {name} {other}"
+                f"node {info.node}, on {info.host} ({address}), has {name} {other!s:.1000}"
             )
+    return ""
 
 
 def _missing(config, members, callers):

@@ -3,6 +3,7 @@
 A rank never waits for the terminal: lines that arrive faster than the terminal accepts them are counted, and go only to the logs.
 """
 
+import errno
 import os
 import select
 import stat
@@ -13,7 +14,7 @@ TAIL = 1 << 14  # bytes of each rank's output to keep for the report
 ATOMIC = select.PIPE_BUF  # bytes that a writable pipe accepts without blocking
 LAST_CHANCE = 5.0  # seconds that a terminal may block at the end of a run
 COLOURS = (36, 32, 33, 35, 34, 96, 92, 93, 95, 94)
-_LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # the path may be a FIFO without a reader
+_LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
 CLEAR_LINE = b"\r\x1b[K"
 
 
@@ -29,7 +30,7 @@ class Log:
         self.lost = 0
         self.error = ""
         try:
-            self._file = os.open(path, _LOG_FLAGS, 0o666)
+            self._file = _open_log(path)
         except OSError as error:
             self._file, self.error = -1, error.strerror or str(error)
 
@@ -50,6 +51,24 @@ class Log:
         """Closes the file."""
         if self._file >= 0:
             os.close(self._file)
+
+
+def _open_log(path):
+    """Opens a regular file. Another user may have put a link or a FIFO there, if the directory is shared.
+
+    Raises:
+        OSError: if it cannot be opened, or is not a regular file.
+    """
+    try:
+        descriptor = os.open(path, _LOG_FLAGS, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(error.errno, "it is a symbolic link") from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return descriptor
 
 
 class Terminal:

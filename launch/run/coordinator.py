@@ -134,9 +134,9 @@ class Attempt:
             case SignalReceived(received):
                 self._forward(received)
             case Notice(text):
-                console.say(f"{host}: {text}")
+                console.say(f"{host}: {' '.join(text.split())}")
             case NodeLost(why):
-                self._on_lost(number, why)
+                self._on_lost(number, " ".join(why.split()))
             case AttemptEnded(records):
                 self.records |= {record.rank: (host, record) for record in records}
                 self._running.discard(number)

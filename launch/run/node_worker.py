@@ -85,4 +85,5 @@ class NodeWorker:
         if self._running:
             self._node.send(EndRanks(signal.SIGTERM))
         if unexpected:
-            console.show(f"{self._name}: its launcher is gone")
+            why = "sent data that no launcher sends" if self._coordinator.problem else "is gone"
+            console.show(f"{self._name}: its launcher {why}")

@@ -11,7 +11,7 @@ from launch import processes
 from launch.command_line.config import LaunchConfig
 from launch.errors import LaunchError
 from launch.network.connection import Connection
-from launch.network.messages import EndRanks, Event, Leave, NodeLost, SendSignal, Start
+from launch.network.messages import AttemptEnded, EndRanks, Event, Leave, NodeLost, RankExited, RankStalled, SendSignal, Start
 from launch.node.agent import log_dir, start_agent
 
 CLOSE_WAIT = 20.0  # seconds until the agent must have ended: it needs 3 to kill ranks, and up to 10 for a blocked terminal
@@ -25,12 +25,11 @@ class Node(ABC):
         number: the number of the node.
         host: the name of its host.
         connection: carries orders and events.
+        ranks: the ranks that run on it.
     """
 
-    lost: str  # why the node is lost when its connection closes
-
-    def __init__(self, number: int, host: str, connection: Connection):
-        self.number, self.host = number, host
+    def __init__(self, number: int, host: str, connection: Connection, ranks: range):
+        self.number, self.host, self._ranks = number, host, ranks
         self.gone = False  # the node can no longer run ranks
         self._connection = connection
 
@@ -49,8 +48,27 @@ class Node(ABC):
     def events(self) -> list[Event]:
         """Waits for events of the node. If the node is gone, `NodeLost` is the last event."""
         events: list[Event] = [message for message in self._connection.receive() if isinstance(message, Event)]
+        if not all(map(self._is_own, events)):
+            events = []
+            self._connection.closed, self._connection.problem = True, "unreadable"
         self.gone = self._connection.closed
         return [*events, NodeLost(self.lost)] if self.gone else events
+
+    def _is_own(self, event: Event) -> bool:
+        """Returns whether an event is about ranks of this node."""
+        match event:
+            case RankExited(record):
+                return record.rank in self._ranks
+            case RankStalled(rank):
+                return rank in self._ranks
+            case AttemptEnded(records):
+                return [record.rank for record in records] == list(self._ranks)
+        return True
+
+    @property
+    @abstractmethod
+    def lost(self) -> str:
+        """Why the node is lost when its connection closes."""
 
     @abstractmethod
     def leave(self, code: int, why: str) -> None:
@@ -63,9 +81,21 @@ class Node(ABC):
 
 
 class RemoteNode(Node):
-    """A node with its own launcher, at the other end of a connection."""
+    """A node with its own launcher, at the other end of a connection.
 
-    lost = "its launcher is gone"
+    Args:
+        number, host, connection, ranks: as in `Node`.
+        address: the address of the launcher.
+    """
+
+    def __init__(self, number: int, host: str, connection: Connection, ranks: range, address: str):
+        super().__init__(number, host, connection, ranks)
+        self._address = address
+
+    @property
+    def lost(self) -> str:
+        problem = f"its launcher at {self._address} sent data that no launcher sends"
+        return problem if self._connection.problem else "its launcher is gone"
 
     def leave(self, code: int, why: str) -> None:
         self._connection.send(Leave(code, why))
@@ -79,22 +109,28 @@ class LocalNode(Node):
         clock: returns the time in seconds.
     """
 
-    lost = "the process that owned its ranks was killed"
-
     def __init__(self, config: LaunchConfig, clock: Callable[[], float] = time.monotonic):
         # A shell that has become this process may have left children: `tensorboard & exec python ...`.
         self._others = processes.descendants(os.getpid())
         connection, self._keeper = start_agent(config)
-        super().__init__(config.node, socket.gethostname(), connection)
+        ranks = range(config.node * config.per_node, (config.node + 1) * config.per_node)
+        super().__init__(config.node, socket.gethostname(), connection, ranks)
         self._config, self._clock = config, clock
+
+    @property
+    def lost(self) -> str:
+        return "the process that owned its ranks was killed"
 
     def start(self, order: Start) -> None:
         """Starts all ranks of the node.
 
         Raises:
-            LaunchError: if the log directory cannot be used.
+            LaunchError: if the order is for another run, or the log directory cannot be used.
         """
-        self.make_log_dir(order.world.run_id)
+        world = order.world
+        if not world.is_complete or (world.nodes, world.per_node) != (self._config.nodes, self._config.per_node):
+            raise LaunchError(f"The launcher at {self._config.rendezvous[0]} sent an order that no launcher of this run sends.")
+        self.make_log_dir(world.run_id)
         super().start(order)
 
     def send(self, order: SendSignal | EndRanks) -> None:

@@ -8,7 +8,7 @@ import keras
 
 from callbacks import InputError, counters_of
 from callbacks.disk.stored_header import read_header
-from callbacks.errors import printable
+from callbacks.errors import one_line
 
 _FIXED = ("model", "size", "classes", "vocabulary_size", "seed")
 _FIXED_IN_EPOCH = ("global_batch_size", "context", "epochs_per_pass")  # these determine the samples in each batch of an epoch
@@ -86,4 +86,4 @@ def _flag(name):
 def _text(value):
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "not given" if value is None else ":".join(map(str, value)) if isinstance(value, list) else printable(str(value))
+    return "not given" if value is None else one_line(":".join(map(str, value)) if isinstance(value, list) else value)

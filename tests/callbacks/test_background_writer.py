@@ -269,6 +269,7 @@ def test_temporary_files_are_deleted_if_their_process_is_dead_and_kept_if_it_is_
     left = {
         f".tmp-{dead.pid}@{here}@{target}": False,
         recycled: False,
+        f".tmp-{10**20}@{here}@{target}": False,  # no process has such a pid
         f".tmp-{living.pid}@{here}@{target}": True,
         f".tmp-1@elsewhere@{target}": True,
         f".tmp-{dead.pid}@{os.uname().nodename}-1@{target}": True,  # in another container of the same host name

@@ -1,30 +1,18 @@
 """Malicious headers, in files that verify: each is quickly named in one line."""
 
 import contextlib
-import json
 
 import h5py
 import keras
 import numpy as np
 import pytest
-from hostile import assert_refused, hdf5_of, put_hdf5
+from hostile import assert_refused, hdf5_of, put_hdf5, with_header
 from small import Do, fit, small_model
 
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, latest_checkpoint, restore
 from callbacks.plain_data import dtype_named
 
 pytestmark = pytest.mark.timeout(300)
-
-
-def with_header(path, change):
-    """Changes the header of a checkpoint with a function that modifies the parsed header or returns bytes."""
-    content = hdf5_of(path)
-    with h5py.File(content, "r+") as file:
-        header = json.loads(file["global_step/header"][()].tobytes())
-        changed = change(header)
-        del file["global_step/header"]
-        file["global_step"]["header"] = np.frombuffer(changed or json.dumps(header).encode(), "u1")
-    put_hdf5(path, content.getvalue())
 
 
 def text(content):
@@ -42,6 +30,13 @@ def put_in(value, *keys):
         header[keys[-1]] = value
 
     return change
+
+
+def nested(levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    return value
 
 
 NAN, LARGE = float("nan"), 10**4000
@@ -75,6 +70,18 @@ HEADERS = {
     "a place with a negative number": put_in({"created": -1}, "data"),
     "a place with random": put_in({"random": [4, [5] * 625, None]}, "data"),
     "a place with random words": put_in({"random": [3, [1 << 40] * 624 + [0], None]}, "data"),
+    "a place that drew more batches than were trained on": put_in({"drawn": 11}, "data"),
+    "a place after more epochs than there were": put_in({"epochs": 2}, "data"),
+    "an epoch with more batches than the run": put_in(11, "counts", "batches_in_epoch"),
+    "epoch 0": put_in(0, "counts", "epoch"),
+    "no replicas": put_in(0, "counts", "replicas"),
+    "samples that no run trains on": put_in(1 << 54, "counts", "samples"),
+    "a hook that nobody calls": put_in("on_batch", "hook"),
+    "deep metrics": put_in({"loss": nested(400)}, "metrics"),
+    "a state that is nested too deeply": put_in({"Journal-1": nested(400)}, "callbacks"),
+    "a metric that is no float": put_in({"loss": LARGE}, "metrics"),
+    "a log that is no float": put_in({"loss": [1, -LARGE]}, "logs"),
+    "an array under two names": lambda header: header.update(beside=[next(iter(header["variables"]))] * 2),
     "a template that is none": put_in("b{batch", "template"),
     "a template that is a list": put_in(["b{batch}.keras"], "template"),
     "a template that makes long names": put_in("b{batch:0999999999d}.keras", "template"),
@@ -117,6 +124,44 @@ def type_that_is_code(header):
     header["callbacks"]["Journal-1"] = {"array": [0, "O", [2]]}
 
 
+def array_of_a_negative_length(header):
+    header["callbacks"]["EarlyStopping-1"]["best_weights"][0]["array"][2] = [-1]
+
+
+def array_in_many_places(header):
+    """Copies of it would need memory that the size of the file does not bound."""
+    state = header["callbacks"]["EarlyStopping-1"]
+    state["best_weights"] = [state["best_weights"][0]] * 2
+
+
+def history_that_is_deep(header):
+    header["callbacks"]["History-1"]["history"]["loss"] = nested(90)
+
+
+@pytest.mark.parametrize("change", [array_of_a_negative_length, array_in_many_places, history_that_is_deep])
+def test_malformed_arrays_of_a_state_are_refused_in_one_line(stopped, tmp_path, change):
+    path = tmp_path / stopped.name
+    path.write_bytes(stopped.read_bytes())
+    with_header(path, change)
+    with pytest.raises(InputError, match=f"^Cannot read the state in {path}: ") as raised:
+        restore(small_model(), path)
+    assert "\n" not in str(raised.value)
+
+
+def test_weights_of_another_shape_are_refused_by_the_resume(stopped, tmp_path):
+    """Keras would fail when training ends."""
+    path = tmp_path / stopped.name
+    path.write_bytes(stopped.read_bytes())
+
+    def change(header):
+        header["callbacks"]["EarlyStopping-1"]["best_weights"][0]["array"][2] = [1, 6]
+
+    with_header(path, change)
+    with pytest.raises(InputError, match=f"^EarlyStopping-1 cannot be restored from {path}: ") as raised:
+        fit(small_model(), *stateful(tmp_path), epochs=2)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("change", [array_that_is_missing, type_that_is_code])
 def test_malformed_states_of_callbacks_are_refused_in_one_line(copies, change):
     _, _, newer = copies
@@ -130,15 +175,15 @@ def test_malformed_states_of_callbacks_are_refused_in_one_line(copies, change):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
-    """The checkpoint of batch 5 of a run with callbacks that have state, which was ended after it."""
+    """The checkpoint of batch 15 of a run with callbacks that have state, which was ended after it."""
     directory = tmp_path_factory.mktemp("stopped")
 
     def stop():
         raise InterruptedError
 
     with contextlib.suppress(InterruptedError):
-        fit(small_model(), *stateful(directory, save_freq=5, background=False), Do(6, stop))
-    return directory / "b5.weights.h5"
+        fit(small_model(), *stateful(directory, save_freq=5, background=False), Do(16, stop), epochs=2)
+    return directory / "b15.weights.h5"
 
 
 def stateful(directory, **options):
@@ -150,10 +195,46 @@ def stateful(directory, **options):
     ]
 
 
+ARRAYS = [
+    np.float32(1),
+    np.zeros((0, 2), "float32"),
+    np.zeros((1, 9), "float32"),
+    np.zeros(3),
+    np.array([b"text"]),
+    np.zeros(2, "?"),
+]
+
+
+@pytest.mark.parametrize("trained", [".weights.h5"], indirect=True)
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: f"{array.dtype} {array.shape}")
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [("global_step/variables/0", "Cannot read the state in {}: "), ("layers/dense/vars/0", "{} is of another model: ")],
+)
+def test_an_array_of_another_shape_or_type_is_refused_in_one_line(copies, place, why, array):
+    _, _, newer = copies
+    content = hdf5_of(newer)
+    with h5py.File(content, "r+") as file:
+        del file[place]
+        file[place] = array
+    put_hdf5(newer, content.getvalue())
+    with pytest.raises(InputError) as raised:
+        restore(small_model(), newer)
+    assert str(raised.value).startswith(why.format(newer)) and "\n" not in str(raised.value)
+
+
 STATES = {
-    "EarlyStopping-1": [{"wait": "x"}, {"wait": None}, {"best": []}, {"best_weights": 5}, {"stopped_epoch": {}}, []],
+    "EarlyStopping-1": [
+        {"wait": "x"},
+        {"wait": LARGE},
+        {"wait": None},
+        {"best": []},
+        {"best_weights": 5},
+        {"stopped_epoch": {}},
+        [],
+    ],
     "ReduceLROnPlateau-1": [{"cooldown_counter": None}, {"best": "x"}],
-    "GlobalStepTensorBoard-1": [{"kept_seconds": "x"}, {"kept_seconds": None}, {}, 7],
+    "GlobalStepTensorBoard-1": [{"kept_seconds": "x"}, {"kept_seconds": None}, {"kept_seconds": NAN}, {}, 7],
     "History-1": [{"epoch": 5}, {"epoch": ["x"]}, {"history": []}, {"history": {"loss": 5}}],
 }
 

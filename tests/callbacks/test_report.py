@@ -240,9 +240,9 @@ def test_the_report_of_a_recipe_shows_the_phases_of_its_start_up_and_the_trainin
 @pytest.mark.parametrize(
     "change",
     [
-        {"attempt": None}, {"attempt": []}, {"time": "now"}, {"time": math.nan}, {"time": 1e300}, {"seconds": []},
+        {"attempt": None}, {"attempt": []}, {"time": "now"}, {"time": math.nan}, {"time": 1e300}, {"time": -1e10}, {"seconds": []},
         {"seconds": {"imports": "x"}}, {"batches": [1]}, {"sampled": None}, {"saved": 5}, {"saved": ["x", 1]}, {"began": None},
-        {"host": 5}, {"pid": {}},
+        {"began": -1e10}, {"host": 5}, {"pid": {}}, {"pid": 1.5},
     ],
     ids=str,
 )  # fmt: skip

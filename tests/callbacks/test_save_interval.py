@@ -185,6 +185,15 @@ def test_failures_of_earlier_processes_shorten_the_interval(interval, clock):
         assert interval.between_failures == pytest.approx(2 * DAY / (1 + failures))
 
 
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), 10**400, "x", None, []], ids=str)
+@pytest.mark.parametrize("name", ["seconds", "failures", "saves", "blocked", "batches", "batch_seconds"])
+def test_measurements_with_which_arithmetic_would_fail_are_refused(interval, name, value):
+    state = interval.get_state(is_last=True)
+    state[name] = [value, value] if name.startswith("batch") else value
+    with pytest.raises((ValueError, TypeError)):
+        interval.set_state(state)
+
+
 def test_no_save_is_due_during_a_write_and_checks_become_rare(interval, clock):
     interval.end_batches(1, 1.0, False)
     interval.end_batches(1000, 1000.0, False)

@@ -1,10 +1,14 @@
 """Replaces parts of a checkpoint with malicious ones, with a matching checksum, and checks that each reader refuses the file."""
 
+import dataclasses
 import io
+import json
 import resource
 import warnings
 import zipfile
 
+import h5py
+import numpy as np
 import pytest
 from small import small_model
 
@@ -16,9 +20,9 @@ from callbacks.resuming.restoring import named_checkpoint
 MEMORY = 100_000  # KiB that reading such a file may allocate
 
 
-def put(path, content):
-    """Replaces the content of a file, with a matching trailer."""
-    files.commit(str(path), files.verify(path), lambda output: output.write(content))
+def put(path, content, **counters):
+    """Replaces the content of a file, with a matching trailer, which may claim other counters."""
+    files.commit(str(path), dataclasses.replace(files.verify(path), **counters), lambda output: output.write(content))
 
 
 def hdf5_of(path):
@@ -29,12 +33,27 @@ def hdf5_of(path):
     return io.BytesIO(path.read_bytes()[: -files.TRAILER_SIZE])
 
 
-def put_hdf5(path, content):
+def put_hdf5(path, content, **counters):
     if path.suffix == ".keras":
         with zipfile.ZipFile(path) as archive:
             members = {name: archive.read(name) for name in archive.namelist()}
         content = archive_of(list((members | {"model.weights.h5": content}).items()))
-    put(path, content)
+    put(path, content, **counters)
+
+
+def with_header(path, change, **counters):
+    """Changes the header of a checkpoint with a function that modifies the parsed header or returns bytes.
+
+    The trailer claims the counters that are given, and so does the name. Returns the path.
+    """
+    content = hdf5_of(path)
+    with h5py.File(content, "r+") as file:
+        header = json.loads(file["global_step/header"][()].tobytes())
+        changed = change(header)
+        del file["global_step/header"]
+        file["global_step"]["header"] = np.frombuffer(changed or json.dumps(header).encode(), "u1")
+    put_hdf5(path, content.getvalue(), **counters)
+    return path.rename(path.with_name(f"b{counters['batch']}{''.join(path.suffixes)}")) if "batch" in counters else path
 
 
 def archive_of(members, **options):

@@ -4,6 +4,7 @@ import contextlib
 import importlib.util
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -26,6 +27,17 @@ def wait_for(condition, what, timeout=PATIENCE):
         assert time.monotonic() < deadline, f"waited {timeout} s for {what}"
         time.sleep(0.01)
     return found
+
+
+def call(port):
+    """Connects to a port of this host."""
+    return socket.create_connection(("127.0.0.1", port))
+
+
+def listens(port):
+    """Returns whether a process listens on a port."""
+    with contextlib.suppress(OSError), call(port):
+        return True
 
 
 def skip(what, reason):

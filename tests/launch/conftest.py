@@ -1,4 +1,4 @@
-"""The port of a rendezvous."""
+"""Fixtures for tests of the launcher."""
 
 import pytest
 from free_ports import free_ports
@@ -6,5 +6,5 @@ from free_ports import free_ports
 
 @pytest.fixture
 def port():
-    """A free port, which the launcher reserves for itself."""
+    """A free port, where node 0 may listen."""
     return free_ports(1)[0]

@@ -47,7 +47,7 @@ def attempt_of(*events, signals=()):
     nodes, ends = {}, {}
     for number in range(2):
         ours, theirs = socket.socketpair()
-        nodes[number] = RemoteNode(number, f"host{number}", Connection(ours))
+        nodes[number] = RemoteNode(number, f"host{number}", Connection(ours), range(number, number + 1), "10.0.0.1")
         ends[number] = Connection(theirs)
         theirs.setblocking(False)
     for number, event in events:
@@ -101,9 +101,8 @@ def test_a_node_worker_exits_even_if_its_agent_does_not_end_the_ranks(last, code
     for message in [Start(world, None, 0.1), *last]:
         zero.send(message)
     zero.close()
-    worker = NodeWorker(
-        RemoteNode(1, "host1", Connection(ours)), Connection(to_zero), "node 0", FakeSignals(), itertools.count(0, 100).__next__
-    )
+    node = RemoteNode(1, "host1", Connection(ours), range(1, 2), "10.0.0.1")
+    worker = NodeWorker(node, Connection(to_zero), "node 0", FakeSignals(), itertools.count(0, 100).__next__)
     assert worker.run() == code
     assert agent.receive() == [Start(world, None, 0.1), *ordered]
 

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from launching import ROOT, program, python, wait_for
+from launching import ROOT, call, listens, program, python, wait_for
 
 from launch.network import callers
 from launch.network.callers import REASONS, SILENT, SLOW, Callers
@@ -23,15 +23,6 @@ NONCE = b"0123456789abcdef" * 2
 def node(launch, port, number, *flags, secret="right", **options):
     common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "120", "--node-rank", number]
     return launch(*common, *flags, *python("pass"), env={"LAUNCH_SECRET": secret}, **options)
-
-
-def call(port):
-    return socket.create_connection(("127.0.0.1", port))
-
-
-def listens(port):
-    with contextlib.suppress(OSError), call(port):
-        return True
 
 
 class Attacker:

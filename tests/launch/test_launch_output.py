@@ -80,15 +80,30 @@ def test_a_flood_from_8_ranks_is_kept_and_does_not_wait_for_the_terminal(launch,
     assert reads or "lines are only in the logs" in out
 
 
-def test_a_full_log_disk_does_not_end_the_run(launch, tmp_path):
+def test_a_full_log_does_not_end_the_run(launch, tmp_path):
     (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "rank-1.log").symlink_to("/dev/full")
-    run = launch("--nproc-per-node", "2", "--log-dir", "logs", *sh("for n in 1 2 3; do echo $n; sleep 0.1; done"))
-    code, out, err = run.finish()
+    (tmp_path / "logs" / "rank-1.log").write_bytes(bytes(1 << 20))
+    limit = ("bash", "-c", 'ulimit -f 1024; exec "$@"', "bash")  # 1 MiB
+    command = sh("for n in 1 2 3; do echo $n; sleep 0.1; done")
+    code, out, err = launch("--nproc-per-node", "2", "--log-dir", "logs", *command, prefix=limit).finish()
     assert code == 0
     assert sorted(out.splitlines()) == [f"[{rank}] {n}" for rank in range(2) for n in (1, 2, 3)]
-    assert err.count("No space left on device") == 1 and "rank-1.log is incomplete" in err
+    assert err.count("File too large") == 1 and "rank-1.log is incomplete" in err
     assert (tmp_path / "logs" / "rank-0.log").read_text() == "1\n2\n3\n"
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_log_is_never_written_through_a_link(launch, tmp_path, exists):
+    """Another user may create a link in a directory that both can write to."""
+    victim = tmp_path / "victim"
+    if exists:
+        victim.write_text("of another program")
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "rank-0.log").symlink_to(victim)
+    code, out, err = launch("--log-dir", "logs", *sh("echo there")).finish()
+    assert (code, out) == (0, "[0] there\n")
+    assert "logs/rank-0.log is incomplete: it is a symbolic link. The run continues." in err
+    assert victim.read_text() == "of another program" if exists else not victim.exists()
 
 
 def test_a_log_that_cannot_be_opened_is_named_with_the_cause(launch, tmp_path):

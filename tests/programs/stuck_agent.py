@@ -26,7 +26,7 @@ def start_agent(config):
 
 
 if __name__ == "__main__":
-    config: Any = SimpleNamespace(node=0)
+    config: Any = SimpleNamespace(node=0, per_node=1)
     nodes.start_agent = start_agent
     node = nodes.LocalNode(config, clock=itertools.count(0, 2).__next__)
     node.close()

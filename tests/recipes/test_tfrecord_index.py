@@ -165,6 +165,39 @@ def test_an_index_that_does_not_match_the_files_is_rebuilt(tmp_path, walked):
     assert walked == ["train-00002-of-00003"]
 
 
+def test_a_compressed_index_is_not_read(tmp_path, walked):
+    """A few bytes could become any number."""
+    written = write_shards(tmp_path)
+    opened(tmp_path)
+    (path,) = tmp_path.glob(".*.npz")
+    with np.load(path) as index:
+        np.savez_compressed(path, **index)
+    walked.clear()
+    assert opened(tmp_path).record(8) == written[8]
+    assert len(walked) == 3
+
+
+def test_lengths_whose_sum_overflows_are_not_those_of_a_file():
+    assert tfrecord_index._fits(np.array([100]), 116)
+    assert not tfrecord_index._fits(np.array([(1 << 62), (1 << 62), (1 << 62), (1 << 62) + 36]), 100)
+    assert not tfrecord_index._fits(np.array([-100, 200]), 132)
+
+
+def test_what_a_power_cut_left_of_an_index_is_removed(tmp_path):
+    """A file that another process writes now stays, and a link is not written through."""
+    write_shards(tmp_path)
+    place = tmp_path / ".train-of-00003.index.npz"
+    old, new, link = (place.with_name(f"{place.name}.{pid}") for pid in (1, 2, os.getpid()))
+    old.write_bytes(b"half")
+    new.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    victim = tmp_path / "victim"
+    link.symlink_to(victim)
+    opened(tmp_path)
+    assert place.exists() and not old.exists() and new.exists()
+    assert not link.is_symlink() and not victim.exists()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
 def test_a_full_disk_leaves_no_partial_index(tmp_path, monkeypatch, capsys):
     disk = tmp_path / "disk"

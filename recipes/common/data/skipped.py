@@ -10,6 +10,9 @@ import keras
 
 from callbacks import InputError
 
+_MOST_RANGES = 1000  # each costs time at each batch
+_LAST_BATCH = 1 << 40  # the number of a sample is an int64
+
 
 class SkippedBatches(keras.callbacks.Callback):
     """The batches to leave out of the data order: those of the flag and, after a resume, those that the checkpoint stores.
@@ -44,13 +47,13 @@ class SkippedBatches(keras.callbacks.Callback):
 
     def set_state(self, state: dict[str, Any]) -> None:
         ranges, batches_per_epoch = state["ranges"], state["batches_per_epoch"]
+        if len(ranges) > _MOST_RANGES or not all(_is_range(*each) for each in ranges):
+            raise ValueError("a range has no first and last batch, or there are too many ranges")
         if ranges and batches_per_epoch != self._batches_per_epoch:
             raise InputError(
-                f"The checkpoint leaves out batches {_as_text(ranges)} of an order with {batches_per_epoch} batches in an epoch. "
-                f"Received: data and flags with {self._batches_per_epoch} batches. Resume with the same data and flags."
+                f"The checkpoint leaves out batches {_as_text(ranges):.200} of an order with {batches_per_epoch!r:.20} batches in "
+                f"an epoch. Received: data and flags with {self._batches_per_epoch} batches. Resume with the same data and flags."
             )
-        if not all(type(first) is type(last) is int and 0 < first <= last for first, last in ranges):
-            raise ValueError("a range has no first and last batch")
         self.ranges = _united([*self.ranges, *map(tuple, ranges)])
 
     def begin(self, trained: int) -> None:
@@ -105,6 +108,10 @@ class SkippedBatches(keras.callbacks.Callback):
             if batch >= first - 1:
                 batch += last - first + 1
         return batch
+
+
+def _is_range(first, last):
+    return type(first) is type(last) is int and 0 < first <= last <= _LAST_BATCH
 
 
 def _united(ranges):

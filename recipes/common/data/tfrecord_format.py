@@ -51,14 +51,13 @@ def record_lengths(path: str) -> np.ndarray:
     Raises:
         InputError: if the file is empty, corrupt, truncated, or not a TFRecord file.
     """
-    headers, size = _read_headers(path)
+    headers, end, size = _read_headers(path)
     wrong = masked_checksums(headers["length"].copy().view(np.uint8).reshape(-1, 8)) != headers["checksum"]
     if wrong.any():
         first = int(np.argmax(wrong))
         what = "is corrupt from" if first else "is not a TFRecord file, or is corrupt from"
         raise InputError(f"{path} {what} record {first} on (counted from 0): the checksum of its length is wrong.")
     lengths = headers["length"].astype(np.int64)
-    end = int(lengths.sum()) + FRAME * len(lengths)
     if end != size:
         cut_off = len(lengths) - (end > size)
         raise InputError(f"{path} is truncated in record {cut_off} (counted from 0): it ends at byte {size}. Copy it again.")
@@ -67,8 +66,8 @@ def record_lengths(path: str) -> np.ndarray:
     return lengths
 
 
-def _read_headers(path: str) -> tuple[np.ndarray, int]:
-    """Returns the complete headers, HEADER `[records]`, and the file's size."""
+def _read_headers(path: str) -> tuple[np.ndarray, int, int]:
+    """Returns the complete headers, HEADER `[records]`, the end of the last record according to its header, and the file's size."""
     headers, offset = bytearray(), 0
     try:
         file = OpenFile(path)
@@ -83,7 +82,7 @@ def _read_headers(path: str) -> tuple[np.ndarray, int]:
             offset += int.from_bytes(header[:8], "little") + FRAME
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from None
-    return np.frombuffer(bytes(headers), HEADER), size
+    return np.frombuffer(bytes(headers), HEADER), offset, size
 
 
 def masked_checksums(data: np.ndarray) -> np.ndarray:

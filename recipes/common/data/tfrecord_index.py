@@ -6,10 +6,12 @@ the size.
 """
 
 import contextlib
+import glob
 import hashlib
 import os
 import re
 import time
+import zipfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +24,7 @@ from recipes.common.data.tfrecord_format import FRAME, check_regular, record_len
 
 _SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})")
 _FORMAT = 1  # of the index
+_UNFINISHED = 3600.0  # seconds without a write after which a temporary file has no writer
 _WALKERS = 32  # threads that read headers: they wait for the disk
 
 Key = tuple[str, int, int]  # name, size and modification time of a file
@@ -90,7 +93,7 @@ def _places(directory: str, name: str) -> list[Path]:
 def _read(path: Path) -> dict[Key, np.ndarray]:
     """Returns the record lengths of each shard in an index. Leaves out shards whose size does not match; empty if unreadable."""
     try:
-        if not path.is_file():
+        if not path.is_file() or not _is_stored(path):
             return {}
         with np.load(path, allow_pickle=False) as index:
             if index["format"] != _FORMAT:
@@ -102,8 +105,16 @@ def _read(path: Path) -> dict[Key, np.ndarray]:
         return {}
 
 
+def _is_stored(path: Path) -> bool:
+    """Returns whether no member is compressed, so that reading the index needs no more memory than its size."""
+    with zipfile.ZipFile(path) as archive:
+        return all(each.compress_type == zipfile.ZIP_STORED for each in archive.infolist())
+
+
 def _fits(lengths: np.ndarray, size: int) -> bool:
-    return lengths.dtype == np.int64 and len(lengths) > 0 and lengths.min() >= 0 and int((lengths + FRAME).sum()) == size
+    if lengths.dtype != np.int64 or not len(lengths) or lengths.min() < 0 or lengths.max() > size:
+        return False
+    return lengths.sum(dtype=np.float64) + FRAME * len(lengths) == size  # an int64 sum could overflow
 
 
 def _write(places: Iterable[Path], keys: Sequence[Key], found: Sequence[np.ndarray]) -> str:
@@ -114,8 +125,9 @@ def _write(places: Iterable[Path], keys: Sequence[Key], found: Sequence[np.ndarr
         temporary = place.with_name(f"{place.name}.{os.getpid()}")
         try:
             make_folder(place.parent)
+            _sweep(place)
             try:
-                with open(temporary, "wb") as file:
+                with open(temporary, "xb") as file:  # does not follow a link that another user made
                     np.savez(file, format=_FORMAT, names=names, sizes=sizes, times=times, counts=counts, lengths=lengths)
                     file.flush()
                     os.fsync(file.fileno())
@@ -128,3 +140,11 @@ def _write(places: Iterable[Path], keys: Sequence[Key], found: Sequence[np.ndarr
             continue
         return str(place)
     return "memory, because no folder for it can be written"
+
+
+def _sweep(place: Path) -> None:
+    """Removes unfinished indices of dead processes on any host, and of an earlier process with this pid."""
+    for path in place.parent.glob(f"{glob.escape(place.name)}.*"):
+        with contextlib.suppress(OSError):  # another run has removed it, or it belongs to another user in a sticky folder
+            if path.name.endswith(f".{os.getpid()}") or time.time() - path.lstat().st_mtime > _UNFINISHED:
+                path.unlink()
