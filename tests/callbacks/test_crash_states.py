@@ -37,7 +37,7 @@ def recorded(tmp_path_factory):
     """A directory after a run, and the recording of the run."""
     if not shutil.which("strace") and not os.environ.get("CI"):
         pytest.skip("there is no strace")
-    for _ in range(2):  # on a busy machine, strace's recording of one run in fifteen did not match its files
+    for _ in range(2):  # one recording in fifteen differed from its files before descriptors were followed by their paths
         with contextlib.suppress(NotFollowed):
             return make_and_record(tmp_path_factory.mktemp("recorded") / "disk")
     return make_and_record(tmp_path_factory.mktemp("recorded") / "disk")

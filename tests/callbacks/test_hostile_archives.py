@@ -6,7 +6,7 @@ import zipfile
 import pytest
 from hostile import archive_of, assert_refused, put
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 
 
 def central(raw, member):

@@ -15,7 +15,7 @@ from small import fit, small_model
 
 from callbacks import GlobalStepCheckpoint, latest_checkpoint
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture

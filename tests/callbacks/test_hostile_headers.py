@@ -12,7 +12,7 @@ from small import Do, fit, small_model
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, latest_checkpoint, restore
 from callbacks.plain_data import dtype_named
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(300)
 
 
 def text(content):

@@ -17,7 +17,7 @@ from bare_ranks import run_ranks
 from compare import assert_same_rest, assert_same_weights
 from forked import Forked
 from launching import ENGINES
-from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT, run_program
+from processes import PROGRAM_ENVIRONMENT, PROGRAMS, ROOT, run_program, written_or_in_writing
 
 from callbacks import GlobalStepCheckpoint, Preempted, preemption
 from callbacks.report.report import Report
@@ -104,7 +104,7 @@ def test_a_signal_before_training_ends_the_process_at_once_and_writes_nothing(re
         time.sleep(0.001)
     process.send_signal(number)
     killed_in_import = -number if number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT) else code
-    assert process.wait(timeout=20) in (code, killed_in_import)
+    assert process.wait(timeout=300) in (code, killed_in_import)
     assert not (tmp_path / "run").exists()
 
 
@@ -132,7 +132,7 @@ def test_a_second_ctrl_c_ends_a_run_whose_batch_never_ends():
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)
     process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 130
+    assert process.wait(300) == 130
     assert process.stderr.read().splitlines()[-1] == "interrupted twice; the same command resumes from the newest checkpoint"
 
 
@@ -161,16 +161,17 @@ def test_a_hangup_that_nohup_ignores_stays_ignored():
     assert catches(process.pid, signal.SIGTERM) and not catches(process.pid, signal.SIGHUP)
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGINT):
         process.send_signal(number)
-    assert process.wait(20) == 130
+    assert process.wait(300) == 130
 
 
 @pytest.mark.slow
 def test_an_earlier_attempt_that_still_runs_cannot_commit_a_checkpoint(recipe, tmp_path):
     """Split brain: Slurm has lost a node and has requeued the job, while the old attempt is saving."""
-    flags = ["--model", "mlp", "--epochs", 4, "--save-freq", 10, "--workdir", tmp_path]
+    flags = ["--model", "mlp", "--epochs", 20, "--save-freq", 10, "--workdir", tmp_path]
     checkpoints = tmp_path / "checkpoints"
     old = recipe(*flags, env={"SLURM_JOB_ID": "7"})
-    while not any(checkpoints.glob(f".tmp-*@{name(20)}")):
+    is_due = written_or_in_writing(checkpoints / name(20))
+    while not is_due():
         assert old.process.poll() is None
         time.sleep(0.0005)
     old.process.send_signal(signal.SIGSTOP)
@@ -206,7 +207,7 @@ def test_a_run_stops_while_there_is_time_for_another_save_before_its_job_ends(tm
 
 @pytest.mark.slow
 def test_a_run_whose_job_ends_soon_stops_after_the_first_batch(recipe, tmp_path):
-    process = recipe("--model", "mlp", "--workdir", tmp_path, env={"SLURM_JOB_END_TIME": str(int(time.time()) + 5)})
+    process = recipe("--model", "mlp", "--workdir", tmp_path, env={"SLURM_JOB_END_TIME": str(int(time.time()) + 9)})
     code, out, _ = process.finish()
     assert code == 75
     assert re.search(r"^stopped +because the job ends in \d s; the same command resumes from ", out, re.MULTILINE)

@@ -7,6 +7,7 @@ import os
 import subprocess
 
 import pytest
+from processes import PROGRAMS
 from shims import compiler
 
 from callbacks.disk.template import Template
@@ -61,25 +62,10 @@ def test_the_room_under_a_quota_is_what_can_be_written(disk, kind, owner):
     assert written <= left <= written + 64 * KIB
 
 
-LAYOUT = r"""
-#include <linux/quota.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <sys/syscall.h>
-#define COMMAND(kind) (unsigned)(Q_GETQUOTA << SUBCMDSHIFT | (kind))
-int main(void) {
-    printf("%d %u %u %d ", SYS_quotactl_fd, COMMAND(USRQUOTA), COMMAND(GRPQUOTA), QIF_DQBLKSIZE);
-    printf("%zu %zu %zu %zu %zu\n", offsetof(struct if_dqblk, dqb_bhardlimit), offsetof(struct if_dqblk, dqb_bsoftlimit),
-           offsetof(struct if_dqblk, dqb_curspace), offsetof(struct if_dqblk, dqb_valid), sizeof(struct if_dqblk));
-}
-"""
-
-
 def test_the_call_and_its_structure_are_those_of_the_kernel(tmp_path):
     if not compiler():
         pytest.skip("there is no C compiler")
-    (tmp_path / "layout.c").write_text(LAYOUT)
-    subprocess.run([compiler(), "-o", tmp_path / "layout", tmp_path / "layout.c"], check=True)
+    subprocess.run([compiler(), "-o", tmp_path / "layout", PROGRAMS / "quota_layout.c"], check=True)
     found = subprocess.run([tmp_path / "layout"], check=True, capture_output=True, text=True).stdout.split()
     of = quota.Quota
     assert list(map(int, found)) == [

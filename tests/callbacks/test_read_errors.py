@@ -8,15 +8,13 @@ import errno
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from faulty_disk import all_names, assert_true, begin
 from hostile import put_hdf5
-from processes import ROOT, USER_ENVIRONMENT
+from processes import run_program
 from small import fit, names, small_model
 
 from callbacks import CheckpointReadError, GlobalStepCheckpoint, InputError, latest_checkpoint, restore
@@ -143,50 +141,16 @@ def test_a_named_file_that_the_disk_cannot_read_is_a_failure_and_a_wrong_path_is
         named_checkpoint(str(tmp_path / path.name))
 
 
-ENDS = f"""
-import errno, os, sys
-sys.path.insert(0, {str(ROOT)!r})
-from callbacks.resuming import restoring
-real, first, seen = os.preadv, int(sys.argv[2]), []
-def fail(descriptor, *rest):
-    seen.append(descriptor)
-    if len(seen) >= first > 0:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-    return real(descriptor, *rest)
-os.preadv = fail
-restoring.named_checkpoint(sys.argv[1])
-"""
-
-
 @pytest.mark.parametrize("first", [0, 1, 2, 3, 4, 5])
 def test_a_process_that_ends_with_the_error_does_not_crash(trained, tmp_path, first):
     """At the exit, HDF5 would call the file-like object of a file that it could not open. With 0, only the content is bad."""
     path = shutil.copy(max(trained.iterdir()), tmp_path)
     if not first:
         put_hdf5(Path(path), b"\x89HDF\r\n\x1a\n" + bytes(4000))
-    done = subprocess.run([sys.executable, "-c", ENDS, path, str(first)], capture_output=True, text=True, env=USER_ENVIRONMENT)
+    done = run_program("unreadable_checkpoint.py", path, first)
     assert done.returncode == 1, done.stderr
     said = "CheckpointReadError: Could not read the checkpoint" if first else "InputError: Cannot resume from"
     assert f"{said} {path}: " in done.stderr.splitlines()[-1]
-
-
-BROKEN = f"""
-import errno, os, sys
-sys.path.insert(0, {str(ROOT)!r})
-from recipes.common.run import run
-from recipes.mnist import main
-from callbacks.state import state
-read, real = state.load_weights, os.preadv
-def fail(descriptor, *rest):
-    if os.readlink(f"/proc/self/fd/{{descriptor}}").endswith(".weights.h5"):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-    return real(descriptor, *rest)
-def load_weights(*args):
-    os.preadv = fail
-    read(*args)
-state.load_weights = load_weights
-run(lambda: main(sys.argv[1:]))
-"""
 
 
 @pytest.mark.slow
@@ -194,8 +158,7 @@ run(lambda: main(sys.argv[1:]))
 def test_a_recipe_whose_disk_fails_after_the_file_was_verified_fails_in_one_line(recipe, tmp_path, flags):
     model = ["--model", "mlp", "--epochs", "1"]
     assert recipe(*model, "--workdir", tmp_path / "run").finish()[0] == 0
-    command = [sys.executable, "-c", BROKEN, *model, *(flag if flag.startswith("--") else str(tmp_path / flag) for flag in flags)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=USER_ENVIRONMENT)
+    done = run_program("failing_disk_run.py", *model, *(flag if flag.startswith("--") else tmp_path / flag for flag in flags))
     assert done.returncode == 1, done.stderr
     assert re.search(r"^error: Could not read the checkpoint \S+: Input/output error\.", done.stderr, re.MULTILINE), done.stderr
     assert "Traceback" not in done.stderr

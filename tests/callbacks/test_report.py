@@ -7,12 +7,11 @@ import math
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 
 import pytest
-from processes import ROOT, USER_ENVIRONMENT, Process
+from clock import Clock
+from processes import ROOT, Process, run_program
 from small import BATCHES, Do, fit, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError, RunRecord
@@ -22,17 +21,8 @@ from callbacks.report.report import PARTS, Report
 from callbacks.report.time_account import TimeAccount
 
 
-class Clock:
-    """A clock that the test advances."""
-
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
 def test_an_account_adds_up_to_the_age_of_the_process():
-    clock = Clock()
+    clock = Clock(1000.0)
     account = TimeAccount(clock, began=990.0, phases={"imports": 7.0, "data": 3.0})
     clock.now += 2
     account.charge("restore")
@@ -53,7 +43,7 @@ def test_an_account_adds_up_to_the_age_of_the_process():
 
 
 def test_the_wait_of_the_first_batch_of_an_epoch_is_charged_once():
-    clock = Clock()
+    clock = Clock(1000.0)
     account = TimeAccount(clock, began=1000.0, phases={})
     for begins_epoch, wait in ((True, 8.0), (False, 1.0)):
         account.begin_batch()
@@ -66,7 +56,7 @@ def test_the_wait_of_the_first_batch_of_an_epoch_is_charged_once():
 
 
 def test_after_a_kill_at_most_half_a_percent_of_the_time_and_a_minute_is_missing():
-    clock = Clock()
+    clock = Clock(1000.0)
     account = TimeAccount(clock, began=1000.0, phases={})
     told, batch_seconds = [0.0], 1.0
     while clock.now < 1000 + 86_400:
@@ -227,12 +217,7 @@ def test_the_examples_of_help_work(tmp_path, capsys):
 
 
 def test_the_report_does_not_import_tensorflow():
-    code = (
-        "import sys, types; package = types.ModuleType('callbacks'); package.__path__ = ['callbacks'];"
-        "sys.modules['callbacks'] = package; import callbacks.report.report;"
-        "print('tensorflow' in sys.modules, 'keras' in sys.modules)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=USER_ENVIRONMENT)
+    run = run_program("report_without_tensorflow.py", ROOT / "callbacks")
     assert run.stdout.split() == ["False", "False"], run.stderr
 
 

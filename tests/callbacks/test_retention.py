@@ -7,6 +7,7 @@ from collections import Counter
 
 import keras
 import pytest
+from clock import Clock
 from small import Do, arrays, fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError, latest_checkpoint
@@ -207,19 +208,10 @@ def test_a_rule_for_a_template_without_a_counter_is_refused(rule):
         GlobalStepCheckpoint("last.keras", **{rule: 1})
 
 
-class Clock:
-    """A clock that the test advances."""
-
-    now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
 def saved_after(tmp_path, seconds_per_batch, **triggers):
     """Returns which of ten batches are saved, if each takes a number of seconds of a fake clock."""
     checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch:02d}.weights.h5"), **triggers)
-    clock = Clock()
+    clock = Clock(100.0)
     checkpoint._policy = SavePolicy(triggers["save_freq"], triggers.get("save_secs"), clock=clock)
 
     class Tick(keras.callbacks.Callback):

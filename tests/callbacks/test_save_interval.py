@@ -4,21 +4,13 @@ import math
 import random
 
 import pytest
+from clock import Clock
 
 from callbacks.saving.save_interval import PRIOR_COST, SaveInterval
 from callbacks.saving.save_policy import SavePolicy
 
 HOUR, DAY, YEAR = 3600.0, 86_400.0, 365 * 86_400.0
 BUDGET = 0.01
-
-
-class Clock:
-    """A clock that the test advances."""
-
-    now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 class Fixed:

@@ -1,23 +1,15 @@
 """When a checkpoint is due, as lists of saved batches. A policy needs neither training nor time."""
 
 import pytest
+from clock import Clock
 
 from callbacks.counts import Counts, next_multiple
 from callbacks.saving.save_policy import SavePolicy
 
 
-class Clock:
-    """A clock that the test advances."""
-
-    now = 100.0
-
-    def __call__(self):
-        return self.now
-
-
 def saves(save_freq, save_secs=None, *, begin=0, batches=20, execution=1, seconds=1.0, epoch=10, is_saved=lambda batch: True):
     """Returns the saved batches, if training asks like the callback: at each boundary, and at the end of each epoch."""
-    clock = Clock()
+    clock = Clock(100.0)
     policy = SavePolicy(save_freq, save_secs, clock=clock)
     policy.begin(begin)
     saved = []
@@ -107,7 +99,7 @@ def test_under_auto_and_without_a_known_length_only_the_last_checkpoint_is_plann
 
 
 def test_begin_resets_the_policy():
-    clock = Clock()
+    clock = Clock(100.0)
     policy = SavePolicy(5, 10.0, clock=clock)
     policy.postpone()
     clock.now += 100

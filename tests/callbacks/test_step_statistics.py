@@ -1,24 +1,16 @@
 """The times behind the curves, with a fake clock."""
 
 import pytest
+from clock import Clock
 
 from callbacks.counting.save_costs import SaveCosts
 from callbacks.counts import Counts
 from callbacks.curves.step_statistics import StepStatistics
 
 
-class Clock:
-    """A clock that the test advances."""
-
-    now = 50.0
-
-    def __call__(self):
-        return self.now
-
-
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(50.0)
 
 
 @pytest.fixture

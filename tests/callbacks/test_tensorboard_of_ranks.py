@@ -31,4 +31,4 @@ def test_the_slowest_rank_is_named(tmp_path):
         assert code == 0, errors
     found = curves(tmp_path / "tensorboard")
     assert [value for _, value in found["batches", "ranks/slowest"]] == [1, 1]
-    assert all(30 < value < 5000 for _, value in found["batches", "ranks/step_spread_ms"])
+    assert all(100 < value < 20_000 for _, value in found["batches", "ranks/step_spread_ms"])

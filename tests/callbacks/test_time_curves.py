@@ -13,7 +13,7 @@ from callbacks import GlobalStepTensorBoard
 
 
 class SlowStep(keras.Model):
-    """Its train step takes 20 ms."""
+    """Its train step takes 50 ms."""
 
     def __init__(self):
         super().__init__()
@@ -28,7 +28,7 @@ class SlowStep(keras.Model):
 
 
 def _wait(x):
-    time.sleep(0.02)
+    time.sleep(0.05)
     return x
 
 

@@ -1,9 +1,9 @@
 """Starts ranks without a launcher, for tests that set the environment of each rank, or check the exit of each rank."""
 
 import contextlib
-import socket
 
 from forked import Forked
+from free_ports import free_ports
 from launching import need
 from processes import PROGRAM_ENVIRONMENT, ROOT
 
@@ -26,7 +26,7 @@ def bare_ranks(size, *command, engine="horovod"):
         master_addr=LOOPBACK,
         master_port=0,
         addresses=(LOOPBACK,),
-        worker_ports=(tuple(_free_ports(size)),),
+        worker_ports=(tuple(free_ports(size)),),
         interfaces=("lo",),
         horovod=server and (LOOPBACK, server.server_address[1]),
     )
@@ -51,12 +51,6 @@ def bare_ranks(size, *command, engine="horovod"):
 def _rendezvous(engine):
     need(engine)
     return rendezvous_server.serve(LOOPBACK, {LOOPBACK}) if engine == "horovod" else None
-
-
-def _free_ports(count):
-    with contextlib.ExitStack() as stack:
-        listeners = [stack.enter_context(socket.create_server((LOOPBACK, 0))) for _ in range(count)]
-        return [listener.getsockname()[1] for listener in listeners]
 
 
 def run_ranks(size, *command, engine="horovod", timeout=400):

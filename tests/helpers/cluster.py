@@ -10,6 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from free_ports import free_ports
 from launching import skip, wait_for
 from processes import USER_ENVIRONMENT
 
@@ -89,7 +90,9 @@ class Cluster:
         self._run("slurmctld", "-c")
         for node in self.nodes:
             self.start_node(node)
-        wait_for(lambda: {*self.run("sinfo", "-h", "-N", "-o", "%N", "-t", "idle").split()} == {*self.nodes}, "idle nodes")
+        wait_for(
+            lambda: {*self.run("sinfo", "-h", "-N", "-o", "%N", "-t", "idle").split()} == {*self.nodes}, "idle nodes", timeout=180
+        )
 
     def _write_files(self):
         for name in ("munge", "state", *(f"spool/{node}" for node in self.nodes)):
@@ -99,9 +102,7 @@ class Cluster:
         key = self.root / "munge" / "key"
         key.touch(mode=0o600)
         key.write_bytes(os.urandom(1024))
-        with contextlib.ExitStack() as stack:
-            sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in ("slurmctld", *self.nodes)]
-            port, *ports = [each.getsockname()[1] for each in sockets]
+        port, *ports = free_ports(1 + len(self.nodes))
         lines = [CONFIGURATION.format(host=socket.gethostname(), port=port, root=self.root)]
         for node, port in zip(self.nodes, ports, strict=True):
             lines.append(
@@ -127,7 +128,7 @@ class Cluster:
         os.kill(int((self.root / f"slurmd.{node}.pid").read_text()), signal.SIGKILL)
 
     def _run(self, *command):
-        subprocess.run(command, env=self.environment, check=True, stdin=subprocess.DEVNULL, timeout=60)
+        subprocess.run(command, env=self.environment, check=True, stdin=subprocess.DEVNULL, timeout=180)
 
     def run(self, *command, env=None, cwd="/", check=True):
         """Runs a command of Slurm. Returns its output."""
@@ -138,7 +139,7 @@ class Cluster:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=180,
         )
         assert not check or result.returncode == 0, result.stderr
         return result.stdout
@@ -198,11 +199,11 @@ class Job:
         path = self._folder / f"slurm-{self.number}.out"
         return path.read_text() if path.exists() else ""
 
-    def wait_for_attempt(self, attempt, timeout=120):
+    def wait_for_attempt(self, attempt, timeout=240):
         """Waits for the first line of an attempt."""
         wait_for(lambda: f"attempt {attempt}," in self.output, f"attempt {attempt} of the job: {self.output}", timeout)
 
-    def end(self, timeout=240):
+    def end(self, timeout=400):
         """Waits until the job has ended for good. Returns its state."""
         deadline = time.monotonic() + timeout
         while (state := self.show("JobState")) in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"):

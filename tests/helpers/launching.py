@@ -17,7 +17,7 @@ from processes import PROGRAMS, ROOT
 from launch.horovod.build import TOOLS, how_to_install
 
 FOREIGN = ("SLURM_", "LAUNCH_", "TF_CPP_MIN_LOG_LEVEL")  # variables that this process has and a user's process lacks
-PATIENCE = 60  # seconds; takes less than one on an idle machine
+PATIENCE = 180  # seconds for what takes one on an idle machine; what must be ended lasts longer
 
 
 def wait_for(condition, what, timeout=PATIENCE):
@@ -94,7 +94,7 @@ class Launch:
 
     def none_left(self):
         """Returns whether no process with the mark is alive."""
-        wait_for(lambda: not self.processes(), f"the end of {self.processes()}", timeout=20)
+        wait_for(lambda: not self.processes(), f"the end of {self.processes()}")
         return True
 
     def file(self, name):

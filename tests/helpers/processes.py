@@ -43,6 +43,11 @@ def copy_until(run, copy, batch):
     shutil.copytree(run, copy, copy_function=copy_file)
 
 
+def written_or_in_writing(checkpoint):
+    """Returns a condition: a checkpoint is written, or exists, if the write was over before a slow machine looked."""
+    return lambda: any(checkpoint.parent.glob(f".tmp-*@{checkpoint.name}")) or checkpoint.exists()
+
+
 class Process:
     """A recipe in its own process.
 

@@ -18,8 +18,11 @@ _CALLS = (
     "open,openat,creat,close,lseek,write,pwrite64,writev,pwritev,pwritev2,ftruncate,fallocate,fsync,fdatasync,sync_file_range,"
     "rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,link,linkat,symlink,symlinkat,dup,dup2,dup3"
 )
-_LINE = re.compile(r"(?P<begin>\d+\.\d+) (?P<call>\w+)\((?P<arguments>.*)\) += (?P<result>\d+)[^<]*<(?P<seconds>[0-9.]+)>")
+_LINE = re.compile(
+    r"(?P<begin>\d+\.\d+) (?P<call>\w+)\((?P<arguments>.*)\) += (?P<result>\d+)(<[^>]*>)?[^<]*<(?P<seconds>[0-9.]+)>"
+)
 _TEXT = re.compile(r'"((?:\\x[0-9a-f]{2})*)"')
+_DESCRIPTOR = re.compile(r"(?P<number>\d+)(<(?P<path>(\\x[0-9a-f]{2})*)>$)?")
 
 
 class NotFollowed(Exception):
@@ -83,7 +86,7 @@ def record(directory: Path, command: Sequence[str], **options) -> Recording:
     reader = _Reader(str(directory))
     traces = directory.with_name(f"{directory.name}-traces")
     traces.mkdir()
-    strace = ["strace", "-f", "-ff", "--seccomp-bpf", "-qq", "-ttt", "-T", "-xx", "-s", str(1 << 24), "-o", traces / "of"]
+    strace = ["strace", "-f", "-ff", "--seccomp-bpf", "-qq", "-ttt", "-T", "-y", "-xx", "-s", str(1 << 24), "-o", traces / "of"]
     done = subprocess.run([*strace, "-e", f"trace={_CALLS}", *command], capture_output=True, text=True, **options)
     assert done.returncode == 0, done.stderr
     lines = [line for path in traces.iterdir() for line in path.read_text().splitlines()]
@@ -94,18 +97,21 @@ def record(directory: Path, command: Sequence[str], **options) -> Recording:
     return recording
 
 
-def _moment(match):
-    """Returns the time at which a call takes effect: `open` when it returns, `close` when it begins."""
-    return float(match["begin"]) + (float(match["seconds"]) if match["call"].startswith(("open", "creat")) else 0)
+def _decode(text):
+    return bytes.fromhex(text.replace("\\x", ""))
 
 
 class _Reader:
-    """Follows descriptors and names through a trace."""
+    """Follows names and positions through a trace.
+
+    The path beside each descriptor (`strace -y`) says which file it is. The times do not: while one thread waits for its `open` to
+    return, another may close the descriptor that it gets, and what strace prints of both does not say which came first.
+    """
 
     def __init__(self, directory: str):
         self._directory = directory
         self._objects = {directory: 0}
-        self._open: dict[int, tuple[int, int]] = {}  # descriptor -> object, position
+        self._positions: dict[tuple[int, int], int] = {}  # of a descriptor in an object
         self._recording = Recording()
         self._numbers = itertools.count(1)
         for parent, names, _ in os.walk(directory):
@@ -113,17 +119,18 @@ class _Reader:
                 self._make_directory(parent, name, 0.0, 0.0)
 
     def read(self, lines: Sequence[str]) -> Recording:
-        found = sorted((match for line in lines if (match := _LINE.match(line))), key=_moment)
+        found = sorted((match for line in lines if (match := _LINE.match(line))), key=lambda match: float(match["begin"]))
         flushes: list[tuple[int, float, float]] = []
         for match in found:
             begin = float(match["begin"])
             end = begin + float(match["seconds"])
             self._recording.end = max(end, self._recording.end)
             call, result = match["call"], int(match["result"])
-            texts = [bytes.fromhex(text.replace("\\x", "")) for text in _TEXT.findall(match["arguments"])]
+            texts = [_decode(text) for text in _TEXT.findall(match["arguments"])]
             rest = _TEXT.sub("TEXT", match["arguments"]).split(", ")
             if call in ("fsync", "fdatasync"):
-                flushes += [(self._open[int(rest[0])][0], begin, end)] if int(rest[0]) in self._open else []
+                _, of = self._descriptor(rest[0])
+                flushes += [] if of is None else [(of, begin, end)]
             elif re.fullmatch("(open|creat|mkdir|rename|unlink|rmdir|link|symlink).*", call):
                 self._name(call, [os.fsdecode(text) for text in texts], match["arguments"], result, begin, end)
             else:
@@ -136,23 +143,17 @@ class _Reader:
     def _name(self, call, paths, arguments, result, begin, end):
         within = [path for path in paths if path == self._directory or path.startswith(f"{self._directory}/")]
         if not within:
-            if call.startswith("open"):
-                self._open.pop(result, None)
             return
         path = within[0]
         parent, name = os.path.split(path)
         if call.startswith(("open", "creat")):
-            if "O_TMPFILE" in arguments:
-                self._open.pop(result, None)
-                return
+            if "O_TMPFILE" in arguments or (path not in self._objects and "O_CREAT" not in arguments):
+                return  # it has no name, or was there before
             if path not in self._objects:
-                if "O_CREAT" not in arguments:
-                    self._open.pop(result, None)
-                    return  # it was there before
                 self._make(parent, name, begin, end)
             elif "O_TRUNC" in arguments:
                 self._change(self._objects[path], begin, end, "truncate")
-            self._open[result] = (self._objects[path], 0)
+            self._positions[result, self._objects[path]] = 0
             assert "O_APPEND" not in arguments, arguments
         elif call.startswith("mkdir"):
             self._make_directory(parent, name, begin, end)
@@ -168,24 +169,27 @@ class _Reader:
             raise AssertionError(f"{call} of {within} is not understood")
 
     def _content(self, call, rest, data, result, begin, end):
-        descriptor = int(rest[0])
+        descriptor, of = self._descriptor(rest[0])
         if call == "write" and descriptor == 1:
             self._recording.printed += [(begin, line) for line in data.decode().splitlines()]
-        elif call == "close":
-            self._open.pop(descriptor, None)
-        elif descriptor in self._open:
-            of, position = self._open[descriptor]
+        elif of is not None and call != "close":
             if call == "lseek":
-                self._open[descriptor] = (of, result)
+                self._positions[descriptor, of] = result
             elif call == "write":
+                position = self._positions[descriptor, of]
                 self._change(of, begin, end, "write", offset=position, data=data[:result])
-                self._open[descriptor] = (of, position + result)
+                self._positions[descriptor, of] = position + result
             elif call == "pwrite64":
                 self._change(of, begin, end, "write", offset=int(rest[-1]), data=data[:result])
             elif call == "ftruncate":
                 self._change(of, begin, end, "truncate", offset=int(rest[-1]))
             else:
                 raise AssertionError(f"{call} of a descriptor is not understood")
+
+    def _descriptor(self, argument):
+        """Returns the number of a descriptor, and its object; None if that is not in the directory, or has no name there."""
+        found = _DESCRIPTOR.match(argument)
+        return int(found["number"]), self._objects.get(os.fsdecode(_decode(found["path"] or "")))
 
     def _make(self, parent, name, begin, end):
         number, path = next(self._numbers), os.path.join(parent, name)

@@ -1,13 +1,10 @@
 """Fixtures for tests of the launcher."""
 
-import random
-
 import pytest
-
-from launch.network.ports import Ports
+from free_ports import free_ports
 
 
 @pytest.fixture
 def port():
     """A free port, where node 0 may listen."""
-    return Ports().take_next(random.randrange(10_000, 30_000))
+    return free_ports(1)[0]

@@ -3,14 +3,16 @@
 import contextlib
 import os
 import signal
-import sys
 
 import pytest
-from launching import python, sh
+from launching import PATIENCE, python, sh
+from processes import run_program
 
 from launch import console
 
-SAVES = 'trap "sleep 0.2; touch saved-$RANK; exit 143" TERM; setsid -f sleep 100; echo $$ > pid-$RANK; while :; do sleep 0.05; done'
+SAVES = (
+    'trap "sleep 0.2; touch saved-$RANK; exit 143" TERM; setsid -f sleep 1000; echo $$ > pid-$RANK; while :; do sleep 0.05; done'
+)
 
 
 @contextlib.contextmanager
@@ -65,9 +67,9 @@ def test_ranks_save_and_end_without_a_usable_terminal(launch, terminal):
 
 @pytest.mark.parametrize("terminal", TERMINALS)
 def test_the_exit_code_is_right_without_a_usable_terminal(launch, terminal):
-    fails = "echo words; [ $RANK = 1 ] || exec sleep 100; setsid -f sleep 100; exit 7"
+    fails = "echo words; [ $RANK = 1 ] || exec sleep 1000; setsid -f sleep 1000; exit 7"
     with started(launch, terminal, "--max-restarts", 1, *sh(fails)) as run:
-        assert run.process.wait(30) == 7
+        assert run.process.wait(PATIENCE) == 7
         assert run.none_left()
 
 
@@ -75,7 +77,7 @@ def test_the_exit_code_is_right_without_a_usable_terminal(launch, terminal):
 def test_output_that_nobody_reads_does_not_change_the_exit_code(launch, tmp_path, flags):
     (tmp_path / "x.py").touch()
     with no_reader() as descriptor:
-        assert launch(*flags, stdout=descriptor, stderr=descriptor).process.wait(30) == (2 if "0" in flags else 0)
+        assert launch(*flags, stdout=descriptor, stderr=descriptor).process.wait(PATIENCE) == (2 if "0" in flags else 0)
 
 
 def test_the_launcher_waits_only_once_for_a_blocked_terminal(monkeypatch):
@@ -133,6 +135,4 @@ def test_only_text_is_printable(text, shown):
 
 
 def test_closed_standard_descriptors_are_opened_before_a_socket_gets_their_number():
-    script = "import os, socket\nfrom launch import console\nos.closerange(0, 3)\nconsole.open_standard_descriptors()\n"
-    script += "os._exit(0 if socket.socket().fileno() > 2 else 1)"
-    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", script]) == 0
+    assert run_program("closed_descriptors.py").returncode == 0

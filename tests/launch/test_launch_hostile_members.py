@@ -6,7 +6,7 @@ import json
 import threading
 
 import pytest
-from launching import call, listens, python, wait_for
+from launching import PATIENCE, call, listens, python, wait_for
 
 from launch.command_line.arguments import parse
 from launch.network import callers, rendezvous
@@ -49,7 +49,7 @@ class Member:
         self.connection._socket.sendall(b"".join(packed))
 
     def is_dropped(self):
-        self.connection._socket.settimeout(20)
+        self.connection._socket.settimeout(PATIENCE)
         with contextlib.suppress(ConnectionResetError):
             return self.connection._socket.recv(100) == b""
         return True

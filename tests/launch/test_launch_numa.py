@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from launching import PATIENCE
 from processes import PROGRAM_ENVIRONMENT, run_program
 
 from launch.command_line import numa
@@ -163,7 +164,7 @@ def launched(two_nodes, *flags):
     shell = ["--no-python", "sh", "-c", "echo $OMP_NUM_THREADS $(grep Cpus_allowed_list /proc/self/status)"]
     flags = ["--standalone", "--nproc-per-node", "2", *flags, *shell]
     environment = {**PROGRAM_ENVIRONMENT, "CUDA_VISIBLE_DEVICES": ""}
-    return run_program("bound_launcher.py", folder / "machine", *flags, cwd=folder, env=environment, timeout=60)
+    return run_program("bound_launcher.py", folder / "machine", *flags, cwd=folder, env=environment, timeout=PATIENCE)
 
 
 def test_the_processes_of_the_ranks_run_on_these_cores_alone(two_nodes):

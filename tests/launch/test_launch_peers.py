@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import socket
 import subprocess
 import sys
@@ -12,7 +11,6 @@ from launching import need_horovod, python, sh, skip, wait_for
 from processes import PROGRAMS
 
 from launch.network import peers
-from launch.network.ports import Ports
 
 OTHER, ANOTHER = 65534, 65533  # users
 
@@ -122,7 +120,7 @@ def ask(user, port, request=""):
 
 def test_horovods_rendezvous_server_does_not_answer_other_users_of_this_host(launch, as_root):
     need_horovod()
-    run = launch("--standalone", *sh("echo $HOROVOD_GLOO_RENDEZVOUS_PORT > port; sleep 60"))
+    run = launch("--standalone", *sh("echo $HOROVOD_GLOO_RENDEZVOUS_PORT > port; sleep 1000"))
     port = run.file("port")
     request = "GET /global/0 HTTP/1.0"
     assert "404" in ask(0, port, request)
@@ -133,13 +131,8 @@ def test_horovods_rendezvous_server_does_not_answer_other_users_of_this_host(lau
     assert run.finish()[2].count("refused a connection from this host, which belongs to user 65534") == 1
 
 
-@pytest.fixture
-def port():
-    return Ports().take_next(random.randrange(10_000, 30_000))
-
-
 def node(launch, port, number, env=None):
-    flags = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "30", "--node-rank", number]
+    flags = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "120", "--node-rank", number]
     return launch(*flags, *python("pass"), env=env)
 
 

@@ -115,7 +115,7 @@ def test_a_killed_rank_does_not_change_the_result(launch, engine):
     assert own >= 30 and abs(own - others) <= 1
     assert "all ranks restart in 0.5 s (restart 1 of 1)" in err
     resumed = re.search(r"\[0\] begins       from .*: batch (\d+), ", out)
-    assert 30 <= int(resumed[1]) <= own
+    assert 30 <= int(resumed[1]) <= max(own, others)
     assert_same_weights(checkpoint(run, "whole", 132), checkpoint(run, "killed", 132))
 
 

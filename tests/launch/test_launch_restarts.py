@@ -1,7 +1,7 @@
 """Restarts of all ranks after a failure."""
 
 import pytest
-from launching import ROOT, python, sh
+from launching import program, sh
 
 from launch.run.restarts import Restarts
 
@@ -32,8 +32,7 @@ def test_bad_input_does_not_restart_the_run(launch):
 
 
 def test_two_crashes_in_a_row_at_the_same_batch_end_the_run(launch):
-    script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom launch.world import report_progress\n"
-    run = launch("--max-restarts", "5", *python(script + "print('life')\nreport_progress(120)\nsys.exit(3)"))
+    run = launch("--max-restarts", "5", *program("failing_at_a_batch.py", 120))
     code, _, err = run.finish()
     assert code == 3
     assert "the run failed twice in a row at batch 120" in err and "last batch  120" in err

@@ -75,13 +75,13 @@ def test_ranks_that_outlive_the_grace_period_are_killed(launch):
 
 
 def test_a_second_ctrl_c_ends_ranks_that_would_still_save(launch):
-    run = launch("--nproc-per-node", "2", *sh('trap "" INT TERM; touch ready-$RANK; while :; do sleep 0.1; done'))
+    run = launch("--nproc-per-node", "2", *sh('trap "touch heard-$RANK" INT TERM; touch ready-$RANK; while :; do sleep 0.1; done'))
     _wait_for_ranks(run, "ready")
     os.kill(run.process.pid, signal.SIGINT)
-    time.sleep(0.5)
+    _wait_for_ranks(run, "heard")
     assert run.process.poll() is None
     os.kill(run.process.pid, signal.SIGINT)
-    code, _, err = run.finish(10)
+    code, _, err = run.finish()
     assert (code, err) == (130, "[launch] interrupted twice: ending the ranks at once\n")
     assert run.none_left()
 
@@ -107,7 +107,7 @@ def test_ctrl_c_between_two_attempts_ends_the_run(launch):
     while "restart 4" not in run.process.stderr.readline():  # the next one begins in 4 s
         pass
     os.kill(run.process.pid, signal.SIGINT)
-    assert run.finish(10)[0] == 130
+    assert run.finish()[0] == 130
 
 
 def _wait_for_ranks(run, name="begun"):

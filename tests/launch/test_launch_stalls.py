@@ -92,7 +92,7 @@ def test_the_time_is_that_of_the_readme():
 
 def test_a_process_that_a_debugger_holds_does_not_count_as_stopped():
     libc = ctypes.CDLL(None, use_errno=True)
-    with subprocess.Popen(["sleep", "100"]) as process:
+    with subprocess.Popen(["sleep", "1000"]) as process:
         try:
             if libc.ptrace(PTRACE_ATTACH, process.pid, None, None):
                 pytest.skip(f"ptrace: {os.strerror(ctypes.get_errno())}")
@@ -105,7 +105,7 @@ def test_a_process_that_a_debugger_holds_does_not_count_as_stopped():
 
 
 def test_a_stopped_rank_ends_the_run_without_a_flag(launch):
-    run = launch("--nproc-per-node", "2", *sh("echo $$ > pid-$RANK; exec sleep 100"))
+    run = launch("--nproc-per-node", "2", *sh("echo $$ > pid-$RANK; exec sleep 1000"))
     ranks = [run.pid(f"pid-{rank}") for rank in range(2)]
     processes.send([ranks[0]], 19)
     code, _, err = run.finish()

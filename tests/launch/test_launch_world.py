@@ -6,11 +6,9 @@ import socket
 from pathlib import Path
 
 import pytest
-from launching import need_horovod, python, sh, wait_for
+from launching import need_horovod, program, sh, wait_for
 
 from launch.world import World, read_world
-
-DUMP = "import json, os; json.dump(dict(os.environ), open(os.environ['RANK'] + '.json', 'w'))"
 
 
 def environments(run, count):
@@ -18,7 +16,7 @@ def environments(run, count):
 
 
 def test_code_for_torchrun_horovod_and_tensorflow_finds_its_rank(launch):
-    run = launch("--nproc-per-node", "3", "--rdzv-id", "night", *python(DUMP), env={"LAUNCH_SECRET": "hush"})
+    run = launch("--nproc-per-node", "3", "--rdzv-id", "night", *program("environment_rank.py"), env={"LAUNCH_SECRET": "hush"})
     assert run.finish()[0] == 0
     found = environments(run, 3)
     for rank, environment in enumerate(found):
@@ -49,7 +47,7 @@ def test_code_for_torchrun_horovod_and_tensorflow_finds_its_rank(launch):
 
 
 def test_threads_are_divided_among_the_ranks_unless_the_user_has_set_them(launch):
-    run = launch("--nproc-per-node", "2", *python(DUMP), env={"TF_NUM_INTRAOP_THREADS": "5"})
+    run = launch("--nproc-per-node", "2", *program("environment_rank.py"), env={"TF_NUM_INTRAOP_THREADS": "5"})
     assert run.finish()[0] == 0
     share = str(max(1, len(os.sched_getaffinity(0)) // 2))
     for environment in environments(run, 2):
@@ -57,12 +55,9 @@ def test_threads_are_divided_among_the_ranks_unless_the_user_has_set_them(launch
 
 
 def test_rank_0_can_listen_on_master_port_and_two_launchers_get_different_ports(launch):
-    listen = "import os, socket, time; s = socket.socket(); s.bind(('', int(os.environ['MASTER_PORT']))); s.listen()\n"
-    listen += "open('port', 'w').write(os.environ['MASTER_PORT']); time.sleep(60)"
-    first = launch(*python(listen)).file("port")
-    waits = "import os, time; open('promised-' + os.environ['MASTER_PORT'], 'w').close(); time.sleep(60)"
+    first = launch(*program("listening_rank.py")).file("port")
     for count in (1, 2):  # these ports are not listened on, but the launchers avoid them
-        run = launch(*python(waits))
+        run = launch(*sh("touch promised-$MASTER_PORT; exec sleep 1000"))
         wait_for(lambda run=run, count=count: len(list(run.cwd.glob("promised-*"))) == count, "another port")
     assert not (run.cwd / f"promised-{first}").exists()
 
@@ -107,13 +102,13 @@ def listening(pids):
 
 def test_on_one_node_horovods_rendezvous_server_listens_only_on_the_loopback_interface(launch):
     need_horovod()
-    run = launch("--standalone", *sh("echo $HOROVOD_GLOO_RENDEZVOUS_ADDR > address; sleep 60"))
+    run = launch("--standalone", *sh("echo $HOROVOD_GLOO_RENDEZVOUS_ADDR > address; sleep 1000"))
     assert run.file("address") == "127.0.0.1"
     assert listening([run.process.pid]) == ["0100007F"]
 
 
 def test_the_launcher_never_imports_tensorflow_and_stays_small(launch):
-    run = launch("--nproc-per-node", "4", *sh("touch started-$RANK; sleep 60"))
+    run = launch("--nproc-per-node", "4", *sh("touch started-$RANK; sleep 1000"))
     wait_for(lambda: len(list(run.cwd.glob("started-*"))) == 4, "the ranks")
     maps = Path(f"/proc/{run.process.pid}/maps").read_text()
     assert "tensorflow" not in maps

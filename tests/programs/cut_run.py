@@ -41,7 +41,7 @@ class Cut(keras.callbacks.Callback):
         super().__init__()
         self._directory, self._after, self.place = directory, choose.randrange(1, 8), choose.choice(self.PLACES)
         self._pause, self._how = choose.random() * 0.02, choose.choice((FLUSH_JOURNAL, FLUSH_NOTHING))
-        self._seen = 0
+        self._seen = self._late = 0  # saves, and batches since the cut is due
         self.is_made = threading.Event()
 
     def note_save(self):
@@ -51,8 +51,9 @@ class Cut(keras.callbacks.Callback):
             threading.Timer(self._pause, self.strike, ["any"]).start()
 
     def on_train_batch_end(self, batch, logs=None):
-        if self._seen >= self._after:
-            time.sleep(0.005)  # otherwise training would end before the cut
+        if self._seen >= self._after:  # otherwise training might end before the cut
+            self._late += 1
+            self.is_made.wait(0.005 if self._late < 10 else None)
 
     def strike(self, place):
         """Makes the cut if it is due at this point."""

@@ -15,7 +15,7 @@ if __name__ == "__main__":
         os.setsid()
         os.fork()
         while True:
-            time.sleep(60)
+            time.sleep(1000)
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     keeper.keep(agent, launcher=1 << 22, clock=itertools.count(0, 100).__next__)  # its parent has changed: the launcher is gone
     assert not processes.descendants(os.getpid())

@@ -11,7 +11,7 @@ if __name__ == "__main__":
     for number in processes.FORWARDED:
         signal.signal(number, lambda number, frame: None)
     agent, really = os.getpid(), os.setpgid
-    os.setpgid = lambda *group: really(*group) if os.getpid() == agent else time.sleep(60)  # the rank stays as it is
+    os.setpgid = lambda *group: really(*group) if os.getpid() == agent else time.sleep(1000)  # the rank stays as it is
     rank = processes.spawn(["/bin/true"], {}, 1)
     caught = [number for number in processes.FORWARDED if processes.catches(rank, number)]
     os.kill(rank, signal.SIGKILL)

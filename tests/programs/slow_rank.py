@@ -1,4 +1,4 @@
-"""Trains the recipe in ranks; rank 1 takes 50 ms longer for each batch.
+"""Trains the recipe in ranks; rank 1 takes 200 ms longer for each batch.
 
 python tests/programs/slow_rank.py FLAGS...
 """
@@ -15,7 +15,7 @@ build_model = mnist.build_model
 
 
 def wait(x):
-    time.sleep(0.05 if ranks().rank == 1 else 0)
+    time.sleep(0.2 if ranks().rank == 1 else 0)
     return x
 
 

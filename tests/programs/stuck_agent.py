@@ -19,9 +19,9 @@ def start_agent(config):
     if not pid:
         os.setsid()
         if os.fork():
-            time.sleep(60)
+            time.sleep(1000)
         while True:
-            time.sleep(60)
+            time.sleep(1000)
     return Connection(ours), pid
 
 
@@ -29,6 +29,5 @@ if __name__ == "__main__":
     config: Any = SimpleNamespace(node=0, per_node=1)
     nodes.start_agent = start_agent
     node = nodes.LocalNode(config, clock=itertools.count(0, 2).__next__)
-    began = time.monotonic()
     node.close()
-    assert not processes.descendants(os.getpid()) and time.monotonic() - began < 20
+    assert not processes.descendants(os.getpid())

@@ -45,7 +45,7 @@ def test_neighbors_in_the_order_are_not_neighbors_in_the_data():
     assert abs(np.corrcoef(np.arange(1437), order(1437))[0, 1]) < 0.1
 
 
-def test_seeking_to_batch_a_billion_takes_a_second_and_little_memory():
+def test_seeking_to_batch_a_billion_takes_little_time_and_memory():
     model = build_model("mlp", (8, 8, 1))
     model.compile("sgd", "sparse_categorical_crossentropy")
     arrays = Arrays(np.zeros((1437, 1), "float32"), np.arange(1437))
@@ -61,7 +61,7 @@ def test_seeking_to_batch_a_billion_takes_a_second_and_little_memory():
     counters_of(model).begin_epoch(epoch)
     data.on_epoch_begin()
     _, y = next(iter(data.get_tf_dataset()))
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 30  # takes 0.1; 100 ns for each earlier batch would be 100
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()
     assert np.array_equal(y, order(1437, seed=0, epoch=epoch)[64 * done : 64 * (done + 1)])
@@ -94,7 +94,7 @@ def test_samples_are_prepared_ahead_of_training_in_parallel(validation):
     data.on_epoch_begin()
     batches = iter(data.get_tf_dataset())
     next(batches)
-    wait_for(lambda: running["prepared"] >= 16, "a batch that nobody has asked for", timeout=20)
+    wait_for(lambda: running["prepared"] >= 16, "a batch that nobody has asked for")
     assert running["at once"] > 1
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from compare import assert_same_weights
 from launching import wait_for
-from processes import ROOT, USER_ENVIRONMENT
+from processes import PROGRAMS, ROOT, USER_ENVIRONMENT
 from slurm_jobs import ENVIRONMENT, HOROVOD, LONG, MIRRORED, RECIPE, checkpoints, last, wait_for_batch
 
 pytestmark = pytest.mark.slow
@@ -80,8 +80,8 @@ def test_warnings_in_the_first_second_requeue_and_the_run_completes(submit, tmp_
 def test_a_warning_that_kills_a_task_before_it_trains_requeues_the_job(submit, tmp_path):
     """Stands for the moment between the start of a task and its first command, which no test can hit."""
     python = tmp_path / "python"
-    dies = "import signal; signal.signal(signal.SIGUSR1, signal.SIG_DFL); signal.pause()"
-    python.write_text(f"#!/bin/bash\n((SLURM_RESTART_COUNT)) || exec {sys.executable} -c '{dies}'\nexec {sys.executable} \"$@\"\n")
+    dies = PROGRAMS / "killed_by_usr1.py"
+    python.write_text(f'#!/bin/bash\n((SLURM_RESTART_COUNT)) || exec {sys.executable} {dies}\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     job = submit(recipe=[*RECIPE[:4], "--epochs", 1], PYTHON=python)
     job.wait_for_attempt(1)
