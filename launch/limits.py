@@ -38,3 +38,4 @@ Seconds = Annotated[float, Between(0, 1e18)]
 RunId = Annotated[str, RUN_ID]
 Name = Annotated[str, Like("[^\0-\x1f\x7f]{0,255}")]  # of a host, an address or a network interface
 Text = Annotated[str, Like(".{0,131072}")]
+Command = Annotated[str, Like(".{0,1200}")]  # as `rendezvous.abridged` writes it

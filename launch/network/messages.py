@@ -23,7 +23,7 @@ import typing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from launch.limits import Count, ExitCode, Name, Number, Port, ReturnCode, RunId, Seconds, Size, Text
+from launch.limits import Command, Count, ExitCode, Name, Number, Port, ReturnCode, RunId, Seconds, Size, Text
 from launch.processes import FORWARDED
 from launch.world import WorldSpec
 
@@ -61,7 +61,7 @@ class NodeInfo:
 
     Args:
         nodes, per_node: the number of nodes, and of ranks on each node.
-        command: the command of each rank; the program without its folder.
+        command: the command of each rank, the program without its folder; a long one is abridged, with its SHA-256.
         run_id: the name of the run, if this node was given one.
         node: the number of the node.
         host: the name of its host.
@@ -71,7 +71,7 @@ class NodeInfo:
 
     nodes: Size
     per_node: Size
-    command: tuple[Text, ...]
+    command: Command
     run_id: RunId | None
     node: Number
     host: Name

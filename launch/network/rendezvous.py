@@ -9,7 +9,9 @@ secret, both sides refuse processes of other users.
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import os
+import shlex
 import socket
 import struct
 import time
@@ -26,6 +28,7 @@ from launch.network.peers import is_trusted
 
 RETRY = 0.5
 SIOCGIFADDR = 0x8915
+READABLE = 1000  # characters of a command to send and to show
 MUST_AGREE = {"nodes": "nodes", "per_node": "ranks on each node", "command": "command", "run_id": "run id"}
 
 
@@ -51,13 +54,20 @@ def info_of(config: LaunchConfig, worker_ports: Sequence[int]) -> NodeInfo:
     return NodeInfo(
         nodes=config.nodes,
         per_node=config.per_node,
-        command=(os.path.basename(config.command[0]), *config.command[1:]),
+        command=abridged(shlex.join([os.path.basename(config.command[0]), *config.command[1:]])),
         run_id=config.run_id,
         node=config.node,
         host=socket.gethostname(),
         worker_ports=tuple(worker_ports),
         interface="",
     )
+
+
+def abridged(command: str) -> str:
+    """Returns a short command as it is, or the beginning of a long one with a checksum. Commands that differ remain different."""
+    if len(command) <= READABLE:
+        return command
+    return f"{command[:READABLE]}... ({len(command)} characters, SHA-256 {hashlib.sha256(os.fsencode(command)).hexdigest()})"
 
 
 def gather(config: LaunchConfig, secret: bytes, info: NodeInfo, check: Callable[[], None]) -> dict[int, Member]:
@@ -230,11 +240,9 @@ def _disagreement(mine: NodeInfo, info: NodeInfo, address: str) -> str:
     for field, name in MUST_AGREE.items():
         one, other = getattr(mine, field), getattr(info, field)
         if one != other and (field != "run_id" or (one and other)):
-            if field == "command":
-                one, other = " ".join(one), " ".join(other)
             return (
                 f"All nodes must start the same run. Node 0, on {mine.host}, has {name} {one}; "
-                f"node {info.node}, on {info.host} ({address}), has {name} {other!s:.1000}"
+                f"node {info.node}, on {info.host} ({address}), has {name} {other}"
             )
     return ""
 

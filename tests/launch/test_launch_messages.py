@@ -32,7 +32,7 @@ RECORD = ExitRecord(rank=1, code=-9, batch=None, log="runs/logs/a/rank-1.log", l
         RankStalled(1, None, True, 5.0),
         RankExited(RECORD, True, "Traceback\n\x1b\udcff"),
         AttemptEnded((RECORD, RECORD)),
-        NodeInfo(2, 1, ("python", "-u", "\udcff"), None, 1, "node1", (1, 2), ""),
+        NodeInfo(2, 1, "python -u \udcff", None, 1, "node1", (1, 2), ""),
         Leave(2, ""),
     ],
 )

@@ -94,6 +94,23 @@ def test_nodes_that_start_another_command_are_refused(launch, port):
         assert code == 2 and "has command" in err
 
 
+@pytest.mark.parametrize(
+    "command", [["true", *["a" * 100_000] * 3], ["true", "\u00e9" * 65_000]], ids=["300 kB", "characters that JSON escapes"]
+)
+def test_nodes_agree_on_a_long_command(launch, port, command):
+    nodes = pair(launch, port, "--no-python", *command)
+    assert [node.finish()[0] for node in nodes] == [0, 0]
+
+
+def test_nodes_that_disagree_on_a_long_command_report_it_in_a_short_line(launch, port):
+    common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "120"]
+    nodes = [launch(*common, "--node-rank", node, *sh("true"), size * "a") for node, size in enumerate((70_000, 50_000))]
+    for node in nodes:
+        code, _, err = node.finish()
+        assert code == 2 and "has command sh -c true aaa" in err
+        assert "70011 characters" in err and "50011 characters" in err and len(err) < 3000
+
+
 def test_a_node_with_another_secret_is_refused_and_the_run_waits_for_the_right_one(launch, port):
     common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "120"]
     zero = launch(*common, "--node-rank", "0", *sh("true"), env={"LAUNCH_SECRET": "right"})
