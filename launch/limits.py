@@ -26,6 +26,7 @@ class Like:
         return re.fullmatch(self.pattern, value, re.DOTALL) is not None
 
 
+LONGEST_TEXT = 1 << 17  # characters
 RUN_ID = Like(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")  # names a folder
 
 Port = Annotated[int, range(1, 1 << 16)]
@@ -37,5 +38,5 @@ ReturnCode = Annotated[int, range(-64, 256)]  # as in `subprocess`, negative for
 Seconds = Annotated[float, Between(0, 1e18)]
 RunId = Annotated[str, RUN_ID]
 Name = Annotated[str, Like("[^\0-\x1f\x7f]{0,255}")]  # of a host, an address or a network interface
-Text = Annotated[str, Like(".{0,131072}")]
+Text = Annotated[str, Like(f".{{0,{LONGEST_TEXT}}}")]
 Command = Annotated[str, Like(".{0,1200}")]  # as `rendezvous.abridged` writes it

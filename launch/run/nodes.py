@@ -10,6 +10,7 @@ from collections.abc import Callable
 from launch import processes
 from launch.command_line.config import LaunchConfig
 from launch.errors import LaunchError
+from launch.limits import LONGEST_TEXT
 from launch.network.connection import Connection
 from launch.network.messages import AttemptEnded, EndRanks, Event, Leave, NodeLost, RankExited, RankStalled, SendSignal, Start
 from launch.node.agent import log_dir, start_agent
@@ -98,7 +99,7 @@ class RemoteNode(Node):
         return problem if self._connection.problem else "its launcher is gone"
 
     def leave(self, code: int, why: str) -> None:
-        self._connection.send(Leave(code, why))
+        self._connection.send(Leave(code, why[:LONGEST_TEXT]))  # it may quote an argument that is as long
 
 
 class LocalNode(Node):

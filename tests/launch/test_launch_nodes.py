@@ -111,6 +111,12 @@ def test_nodes_that_disagree_on_a_long_command_report_it_in_a_short_line(launch,
         assert "70011 characters" in err and "50011 characters" in err and len(err) < 3000
 
 
+def test_a_long_argument_that_node_0_cannot_use_ends_all_nodes_as_bad_input(launch, port):
+    for node in pair(launch, port, *sh("true"), zero=["--log-dir", 131_060 * "a"]):
+        code, _, err = node.finish()
+        assert code == 2 and "The log directory" in err
+
+
 def test_a_node_with_another_secret_is_refused_and_the_run_waits_for_the_right_one(launch, port):
     common = ["--nnodes", "2", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-timeout", "120"]
     zero = launch(*common, "--node-rank", "0", *sh("true"), env={"LAUNCH_SECRET": "right"})
