@@ -16,11 +16,10 @@ process, and other ranks would wait forever.
 """
 
 import contextlib
-import errno
 import os
+import select
 import signal
 import socket
-import termios
 import threading
 import time
 import warnings
@@ -39,6 +38,7 @@ CODES = {
     signal.SIGHUP: TERMINATED,
 }
 BY_PRIORITY = (REQUEUE, INTERRUPTED, TERMINATED)  # after several signals the first of these counts, since a requeue is a promise
+READER_WAIT = 200  # milliseconds; the reader of a pipe ends a moment after the signal
 TIME_TO_STOP = 10  # seconds beside the save, to agree with other ranks and to end
 JOB_END = "SLURM_JOB_END_TIME"  # seconds since 1970
 
@@ -89,8 +89,9 @@ def catch_signals(for_good: bool = False) -> None:
 
 
 def ignore_signals() -> None:
-    """Ignores later signals. Call it only when the exit code is final."""
+    """Ignores later signals, and discards output that nobody reads. Call it only when the exit code is final."""
     if signal.getsignal(signal.SIGTERM) is _note:
+        _discard_unread_output(wait=0)
         for number in CODES:
             signal.signal(number, signal.SIG_IGN)
 
@@ -188,21 +189,27 @@ def _note(number: int, frame: FrameType | None) -> None:
         training_ends()
         os.kill(os.getpid(), number)
     else:
-        if number == signal.SIGHUP:
-            _leave_closed_terminal()
+        wait = 0 if _requested else READER_WAIT  # once, since many signals may come
         name = signal.Signals(number).name.removeprefix("SIG")
         request_stop(CODES[signal.Signals(number)], f"by {name}")
+        _discard_unread_output(wait)
 
 
-def _leave_closed_terminal() -> None:
-    """Discards later output if the terminal is closed. Each write would fail, and end training without a save."""
+def _discard_unread_output(wait: int) -> None:
+    """Discards later output if the terminal is closed or the reader of a pipe has ended, as in `python train.py | tee log`.
+
+    Each write would fail, and end training without a save. Since the next write may come before the save, the handler waits for
+    readers that the same signal ends.
+
+    Args:
+        wait: how long a reader may take to end, in milliseconds.
+    """
     for descriptor in (1, 2):
-        try:
-            termios.tcgetattr(descriptor)
-        except termios.error as error:
-            if error.args[0] == errno.EIO:  # another number if this is no terminal
-                with open(os.devnull, "wb") as nowhere:
-                    os.dup2(nowhere.fileno(), descriptor)
+        output = select.poll()
+        output.register(descriptor, 0)  # no event but the loss of the reader
+        if any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(wait)):
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), descriptor)
 
 
 def _end_at_once(reader: socket.socket) -> None:

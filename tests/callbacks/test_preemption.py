@@ -153,6 +153,30 @@ def test_a_run_whose_terminal_is_closed_saves_and_ends(tmp_path):
     assert attempt.why == "stopped by HUP, after a save"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGHUP, 143)])
+@pytest.mark.parametrize("training", ["plain", "recipe"])
+def test_a_signal_that_also_ends_the_reader_of_the_output_does_not_prevent_the_save(tmp_path, training, number, code):
+    reader = subprocess.Popen(
+        ["env", "--default-signal=INT,HUP", "cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, process_group=0
+    )
+    command = [sys.executable, PROGRAMS / "signalled_pipeline.py", training, number.name, tmp_path]
+    run = subprocess.Popen(
+        command, env=PROGRAM_ENVIRONMENT, stdout=reader.stdin, stderr=subprocess.STDOUT, process_group=reader.pid
+    )
+    reader.stdin.close()
+    assert run.wait(300) == code
+    assert reader.wait(60) == -number
+    assert len(visible(tmp_path)) == 1
+    [attempt] = Report(str(tmp_path / "record.jsonl"), time.time()).attempts
+    assert attempt.why == f"stopped by {number.name.removeprefix('SIG')}, after a save"
+
+
+def test_a_reader_that_ends_during_the_save_does_not_change_the_exit_code():
+    done = run_program("late_reader.py")
+    assert (done.returncode, done.stderr) == (130, "")
+
+
 def test_a_hangup_that_nohup_ignores_stays_ignored():
     command = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, PROGRAMS / "endless_batch.py"]
     process = subprocess.Popen(command, env=PROGRAM_ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
