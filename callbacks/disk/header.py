@@ -13,7 +13,7 @@ from callbacks.plain_data import DEEPEST, DEEPEST_STATE
 
 _MOST = 1 << 53  # batches or samples of a run: 285 years at a million each second
 _LARGEST_SIZE = (1 << 63) - 1  # of a dimension, or of data that repeats itself
-_LONGEST = 4096  # characters of a template, at most the length of a path
+_LONGEST = 4096  # characters of a template, whose fields may be longer than what they become in a name
 _WORDS, _LARGEST_WORD = 624, (1 << 32) - 1  # of the state of Python's `random`
 _HOOKS = {  # in which a checkpoint is saved
     "on_train_begin",
