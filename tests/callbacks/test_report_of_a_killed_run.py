@@ -29,7 +29,7 @@ def clock_of(directory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The directory of the run; begin and end of each process, by the test's clock."""
+    """The directory of the run; begin and end of each process. One that is killed ends with the last line of its record (mtime)."""
     directory, times = tmp_path_factory.mktemp("run"), []
     for i, batch in enumerate((*KILLED_AFTER, None)):
         began = time.time()
@@ -40,7 +40,7 @@ def run(tmp_path_factory):
                 process.kill()
             _, errors = process.communicate(timeout=300)
             assert batch or process.returncode == 0, errors
-        times.append((began, time.time() if batch else clock_of(directory)[-1][2]))
+        times.append((began, (directory / "record.jsonl").stat().st_mtime if batch else clock_of(directory)[-1][2]))
         if batch:
             time.sleep(PAUSE)
     return directory, times

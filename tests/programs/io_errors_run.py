@@ -8,6 +8,7 @@ arguments of the callback, and is answered by a line `{"error": TEXT_OR_NULL, "t
 """
 
 import ctypes
+import faulthandler
 import json
 import sys
 
@@ -35,6 +36,7 @@ def values(model):
 
 def main():
     """Executes tasks until there are no more. All tasks use one model, which each task restores from its newest checkpoint."""
+    faulthandler.enable()
     shim = ctypes.CDLL(None)
     keras.utils.set_random_seed(0)
     tf.config.experimental.enable_op_determinism()
