@@ -7,6 +7,7 @@ An upper bound on the host tells whether a read of the device is needed, so that
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -128,11 +129,19 @@ class Counters:
             epoch: the 0-based epoch, as Keras gives it.
         """
         self._epoch, self._epoch_ended, self._epoch_was_announced = epoch, False, True
-        if self.unfinished and self.unfinished.epoch == epoch + 1:
-            self._epoch_began_at = _begin_of_epoch(self.unfinished)
-        else:
+        self._epoch_began_at = self.begin_of_epoch(epoch)
+        if self.unfinished and self.unfinished.epoch != epoch + 1:
             self.unfinished = None
-            self._epoch_began_at = self.read()
+
+    def begin_of_epoch(self, epoch: int) -> Counts:
+        """Returns batch, epoch and samples at the beginning of an epoch that begins now, or that a resume finishes.
+
+        Args:
+            epoch: the 0-based epoch, as Keras gives it.
+        """
+        if self.unfinished and self.unfinished.epoch == epoch + 1:
+            return _begin_of_epoch(self.unfinished)
+        return replace(self.read(), epoch=epoch + 1)
 
     def end_epoch(self) -> None:
         """Ends an epoch. Call it in `on_epoch_end`; repeated calls do nothing."""
@@ -263,7 +272,8 @@ def counters_of(model: keras.Model) -> Counters:
 
 
 def _begin_of_epoch(counts: Counts) -> Counts:
-    return Counts(batch=counts.batch - counts.batches_in_epoch, samples=counts.samples - counts.samples_in_epoch)
+    batch, samples = counts.batch - counts.batches_in_epoch, counts.samples - counts.samples_in_epoch
+    return Counts(batch=batch, epoch=counts.epoch, samples=samples)
 
 
 def batch_size(data: Any) -> tf.Tensor:

@@ -111,7 +111,10 @@ class DataPosition:
             will_resume: whether a later process is expected to resume, so that doubts about the order are reported.
         """
         self._will_resume |= will_resume
-        if fit.epoch_iterator is None or (self._fit and self._fit.epoch_iterator is fit.epoch_iterator):
+        if fit.epoch_iterator is None:  # a custom training loop, whose data is unknown
+            self._fit_data = lambda: None
+            return
+        if self._fit and self._fit.epoch_iterator is fit.epoch_iterator:
             return
         self._reading = _reading_of(fit.source)
         self._fit_data = weakref.ref(FitData(fit.epoch_iterator, self._make_iterator))
@@ -158,6 +161,8 @@ class DataPosition:
         """
         if self._fit is None or self._order is None:
             return None
+        if self._resume_at is not None:  # a callback has restored a checkpoint after the last batch
+            return self._resume_at
         data = Place(length=self._fit.length, epochs=self._epochs(counts), seeds=self._order.seeds)
         if self._counters.data_seeks:  # a resume makes one iterator, which starts at the place
             return data if counts.epoch_ended else replace(data, drawn=counts.batches_in_epoch, samples=counts.samples_in_epoch)

@@ -3,8 +3,11 @@
 import os
 
 
-def identity(path: str) -> tuple[int, int] | None:
+def identity(path: str | int) -> tuple[int, int] | None:
     """Returns the device and inode of a file or directory; None if the path does not exist.
+
+    Args:
+        path: the path, or the descriptor of an open file.
 
     Raises:
         OSError: if the file system does not answer.

@@ -278,7 +278,7 @@ def read_trailer(path: str) -> Trailer:
         Corrupt: if the file does not end with a trailer.
         OSError: if it cannot be read.
     """
-    with _open(path) as file:
+    with open_checkpoint(path) as file:
         return _read_trailer(file)[0]
 
 
@@ -289,7 +289,7 @@ def verify(path: str) -> Trailer:
         Corrupt: if any byte differs from what was written.
         OSError: if it cannot be read.
     """
-    with _open(path) as file:
+    with open_checkpoint(path) as file:
         trailer, size, head, digest = _read_trailer(file)
         found = _digest(file.fileno(), size, head)
     if found != digest:
@@ -309,7 +309,13 @@ def _digest(descriptor: int, size: int, head: bytes) -> bytes:
     return found.digest()
 
 
-def _open(path: str) -> BinaryIO:
+def open_checkpoint(path: str) -> BinaryIO:
+    """Opens a file for reading.
+
+    Raises:
+        Corrupt: if it is not a regular file.
+        OSError: if it cannot be opened.
+    """
     try:
         return open_regular(path)
     except NotRegular as error:

@@ -12,8 +12,8 @@ from callbacks.errors import InputError
 from callbacks.plain_data import DEEPEST, DEEPEST_STATE
 
 _MOST = 1 << 53  # batches or samples of a run: 285 years at a million each second
-_LARGEST_SIZE = (1 << 63) - 1  # of a dimension
-_LONGEST = 255  # characters of a template, at most the length of a file name
+_LARGEST_SIZE = (1 << 63) - 1  # of a dimension, or of data that repeats itself
+_LONGEST = 4096  # characters of a template, whose fields may be longer than what they become in a name
 _WORDS, _LARGEST_WORD = 624, (1 << 32) - 1  # of the state of Python's `random`
 _HOOKS = {  # in which a checkpoint is saved
     "on_train_begin",
@@ -60,8 +60,7 @@ def check_header(header: Any) -> None:
     counts, place = header["counts"], header.get("data") or {}
     for part, whole in {"batches_in_epoch": "batch", "samples_in_epoch": "samples"}.items():
         integer(0, counts[whole])(counts.get(part, 0), f"counts.{part}")
-    for part, whole in {"drawn": "batch", "epochs": "epoch"}.items():
-        integer(0, counts[whole])(place.get(part, 0), f"data.{part}")
+    integer(0, counts["batch"])(place.get("drawn", 0), "data.drawn")
     if header["format"] == 1:
         return
     variables = header["variables"]
@@ -96,7 +95,7 @@ _COUNTS: dict[str, Check] = {
 }
 _PLACE: dict[str, Check] = {  # in the data (`data_position.Place`)
     **dict.fromkeys(("created", "used", "drawn", "samples", "epochs"), _COUNT),
-    "length": or_none(_COUNT),
+    "length": or_none(integer(0, _LARGEST_SIZE)),
     "seeds": or_none(list_of(list_of(of_type(int)))),
     "random": or_none(fits(_is_random)),
 }

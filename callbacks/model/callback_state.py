@@ -5,9 +5,9 @@ Any callback with these two methods is resumed:
     get_state() -> state      plain data: None, bool, int, float, str, lists, dicts with string keys, numpy arrays and scalars
     set_state(state)          receives what `get_state` returned; tuples arrive as lists, arrays as copies of its own
 
-It may have a third one, which is called before `get_state` of any callback at each save:
+It may have a third one, which is called before `get_state` of any callback at each save at the end of a batch:
 
-    before_save(logs)         receives the logs of the last batch, whose `on_train_batch_end` it may not have seen yet
+    before_save(logs)         receives the logs of the batch, whose `on_train_batch_end` it may not have seen yet
 
 Keras's own callbacks lack these methods; an adapter reads and sets their attributes. A subclass with the two methods uses
 both: the adapter saves the attributes of Keras's class, the methods save what the subclass adds.
@@ -99,7 +99,7 @@ def announce_save(callbacks: Iterable[keras.callbacks.Callback], logs: Mapping[s
 
     Args:
         callbacks: all callbacks of a `fit`.
-        logs: the logs of the last batch.
+        logs: the logs of the batch that ends.
     """
     for callback in callbacks:
         if _has(callback, "get_state", "set_state", "before_save"):

@@ -265,6 +265,7 @@ class RunningFit:
         validates: whether `fit` has validation data; None in a custom training loop.
         source: the training data that was passed to `fit`.
         epoch_iterator: Keras's iterator over the epochs; None in a custom training loop.
+        initial_epoch: the 0-based epoch that was passed to `fit`.
     """
 
     loop: Loop
@@ -273,6 +274,7 @@ class RunningFit:
     validates: bool | None
     source: Any = None
     epoch_iterator: Any = None
+    initial_epoch: int = 0
 
     @property
     def is_custom_loop(self) -> bool:
@@ -286,7 +288,7 @@ def running_fit(asking: keras.callbacks.Callback) -> RunningFit:
     Keras has no public way to find the other callbacks of a `fit`, or whether it has validation data.
     """
     callbacks, has_list, validates, loop = [asking], False, None, Loop(threading.get_ident())
-    source, epoch_iterator = None, None
+    source, epoch_iterator, initial_epoch = None, None, 0
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         caller = frame.f_locals.get("self")
@@ -296,6 +298,7 @@ def running_fit(asking: keras.callbacks.Callback) -> RunningFit:
             loop = Loop(threading.get_ident(), id(frame))
             validates = frame.f_locals.get("validation_data") is not None
             source, epoch_iterator = frame.f_locals.get("x"), frame.f_locals.get("epoch_iterator")
+            initial_epoch = frame.f_locals.get("initial_epoch", 0)
             break
         frame = frame.f_back
-    return RunningFit(loop, callbacks, has_list, validates, source, epoch_iterator)
+    return RunningFit(loop, callbacks, has_list, validates, source, epoch_iterator, initial_epoch)

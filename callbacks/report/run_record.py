@@ -91,7 +91,9 @@ class _Attempt:
         if error is not None:
             return f"{type(error).__name__}: {error}".partition("\n")[0]
         code = ranks().stop_requested()
-        return _failure or (f"stopped {preemption.reason(code)}, after a save" if code else "exited in the middle of training")
+        if _failure or not code:
+            return _failure or "exited in the middle of training"
+        return f"stopped {preemption.reason(code)}, {'after a' if self.costs.newest else 'before the first'} save"
 
     def _line(self, kind: str) -> dict[str, Any]:
         self._saved, account = self.costs.newest, self.account

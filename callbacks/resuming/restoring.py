@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from callbacks.counts import Counts
 from callbacks.disk import files, stored_header
+from callbacks.disk.file_identity import identity
 from callbacks.disk.listing import NOWHERE, is_mistake, newest_first, of_run, read_failure, skip
 from callbacks.disk.stored import Stored, read_stored, read_stored_or_raise
 from callbacks.disk.template import Template
@@ -18,6 +19,8 @@ from callbacks.errors import CheckpointReadError, InputError, one_line
 
 if TYPE_CHECKING:
     import keras
+
+_REPLACED_AT_MOST = 10  # times while a file is read
 
 
 @dataclass(frozen=True)
@@ -139,11 +142,24 @@ def _search(
 def read_verified(path: str) -> Checkpoint:
     """Reads every byte of a checkpoint, verifies its checksum and compares its name with its counters.
 
+    If a save replaces the file meanwhile, it is read again.
+
     Raises:
         callbacks.disk.files.Corrupt: if the file was changed, or its name does not match its counters.
         InputError: if the version of its format is unknown.
         OSError: if it cannot be read.
     """
+    for _ in range(_REPLACED_AT_MOST):
+        with files.open_checkpoint(path) as file:  # open, so that no new file gets its inode
+            try:
+                return _read_verified(path)
+            except (files.Corrupt, OSError):
+                if identity(path) == identity(file.fileno()):
+                    raise
+    return _read_verified(path)
+
+
+def _read_verified(path: str) -> Checkpoint:
     trailer = files.verify(path)
     try:
         header = stored_header.read_header(path)

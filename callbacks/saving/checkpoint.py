@@ -152,7 +152,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self.resumed_from, self.initial_epoch = earlier.checkpoint, earlier.initial_epoch
         monitor = self.monitor if self._keep["keep_best"] else None
         self._logged = LoggedMetrics(self.template, fit.validates, fit.callbacks, earlier.logs, earlier.metrics, monitor)
-        self._prepare_saves()
+        self._prepare_saves(fit)
         self._loop, self._trains = self._checks_of(fit), True
         self._last_in_list.run_without_list("on_train_begin")
 
@@ -254,10 +254,12 @@ class GlobalStepCheckpoint(Copyable, BestState):
         """Returns the `epochs` of the training, or the `steps` of an epoch; None if unknown."""
         return (self.params or {}).get(name)
 
-    def _prepare_saves(self):
+    def _prepare_saves(self, fit):
         counts = self._counters.read()
-        planned = self._policy.planned(self.params, counts, self.model.steps_per_execution)
-        ranks().on_chief(lambda: self._directory.check_names(planned))
+        if not fit.is_custom_loop:
+            begin = self._counters.begin_of_epoch(self.initial_epoch or fit.initial_epoch)
+            planned = self._policy.planned(self.params, counts, begin, self.model.steps_per_execution)
+            ranks().on_chief(lambda: self._directory.check_names(planned))
         warn_of_later_checkpoints(self.template, self.resume, counts.batch)
         self._policy.begin(counts.batch)
         schedule = SaveSchedule(self._policy, self._counters, self._costs, self._writer)

@@ -128,7 +128,8 @@ class CheckpointMaker:
             return
         if self._is_best and not self._is_best(metrics):
             return
-        callback_state.announce_save(self._callbacks, self._logged.last)
+        if hook == "on_train_batch_end":  # else every callback has seen the end of the batch
+            callback_state.announce_save(self._callbacks, self._logged.last)
         began = policy.clock()
         self._saver.make_room()
         states = self.epoch.states or callback_state.gather(self._callbacks, hook)

@@ -117,22 +117,24 @@ class SavePolicy:
             return (math.inf if self._every else epochs), batches
         return batches // (self._every or steps) + 1, batches
 
-    def planned(self, params: Mapping[str, Any] | None, counts: Counts, per_execution: int) -> Iterator[Counts]:
+    def planned(self, params: Mapping[str, Any] | None, counts: Counts, begin: Counts, per_execution: int) -> Iterator[Counts]:
         """Yields batch, epoch and replicas of each checkpoint to come whose batch is known; none if the length is unknown.
 
         Args:
             params: the `params` that Keras gives to callbacks: `epochs` and `steps`.
             counts: the counters.
+            begin: batch and epoch at the beginning of the first epoch of this `fit`.
             per_execution: the batches of an execution. A checkpoint is due at the end of one.
         """
         epochs, steps = ((params or {}).get(name) or 0 for name in ("epochs", "steps"))
-        if (last := epochs * steps) <= counts.batch:
+        if (last := begin.batch + (epochs - begin.epoch + 1) * steps) <= counts.batch:
             return
-        every = steps if self._after_epoch else self._every or last
-        for at in itertools.chain(range(next_multiple(counts.batch, every), last, every), [last]):
-            epoch, in_epoch = divmod(at - 1, steps)
+        zero, every = (begin.batch, steps) if self._after_epoch else (0, self._every or last)
+        first = zero + next_multiple(counts.batch - zero, every)
+        for at in itertools.chain(range(first, last, every), [last]):
+            epoch, in_epoch = divmod(at - 1 - begin.batch, steps)
             boundary = min((in_epoch // per_execution + 1) * per_execution, steps)
-            yield Counts(batch=epoch * steps + boundary, epoch=epoch + 1, replicas=counts.replicas)
+            yield Counts(batch=begin.batch + epoch * steps + boundary, epoch=begin.epoch + epoch, replicas=counts.replicas)
 
     def is_due_after_epoch(self) -> bool:
         """Returns whether a checkpoint is due at the end of this epoch. Call it once in each epoch."""

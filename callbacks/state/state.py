@@ -306,8 +306,9 @@ def _stack(parts: list[Any]) -> np.ndarray:
 
 
 def _typed(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Restores the dtype of an array whose type HDF5 does not know, such as float8, and returns as bytes."""
-    return array.view(tf.as_dtype(dtype).as_numpy_dtype) if array.dtype.kind == "V" else array
+    """Restores the dtype of an array that returns with another one: as bytes (float8), or as integers (qint32)."""
+    of = tf.as_dtype(dtype)
+    return array.view(of.as_numpy_dtype) if array.dtype.kind == "V" or of.is_quantized else array
 
 
 def _check_values(values: Mapping[str, np.ndarray], types: Mapping[str, list[Any]]) -> None:

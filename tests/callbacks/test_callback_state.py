@@ -79,13 +79,15 @@ class LastLoss(keras.callbacks.Callback):
 
     def __init__(self):
         super().__init__()
-        self.loss, self.stored = 0.0, []
+        self.loss, self.stored, self.losses, self.announced = 0.0, [], [], []
 
     def before_save(self, logs):
         self.loss = logs["loss"]
+        self.announced.append(self.loss)
 
     def on_train_batch_end(self, batch, logs=None):
         self.loss = logs["loss"]
+        self.losses.append(self.loss)
 
     def get_state(self):
         self.stored.append(self.loss)
@@ -99,6 +101,15 @@ def test_a_callback_after_the_checkpoint_may_count_the_batch_before_its_state_is
     before, after = LastLoss(), LastLoss()
     fit(small_model(), before, GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5", save_freq=4, background=False), after)
     assert len(set(after.stored)) == 4 and after.stored == before.stored  # when training begins, and at batches 4, 8 and 10
+
+
+def test_a_save_is_announced_with_the_logs_of_its_batch_and_not_after_an_epoch(tmp_path):
+    told = LastLoss()
+    checkpoint = GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5", save_freq=4, background=False)
+    fit(small_model(), checkpoint, told, epochs=2, validation_split=0.2)  # eight batches an epoch
+    assert names(tmp_path) == [f"{batch}.weights.h5" for batch in (12, 16, 4, 8)]
+    fit(small_model(), told, GlobalStepCheckpoint(tmp_path / "e{epoch}.weights.h5"))
+    assert told.announced == [told.losses[batch - 1] for batch in (4, 8, 12, 16)]
 
 
 class Ask(keras.callbacks.Callback):

@@ -9,9 +9,10 @@ import tensorflow as tf
 from compare import assert_same_rest, assert_same_weights
 from curves import curves
 from processes import run_program
-from small import BATCH, BATCHES, arrays, fit, names, small_model
+from small import BATCH, BATCHES, Do, arrays, fit, names, small_model
 
-from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, RunRecord, counters_of, latest_checkpoint
+from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, RunRecord, counters_of, latest_checkpoint, restore
+from callbacks.disk.stored_header import read_header
 
 EPOCHS = 3
 X, Y = arrays()
@@ -189,6 +190,20 @@ def test_fit_continues_with_the_counters_of_a_loop(tmp_path):
         run(model, step, GlobalStepCheckpoint(tmp_path / "b{batch}-s{step}.weights.h5", save_freq=1000))
     fit(model, GlobalStepCheckpoint(tmp_path / "b{batch}-s{step}.weights.h5"))
     assert names(tmp_path) == [f"b{batch}-s{batch}.weights.h5" for batch in (10, 40, 70, 80)]
+
+
+def test_a_loop_knows_no_place_in_the_data_of_a_fit_that_has_failed(tmp_path):
+    """The traceback of the error, as a notebook keeps it, keeps the data of the `fit`."""
+
+    def fail():
+        raise Stop
+
+    model = small_model()
+    with pytest.raises(Stop) as kept:
+        fit(model, GlobalStepCheckpoint(tmp_path / "fit" / "b{batch}.weights.h5", save_freq=2), Do(7, fail))
+    restore(model, tmp_path / "fit" / "b2.weights.h5")
+    run(model, train_on_batch, GlobalStepCheckpoint(tmp_path / "loop" / "b{batch}.weights.h5", save_freq=4))
+    assert kept.tb and all(read_header(str(path))["data"] is None for path in (tmp_path / "loop").iterdir())
 
 
 def test_a_loop_with_an_optimizer_outside_the_model_gets_a_warning(tmp_path):

@@ -10,6 +10,7 @@ from crashes import Crash, Dataset, assert_equal, batches, samples, train
 from small import BATCH, arrays, small_model
 
 from callbacks import GlobalStepCheckpoint, latest_checkpoint, restore
+from callbacks.disk.stored_header import read_header
 
 
 def generator():
@@ -146,3 +147,30 @@ def test_two_fits_of_a_script_on_one_dataset_resume_in_the_second_one(tmp_path):
     whole = script(tmp_path / "whole")
     script(tmp_path / "cut", 27)
     assert_equal(whole, script(tmp_path / "cut"))
+
+
+def test_a_fit_after_a_restore_saves_checkpoints_that_a_resume_reads(tmp_path):
+    """Its first iterator begins after fewer epochs than the place in the checkpoint."""
+    data = batches(10)
+    small_model().fit(data, epochs=3, verbose=0, callbacks=[GlobalStepCheckpoint(tmp_path / "a" / "m_{batch}.weights.h5")])
+    model = small_model()
+    restore(model, tmp_path / "a")
+    again = GlobalStepCheckpoint(tmp_path / "b" / "m_{batch:05d}.weights.h5", save_freq=3)
+    model.fit(batches(10), epochs=3, verbose=0, callbacks=[again])
+    assert latest_checkpoint(tmp_path / "b").batch == 60
+
+
+def test_a_save_after_a_callback_restored_an_earlier_checkpoint_has_the_place_of_that_one(tmp_path):
+    model, data = small_model(), batches(10)
+    model.fit(data, verbose=0, callbacks=[GlobalStepCheckpoint(tmp_path / "a" / "m_{batch}.weights.h5", save_freq=4)])
+    back = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: restore(model, tmp_path / "a" / "m_4.weights.h5"))
+    model.fit(data, verbose=0, callbacks=[back, GlobalStepCheckpoint(tmp_path / "b" / "m_{batch}.weights.h5")])
+    place, earlier = (read_header(str(tmp_path / name / "m_4.weights.h5"))["data"] for name in "ba")
+    assert latest_checkpoint(tmp_path / "b").batch == 4
+    assert place == earlier
+
+
+def test_data_that_repeats_itself_nearly_forever_can_be_resumed(tmp_path):
+    data = samples().batch(BATCH).repeat(1 << 58)
+    small_model().fit(data, steps_per_epoch=5, verbose=0, callbacks=[GlobalStepCheckpoint(tmp_path / "m_{batch}.weights.h5")])
+    assert latest_checkpoint(tmp_path).batch == 5

@@ -71,7 +71,6 @@ HEADERS = {
     "a place with random": put_in({"random": [4, [5] * 625, None]}, "data"),
     "a place with random words": put_in({"random": [3, [1 << 40] * 624 + [0], None]}, "data"),
     "a place that drew more batches than were trained on": put_in({"drawn": 11}, "data"),
-    "a place after more epochs than there were": put_in({"epochs": 2}, "data"),
     "an epoch with more batches than the run": put_in(11, "counts", "batches_in_epoch"),
     "epoch 0": put_in(0, "counts", "epoch"),
     "no replicas": put_in(0, "counts", "replicas"),

@@ -71,6 +71,26 @@ def test_a_trailer_that_contradicts_the_header_is_detected(copies):
     assert main(["verify", str(directory)]) == 1
 
 
+@pytest.mark.parametrize("replacements", [1, 3])
+def test_a_file_that_a_save_replaces_while_it_is_read_is_read_again(tmp_path, monkeypatch, replacements):
+    path, verify = tmp_path / "m.weights.h5", files.verify
+    for epochs in (1, 2):
+        fit(small_model(), GlobalStepCheckpoint(tmp_path / str(epochs) / path.name), epochs=epochs)
+    shutil.copy(tmp_path / "1" / path.name, path)
+    to_come = [2, 1, 2][:replacements]
+
+    def replaced_after_its_checksum(read):
+        trailer = verify(read)
+        if to_come:
+            shutil.copy(tmp_path / str(to_come.pop(0)) / path.name, tmp_path / "hidden")
+            os.replace(tmp_path / "hidden", path)
+        return trailer
+
+    monkeypatch.setattr(files, "verify", replaced_after_its_checksum)
+    assert latest_checkpoint(path).batch == 20
+    assert not to_come
+
+
 def test_the_checksum_is_no_signature_and_the_readme_says_so():
     """Anyone who changes a file can compute its checksum again, like `with_trailer`."""
     readme = (ROOT / "callbacks" / "README.md").read_text()

@@ -7,14 +7,16 @@ import math
 import re
 import shlex
 import shutil
+import sys
 import time
 
+import keras
 import pytest
 from clock import Clock
 from processes import ROOT, Process, run_program
 from small import BATCHES, Do, fit, small_model
 
-from callbacks import GlobalStepCheckpoint, InputError, RunRecord
+from callbacks import GlobalStepCheckpoint, InputError, Preempted, RunRecord, preemption
 from callbacks.__main__ import main
 from callbacks.report import record_file
 from callbacks.report.report import PARTS, Report
@@ -195,6 +197,18 @@ def test_a_process_whose_run_was_deleted_after_training_exits_in_silence(tmp_pat
     recwarn.clear()
     at_exit[-1]()
     assert not recwarn.list and not (tmp_path / "run").exists()
+
+
+def test_the_record_of_a_process_that_is_stopped_before_its_first_batch_names_no_save(tmp_path, at_exit, monkeypatch):
+    monkeypatch.setattr(preemption, "_requested", 0)
+    monkeypatch.setattr(preemption, "_reason", "")
+    monkeypatch.delattr(sys, "last_value", raising=False)  # of an earlier test that has failed
+    stops = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: preemption.request_stop(143, "by HUP"))
+    with pytest.raises(Preempted):
+        fit(small_model(), RunRecord(tmp_path), stops, GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5"))
+    at_exit[-1]()
+    (attempt,) = Report(str(tmp_path / "record.jsonl"), time.time()).attempts
+    assert (attempt.why, attempt.last["saved"]) == ("stopped by HUP, before the first save", None)
 
 
 def test_a_process_that_cannot_write_the_end_of_its_record_says_so(tmp_path, at_exit):

@@ -82,7 +82,7 @@ def test_a_resumed_training_saves_at_the_batches_of_the_uninterrupted_one():
     "save_freq, begin, execution", [(3, 0, 1), (6, 7, 1), ("epoch", 0, 1), ("epoch", 13, 1), (7, 0, 5), (8, 10, 2)]
 )
 def test_planned_checkpoints_are_those_that_become_due_and_the_last_one(save_freq, begin, execution):
-    planned = list(SavePolicy(save_freq).planned({"epochs": 2, "steps": 10}, Counts(batch=begin), execution))
+    planned = list(SavePolicy(save_freq).planned({"epochs": 2, "steps": 10}, Counts(batch=begin), Counts(), execution))
     due = saves(save_freq, begin=begin, batches=20 - begin, execution=execution)
     assert {counts.batch for counts in planned} == {*due, 20}
     assert all(counts.epoch == (1 if counts.batch <= 10 else 2) for counts in planned)
@@ -95,7 +95,14 @@ def test_planned_checkpoints_are_those_that_become_due_and_the_last_one(save_fre
     ({"epochs": 2, "steps": 10}, 5, [20]),
 ])  # fmt: skip
 def test_under_auto_and_without_a_known_length_only_the_last_checkpoint_is_planned(params, batch, planned):
-    assert [counts.batch for counts in SavePolicy("auto").planned(params, Counts(batch=batch), 1)] == planned
+    assert [counts.batch for counts in SavePolicy("auto").planned(params, Counts(batch=batch), Counts(), 1)] == planned
+
+
+@pytest.mark.parametrize("save_freq, planned", [(8, [(32, 4), (40, 5), (43, 5)]), ("epoch", [(33, 4), (43, 5)])])
+def test_the_plan_of_a_later_fit_begins_with_its_first_epoch(save_freq, planned):
+    """`fit(epochs=5, initial_epoch=3)` of ten batches an epoch, on a model that was trained on 23 batches."""
+    plan = SavePolicy(save_freq).planned({"epochs": 5, "steps": 10}, Counts(batch=25), Counts(batch=23, epoch=4), 1)
+    assert [(counts.batch, counts.epoch) for counts in plan] == planned
 
 
 def test_begin_resets_the_policy():

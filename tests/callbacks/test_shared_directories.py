@@ -69,6 +69,22 @@ def test_checkpoints_of_another_template_are_no_obstacle_where_no_save_is_planne
     assert names(tmp_path) == [f"m_{number}.weights.h5" for number in (1, 10, 4, 8)]
 
 
+def test_a_fit_that_begins_in_a_later_epoch_plans_only_its_own_batches(tmp_path):
+    fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "m_{epoch:02d}.weights.h5"), keep_last=2), batches=8, epochs=25)
+    by_batch = GlobalStepCheckpoint(str(tmp_path / "m_{batch:02d}.weights.h5"), save_freq=8)
+    fit(small_model(), by_batch, batches=8, epochs=27, initial_epoch=25)
+    assert names(tmp_path) == [f"m_{number}.weights.h5" for number in ("08", 16, 24, 25)]
+
+
+def test_a_second_fit_of_a_model_is_refused_too_before_it_would_take_a_name(tmp_path):
+    fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "m_{epoch}.weights.h5"), keep_last=1), batches=1, epochs=12)
+    model = small_model()
+    fit(model, GlobalStepCheckpoint(str(tmp_path / "m_{batch}.weights.h5"), save_freq=6))
+    trained = Do(1, lambda: pytest.fail("a batch was trained on"))
+    with pytest.raises(InputError, match="gives batch 12 the same name"):
+        fit(model, trained, GlobalStepCheckpoint(str(tmp_path / "m_{batch}.weights.h5"), save_freq=6))
+
+
 def test_a_save_does_not_replace_a_checkpoint_of_another_template_that_has_come_since(tmp_path):
     fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "m_{epoch}.weights.h5")))
     (tmp_path / "m_1.weights.h5").rename(tmp_path / "hidden")

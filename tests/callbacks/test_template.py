@@ -2,6 +2,7 @@
 
 import os
 
+import keras
 import pytest
 from small import fit, names, small_model
 
@@ -187,6 +188,12 @@ def test_a_link_to_an_older_checkpoint_is_not_followed_into_it(tmp_path):
     assert latest_checkpoint(tmp_path / "best.weights.h5").batch == 5
     model = small_model()
     assert restore(model, tmp_path / "best.weights.h5").batch == 5
+
+
+def test_a_template_may_be_longer_than_a_name(tmp_path):
+    metric = keras.metrics.MeanSquaredError(name="error_of_" + "the_model_" * 25)
+    fit(small_model(metrics=[metric]), GlobalStepCheckpoint(tmp_path / f"{{batch}}_{{{metric.name}:.3f}}.weights.h5"))
+    assert latest_checkpoint(tmp_path).batch == 10
 
 
 def test_two_callbacks_of_one_fit_need_different_templates(tmp_path):

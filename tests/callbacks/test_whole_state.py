@@ -299,3 +299,24 @@ def test_runs_with_other_numbers_of_replicas_resume_from_each_others_files(tmp_p
     }
     for a, b in zip(alone.weights, model.weights, strict=True):
         np.testing.assert_allclose(a.numpy(), b.numpy(), rtol=1e-5, atol=1e-6)
+
+
+class Quantized(keras.layers.Layer):
+    """Has a variable whose type HDF5 does not know."""
+
+    def build(self, shape):
+        self.table = tf.Variable(tf.bitcast(tf.zeros(3, "int32"), tf.qint32), trainable=False)
+
+    def call(self, x):
+        return x
+
+
+def test_a_quantized_variable_is_restored(tmp_path):
+    values = [7, -8, 1 << 30]
+    saved, restored = (keras.Sequential([keras.Input((6,)), keras.layers.Dense(1), Quantized()]) for _ in range(2))
+    for model in (saved, restored):
+        model.compile("sgd", "mse")
+    saved.layers[-1].table.assign(tf.bitcast(tf.constant(values), tf.qint32))
+    saved.fit(*data(), verbose=0, callbacks=[GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5")])
+    restore(restored, tmp_path)
+    assert tf.bitcast(restored.layers[-1].table, tf.int32).numpy().tolist() == values
