@@ -28,10 +28,15 @@ _HEAD = struct.Struct(">8s2Q")
 _MAGIC = b"PLAIN\x00\x00\x01"
 DEEPEST = 64  # levels of lists and dicts in a callback state or in logs
 DEEPEST_STATE = 2 * DEEPEST + 8  # of a callback state as JSON, where a dict may take two levels (`callback_state.py`)
-LARGEST = 1 << 64  # of logged integers, which become floats
-_DEEPEST = DEEPEST_STATE + 8  # levels of a message: a state within the header of a checkpoint
+_LARGEST = 1 << 64  # of logged integers, which become floats
+_DEEPEST_MESSAGE = DEEPEST_STATE + 8  # a message may be a state within the header of a checkpoint
 _BUILTIN = re.compile(r"[<>|][biufcSUmM][1-9][0-9]*(\[[0-9A-Za-z]+\])?")  # forms of `dtype.str`, without objects and fields
 _EXTENSIONS = {name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4")}
+
+
+def is_logged(number: int) -> bool:
+    """Returns whether an integer may be in logs: it becomes a float without an error."""
+    return -_LARGEST <= number <= _LARGEST
 
 
 def encode(value: Any) -> bytes:
@@ -39,7 +44,7 @@ def encode(value: Any) -> bytes:
 
     Args:
         value: None, a bool, int, float or str, a list or tuple, a dict with string keys, or a numpy array or scalar of any dtype
-            without objects and fields; nested up to `_DEEPEST` levels.
+            without objects and fields; nested up to 144 levels.
 
     Raises:
         TypeError: if a part of the value has another type.
@@ -87,8 +92,8 @@ def size_of(message: bytes | memoryview) -> int:
 
 
 def _to_tree(value, contents, depth):
-    if depth > _DEEPEST:
-        raise ValueError(f"Plain data must not be nested more than {_DEEPEST} levels.")
+    if depth > _DEEPEST_MESSAGE:
+        raise ValueError(f"Plain data must not be nested more than {_DEEPEST_MESSAGE} levels.")
     if isinstance(value, (np.ndarray, np.generic)):
         name = dtype_name(value.dtype)
         contents.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
@@ -117,8 +122,8 @@ class _Reader:
         return len(self._contents)
 
     def value(self, tree: Any, depth: int) -> Any:
-        if depth > _DEEPEST:
-            raise ValueError(f"Not a message of plain data: it is nested more than {_DEEPEST} levels.")
+        if depth > _DEEPEST_MESSAGE:
+            raise ValueError(f"Not a message of plain data: it is nested more than {_DEEPEST_MESSAGE} levels.")
         if isinstance(tree, list):
             return [self.value(each, depth + 1) for each in tree]
         if not isinstance(tree, dict):

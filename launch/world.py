@@ -85,6 +85,11 @@ def read_world(environment: Mapping[str, str] | None = None) -> World:
     return world
 
 
+def ranks_of(node: int, per_node: int) -> range:
+    """Returns the ranks of a node, in the order of their local ranks."""
+    return range(node * per_node, (node + 1) * per_node)
+
+
 @dataclass(frozen=True)
 class WorldSpec:
     """A run as every node knows it. The environment of each rank follows from it.
@@ -124,7 +129,7 @@ class WorldSpec:
 
     def ranks(self, node: int) -> range:
         """Returns the ranks of a node, in the order of their local ranks."""
-        return range(node * self.per_node, (node + 1) * self.per_node)
+        return ranks_of(node, self.per_node)
 
 
 def environment_of(world: WorldSpec, rank: int, *, threads: int, already: Mapping[str, str]) -> dict[str, str]:

@@ -19,7 +19,7 @@ import tensorflow as tf
 from callbacks.counting.counters import batch_size, counters_of
 from callbacks.counting.data_order import DataOrder, Replay, doubts_of_replay, order_of
 from callbacks.counting.fit_data import FitData
-from callbacks.counting.long_loops import bounded
+from callbacks.counting.long_loops import UNNAMED, bounded
 from callbacks.counts import Counts
 from callbacks.errors import InputError
 from callbacks.model.attached import attach, attached
@@ -96,7 +96,7 @@ class DataPosition:
         self._began_at = Counts()  # the counters when the newest iterator was made, minus the dropped batches
         self._random_at_begin: list[Any] | None = None
         self._resume_at: Place | None = None
-        self._path = ""  # of the checkpoint, for messages
+        self._path = UNNAMED  # of the checkpoint, for messages
         self._begun_from: Place | None = None
         self._unseen = 0
         self._will_resume = False
@@ -120,7 +120,7 @@ class DataPosition:
         self._fit_data = weakref.ref(FitData(fit.epoch_iterator, self._make_iterator))
         self._order, self._will_resume, self._counters.data_seeks = None, will_resume, False
 
-    def resume(self, place: dict[str, Any] | None, counts: Counts, path: str = "") -> None:
+    def resume(self, place: dict[str, Any] | None, counts: Counts, path: str = UNNAMED) -> None:
         """Makes the next `fit` resume from a place.
 
         Args:
@@ -143,7 +143,7 @@ class DataPosition:
         if place is not None and self._fit.py_dataset is not None:
             seen = self._epochs(self._counters.read()) if self._reading.created else 0
             again = place.epochs - seen
-            for _ in bounded(again, f"repeats the hooks of {again} epochs", self._path):  # and what they did to the data
+            for _ in bounded(again, f"repeats the hooks of {again} epochs", self._path):  # they may change the data
                 self._fit.py_dataset.on_epoch_begin()
                 self._fit.py_dataset.on_epoch_end()
         if self._fit.shuffles_by_python:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 
 from callbacks.errors import InputError
 
+UNNAMED = "the checkpoint"  # for messages, if its path is unknown
 _MEASURED, _FEWEST = 2.0, 10  # seconds and steps after which the rest of a loop is estimated
 _WORTH_A_WARNING = 30.0  # seconds
-_LONGEST = 30 * 86_400.0  # seconds: a training whose data takes longer to read again does not end
-_DAY = 86_400.0
+_DAY = 86_400.0  # seconds
+_LONGEST = 30 * _DAY  # nobody waits longer for a resume
 
 
 def bounded(count: int, what: str, path: str, clock: Callable[[], float] = time.monotonic) -> Iterator[int]:

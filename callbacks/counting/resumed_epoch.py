@@ -11,7 +11,7 @@ import keras
 
 from callbacks.counting.counters import counters_of
 from callbacks.counting.data_position import data_position_of
-from callbacks.counting.long_loops import bounded
+from callbacks.counting.long_loops import UNNAMED, bounded
 from callbacks.counting.metric_results import metric_results
 from callbacks.counts import Counts
 from callbacks.model.attached import attach, attached
@@ -33,12 +33,12 @@ class ResumedEpoch:
         self.batches_per_epoch: int | None = None
         self.begins_at = 0
         self._executions_to_skip: Iterator[int] | None = None  # known at the first execution
-        self._path = ""  # of the checkpoint, for messages
+        self._path = UNNAMED  # of the checkpoint, for messages
         self._logs: dict[str, Any] = {}
         self._restore_metrics: Callable[[], None] = lambda: None
         self._hooks.instead_of_execution(self._skip)
 
-    def resume(self, counts: Counts, logs: dict[str, Any], restore_metrics: Callable[[], None], path: str = "") -> None:
+    def resume(self, counts: Counts, logs: dict[str, Any], restore_metrics: Callable[[], None], path: str = UNNAMED) -> None:
         """Sets the counters to those of a checkpoint, so that the next `fit` finishes its epoch.
 
         Args:

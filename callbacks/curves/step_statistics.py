@@ -1,6 +1,7 @@
 """Statistics of the batches between two points of the curves. They need no Keras, no files and no ranks, only a clock."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 
@@ -41,6 +42,8 @@ class StepStatistics:
 
     @kept_seconds.setter
     def kept_seconds(self, seconds: float) -> None:
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"kept_seconds is {seconds}")
         self._kept_before, self._times = seconds, BatchTimes()
 
     def begin_window(self, counts: Counts, costs: SaveCosts) -> None:

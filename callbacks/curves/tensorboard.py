@@ -120,15 +120,8 @@ class GlobalStepTensorBoard(Copyable, keras.callbacks.TensorBoard):
         return {"kept_seconds": self._statistics.kept_seconds}
 
     def set_state(self, state: dict[str, float]) -> None:
-        """Restores the callback state.
-
-        Raises:
-            KeyError, TypeError, ValueError: if it is not a state of `get_state`; anybody may have written the file.
-        """
-        kept_seconds = float(state["kept_seconds"])
-        if not 0 <= kept_seconds < math.inf:
-            raise ValueError(f"kept_seconds is {kept_seconds}")
-        self._statistics.kept_seconds = kept_seconds
+        """Restores the callback state. Raises KeyError, TypeError or ValueError if it is not one from `get_state`."""
+        self._statistics.kept_seconds = float(state["kept_seconds"])
 
     def set_model(self, model):
         if model is not self._model:

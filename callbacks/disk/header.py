@@ -6,10 +6,10 @@ from dataclasses import fields
 from typing import Any
 
 from callbacks.counts import Counts
-from callbacks.disk.schema import Check, dict_of, fits, integer, is_logged, list_of, of_type, or_none, plain, record, row_of
+from callbacks.disk.schema import Check, dict_of, fits, integer, list_of, of_type, or_none, plain, record, row_of
 from callbacks.disk.template import COUNTERS, Template
 from callbacks.errors import InputError
-from callbacks.plain_data import DEEPEST, DEEPEST_STATE
+from callbacks.plain_data import DEEPEST, DEEPEST_STATE, is_logged
 
 _MOST = 1 << 53  # batches or samples of a run: 285 years at a million each second
 _LARGEST_SIZE = (1 << 63) - 1  # of a dimension, or of data that repeats itself

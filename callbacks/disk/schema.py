@@ -6,8 +6,6 @@ A check receives a value and its name in the header, and raises a ValueError tha
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from callbacks.plain_data import LARGEST
-
 Check = Callable[[Any, str], None]
 
 
@@ -104,11 +102,6 @@ def plain(deepest: int, is_number: Callable[[int], bool] = lambda number: True) 
         return not level
 
     return fits(is_right)
-
-
-def is_logged(number: int) -> bool:
-    """Returns whether a logged integer is one that becomes a float without an error."""
-    return -LARGEST <= number <= LARGEST
 
 
 _IS_LIST, _IS_DICT = of_type(list), of_type(dict)

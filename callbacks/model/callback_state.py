@@ -27,7 +27,7 @@ import numpy as np
 from callbacks import plain_data
 from callbacks.errors import InputError, one_line
 from callbacks.model.keras_private import keep_best
-from callbacks.plain_data import DEEPEST, LARGEST
+from callbacks.plain_data import DEEPEST, is_logged
 
 _MARKS = ({"array"}, {"scalar"}, {"dict"})
 _NATIVE = 8  # bytes of the largest number that HDF5 stores as what it is on every machine
@@ -155,7 +155,7 @@ def as_json(value: Any, depth: int = 0) -> Any:
         return {str(key): as_json(each, depth + 1) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
         return [as_json(each, depth + 1) for each in value]
-    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+    if isinstance(value, int) and not is_logged(value):
         return f"{value:#x}"
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -205,7 +205,7 @@ def _check_like(value: Any, name: str, model: keras.Model | None) -> None:
         case "history":
             fits = isinstance(value, dict) and all(isinstance(each, list) for each in value.values())
         case _:
-            is_number = isinstance(value, float) or (isinstance(value, int) and abs(value) <= LARGEST)
+            is_number = isinstance(value, float) or (isinstance(value, int) and is_logged(value))
             fits = is_number or (value is None and name in ("best", "_current_epoch"))
     if not fits:
         raise TypeError(f"{name}, of type {type(value).__name__}, does not fit")

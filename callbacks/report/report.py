@@ -111,8 +111,8 @@ class Report:
             if line["kind"] == "begin" or line["attempt"] in by_name:  # without `begin`, a power cut has lost it
                 by_name.setdefault(line["attempt"], []).append(line)
         self.attempts = sorted(map(Attempt, by_name.values()), key=lambda attempt: attempt.began)
-        first_batch = math.inf  # of all later attempts
-        for attempt, following in zip(self.attempts[::-1], [None, *self.attempts[:0:-1]], strict=False):
+        following, first_batch = None, math.inf  # of all later attempts
+        for attempt in reversed(self.attempts):
             attempt.why = _why(attempt, now, following is not None)
             if following is not None:
                 following.queue = max(following.began - attempt.last["time"], 0.0)
@@ -120,6 +120,7 @@ class Report:
             elif attempt.last["kind"] != "end" and attempt.why != "running":
                 saved = attempt.last["saved"]
                 attempt.kept_to = saved[0] if saved else 0
+            following = attempt
 
     @property
     def wall(self) -> float:

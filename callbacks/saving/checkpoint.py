@@ -221,7 +221,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         """Runs after every callback's `on_epoch_end`."""
         self._logged.check_after_epoch()
         self._maker.save_epoch()
-        if getattr(self.model, "stop_training", False) or epoch + 1 >= (self._planned("epochs") or math.inf):  # none before compile
+        epochs = self._planned("epochs") or math.inf
+        if getattr(self.model, "stop_training", False) or epoch + 1 >= epochs:  # no such attribute before `compile`
             self._maker.save_last("on_epoch_end")
 
     def on_train_end(self, logs=None):

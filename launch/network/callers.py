@@ -102,14 +102,12 @@ class Callers:
     def refuse(self, caller: Caller) -> None:
         """Drops an authenticated caller whose message no launcher sends."""
         self._count(caller, REASONS["unreadable"])
-        self._forget(caller)
-        _reset(caller.connected)
+        self._disconnect(caller)
 
     def close(self) -> None:
         """Drops all remaining callers."""
         for caller in list(self._waiting):
-            self._forget(caller)
-            _reset(caller.connected)
+            self._disconnect(caller)
         self._selector.close()
 
     def summary(self) -> str:
@@ -176,13 +174,16 @@ class Callers:
     def _drop(self, caller, reason):
         if not caller.answered:
             self._count(caller, reason)
-        self._forget(caller)
-        _reset(caller.connected)
+        self._disconnect(caller)
 
     def _count(self, caller, reason):
         self.dropped[caller.address, reason] += 1
         if self.dropped[caller.address, reason] == 1 and reason != SILENT and len(self.dropped) <= MOST_REPORTED:
             console.say(f"a caller from {caller.address} {reason}")
+
+    def _disconnect(self, caller):
+        self._forget(caller)
+        _reset(caller.connected)
 
     def _forget(self, caller):
         del self._waiting[caller]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from launch import console, exit_codes
+from launch.network.callers import REASONS
 from launch.network.connection import Connection
 from launch.network.messages import AttemptEnded, EndRanks, Leave, NodeLost, SendSignal, SignalReceived, Start
 from launch.run.coordinator import UNREACHABLE
@@ -85,5 +86,5 @@ class NodeWorker:
         if self._running:
             self._node.send(EndRanks(signal.SIGTERM))
         if unexpected:
-            why = "sent data that no launcher sends" if self._coordinator.problem else "is gone"
+            why = REASONS["unreadable"] if self._coordinator.problem else "is gone"
             console.show(f"{self._name}: its launcher {why}")

@@ -11,9 +11,11 @@ from launch import processes
 from launch.command_line.config import LaunchConfig
 from launch.errors import LaunchError
 from launch.limits import LONGEST_TEXT
+from launch.network.callers import REASONS
 from launch.network.connection import Connection
 from launch.network.messages import AttemptEnded, EndRanks, Event, Leave, NodeLost, RankExited, RankStalled, SendSignal, Start
 from launch.node.agent import log_dir, start_agent
+from launch.world import ranks_of
 
 CLOSE_WAIT = 20.0  # seconds until the agent must have ended: it needs 3 to kill ranks, and up to 10 for a blocked terminal
 KILL_WAIT = 5.0  # seconds to wait for killed processes, which do not end while their disk hangs
@@ -95,7 +97,7 @@ class RemoteNode(Node):
 
     @property
     def lost(self) -> str:
-        problem = f"its launcher at {self._address} sent data that no launcher sends"
+        problem = f"its launcher at {self._address} {REASONS['unreadable']}"
         return problem if self._connection.problem else "its launcher is gone"
 
     def leave(self, code: int, why: str) -> None:
@@ -114,8 +116,7 @@ class LocalNode(Node):
         # A shell that has become this process may have left children: `tensorboard & exec python ...`.
         self._others = processes.descendants(os.getpid())
         connection, self._keeper = start_agent(config)
-        ranks = range(config.node * config.per_node, (config.node + 1) * config.per_node)
-        super().__init__(config.node, socket.gethostname(), connection, ranks)
+        super().__init__(config.node, socket.gethostname(), connection, ranks_of(config.node, config.per_node))
         self._config, self._clock = config, clock
 
     @property

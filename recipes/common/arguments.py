@@ -186,8 +186,8 @@ def recipe_parser(
     parser.add_argument(
         "--deterministic",
         action=argparse.BooleanOptionalAction,
-        help="deterministic operations: a restart repeats every batch bit for bit; slower on GPUs, how much is not measured on "
-        "a GPU (default: on without GPUs, off with GPUs)",
+        help="deterministic operations: a restart repeats every batch bit for bit; slower on GPUs (not measured on a GPU) "
+        "(default: on without GPUs, off with GPUs)",
     )
     parser.add_argument(
         "--jit-compile",

@@ -90,9 +90,7 @@ class Cluster:
         self._run("slurmctld", "-c")
         for node in self.nodes:
             self.start_node(node)
-        wait_for(
-            lambda: {*self.run("sinfo", "-h", "-N", "-o", "%N", "-t", "idle").split()} == {*self.nodes}, "idle nodes", timeout=180
-        )
+        wait_for(lambda: {*self.run("sinfo", "-h", "-N", "-o", "%N", "-t", "idle").split()} == {*self.nodes}, "idle nodes")
 
     def _write_files(self):
         for name in ("munge", "state", *(f"spool/{node}" for node in self.nodes)):

@@ -50,7 +50,7 @@ def idle_gpus(seen: int, ranks: int) -> str | None:
 def is_deterministic(flag: bool | None, devices: Sequence[str]) -> bool:
     """Returns whether to turn on TensorFlow's deterministic operations. The default is on without GPUs and off with GPUs.
 
-    On GPUs, deterministic operations are slower, and Keras does not use XLA. How much slower is not measured on a GPU.
+    On GPUs, deterministic operations are slower (not measured on a GPU), and Keras does not use XLA.
 
     Args:
         flag: `--deterministic` (True), `--no-deterministic` (False), or neither (None).

@@ -53,7 +53,7 @@ def run(main: Callable[[], None]) -> None:
         ignore_signals()
 
 
-def lost_rank(message):
+def lost_rank(message: str) -> str:
     """Returns which ranks an error of a collective operation reports as lost. TensorFlow names them, Horovod does not."""
     silent = _SILENT.findall(message)
     if not silent:
