@@ -7,6 +7,7 @@ synchronization and gradient reduction register functions here instead.
 import functools
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -295,9 +296,9 @@ def running_fit(asking: keras.callbacks.Callback) -> RunningFit:
         if isinstance(caller, keras.callbacks.CallbackList) and asking in caller.callbacks:
             callbacks, has_list = caller.callbacks, True
         if caller is asking.model and frame.f_code.co_name == "fit":
-            loop = Loop(threading.get_ident(), id(frame))
-            validates = frame.f_locals.get("validation_data") is not None
             source, epoch_iterator = frame.f_locals.get("x"), frame.f_locals.get("epoch_iterator")
+            loop = Loop(threading.get_ident(), id(frame), weakref.ref(epoch_iterator) if epoch_iterator is not None else None)
+            validates = frame.f_locals.get("validation_data") is not None
             initial_epoch = frame.f_locals.get("initial_epoch", 0)
             break
         frame = frame.f_back

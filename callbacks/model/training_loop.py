@@ -1,7 +1,9 @@
 """Identifies a training loop of this process, to find out whether it still runs."""
 
 import sys
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -11,14 +13,18 @@ class Loop:
     Args:
         thread: the identifier of the thread.
         fit: the `id` of the frame of `fit`; None for a custom training loop. A reference to the frame would keep its data alive.
+        iterator: Keras's iterator over the epochs, which ends with its `fit`; a later frame may get the same `id`. None if unknown.
     """
 
     thread: int
     fit: int | None = None
+    iterator: weakref.ref[Any] | None = field(default=None, compare=False)
 
     @property
     def is_running(self) -> bool:
         """Whether the loop may still run: whether the frame of `fit`, or the thread of a custom training loop, still exists."""
+        if self.iterator is not None and self.iterator() is None:
+            return False
         frame = sys._current_frames().get(self.thread)
         while frame is not None and self.fit not in (None, id(frame)):
             frame = frame.f_back

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from small import Do, fit, names, small_model
 from callbacks import GlobalStepCheckpoint, InputError
 from callbacks.disk import lock
 from callbacks.disk.lock import SILENCE, Lock, LockLost, Owner, is_dead
+from callbacks.model.training_loop import Loop
 
 
 @pytest.fixture
@@ -308,6 +310,22 @@ def test_a_failed_fit_does_not_block_another_fit_of_this_process(tmp_path):
         fit(small_model(), GlobalStepCheckpoint(template, save_freq=4))
     assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (10, 4, 8)]
     assert not list(tmp_path.glob(".lock*"))
+
+
+def test_a_failed_fit_does_not_block_another_fit_though_a_later_frame_has_its_address(tmp_path):
+    class Iterator:
+        """Stands for Keras's iterator over the epochs, which ends with its `fit`."""
+
+    iterator, frame = Iterator(), sys._getframe()
+    failed = Loop(threading.get_ident(), id(frame), weakref.ref(iterator))
+    first, second = Lock(str(tmp_path / "a"), str(tmp_path)), Lock(str(tmp_path / "a"), str(tmp_path))
+    first.acquire(failed)
+    with pytest.raises(InputError, match="in use by another training loop of this process"):
+        second.acquire(Loop(threading.get_ident(), -1))
+    del iterator
+    second.acquire(Loop(threading.get_ident(), -1))
+    second.check()
+    second.release()
 
 
 def test_a_failed_fit_does_not_block_another_process(tmp_path, hold):
