@@ -122,7 +122,7 @@ class Lock:
         self.path = os.path.join(directory, f".lock-{name}")
         self._released = threading.Event()
         self._owner: Owner | None = None
-        self._loop = Loop(threading.get_ident())
+        self._loop = Loop()
         self._finish: Callable[[], None] = lambda: None
         self.taken_from: Owner | None = None
 
@@ -138,7 +138,7 @@ class Lock:
         Raises:
             InputError: if a living run holds the lock, or the lock file cannot be read or written.
         """
-        self._loop, self._finish = loop or Loop(threading.get_ident()), finish
+        self._loop, self._finish = loop or Loop(), finish
         mine = Owner.this_process()
         with _acquiring, self._naming(InputError, ". Use another template or directory."):
             holder = self._read()

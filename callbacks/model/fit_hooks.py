@@ -6,7 +6,6 @@ synchronization and gradient reduction register functions here instead.
 
 import functools
 import sys
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -288,7 +287,7 @@ def running_fit(asking: keras.callbacks.Callback) -> RunningFit:
 
     Keras has no public way to find the other callbacks of a `fit`, or whether it has validation data.
     """
-    callbacks, has_list, validates, loop = [asking], False, None, Loop(threading.get_ident())
+    callbacks, has_list, validates, loop = [asking], False, None, Loop()
     source, epoch_iterator, initial_epoch = None, None, 0
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
@@ -297,7 +296,7 @@ def running_fit(asking: keras.callbacks.Callback) -> RunningFit:
             callbacks, has_list = caller.callbacks, True
         if caller is asking.model and frame.f_code.co_name == "fit":
             source, epoch_iterator = frame.f_locals.get("x"), frame.f_locals.get("epoch_iterator")
-            loop = Loop(threading.get_ident(), id(frame), weakref.ref(epoch_iterator) if epoch_iterator is not None else None)
+            loop = Loop(id(frame), weakref.ref(epoch_iterator) if epoch_iterator is not None else None)
             validates = frame.f_locals.get("validation_data") is not None
             initial_epoch = frame.f_locals.get("initial_epoch", 0)
             break

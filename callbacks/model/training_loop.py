@@ -1,6 +1,7 @@
 """Identifies a training loop of this process, to find out whether it still runs."""
 
 import sys
+import threading
 import weakref
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,24 +12,28 @@ class Loop:
     """A training loop: a call of `fit`, or everything that a thread runs.
 
     Args:
-        thread: the identifier of the thread.
         fit: the `id` of the frame of `fit`; None for a custom training loop. A reference to the frame would keep its data alive.
-        iterator: Keras's iterator over the epochs, which ends with its `fit`; a later frame may get the same `id`. None if unknown.
+        iterator: Keras's iterator over the epochs, a local variable of that frame; a later frame may get the same `id`. None if
+            unknown.
+        thread: the thread; by default this one. A later thread may get the same identifier.
     """
 
-    thread: int
     fit: int | None = None
     iterator: weakref.ref[Any] | None = field(default=None, compare=False)
+    thread: threading.Thread = field(default_factory=threading.current_thread)
 
     @property
     def is_running(self) -> bool:
         """Whether the loop may still run: whether the frame of `fit`, or the thread of a custom training loop, still exists."""
-        if self.iterator is not None and self.iterator() is None:
+        if not self.thread.is_alive() or self.thread.ident is None:
             return False
-        frame = sys._current_frames().get(self.thread)
+        frame = sys._current_frames().get(self.thread.ident)
         while frame is not None and self.fit not in (None, id(frame)):
             frame = frame.f_back
-        return frame is not None
+        if frame is None or self.fit is None or self.iterator is None:
+            return frame is not None
+        iterator = self.iterator()
+        return iterator is not None and frame.f_locals.get("epoch_iterator") is iterator
 
     def excludes(self, other: "Loop") -> bool:
         """Returns whether this loop still runs beside another. Custom training loops of one thread run one after the other."""

@@ -36,7 +36,7 @@ def gate(monkeypatch):
 
     def write(snapshot, output):
         Gate.entered.set()
-        assert Gate.open.wait(60)
+        assert Gate.open.wait(300)
         real(snapshot, output)
 
     monkeypatch.setattr(callbacks.saving.checkpoint_maker.state, "write", write)
@@ -111,7 +111,7 @@ def test_training_continues_during_a_save(tmp_path, gate):
     reached = []
 
     def look():
-        reached.append(gate.entered.wait(60) and not gate.open.is_set() and names(tmp_path) == [])
+        reached.append(gate.entered.wait(300) and not gate.open.is_set() and names(tmp_path) == [])
         gate.open.set()
 
     fit(small_model(), GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=2), Do(3, look))
@@ -122,7 +122,7 @@ def test_a_save_that_is_due_during_another_save_waits_and_a_warning_gives_the_ra
     checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=2)
 
     def open_when_the_next_save_waits():
-        gate.entered.wait(60)
+        gate.entered.wait(300)
         while checkpoint._writer._in_flight is not None:
             time.sleep(0.01)
         time.sleep(0.2)  # long enough for a warning
@@ -146,7 +146,7 @@ def test_a_disk_error_stops_training_at_the_next_batch_and_names_file_and_cause(
     monkeypatch.setattr(os, "fsync", fails)
     model = small_model()
     checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=2, background=background)
-    wait = Do(5, lambda: checkpoint._writer._in_flight and checkpoint._writer._in_flight.exception(60))
+    wait = Do(5, lambda: checkpoint._writer._in_flight and checkpoint._writer._in_flight.exception(300))
     with pytest.raises(CheckpointWriteError, match=r"b4\.weights\.h5: Input/output error.*before it are intact"):
         fit(model, wait, checkpoint)
     assert int(model.optimizer.iterations.numpy()) <= 5
@@ -174,7 +174,7 @@ def test_a_save_is_completed_after_an_exception_in_training(tmp_path):
         command = [sys.executable, PROGRAMS / "ends_in_a_save.py", error, directory / "b{batch}.weights.h5"]
         runs[error] = directory, subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=PROGRAM_ENVIRONMENT)
     for error, (directory, process) in runs.items():
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode and error in errors
         assert sorted(path.name for path in directory.iterdir()) == ["b4.weights.h5"], errors  # no lock, no temporary
         files.verify(directory / "b4.weights.h5")
@@ -187,10 +187,10 @@ def test_a_fit_after_a_failed_one_waits_for_its_save(tmp_path, monkeypatch):
     def held(snapshot, output):
         write(snapshot, output)
         begun.set()
-        assert may_end.wait(60)
+        assert may_end.wait(300)
 
     def fail():
-        assert begun.wait(60)
+        assert begun.wait(300)
         raise InterruptedError
 
     monkeypatch.setattr(callbacks.saving.checkpoint_maker.state, "write", held)

@@ -28,7 +28,7 @@ def gate(monkeypatch):
         real = getattr(owner, name)
 
         def held(*arguments):
-            assert opened.wait(60)
+            assert opened.wait(300)
             return real(*arguments)
 
         monkeypatch.setattr(owner, name, held)

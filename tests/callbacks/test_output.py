@@ -30,7 +30,7 @@ def test_flushing_begins_while_the_rest_is_written(tmp_path, monkeypatch, small_
 
     def write(output):
         output.write(MEGABYTE)
-        assert began.wait(60)
+        assert began.wait(300)
         output.write(MEGABYTE)
 
     files.commit(str(tmp_path / "a.weights.h5"), TRAILER, write)
@@ -56,12 +56,12 @@ def test_no_flush_outlives_a_failed_save(tmp_path, monkeypatch, small_flushes):
 
     def fdatasync(descriptor):
         began.set()
-        assert may_end.wait(60)
+        assert may_end.wait(300)
         ended.append(descriptor)
 
     def write(output):
         output.write(MEGABYTE)
-        assert began.wait(60)
+        assert began.wait(300)
         threading.Timer(0.1, may_end.set).start()
         raise InterruptedError
 

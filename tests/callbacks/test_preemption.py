@@ -131,8 +131,10 @@ def test_a_second_ctrl_c_ends_a_run_whose_batch_never_ends():
     process.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.5)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(300) == 130
+    while process.poll() is None:  # two signals at once may arrive as one
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    assert process.returncode == 130
     assert process.stderr.read().splitlines()[-1] == "interrupted twice; the same command resumes from the newest checkpoint"
 
 
@@ -147,7 +149,7 @@ def test_a_run_whose_terminal_is_closed_saves_and_ends(tmp_path):
     while b"loss" not in shown:  # a redrawn progress bar
         shown += os.read(terminal, 4096)
     os.close(terminal)
-    assert process.wait(60) == 143
+    assert process.wait(300) == 143
     assert len(visible(tmp_path)) == 1
     [attempt] = Report(str(tmp_path / "record.jsonl"), time.time()).attempts
     assert attempt.why == "stopped by HUP, after a save"
@@ -166,7 +168,7 @@ def test_a_signal_that_also_ends_the_reader_of_the_output_does_not_prevent_the_s
     )
     reader.stdin.close()
     assert run.wait(300) == code
-    assert reader.wait(60) == -number
+    assert reader.wait(300) == -number
     assert len(visible(tmp_path)) == 1
     [attempt] = Report(str(tmp_path / "record.jsonl"), time.time()).attempts
     assert attempt.why == f"stopped by {number.name.removeprefix('SIG')}, after a save"
@@ -233,9 +235,8 @@ def test_a_run_stops_while_there_is_time_for_another_save_before_its_job_ends(tm
 
 @pytest.mark.slow
 def test_a_run_whose_job_ends_soon_stops_after_the_first_batch(recipe, tmp_path):
-    process = recipe("--model", "mlp", "--workdir", tmp_path, env={"SLURM_JOB_END_TIME": str(int(time.time()) + 9)})
-    code, out, _ = process.finish()
-    assert code == 75
+    code, out, errors = recipe("--model", "mlp", "--workdir", tmp_path, module="tests.programs.job_ends_soon").finish()
+    assert code == 75, errors
     assert re.search(r"^stopped +because the job ends in \d s; the same command resumes from ", out, re.MULTILINE)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [name(1)]
 

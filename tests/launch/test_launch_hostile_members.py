@@ -87,7 +87,7 @@ def test_peers_with_the_secret_and_a_hostile_description_are_named_and_the_meeti
     for changes in DESCRIPTIONS:
         assert Member(port, **changes).is_dropped(), changes
     last = Member(port)
-    run.join(20)
+    run.join(PATIENCE)
     assert {number: member.info.node for number, member in found.items()} == {1: 1} and last
     assert capfd.readouterr().err == f"[launch] a caller from 127.0.0.1 {REASONS['unreadable']}\n"
 
@@ -95,7 +95,7 @@ def test_peers_with_the_secret_and_a_hostile_description_are_named_and_the_meeti
 def test_a_peer_that_sends_two_descriptions_in_one_packet_is_one_node(meeting, port):
     run, found = meeting(3)
     one, other = Member(port, {"nodes": 3, "node": 2}, nodes=3), Member(port, nodes=3, node=2)
-    run.join(20)
+    run.join(PATIENCE)
     assert found.keys() == {1, 2} and one and other
 
 
