@@ -1,5 +1,6 @@
 """Fixtures for all tests: Keras as in a new process, four CPU devices, and recipes in their own processes."""
 
+import copy
 import gc
 import signal
 
@@ -12,7 +13,19 @@ from launching import ENGINES, launch  # noqa: F401, a fixture
 from tensorflow.python.framework import config
 from xdist.scheduler import LoadScopeScheduling
 
+from callbacks import preemption
+from callbacks import ranks as callbacks_ranks
+from callbacks.report import run_record
+
 DEVICES = 4
+# What the code remembers of this process, which belongs to one run in real life: a requested stop, a failure, the ranks.
+OF_ONE_RUN = {
+    preemption: [
+        "_requested", "_reason", "_training", "_interrupted", "_job_end", "_is_running", "_replaced", "_wakeup", "_for_good",
+    ],
+    run_record: ["_failure"],
+    callbacks_ranks: ["_current"],
+}  # fmt: skip
 
 
 def pytest_configure(config):
@@ -88,6 +101,15 @@ def no_determinism():
     config.disable_op_determinism()
     yield
     config.enable_op_determinism()
+
+
+@pytest.fixture(autouse=True)
+def same_process():
+    """Restores what the code remembers of one run."""
+    before = {module: {name: copy.copy(getattr(module, name)) for name in names} for module, names in OF_ONE_RUN.items()}
+    yield
+    for module, values in before.items():
+        vars(module).update(values)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 from compare import assert_same_rest, assert_same_weights
 from curves import curves
-from processes import run_program
+from processes import fork_program
 from small import BATCH, BATCHES, Do, arrays, fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, RunRecord, counters_of, latest_checkpoint, restore
@@ -243,9 +243,9 @@ def test_a_loop_without_a_model_is_told_to_give_one(tmp_path):
 def test_the_loop_of_the_readme_is_killed_and_ends_with_the_same_bits(tmp_path):
     for where in ("whole", "cut"):
         (tmp_path / where).mkdir()
-    assert run_program("readme_loop.py", tmp_path / "cut", 70).returncode == -9
+    assert fork_program("readme_loop.py", tmp_path / "cut", 70).returncode == -9
     for where in ("whole", "cut"):
-        done = run_program("readme_loop.py", tmp_path / where)
+        done = fork_program("readme_loop.py", tmp_path / where)
         assert done.returncode == 0, done.stderr
     whole, cut = (tmp_path / where / "run" / "batch_00120.weights.h5" for where in ("whole", "cut"))
     assert_same_weights(cut, whole)

@@ -216,7 +216,6 @@ def test_an_earlier_attempt_that_still_runs_cannot_commit_a_checkpoint(recipe, t
 
 
 def test_a_run_stops_while_there_is_time_for_another_save_before_its_job_ends(tmp_path, monkeypatch):
-    monkeypatch.setattr(preemption, "_requested", 0)
     monkeypatch.setattr(preemption, "_job_end", time.time() + 10_000)
     checkpoint = GlobalStepCheckpoint(str(tmp_path / "{batch}.weights.h5"), save_freq=3, background=False)
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from faulty_disk import all_names, assert_true, begin
 from hostile import put_hdf5
-from processes import run_program
+from processes import fork_program, run_program
 from small import fit, names, small_model
 
 from callbacks import CheckpointReadError, GlobalStepCheckpoint, InputError, latest_checkpoint, restore
@@ -141,16 +141,17 @@ def test_a_named_file_that_the_disk_cannot_read_is_a_failure_and_a_wrong_path_is
         named_checkpoint(str(tmp_path / path.name))
 
 
-@pytest.mark.parametrize("first", [0, 1, 2, 3, 4, 5])
-def test_a_process_that_ends_with_the_error_does_not_crash(trained, tmp_path, first):
+def test_a_process_that_ends_with_the_error_does_not_crash(trained, tmp_path):
     """At the exit, HDF5 would call the file-like object of a file that it could not open. With 0, only the content is bad."""
-    path = shutil.copy(max(trained.iterdir()), tmp_path)
-    if not first:
-        put_hdf5(Path(path), b"\x89HDF\r\n\x1a\n" + bytes(4000))
-    done = run_program("unreadable_checkpoint.py", path, first)
-    assert done.returncode == 1, done.stderr
-    said = "CheckpointReadError: Could not read the checkpoint" if first else "InputError: Cannot resume from"
-    assert f"{said} {path}: " in done.stderr.splitlines()[-1]
+    intact = max(trained.iterdir())
+    bad = Path(shutil.copy(intact, tmp_path))
+    put_hdf5(bad, b"\x89HDF\r\n\x1a\n" + bytes(4000))
+    cases = [(intact if first else bad, first, tmp_path / f"errors-{first}") for first in range(6)]
+    done = run_program("unreadable_checkpoint.py", *(word for case in cases for word in case))
+    assert done.stdout == f"{[1] * len(cases)}\n", done.stderr
+    for path, first, errors in cases:
+        said = "CheckpointReadError: Could not read the checkpoint" if first else "InputError: Cannot resume from"
+        assert f"{said} {path}: " in errors.read_text().splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -158,7 +159,7 @@ def test_a_process_that_ends_with_the_error_does_not_crash(trained, tmp_path, fi
 def test_a_recipe_whose_disk_fails_after_the_file_was_verified_fails_in_one_line(recipe, tmp_path, flags):
     model = ["--model", "mlp", "--epochs", "1"]
     assert recipe(*model, "--workdir", tmp_path / "run").finish()[0] == 0
-    done = run_program("failing_disk_run.py", *model, *(flag if flag.startswith("--") else tmp_path / flag for flag in flags))
+    done = fork_program("failing_disk_run.py", *model, *(flag if flag.startswith("--") else tmp_path / flag for flag in flags))
     assert done.returncode == 1, done.stderr
     assert re.search(r"^error: Could not read the checkpoint \S+: Input/output error\.", done.stderr, re.MULTILINE), done.stderr
     assert "Traceback" not in done.stderr

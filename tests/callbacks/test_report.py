@@ -18,7 +18,7 @@ from small import BATCHES, Do, fit, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError, Preempted, RunRecord, preemption
 from callbacks.__main__ import main
-from callbacks.report import record_file, run_record
+from callbacks.report import record_file
 from callbacks.report.report import PARTS, Report
 from callbacks.report.time_account import TimeAccount
 
@@ -200,10 +200,7 @@ def test_a_process_whose_run_was_deleted_after_training_exits_in_silence(tmp_pat
 
 
 def test_the_record_of_a_process_that_is_stopped_before_its_first_batch_names_no_save(tmp_path, at_exit, monkeypatch):
-    monkeypatch.setattr(preemption, "_requested", 0)
-    monkeypatch.setattr(preemption, "_reason", "")
     monkeypatch.delattr(sys, "last_value", raising=False)  # of an earlier test that has failed
-    monkeypatch.setattr(run_record, "_failure", "")  # of an earlier test of a recipe that fails
     stops = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: preemption.request_stop(143, "by HUP"))
     with pytest.raises(Preempted):
         fit(small_model(), RunRecord(tmp_path), stops, GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5"))

@@ -6,7 +6,7 @@ import keras
 import pytest
 import tensorflow as tf
 from curves import curves
-from processes import run_program
+from processes import fork_program
 from small import arrays, small_model
 
 from callbacks import GlobalStepTensorBoard
@@ -50,7 +50,7 @@ def test_goodput_over_three_attempts_equals_the_clock(tmp_path):
     now = 1000.0
     # The run is killed after batch 11, with 8 batches kept, and after batch 17, with 16 batches kept.
     for kill_at in (11, 17, 1000):
-        process = run_program("clocked_run.py", tmp_path, now, kill_at)
+        process = fork_program("clocked_run.py", tmp_path, now, kill_at)
         assert process.stdout, process.stderr
         ended = float(process.stdout)
         now = ended + 30  # until it is started again

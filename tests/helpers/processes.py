@@ -30,6 +30,13 @@ def run_program(name, *args, **options):
     return subprocess.run([sys.executable, PROGRAMS / name, *map(str, args)], **options)
 
 
+def fork_program(name, *args):
+    """Runs a program like `run_program`, in a fork of a process that has imported TensorFlow, because an import takes seconds."""
+    process = Forked([PROGRAMS / name, *args], cwd=ROOT, env=PROGRAM_ENVIRONMENT)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess([name, *args], process.returncode, out, err)
+
+
 def copy_until(run, copy, batch):
     """Copies a run's directory without the checkpoints after `batch`, as if it had been killed before it saved them."""
 

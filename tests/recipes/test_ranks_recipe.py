@@ -17,7 +17,7 @@ from bare_ranks import bare_ranks, run_ranks
 from compare import assert_same_rest, assert_same_weights, datasets, lasting_header
 from curves import curves
 from launching import ENGINES, need, wait_for
-from processes import PROGRAMS, run_program, written_or_in_writing
+from processes import PROGRAMS, fork_program, written_or_in_writing
 
 from callbacks import InputError, latest_checkpoint
 from callbacks.disk.stored_header import read_header
@@ -75,7 +75,7 @@ def in_float64(tmp_path_factory):
 def single(in_float64, tmp_path_factory):
     """Four epochs on one replica in float64."""
     workdir = tmp_path_factory.mktemp("single")
-    done = run_program("with_floatx.py", *in_float64, "--workdir", workdir)
+    done = fork_program("with_floatx.py", *in_float64, "--workdir", workdir)
     assert done.returncode == 0, done.stderr
     return workdir
 
@@ -94,7 +94,7 @@ def test_replicas_and_ranks_train_as_one_replica_with_the_same_files_metrics_and
 ):
     flags = [*in_float64, "--workdir", tmp_path]
     if strategy == "mirrored":
-        done = run_program("with_floatx.py", *flags, "--strategy", strategy, "--virtual-devices", size)
+        done = fork_program("with_floatx.py", *flags, "--strategy", strategy, "--virtual-devices", size)
         assert done.returncode == 0, done.stderr
         out = done.stdout
     else:

@@ -127,9 +127,7 @@ class OtherRank(callbacks_ranks.Ranks):
 
 @pytest.fixture
 def other_rank():
-    before = callbacks_ranks.ranks()
-    yield lambda *chief_has: callbacks_ranks.install(OtherRank(chief_has))
-    callbacks_ranks.install(before)
+    return lambda *chief_has: callbacks_ranks.install(OtherRank(chief_has))
 
 
 def test_other_ranks_get_the_index_from_the_chief_and_write_nothing(tmp_path, walked, other_rank):
