@@ -1,6 +1,5 @@
 """Fixtures for all tests: Keras as in a new process, four CPU devices, and recipes in their own processes."""
 
-import copy
 import gc
 import signal
 
@@ -21,7 +20,7 @@ DEVICES = 4
 # What the code remembers of this process, which belongs to one run in real life: a requested stop, a failure, the ranks.
 OF_ONE_RUN = {
     preemption: [
-        "_requested", "_reason", "_training", "_interrupted", "_job_end", "_is_running", "_replaced", "_wakeup", "_for_good",
+        "_requested", "_reason", "_training", "_interrupted", "_job_end", "_is_running", "_wakeup", "_for_good",
     ],
     run_record: ["_failure"],
     callbacks_ranks: ["_current"],
@@ -106,10 +105,13 @@ def no_determinism():
 @pytest.fixture(autouse=True)
 def same_process():
     """Restores what the code remembers of one run."""
-    before = {module: {name: copy.copy(getattr(module, name)) for name in names} for module, names in OF_ONE_RUN.items()}
+    before = [(module, name, getattr(module, name)) for module, names in OF_ONE_RUN.items() for name in names]
+    replaced = dict(preemption._replaced)
     yield
-    for module, values in before.items():
-        vars(module).update(values)
+    for module, name, value in before:
+        setattr(module, name, value)
+    preemption._replaced.clear()
+    preemption._replaced.update(replaced)
 
 
 @pytest.fixture(autouse=True)
