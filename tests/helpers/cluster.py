@@ -151,12 +151,12 @@ class Cluster:
         with contextlib.suppress(subprocess.TimeoutExpired, AssertionError):
             self.run("scancel", "--full", "--signal=KILL", "--user=root", check=False)
             self.run("scancel", "--user=root", check=False)
-            wait_for(lambda: not self.run("squeue", "-h", check=False).strip(), "the end of all jobs", timeout=20)
+            wait_for(lambda: not self.run("squeue", "-h", check=False).strip(), "the end of all jobs", timeout=60)
         for file in [*self.root.glob("slurmd.*.pid"), self.root / "slurmctld.pid", self.root / "munge" / "pid"]:
             with contextlib.suppress(OSError, ValueError):
                 os.kill(int(file.read_text()), signal.SIGTERM)
         with contextlib.suppress(AssertionError):
-            wait_for(lambda: not self._left(), "the end of the daemons", timeout=15)
+            wait_for(lambda: not self._left(), "the end of the daemons", timeout=60)
         for pid in self._left():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -161,7 +161,7 @@ def test_before_its_time_limit_a_job_saves_is_requeued_and_resumes(submit, clust
 
 def test_an_old_attempt_that_slurm_has_lost_cannot_commit_a_checkpoint(submit, cluster, tmp_path):
     job = submit(script=MIRRORED, recipe=ENDLESS)
-    wait_for_batch(tmp_path, 500)
+    wait_for(lambda: checkpoints(tmp_path), "a checkpoint")  # any, because each exists for a moment
     node, old = job.show("NodeList"), rank_of(job, "0")
     cluster.kill_slurmd(node)
     try:
