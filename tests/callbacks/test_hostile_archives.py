@@ -6,8 +6,6 @@ import zipfile
 import pytest
 from hostile import archive_of, assert_refused, put
 
-pytestmark = pytest.mark.timeout(300)
-
 
 def central(raw, member):
     """Returns the offset of a member's entry in the central directory."""

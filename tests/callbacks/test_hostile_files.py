@@ -15,8 +15,6 @@ from small import fit, small_model
 
 from callbacks import GlobalStepCheckpoint, latest_checkpoint
 
-pytestmark = pytest.mark.timeout(300)
-
 
 @pytest.fixture
 def copies(copies, tmp_path):

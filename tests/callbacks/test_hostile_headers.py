@@ -12,8 +12,6 @@ from small import Do, fit, small_model
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, latest_checkpoint, restore
 from callbacks.plain_data import dtype_named
 
-pytestmark = pytest.mark.timeout(300)
-
 
 def text(content):
     return lambda header: content

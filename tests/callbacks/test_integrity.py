@@ -97,7 +97,6 @@ def test_the_checksum_is_no_signature_and_the_readme_says_so():
     assert "not a signature" in " ".join(readme.split())
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir], ids=["a FIFO", "a directory"])
 def test_a_path_that_is_not_a_regular_file_is_skipped(copies, capsys, make):
     """Nothing writes to the FIFO, so a reader that opens it blocks."""
@@ -116,7 +115,6 @@ def test_a_path_that_is_not_a_regular_file_is_skipped(copies, capsys, make):
         fit(small_model(), GlobalStepCheckpoint(template, resume=str(newer)))
 
 
-@pytest.mark.timeout(300)
 def test_training_resumes_beside_a_fifo_and_replaces_it(copies):
     directory, older, newer = copies
     newer.unlink()

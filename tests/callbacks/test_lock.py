@@ -256,7 +256,6 @@ def test_a_lock_that_cannot_be_read_is_named_in_one_line(tmp_path):
         held.acquire()
 
 
-@pytest.mark.timeout(300)
 def test_a_fifo_instead_of_a_lock_is_named_without_blocking(tmp_path):
     held = Lock("b{batch}.keras", str(tmp_path))
     os.mkfifo(held.path)

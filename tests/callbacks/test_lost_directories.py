@@ -190,7 +190,6 @@ def test_an_invalid_resume_path_is_refused_in_one_line(resume):
     assert repr(resume) in str(raised.value)
 
 
-@pytest.mark.timeout(300)
 def test_a_fifo_among_the_event_files_is_skipped(tmp_path):
     os.mkfifo(tmp_path / "events.out.tfevents.\u00b2.host.1.x")
     file = EventFile(str(tmp_path), str)

@@ -26,7 +26,6 @@ def save(directory, template="b{batch}.weights.h5", **options):
     return checkpoint
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize("make", ["link", "fifo", "file"])
 def test_what_another_user_puts_in_the_place_of_the_hidden_file_is_removed_and_not_written_to(tmp_path, make):
     """The name has the pid, which anybody can read. A write through the link would replace any file of the user who trains."""

@@ -139,7 +139,6 @@ def test_a_name_is_right_or_wrong_or_has_no_counters(text, name, is_true):
     assert Template(text).is_true_of(f"run/{name}", COUNTS) is is_true
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "text, name",
     [
