@@ -43,7 +43,8 @@ def pytest_configure(config):
 LONGEST = (
     "slurm/", "versions/", "launch/", "recipes/test_ranks_recipe.py", "recipes/test_jit",
     "callbacks/test_kinds_of_models.py", "callbacks/test_report_of_a_killed_run.py", "callbacks/test_disk_errors.py",
-    "callbacks/test_preemption.py", "recipes/test_transformer_lm.py", "recipes/test_imagenet.py", "benchmarks/",
+    "callbacks/test_preemption.py", "callbacks/test_faults.py", "recipes/test_transformer_lm.py", "recipes/test_imagenet.py",
+    "recipes/test_recipes_readme.py", "recipes/test_xla_random.py", "benchmarks/",
 )  # fmt: skip
 
 
