@@ -15,7 +15,7 @@ import tensorflow as tf
 from curves import curves
 from features import PARTIAL_EXECUTIONS
 from free_ports import free_ports
-from processes import ROOT, USER_ENVIRONMENT, Process, run_program
+from processes import ROOT, USER_ENVIRONMENT, Process, discard_after, run_program
 from small import BATCHES, arrays, fit, small_model
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -87,9 +87,10 @@ FLAGS = ["--epochs", 4, "--save-freq", 11, "--seed", 5]  # each second checkpoin
 def killed(tmp_path_factory):
     """The directory of the same recipe, killed three times: at the end of an epoch, and twice in the middle of one."""
     directory = tmp_path_factory.mktemp("killed")
-    checkpoints = directory / "checkpoints"
     for batch in (22, 33, 55):
-        Process(*FLAGS, "--workdir", directory).kill_when((checkpoints / f"model_batch_at_{batch:05d}.weights.h5").exists)
+        checkpoint = directory / "checkpoints" / f"model_batch_at_{batch:05d}.weights.h5"
+        Process(*FLAGS, "--workdir", directory).kill_when(checkpoint.exists)
+        discard_after(checkpoint)
     code, _, errors = Process(*FLAGS, "--workdir", directory).finish()
     assert code == 0, errors
     return directory / "tensorboard"

@@ -50,6 +50,13 @@ def copy_until(run, copy, batch):
     shutil.copytree(run, copy, copy_function=copy_file)
 
 
+def discard_after(checkpoint):
+    """Deletes the checkpoints after this one, which a run has written if it was killed late."""
+    for late in checkpoint.parent.glob("*.weights.h5"):
+        if late.name > checkpoint.name:
+            late.unlink()
+
+
 def written_or_in_writing(checkpoint):
     """Returns a condition: a checkpoint is written, or exists, if the write was over before a slow machine looked."""
     return lambda: any(checkpoint.parent.glob(f".tmp-*@{checkpoint.name}")) or checkpoint.exists()

@@ -10,6 +10,7 @@ from bare_ranks import bare_ranks, run_ranks
 from compare import assert_same_rest, assert_same_weights
 from compiled import BATCH, BATCHES, PART, WHOLE, Trained, classes, cpus, random
 from launching import wait_for
+from processes import discard_after
 from token_streams import VOCABULARY, token_file
 
 from launch.exit_codes import BAD_INPUT
@@ -178,10 +179,7 @@ def test_two_compiled_ranks_that_are_killed_end_with_the_same_bits(tmp_path, eng
     command += ["--gradient-accumulation-steps", 3, "--deterministic", "--jit-compile", "on", "--keep-last", "all", "--workdir"]
     with bare_ranks(2, *command, tmp_path / "killed", engine=engine):
         wait_for(checkpoint(tmp_path / "killed", 4).exists, "batch 4", 200)
-    newest = checkpoint(tmp_path / "killed", 4)
-    for late in newest.parent.glob("*.weights.h5"):  # those that came before the kill did
-        if late.name > newest.name:
-            late.unlink()
+    discard_after(checkpoint(tmp_path / "killed", 4))
     said = {}
     for workdir in ("killed", "whole"):
         for code, out, errors in run_ranks(2, *command, tmp_path / workdir, engine=engine):

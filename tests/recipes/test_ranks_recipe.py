@@ -17,7 +17,7 @@ from bare_ranks import bare_ranks, run_ranks
 from compare import assert_same_rest, assert_same_weights, datasets, lasting_header
 from curves import curves
 from launching import ENGINES, need, wait_for
-from processes import PROGRAMS, fork_program, written_or_in_writing
+from processes import PROGRAMS, discard_after, fork_program, written_or_in_writing
 
 from callbacks import InputError, latest_checkpoint
 from callbacks.disk.stored_header import read_header
@@ -120,9 +120,7 @@ def test_a_restart_with_another_number_of_ranks_or_the_other_engine_sees_the_sam
     (other,) = set(ENGINES) - {engine}
     for size, until in ((4, 10), (1, 20)):
         kill_when((tmp_path / "checkpoints" / name(until)).exists, engine, size, *command)
-        for late in (tmp_path / "checkpoints").iterdir():  # those that came before the kill did
-            if late.name > name(until):
-                late.unlink()
+        discard_after(tmp_path / "checkpoints" / name(until))
     succeed(other, 2, *command)
     assert_equal_trainings(single, tmp_path, 1e-12)
 
