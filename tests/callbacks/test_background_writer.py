@@ -69,7 +69,7 @@ def test_a_file_written_in_the_background_equals_one_written_at_once(tmp_path, s
     data = tf.data.Dataset.from_tensor_slices((random.integers(0, 50, (64, 5)), random.normal(size=(64, 1)))).batch(4)
     written = {}
     for background in (True, False):
-        keras.backend.clear_session()
+        keras.backend.clear_session(free_memory=False)
         keras.utils.set_random_seed(0)
         with strategy(replicas).scope():
             model = embedding_model(spe)
@@ -88,7 +88,7 @@ def test_a_file_written_in_the_background_equals_one_written_at_once(tmp_path, s
     assert (one.batch, one.metrics) == (8, other.metrics)
     restored = []
     for path in written.values():
-        keras.backend.clear_session()
+        keras.backend.clear_session(free_memory=False)
         with strategy(replicas).scope():
             model = embedding_model(spe)
         state.restore(model, str(path))

@@ -50,7 +50,7 @@ class Stops(keras.callbacks.Callback):
 
 
 def marked_model():
-    keras.backend.clear_session()  # because names are stored
+    keras.backend.clear_session(free_memory=False)  # because names are stored
     keras.utils.set_random_seed(5)
     model = small_model(keras.optimizers.SGD(0.05, momentum=0.5), metrics=["mae"])
     model.marker = tf.Variable(0.0, trainable=False)
@@ -158,12 +158,12 @@ class Works(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if batch == 5:
             self.model.predict(arrays(1)[0], verbose=0)
-            keras.backend.clear_session()
+            keras.backend.clear_session(free_memory=False)
 
     def on_epoch_end(self, epoch, logs=None):
         logs["own_loss"] = self.model.evaluate(*arrays(1), verbose=0)[0]
         self.model.export(self.directory / f"export{epoch}", verbose=False)
-        keras.backend.clear_session()
+        keras.backend.clear_session(free_memory=False)
 
 
 @pytest.mark.slow

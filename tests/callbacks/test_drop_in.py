@@ -17,7 +17,7 @@ def run_both(tmp_path, filename, epochs=3, model=small_model, **options):
     """Trains once with each class. Returns directory and callback of stock, and of ours."""
     results = []
     for kind in CLASSES:
-        keras.backend.clear_session()
+        keras.backend.clear_session(free_memory=False)
         keras.utils.set_random_seed(0)
         directory = tmp_path / kind.__name__
         directory.mkdir()
@@ -28,7 +28,7 @@ def run_both(tmp_path, filename, epochs=3, model=small_model, **options):
 
 
 def weights_in(path):
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     if path.suffix == ".keras":
         return keras.models.load_model(path).get_weights()
     model = small_model()

@@ -125,7 +125,7 @@ def test_each_replica_gets_its_own_values(strategy):
 @pytest.fixture(scope="module")
 def uninterrupted():
     """Runs the same training without checkpoints. Returns its model and its history."""
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     model = build()
     return model, train(model, keras.callbacks.Callback(), epochs=8).history

@@ -43,7 +43,7 @@ def both(tmp_path, filename, *others, model=small_model, after=False, **options)
     """Returns the names that stock and ours write in two epochs, with `others` before or after them in the list."""
     found = []
     for kind in (keras.callbacks.ModelCheckpoint, GlobalStepCheckpoint):
-        keras.backend.clear_session()
+        keras.backend.clear_session(free_memory=False)
         keras.utils.set_random_seed(0)
         directory = tmp_path / kind.__name__
         directory.mkdir()

@@ -41,7 +41,7 @@ class Model(keras.Model):
 
 @pytest.fixture
 def model():
-    keras.backend.clear_session()  # so that Keras's global seed generator exists in no test, or in all
+    keras.backend.clear_session(free_memory=False)  # so that Keras's global seed generator exists in no test, or in all
     made = Model()
     made(tf.zeros([1, 2]))
     return made

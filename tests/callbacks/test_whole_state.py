@@ -77,7 +77,7 @@ def train(make, others, directory, name, *, epochs=6, crashes=(), save_freq=1, *
     """
     template, begins = str(directory / name / ("b{batch:04d}" + options.pop("suffix", ".weights.h5"))), []
     for after in (*crashes, None):
-        keras.backend.clear_session()
+        keras.backend.clear_session(free_memory=False)
         keras.utils.set_random_seed(0)
         model, callbacks = make(), others()
         checkpoint = GlobalStepCheckpoint(template, save_freq=save_freq, resume=True, background=after is None, **options)

@@ -30,7 +30,7 @@ def train(data, options, directory=None, crash=None, spe=1, scope=contextlib.nul
     Returns:
         The model, and the warnings about the order of its data.
     """
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     keras.utils.set_random_seed(1)
     callbacks = []
     with scope():
