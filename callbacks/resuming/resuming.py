@@ -65,7 +65,7 @@ def _newest_finite(template: Template) -> Checkpoint | None:
     return found.checkpoint
 
 
-def warn_of_later_checkpoints(template: Template, resume: bool | str | os.PathLike, begins_at: int) -> None:
+def _warn_of_later_checkpoints(template: Template, resume: bool | str | os.PathLike, begins_at: int) -> None:
     """Warns on the chief if the directory has later checkpoints of another run, unless the newest one was resumed from."""
     if resume is True or not (template.counters and ranks().is_chief):
         return
@@ -121,6 +121,7 @@ class Resumption:
             self._resume(self.checkpoint, planned_epochs)
             if planned_epochs and ranks().is_chief:
                 self._say_if_finished(self.checkpoint.path, planned_epochs, planned_batches)
+        _warn_of_later_checkpoints(template, resume, self._counters.read().batch)
 
     def _resume(self, checkpoint: Checkpoint, planned_epochs: int | None) -> None:
         stored = state.read_state(checkpoint.path)

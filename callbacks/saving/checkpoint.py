@@ -28,7 +28,7 @@ from callbacks.model.last_in_list import LastInList
 from callbacks.model.trainable_flags import trainable_flags_of
 from callbacks.ranks import ranks
 from callbacks.resuming.restoring import Checkpoint
-from callbacks.resuming.resuming import Resumption, warn_of_later_checkpoints
+from callbacks.resuming.resuming import Resumption
 from callbacks.saving.best_state import BestState
 from callbacks.saving.checkpoint_arguments import check_alone, check_arguments
 from callbacks.saving.checkpoint_maker import CheckpointMaker
@@ -256,16 +256,13 @@ class GlobalStepCheckpoint(Copyable, BestState):
         return (self.params or {}).get(name)
 
     def _prepare_saves(self, fit):
-        counts = self._counters.read()
-        if not fit.is_custom_loop:
-            begin = self._counters.begin_of_epoch(self.initial_epoch or fit.initial_epoch)
-            planned = self._policy.planned(self.params, counts, begin, self.model.steps_per_execution)
-            ranks().on_chief(lambda: self._directory.check_names(planned))
-        warn_of_later_checkpoints(self.template, self.resume, counts.batch)
-        self._policy.begin(counts.batch)
+        batch = self._counters.read().batch
         schedule = SaveSchedule(self._policy, self._counters, self._costs, self._writer)
-        pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, counts.batch)
-        room = self.disk_room = DiskRoom(self.template, self._keep, *self._policy.still_to_come(self.params, counts.batch))
+        if not fit.is_custom_loop:
+            planned = schedule.planned(self.params, self.initial_epoch or fit.initial_epoch, self.model.steps_per_execution)
+            ranks().on_chief(lambda: self._directory.check_names(planned))
+        pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, batch)
+        room = self.disk_room = DiskRoom(self.template, self._keep, *self._policy.still_to_come(self.params, batch))
         saver = Saver(self.model, self.template, self._writer, self._directory, pruner, room, DeviceMemory(), self.verbose)
         is_best = self._is_best if self.save_best_only else None
         newest = self.newest or (self.resumed_from.path if self.resumed_from else None)
