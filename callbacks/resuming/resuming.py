@@ -1,5 +1,6 @@
 """Resumes a training: finds the checkpoint and restores everything before the first batch."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterable
@@ -25,7 +26,7 @@ from callbacks.resuming.restoring import Checkpoint, find_on_chief, named_checkp
 from callbacks.state import state
 from callbacks.state.learning_rates import begin_fit as begin_rates
 from callbacks.state.learning_rates import choose_rates
-from callbacks.state.model_match import NotBuilt
+from callbacks.state.model_match import NotBuilt, updates_others
 
 
 def find_checkpoint(template: Template, resume: bool | str | os.PathLike) -> Checkpoint | None:
@@ -89,7 +90,7 @@ class Resumption:
         planned_batches: the batches of an epoch; None if unknown.
 
     Attributes:
-        checkpoint: the checkpoint, which has been verified; None if there is none.
+        checkpoint: the checkpoint, which has been verified; None if there is none, or the model has its state already.
         logs: the last logs that Keras reported before it was saved.
         metrics: the newest value of each metric then.
         initial_epoch: the 0-based epoch in which training resumes.
@@ -115,19 +116,32 @@ class Resumption:
         self.logs: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
         self.initial_epoch = 0
-        self.checkpoint = find_checkpoint(template, resume)
+        found = find_checkpoint(template, resume)
         self._compiled_rates = begin_rates(model)
-        if self.checkpoint:
-            self._resume(self.checkpoint, planned_epochs)
-            if planned_epochs and ranks().is_chief:
-                self._say_if_finished(self.checkpoint.path, planned_epochs, planned_batches)
+        self.checkpoint = self._resume(found, planned_epochs) if found else None
+        if self.checkpoint and planned_epochs and ranks().is_chief:
+            self._say_if_finished(self.checkpoint.path, planned_epochs, planned_batches)
         _warn_of_later_checkpoints(template, resume, self._counters.read().batch)
 
-    def _resume(self, checkpoint: Checkpoint, planned_epochs: int | None) -> None:
+    def _begins_phase(self, checkpoint: Checkpoint, header: dict[str, Any], planned_epochs: int | None) -> bool:
+        """Returns whether this `fit` continues an earlier one with other trainable variables and a new optimizer.
+
+        The model has the state of the checkpoint already, and the checkpoint's optimizer would not fit.
+        """
+        if self._counters.epoch_to_begin >= (planned_epochs or math.inf):
+            return False
+        is_in_memory = save_costs_of(self._model).newest == (self._counters.read().batch, checkpoint.path)
+        return ranks().on_chief(lambda: is_in_memory and updates_others(self._model, header))
+
+    def _resume(self, checkpoint: Checkpoint, planned_epochs: int | None) -> Checkpoint | None:
+        """Restores the checkpoint and returns it; does nothing and returns None if the model has its state already."""
         stored = state.read_state(checkpoint.path)
+        if self._begins_phase(checkpoint, stored.header, planned_epochs):
+            return None
         self._earlier, self._flags = self._counters.read(), stored.header.get("trainable", {})
         self._restore_variables(stored)
         stored.resume_epoch(self._model)
+        resumed_epoch_of(self._model).is_beginning = True
         save_costs_of(self._model).newest = (checkpoint.batch, checkpoint.path)
         self.logs, self.metrics, self._counts = stored.header["logs"], checkpoint.metrics, stored.counts
         self._states = stored.callback_states
@@ -136,6 +150,7 @@ class Resumption:
             self.initial_epoch = planned_epochs
         set_initial_epoch(self._model, self.initial_epoch)
         self._is_finished = planned_epochs is not None and 0 < planned_epochs <= self.initial_epoch
+        return checkpoint
 
     def _say_if_finished(self, path: str, planned_epochs: int, planned_batches: int | None) -> None:
         """Prints that no batch is left to train on, if that is so. The end of the last epoch may be left, with its validation."""
@@ -149,6 +164,7 @@ class Resumption:
     def forget(self) -> None:
         """Frees the restored state. Call it when training ends."""
         self._states = self._restored = None
+        set_initial_epoch(self._model, None)  # if no epoch has begun
 
     def set_states(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
         """Restores the callback states, and again the variables, which callbacks may have changed since.
@@ -168,6 +184,7 @@ class Resumption:
                 f"The model is not restored, since no batch is left that could create its missing variables. {self._obstacle}",
                 stacklevel=2,
             )
+        resumed_epoch_of(self._model).is_beginning = False
         if self._counts.epoch_ended:
             self._restored = None  # later changes of the model are new
 

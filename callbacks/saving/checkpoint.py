@@ -23,7 +23,6 @@ from callbacks.disk.writer import Writer
 from callbacks.model import callback_state
 from callbacks.model.fit_hooks import running_fit
 from callbacks.model.hook_attributes import set_by_model, set_by_train_begin
-from callbacks.model.keras_private import set_initial_epoch
 from callbacks.model.last_in_list import LastInList
 from callbacks.model.trainable_flags import trainable_flags_of
 from callbacks.ranks import ranks
@@ -229,7 +228,6 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._maker.save_last("on_train_end")
         self._trains = False
         self._last_in_list.leave(self._callbacks)
-        set_initial_epoch(self.model, None)
         self._maker.finish()
         self._resumption.forget()
         self._directory.release()
@@ -259,7 +257,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         batch = self._counters.read().batch
         schedule = SaveSchedule(self._policy, self._counters, self._costs, self._writer)
         if not fit.is_custom_loop:
-            planned = schedule.planned(self.params, self.initial_epoch or fit.initial_epoch, self.model.steps_per_execution)
+            first_epoch = self.initial_epoch if self.resumed_from else fit.initial_epoch
+            planned = schedule.planned(self.params, first_epoch, self.model.steps_per_execution)
             ranks().on_chief(lambda: self._directory.check_names(planned))
         pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, batch)
         room = self.disk_room = DiskRoom(self.template, self._keep, *self._policy.still_to_come(self.params, batch))
