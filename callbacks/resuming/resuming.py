@@ -128,15 +128,18 @@ class Resumption:
 
         The model has the state of the checkpoint already, and the checkpoint's optimizer would not fit.
         """
-        if self._counters.epoch_to_begin >= (planned_epochs or math.inf):
+        counts = self._counters.read()
+        if not counts.epoch_ended or counts.epoch >= (planned_epochs or math.inf):
             return False
-        is_in_memory = save_costs_of(self._model).newest == (self._counters.read().batch, checkpoint.path)
+        is_in_memory = save_costs_of(self._model).newest == (counts.batch, checkpoint.path)
         return ranks().on_chief(lambda: is_in_memory and updates_others(self._model, header))
 
     def _resume(self, checkpoint: Checkpoint, planned_epochs: int | None) -> Checkpoint | None:
         """Restores the checkpoint and returns it; does nothing and returns None if the model has its state already."""
         stored = state.read_state(checkpoint.path)
         if self._begins_phase(checkpoint, stored.header, planned_epochs):
+            self.initial_epoch = self._counters.epoch_to_begin
+            set_initial_epoch(self._model, self.initial_epoch)
             return None
         self._earlier, self._flags = self._counters.read(), stored.header.get("trainable", {})
         self._restore_variables(stored)

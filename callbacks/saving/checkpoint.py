@@ -37,7 +37,7 @@ from callbacks.saving.save_policy import SavePolicy
 from callbacks.saving.save_schedule import SaveSchedule
 from callbacks.saving.saver import Saver
 from callbacks.state.device_memory import DeviceMemory
-from callbacks.state.unseen_state import warn_of_own_variables, warn_of_unseen_state
+from callbacks.state.unseen_state import warn_of_own_state, warn_of_unseen_state
 
 
 class GlobalStepCheckpoint(Copyable, BestState):
@@ -160,7 +160,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._resumption.set_states(self._callbacks)
         callback_state.check(self._callbacks)
         if self.resume is not False:
-            warn_of_own_variables(self.model, self._callbacks)
+            warn_of_own_state(self.model, self._callbacks)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._stop_if_requested("on_epoch_begin")
@@ -257,7 +257,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         batch = self._counters.read().batch
         schedule = SaveSchedule(self._policy, self._counters, self._costs, self._writer)
         if not fit.is_custom_loop:
-            first_epoch = self.initial_epoch if self.resumed_from else fit.initial_epoch
+            first_epoch = self.initial_epoch if self.resumed_from else max(self.initial_epoch, fit.initial_epoch)
             planned = schedule.planned(self.params, first_epoch, self.model.steps_per_execution)
             ranks().on_chief(lambda: self._directory.check_names(planned))
         pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, batch)

@@ -57,21 +57,25 @@ def test_a_fit_continues_where_the_one_before_ended(tmp_path, first):
     assert_ends_alike(program, tmp_path, crashes=[7, 17, 27])
 
 
-@pytest.mark.parametrize(
-    "crashes", [[23], pytest.param([7, 20, 33], marks=pytest.mark.slow)]
-)  # 20: the second fit has saved nothing
-def test_layers_are_unfrozen_between_two_fits(tmp_path, crashes):
+def unfreeze(model, train_on, **options):
     """As in keras.io's guide to transfer learning: the second fit has a new optimizer, for more variables."""
+    model.layers[0].trainable = False
+    model.compile(keras.optimizers.Adam(0.05), "mse")
+    train_on(epochs=2)
+    model.layers[0].trainable = True
+    model.compile(keras.optimizers.Adam(0.01), "mse")
+    train_on(epochs=4, **options)
 
-    def program(model, train_on):
-        model.layers[0].trainable = False
-        model.compile(keras.optimizers.Adam(0.05), "mse")
-        train_on(epochs=2)
-        model.layers[0].trainable = True
-        model.compile(keras.optimizers.Adam(0.01), "mse")
-        train_on(epochs=4, initial_epoch=2)
 
-    assert_ends_alike(program, tmp_path, crashes)
+# After a crash at batch 20, the second fit has saved nothing.
+@pytest.mark.parametrize("crashes", [[23], pytest.param([7, 20, 33], marks=pytest.mark.slow)])
+def test_layers_are_unfrozen_between_two_fits(tmp_path, crashes):
+    assert_ends_alike(lambda *arguments: unfreeze(*arguments, initial_epoch=2), tmp_path, crashes)
+
+
+def test_the_fit_after_layers_were_unfrozen_counts_all_epochs(tmp_path):
+    _, counts = train(unfreeze, tmp_path)
+    assert (counts.batch, counts.epoch) == (40, 4)
 
 
 class Within(keras.callbacks.Callback):
