@@ -26,7 +26,7 @@ from callbacks.resuming.restoring import Checkpoint, find_on_chief, named_checkp
 from callbacks.state import state
 from callbacks.state.learning_rates import begin_fit as begin_rates
 from callbacks.state.learning_rates import choose_rates
-from callbacks.state.model_match import NotBuilt, updates_others
+from callbacks.state.model_match import NotBuilt, has_changed
 
 
 def find_checkpoint(template: Template, resume: bool | str | os.PathLike) -> Checkpoint | None:
@@ -124,15 +124,15 @@ class Resumption:
         _warn_of_later_checkpoints(template, resume, self._counters.read().batch)
 
     def _begins_phase(self, checkpoint: Checkpoint, header: dict[str, Any], planned_epochs: int | None) -> bool:
-        """Returns whether this `fit` continues an earlier one with other trainable variables and a new optimizer.
+        """Returns whether this `fit` continues an earlier one with other layers, or with an optimizer for other variables.
 
-        The model has the state of the checkpoint already, and the checkpoint's optimizer would not fit.
+        The model has the state of the checkpoint already, and the checkpoint does not fit any more.
         """
         counts = self._counters.read()
         if not counts.epoch_ended or counts.epoch >= (planned_epochs or math.inf):
             return False
         is_in_memory = save_costs_of(self._model).newest == (counts.batch, checkpoint.path)
-        return ranks().on_chief(lambda: is_in_memory and updates_others(self._model, header))
+        return ranks().on_chief(lambda: is_in_memory and has_changed(self._model, header, checkpoint.path))
 
     def _resume(self, checkpoint: Checkpoint, planned_epochs: int | None) -> Checkpoint | None:
         """Restores the checkpoint and returns it; does nothing and returns None if the model has its state already."""

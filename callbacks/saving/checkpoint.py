@@ -103,7 +103,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         background: bool = True,
         resume: bool | str | os.PathLike = False,
     ):
-        self.template = Template(os.fspath(filepath)).absolute()
+        self.template = Template(os.fsdecode(filepath)).absolute()
         keep = {"keep_last": keep_last, "keep_every": keep_every, "keep_best": keep_best}
         check_arguments(self.template, save_weights_only, save_freq, save_secs, max_overhead, keep, resume)
         weights_only = self.template.suffix == ".weights.h5"

@@ -78,6 +78,16 @@ def test_the_fit_after_layers_were_unfrozen_counts_all_epochs(tmp_path):
     assert (counts.batch, counts.epoch) == (40, 4)
 
 
+def test_layers_get_adapters_between_two_fits(tmp_path):
+    def program(model, train_on):
+        train_on(epochs=2)
+        model.layers[0].enable_lora(2)
+        model.compile(keras.optimizers.Adam(0.01), "mse")
+        train_on(epochs=4, initial_epoch=2)
+
+    assert_ends_alike(program, tmp_path, crashes=[33])
+
+
 class Within(keras.callbacks.Callback):
     """Trains the same model on two batches at the end of each epoch."""
 
