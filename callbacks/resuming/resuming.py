@@ -26,7 +26,7 @@ from callbacks.resuming.restoring import Checkpoint, find_on_chief, named_checkp
 from callbacks.state import state
 from callbacks.state.learning_rates import begin_fit as begin_rates
 from callbacks.state.learning_rates import choose_rates
-from callbacks.state.model_match import NotBuilt, has_changed
+from callbacks.state.model_match import NotBuilt
 
 
 def find_checkpoint(template: Template, resume: bool | str | os.PathLike) -> Checkpoint | None:
@@ -123,8 +123,8 @@ class Resumption:
             self._say_if_finished(self.checkpoint.path, planned_epochs, planned_batches)
         _warn_of_later_checkpoints(template, resume, self._counters.read().batch)
 
-    def _begins_phase(self, checkpoint: Checkpoint, header: dict[str, Any], planned_epochs: int | None) -> bool:
-        """Returns whether this `fit` continues an earlier one with other layers, or with an optimizer for other variables.
+    def _begins_phase(self, checkpoint: Checkpoint, stored: state.StoredState, planned_epochs: int | None) -> bool:
+        """Returns whether this `fit` continues an earlier one with other layers, or with another optimizer.
 
         The model has the state of the checkpoint already, and the checkpoint does not fit any more.
         """
@@ -132,12 +132,12 @@ class Resumption:
         if not counts.epoch_ended or counts.epoch >= (planned_epochs or math.inf):
             return False
         is_in_memory = save_costs_of(self._model).newest == (counts.batch, checkpoint.path)
-        return ranks().on_chief(lambda: is_in_memory and has_changed(self._model, header, checkpoint.path))
+        return ranks().on_chief(lambda: is_in_memory) and not stored.fits(self._model)
 
     def _resume(self, checkpoint: Checkpoint, planned_epochs: int | None) -> Checkpoint | None:
         """Restores the checkpoint and returns it; does nothing and returns None if the model has its state already."""
         stored = state.read_state(checkpoint.path)
-        if self._begins_phase(checkpoint, stored.header, planned_epochs):
+        if self._begins_phase(checkpoint, stored, planned_epochs):
             self.initial_epoch = self._counters.epoch_to_begin
             set_initial_epoch(self._model, self.initial_epoch)
             return None

@@ -54,19 +54,14 @@ def check_match(header: dict[str, Any], tree: StateTree, path: str, with_optimiz
         _compare(in_file, in_model, tree.is_built, path, OptimizersDiffer if are_of_optimizers else InputError)
 
 
-def has_changed(model: keras.Model, header: dict[str, Any], path: str) -> bool:
-    """Returns whether a model has got other layers, or a new optimizer for other variables, since it had a checkpoint's state.
+def updates_others(model: keras.Model, header: dict[str, Any]) -> bool:
+    """Returns whether a model was compiled with a new optimizer, for other variables than those that the stored one updates.
 
     Args:
         model: the model, when training begins.
         header: the header of the checkpoint.
-        path: the path of the checkpoint.
     """
     tree = StateTree(model)
-    try:
-        check_match(header, tree, path, with_optimizers=False)
-    except InputError:
-        return True
     trained = {id(native_variable(variable)) for variable in model.trainable_variables}
     names = {name for name, variable in tree.variables.items() if id(native_variable(variable)) in trained}
     stored = {name: set(each["updates"]) for name, each in header["optimizers"].items() if each["built"]}

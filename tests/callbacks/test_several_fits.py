@@ -78,6 +78,15 @@ def test_the_fit_after_layers_were_unfrozen_counts_all_epochs(tmp_path):
     assert (counts.batch, counts.epoch) == (40, 4)
 
 
+def test_the_second_fit_has_another_optimizer(tmp_path):
+    def program(model, train_on):
+        train_on(epochs=2)
+        model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mae")
+        train_on(epochs=4, initial_epoch=2)
+
+    assert_ends_alike(program, tmp_path, crashes=[33])
+
+
 def test_layers_get_adapters_between_two_fits(tmp_path):
     def program(model, train_on):
         train_on(epochs=2)
