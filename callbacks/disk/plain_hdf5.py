@@ -146,7 +146,7 @@ class _Walk:
         names, seen = self._read(begin, size), {_LAST_FREE}
         while free not in seen:
             seen.add(free)
-            free, _ = _FREE.unpack_from(names, free) if free < size else (0, 0)
+            free, _ = _FREE.unpack_from(names, free) if free < size and free % 8 == 0 else (_NOWHERE, 0)
         if (signature, version, free) != (b"HEAP", 0, _LAST_FREE):
             raise ValueError("has no usable heap")
         return names
