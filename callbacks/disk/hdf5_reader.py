@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks.disk.hdf5_file import WEIGHTS_MEMBER, Part, hdf5_of, open_part, plain_dataset, read_dataset
+from callbacks.disk.hdf5_file import WEIGHTS_MEMBER, Part, dataset_of, hdf5_of, open_part, read_dataset
 from callbacks.model.keras_private import KERAS_STORE, KNOWS_WALK, LOAD_STATE, array_view
 from callbacks.model.keras_walk import saved_objects
 
@@ -112,7 +112,7 @@ class _Values(np.ndarray):
 
 def _value(group: h5py.Group, name: str, content: Part) -> np.ndarray:
     """Reads a value from its place in the file, not through HDF5."""
-    dataset = plain_dataset(group, name)
+    dataset = dataset_of(group, name)
     begin, dtype = dataset.id.get_offset(), dataset.dtype
     if begin is None or not dataset.shape or not _is_common(dtype) or "dtype" in dataset.attrs:
         return read_dataset(group, name)  # it is empty, chunked, a scalar, or of an uncommon dtype

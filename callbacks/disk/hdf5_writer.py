@@ -31,7 +31,7 @@ class Hdf5File:
 
     def __init__(self) -> None:
         self._image = _SparseImage()
-        self._file = h5py.File(self._image, "w")
+        self._file = h5py.File(self._image, "w", libver="earliest", track_order=False)  # what `plain_hdf5.py` accepts
         self._large: list[tuple[int, np.ndarray]] = []
         self._placed = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         self._placed.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -39,7 +39,8 @@ class Hdf5File:
 
     def group(self, path: str, attributes: Mapping[str, str] = {}) -> h5py.Group:
         """Creates a group with string attributes."""
-        group = self._file.require_group(path)  # a layer may have the name of another group
+        is_new = path not in self._file  # a layer may have the name of another group
+        group = self._file.create_group(path, track_order=False) if is_new else self._file[path]
         for name, value in attributes.items():
             group.attrs[name] = value
         return group
@@ -57,7 +58,7 @@ class Hdf5File:
             dataset = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, dcpl=self._placed))
             self._large.append((dataset.id.get_offset(), value))
         else:
-            dataset = group.create_dataset(name, data=value)
+            dataset = group.create_dataset(name, data=value, track_order=False)
         if getattr(value, "dtype", None) is not None and value.dtype.name == "bfloat16":
             dataset.attrs["dtype"] = "bfloat16"
 
