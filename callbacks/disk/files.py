@@ -291,6 +291,8 @@ def verify(path: str) -> Trailer:
     """
     with open_checkpoint(path) as file:
         trailer, size, head, digest = _read_trailer(file)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # Linux reads twice as far ahead
         found = _digest(file.fileno(), size, head)
     if found != digest:
         raise Corrupt("its checksum does not match its content")
