@@ -20,6 +20,7 @@ from callbacks.model.keras_private import KERAS_STORE, KNOWS_WALK, LOAD_STATE, a
 from callbacks.model.keras_walk import saved_objects
 
 _MOST_THREADS = 4  # that read values
+_LARGE = 1 << 16  # bytes of a value that is worth a thread
 
 
 def load_weights(model: keras.Model, path: str, skip: Iterable[Any] = ()) -> None:
@@ -136,7 +137,7 @@ class _Values(np.ndarray):
 
 
 class _Reads:
-    """Reads values in threads, since most of the time goes to the allocation of the pages that they fill.
+    """Reads large values in threads, since most of the time goes to the allocation of the pages that they fill.
 
     Args:
         content: the bytes of the file.
@@ -148,20 +149,26 @@ class _Reads:
     def __init__(self, content: Part):
         self._content = content
         self._threads = ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS))
-        self._reads: list[tuple[Future[int], int]] = []
+        self._large: list[Future[bool]] = []
+        self._are_whole = True
 
     def __enter__(self) -> "_Reads":
         return self
 
     def begin(self, place: int, array: np.ndarray) -> None:
         """Begins to fill an array with the bytes at a place in the file."""
-        read = self._threads.submit(self._content.read_at, place, array.reshape(-1).view("uint8").data)
-        self._reads.append((read, array.nbytes))
+        if array.nbytes >= _LARGE:
+            self._large.append(self._threads.submit(self._read, place, array))
+        else:
+            self._are_whole &= self._read(place, array)
 
     def __exit__(self, kind: type | None, *_: Any) -> None:
         self._threads.shutdown(cancel_futures=kind is not None)
-        if kind is None and any(read.result() < size for read, size in self._reads):
+        if kind is None and not (self._are_whole and all(read.result() for read in self._large)):
             raise OSError("a value ends early")
+
+    def _read(self, place: int, array: np.ndarray) -> bool:
+        return self._content.read_at(place, array.reshape(-1).view("uint8").data) == array.nbytes
 
 
 def _value(file: h5py.File, name: bytes, size: int, reads: _Reads) -> np.ndarray:
@@ -180,7 +187,7 @@ def _value(file: h5py.File, name: bytes, size: int, reads: _Reads) -> np.ndarray
         raise ValueError(f"{name.decode()} {error}") from None
     if place is None or not dataset.shape or not _is_common(dtype) or h5py.h5a.exists(dataset, b"dtype"):
         return read_dataset(file, name.decode())  # it is empty, in the header, a scalar, or of an uncommon dtype
-    tensor = tf.raw_ops.Empty(shape=dataset.shape, dtype=tf.as_dtype(dtype))
+    tensor = tf.raw_ops.Empty(shape=np.array(dataset.shape, "int32"), dtype=tf.as_dtype(dtype))  # a tuple takes three times as long
     array = array_view(tensor)  # the only way to write to a tensor; no one else holds it yet
     reads.begin(place[0], array)
     values = array.view(_Values)
