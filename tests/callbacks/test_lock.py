@@ -13,7 +13,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import keras
 import pytest
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS
 from small import Do, fit, names, small_model
@@ -21,8 +20,6 @@ from small import Do, fit, names, small_model
 from callbacks import GlobalStepCheckpoint, InputError
 from callbacks.disk import lock
 from callbacks.disk.lock import SILENCE, Lock, LockLost, Owner, is_dead
-from callbacks.model.fit_hooks import running_fit
-from callbacks.model.training_loop import Loop
 
 
 @pytest.fixture
@@ -310,40 +307,6 @@ def test_a_failed_fit_does_not_block_another_fit_of_this_process(tmp_path):
         fit(small_model(), GlobalStepCheckpoint(template, save_freq=4))
     assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (10, 4, 8)]
     assert not list(tmp_path.glob(".lock*"))
-
-
-def test_a_failed_fit_counts_as_ended_though_a_later_frame_has_its_address_and_its_iterator_awaits_garbage_collection():
-    loops, running = [], []
-
-    class Fail(keras.callbacks.Callback):
-        def on_train_begin(self, logs=None):
-            loops.append(running_fit(self).loop)
-
-        def on_train_batch_end(self, batch, logs=None):
-            running.append(loops[0].is_running)
-            raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        fit(small_model(), Fail())
-    assert running == [True]
-    assert not dataclasses.replace(loops[0], fit=id(sys._getframe())).is_running
-
-
-def test_an_ended_thread_does_not_block_a_training_loop_though_a_later_thread_has_its_identifier(tmp_path):
-    ended = threading.Thread(target=lambda: None)
-    ended.start()
-    ended.join()
-    ended._ident = threading.get_ident()
-    first, second = Lock(str(tmp_path / "a"), str(tmp_path)), Lock(str(tmp_path / "a"), str(tmp_path))
-    first.acquire(Loop(thread=ended))
-
-    def take():
-        second.acquire()
-        second.check()
-        second.release()
-
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(take).result()
 
 
 def test_a_failed_fit_does_not_block_another_process(tmp_path, hold):

@@ -188,7 +188,7 @@ def test_a_run_in_bfloat16_is_resumed_in_the_middle_of_an_epoch(tmp_path):
     """Keras logs tensors then, which numpy cannot convert."""
 
     def train(directory, crash=None):
-        keras.backend.clear_session()
+        keras.backend.clear_session(free_memory=False)
         keras.utils.set_random_seed(0)
         checkpoint = GlobalStepCheckpoint(directory / "b{batch:02d}.weights.h5", save_freq=5, resume=True, background=False)
         stop = keras.callbacks.EarlyStopping(monitor="loss", patience=5)

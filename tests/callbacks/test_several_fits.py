@@ -19,7 +19,7 @@ def train(program, directory=None, crash=None):
         directory: the directory of the checkpoints; None for stock Keras alone.
         crash: the batch that ends the program.
     """
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(0.05), "mse")
