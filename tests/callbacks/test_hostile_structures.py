@@ -10,7 +10,6 @@ import h5py
 import pytest
 from hostile import assert_refused, hdf5_of, put_hdf5
 
-
 ROOT_OBJECT, ROOT_TREE, ROOT_HEAP = 64, 80, 88  # offsets of addresses in the superblock
 NODES = 24  # bytes of a B-tree node before its keys
 CONTINUATION = 0x10
