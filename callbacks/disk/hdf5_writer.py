@@ -25,7 +25,8 @@ class Hdf5File:
     >>> file = Hdf5File()
     >>> group = file.group("layers/dense/vars", {"name": "dense"})
     >>> file.put(group, "0", np.ones([1024, 1024], "float32"))
-    >>> file.write(output.write)
+    >>> with open("dense.h5", "wb") as output:
+    ...     file.write(output.write)
     """
 
     def __init__(self) -> None:
