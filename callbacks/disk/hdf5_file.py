@@ -5,7 +5,7 @@ import io
 import os
 import traceback
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -74,21 +74,12 @@ def read_dataset(group: h5py.Group, name: str) -> np.ndarray:
     Raises:
         KeyError: if there is no dataset of that name.
     """
-    dataset = dataset_of(group, name)
+    if name not in group:
+        raise KeyError(name)
+    dataset = h5py.Dataset(h5py.h5d.open(group.id, name.encode()))
     if dataset.attrs.get("dtype") is None:
         return dataset[()]
     return dataset[()].view(plain_data.dtype_named(dataset.attrs["dtype"]))  # HDF5 lacks bfloat16, for example
-
-
-def dataset_of(group: h5py.Group, name: str) -> h5py.Dataset:
-    """Returns a dataset.
-
-    Raises:
-        KeyError: if there is no dataset of that name.
-    """
-    if name not in group:
-        raise KeyError(name)
-    return h5py.Dataset(h5py.h5d.open(group.id, name.encode()))
 
 
 class Part(io.RawIOBase):
@@ -128,15 +119,22 @@ class Part(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer):
+        """Fills the buffer from the current place on, as `read_at` does."""
+        done = self.read_at(self._at, buffer)
+        self._at += done
+        return done
+
+    def read_at(self, begin: int, buffer: Any) -> int:
         """Fills the buffer, with zeros after the end of the part or after an error, and returns the number of bytes read.
 
-        An exception would be raised in the middle of HDF5, which does not stop then. So `error` holds the first one.
+        An exception would be raised in the middle of HDF5, which does not stop then. So `error` holds the first one. Threads may
+        call this at the same time.
         """
         whole, done = memoryview(buffer), 0
-        wanted = max(min(len(whole), self.size - self._at), 0)
+        wanted = max(min(len(whole), self.size - begin), 0)
         try:
-            while done < wanted and (count := os.preadv(self._descriptor, [whole[done:wanted]], self._begin + self._at)):
-                done, self._at = done + count, self._at + count
+            while done < wanted and (count := os.preadv(self._descriptor, [whole[done:wanted]], self._begin + begin + done)):
+                done += count
         except BaseException as error:
             self.error = self.error or error
         whole[done:] = bytes(len(whole) - done)

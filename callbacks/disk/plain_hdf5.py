@@ -29,6 +29,7 @@ _SPACE, _TYPE, _FILL, _LAYOUT, _ATTRIBUTE, _CONTINUATION, _SYMBOL_TABLE = 0x01, 
 _HARMLESS = {0x00, 0x0E, 0x12}  # nothing, and times of modification
 _NUMBERS, _FLOAT, _TEXT, _COMPOUND, _VARIABLE = {0, 1, 4, 5, 8}, 1, 3, 6, 9  # classes of types; booleans are an enumeration
 _LARGEST_TYPE, _DEEPEST = 1024, 256  # bytes, nested groups: the library visits both by recursion
+_PATHS = 16  # bytes of all paths for each byte of the file: the library builds them
 _SHOWN = 100  # characters of a path in a message
 
 
@@ -51,7 +52,7 @@ class _Walk:
     def __init__(self, content: IO[bytes], size: int):
         self._content, self._size = content, size
         self._places: dict[int, int] = {}  # the first byte of each structure and array -> the byte after its last one
-        self._left = self._left_for_paths = size
+        self._left, self._left_for_paths = size, _PATHS * size
         self._global_heaps: set[int] = set()
         self._path = b""
 

@@ -7,9 +7,14 @@ from typing import Any
 from callbacks.model.keras_private import CONTAINERS, VISITS_NESTED_CONTAINERS, KerasSaveable, saved_kind, skipped_attributes
 
 
-def saved_objects(model: Any) -> Iterator[tuple[str, Any]]:
-    """Yields the path of each group that the walk writes, and the object in it. The path of the model itself is empty."""
-    return _visit(model, "", set())
+def saved_objects(model: Any, skip: Iterable[Any] = ()) -> Iterator[tuple[str, Any]]:
+    """Yields the path of each group that the walk writes, and the object in it. The path of the model itself is empty.
+
+    Args:
+        model: the model.
+        skip: objects that the walk leaves out, with everything in them.
+    """
+    return _visit(model, "", {id(each) for each in skip})
 
 
 def _visit(saveable: Any, path: str, visited: set[int]) -> Iterator[tuple[str, Any]]:
@@ -47,9 +52,8 @@ def saved_children(saveable: Any) -> Iterator[tuple[str, Any]]:
     skipped = skipped_attributes(kind)
     if kind in ("Sequential", "Functional"):
         yield "layers", saveable.layers
-    for name in sorted(dir(saveable), key=lambda name: f"~{name}" if name.startswith("_") else name):
-        if name.startswith("__") or name in skipped:
-            continue
+    names = [name for name in dir(saveable) if not name.startswith("__") and name not in skipped]
+    for name in sorted(names, key=lambda name: f"~{name}" if name.startswith("_") else name):
         try:
             child = getattr(saveable, name)
         except Exception:  # a property that raises; Keras skips it too

@@ -2,6 +2,7 @@
 
 import os
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -79,6 +80,77 @@ def test_a_file_is_read_only_once(tmp_path):
             before = bytes_read()
             load_weights(deep, path)
             assert bytes_read() - before < 1.1 * os.path.getsize(path), path
+
+
+class Counted(keras.layers.Dense):
+    """Counts how often it is loaded."""
+
+    loads = 0
+
+    def load_own_variables(self, store):
+        self.loads += 1
+        super().load_own_variables(store)
+
+
+def test_an_object_with_a_method_of_its_own_is_loaded_once(tmp_path):
+    model = keras.Sequential([keras.Input([2]), Counted(3), keras.Sequential([Counted(2)])])
+    model.save_weights(tmp_path / "m.weights.h5")
+    load_weights(model, str(tmp_path / "m.weights.h5"))
+    assert [layer.loads for layer in (model.layers[0], model.layers[1].layers[0])] == [1, 1]
+
+
+class Twice(keras.Model):
+    """Has one layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = self.b = keras.layers.Dense(2)
+        self.c = keras.layers.Dense(3)
+        self.build([None, 2])
+
+    def build(self, shape):
+        self.a.build(shape)
+        self.c.build(shape)
+
+    def call(self, x):
+        return self.c(self.a(x))
+
+
+def test_an_object_is_also_found_under_another_of_its_names_as_by_keras(tmp_path):
+    """Another version of Keras may visit attributes in another order."""
+    path, saved = str(tmp_path / "m.weights.h5"), Twice()
+    saved.save_weights(path)
+    with h5py.File(path, "a") as file:
+        file.move("a", "b")
+    by_keras, ours = Twice(), Twice()
+    by_keras.load_weights(path)
+    load_weights(ours, path)
+    for model in (by_keras, ours):
+        for variable, expected in zip(model.weights, saved.weights, strict=True):
+            np.testing.assert_array_equal(variable, expected)
+
+
+@pytest.mark.parametrize("cut", range(4))
+def test_a_file_that_is_shorter_than_its_values_changes_no_variable(tmp_path, monkeypatch, cut):
+    """Another program truncates it while it is read, and one value lacks its last bytes."""
+    path, preadv = str(tmp_path / "m.weights.h5"), os.preadv
+    saved, model = [keras.Sequential([keras.Input([64]), *(keras.layers.Dense(64) for _ in range(4))]) for _ in range(2)]
+    saved.save_weights(path)
+    before, sizes = [v.numpy() for v in model.weights], []
+
+    def truncated(descriptor, buffers, offset):
+        size = len(buffers[0])
+        if size == 64 * 64 * 4:
+            sizes.append(size)
+            if len(sizes) == 1 + cut:
+                return preadv(descriptor, [buffers[0][: size - 4]], offset)
+        return 0 if size == 4 else preadv(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", truncated)
+    with pytest.raises(OSError, match="ends early"):
+        load_weights(model, path)
+    for variable, expected in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(variable, expected)
 
 
 def bytes_read():
