@@ -4,7 +4,9 @@ All of them verify. Each was seen to end the process, to take minutes, or to tak
 """
 
 import io
+import resource
 import struct
+from pathlib import Path
 
 import h5py
 import pytest
@@ -13,6 +15,15 @@ from hostile import assert_refused, hdf5_of, put_hdf5
 ROOT_OBJECT, ROOT_TREE, ROOT_HEAP = 64, 80, 88  # offsets of addresses in the superblock
 NODES = 24  # bytes of a B-tree node before its keys
 CONTINUATION = 0x10
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    """Allows 4 GB more, since the library would take all memory of the machine."""
+    pages, limits = int(Path("/proc/self/statm").read_text().split()[0]), resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (4 << 30), limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def word(raw, at):
