@@ -25,9 +25,16 @@ exit codes: 0 done; 1 verify has found a corrupt file; 2 bad input.
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line in one line, with exit code 2."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message} (--help shows examples)\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a table. Returns 1 if `verify` finds a corrupt file, 2 for bad input, else 0."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m callbacks",
         description="Lists and verifies checkpoints, and reports where the time of a run went.",
         epilog=_EXAMPLES,

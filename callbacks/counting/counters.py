@@ -6,7 +6,7 @@ An upper bound on the host tells whether a read of the device is needed, so that
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -157,6 +157,14 @@ class Counters:
         self.unfinished, self.data_seeks = None if counts.epoch_ended else counts, False
         if self._loop:
             self._begin_custom_loop()
+
+    @contextlib.contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Leaves the counters as they are, whatever is trained on in this context."""
+        before, bound = self._read_device(), (self.batch_bound, self._bound_is_exact, self.unfinished)
+        yield
+        self._offset = [n + offset - now for n, offset, now in zip(before, self._offset, self._read_device(), strict=True)]
+        self.batch_bound, self._bound_is_exact, self.unfinished = bound
 
     @property
     def batches_done(self) -> int:

@@ -23,7 +23,7 @@ from callbacks.counting.long_loops import UNNAMED, bounded
 from callbacks.counts import Counts
 from callbacks.errors import InputError
 from callbacks.model.attached import attach, attached
-from callbacks.model.fit_hooks import RunningFit, fit_hooks_of
+from callbacks.model.fit_hooks import RunningFit, fit_hooks_of, is_of_train_on_batch
 from callbacks.ranks import ranks
 
 
@@ -135,6 +135,11 @@ class DataPosition:
         else:
             self._resume_at = Place(**place)
 
+    @property
+    def in_fit(self) -> bool:
+        """Whether a `fit` is running, whose data is observed."""
+        return self._fit is not None
+
     def begin_epoch(self) -> None:
         """Prepares the data of an epoch. Call it before Keras makes the iterator, in `on_epoch_begin`. It may be repeated."""
         place, self._begun_from = self._resume_at if self._resume_at is not self._begun_from else None, self._resume_at
@@ -206,6 +211,8 @@ class DataPosition:
         return iterator
 
     def _before_execution(self, execute: Callable[[Any], Any], iterator: Any) -> Any:
+        if self.in_fit and is_of_train_on_batch(iterator):  # in a callback
+            return execute(iterator)
         if self._resume_at is not None:  # no callback of this package observes the data
             place, self._resume_at = self._resume_at, None
             if hasattr(iterator, "element_spec"):

@@ -15,6 +15,7 @@ from callbacks.disk.template import FIELDS, Template
 from callbacks.errors import InputError
 
 _TRUSTED = ("keras", __name__.partition(".")[0])  # packages whose callbacks log nothing but the learning rate
+_LOG_RATE = (keras.callbacks.LearningRateScheduler, keras.callbacks.ReduceLROnPlateau)
 
 
 def scalar(value: Any) -> float | None:
@@ -75,8 +76,8 @@ class LoggedMetrics:
         """
         has_own_step = type(model).train_step is not keras.Model.train_step
         if self._validates is not None and not has_own_step and all(map(_is_trusted, self._callbacks)):
-            check_metrics(self._template, model, self._validates)
-            valid = _results(model, self._validates)
+            check_metrics(self._template, model, self._validates, self._callbacks)
+            valid = _valid(model, self._validates, self._callbacks)
             if self._monitor is not None and self._monitor not in valid:
                 raise InputError(
                     f"keep_best compares {self._monitor!r}, which is not a metric of this run. Set monitor to one of: "
@@ -112,30 +113,34 @@ class LoggedMetrics:
         return [name for name in missing if validated or not name.startswith("val_")]
 
 
-def check_metrics(template: Template, model: keras.Model, validates: bool | None) -> None:
-    """Checks that the names need only metrics of the model.
+def check_metrics(
+    template: Template, model: keras.Model, validates: bool, callbacks: Iterable[keras.callbacks.Callback] = ()
+) -> None:
+    """Checks that the names need only metrics that Keras logs.
 
     Args:
         template: the names.
         model: the model in training, whose metrics are built.
-        validates: whether `fit` has validation data; None if unknown.
+        validates: whether `fit` has validation data.
+        callbacks: callbacks of Keras, of which some log the learning rate.
 
     Raises:
         InputError: if a name needs another metric.
     """
-    valid = _results(model, validates)
+    valid = _valid(model, validates, callbacks)
     for name in template.missing(valid):
-        why = " (fit has no validation_data)" if name.startswith("val_") and validates is False else ""
+        why = " (fit has no validation_data)" if name.startswith("val_") and not validates else ""
         raise InputError(
             f"{{{name}}} in {template.text!r} is neither a counter nor a metric of this run{why}. Use one of: "
             + " ".join(f"{{{each}}}" for each in (*FIELDS, *sorted(valid)))
         )
 
 
-def _results(model: keras.Model, validates: bool | None) -> dict[str, Any]:
+def _valid(model: keras.Model, validates: bool, callbacks: Iterable[keras.callbacks.Callback]) -> dict[str, Any]:
     results = metric_results(model)
-    of_validation = {f"val_{name}": value for name, value in results.items()} if validates is not False else {}
-    return {**results, "learning_rate": 0.0, **of_validation}
+    of_validation = {f"val_{name}": value for name, value in results.items()} if validates else {}
+    of_callbacks = {"learning_rate": 0.0} if any(isinstance(each, _LOG_RATE) for each in callbacks) else {}
+    return {**results, **of_callbacks, **of_validation}
 
 
 def _is_trusted(callback: keras.callbacks.Callback) -> bool:

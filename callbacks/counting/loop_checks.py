@@ -13,6 +13,7 @@ from callbacks.counting.resumed_epoch import resumed_epoch_of
 from callbacks.disk.template import Template
 from callbacks.errors import InputError
 from callbacks.model.fit_hooks import fit_hooks_of
+from callbacks.model.keras_private import set_initial_epoch
 from callbacks.model.state_tree import StateTree
 
 
@@ -27,11 +28,13 @@ class FitChecks:
     is_custom = False
 
     def __init__(self, model: keras.Model, check_metrics: Callable[[], None] | None):
+        self._model = model
         if check_metrics:
             fit_hooks_of(model).before_first_batch(check_metrics)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Does nothing, since `fit` begins with the epoch of the resume."""
+        """Makes the next `fit` of the model begin with its own epoch: this one has begun, and a callback may call `fit`."""
+        set_initial_epoch(self._model, None)
 
     def begin_batch(self, batch: int) -> None:
         """Does nothing, since `fit` begins with the first batch of an epoch."""

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
+import numpy as np
 
 from callbacks.model.replicas import components
 
@@ -16,7 +17,7 @@ def metric_results(model: keras.Model) -> dict[str, Any]:
             if isinstance(result, dict):
                 yield from flat(result)
             else:
-                array = keras.ops.convert_to_numpy(result)
+                array = np.asarray(result.numpy() if hasattr(result, "numpy") else result)  # Keras cannot convert a bfloat16 scalar
                 yield name, float(array) if array.ndim == 0 else array
 
     return dict(sorted(flat(model.get_metrics_result())))

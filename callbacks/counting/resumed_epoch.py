@@ -15,7 +15,7 @@ from callbacks.counting.long_loops import UNNAMED, bounded
 from callbacks.counting.metric_results import metric_results
 from callbacks.counts import Counts
 from callbacks.model.attached import attach, attached
-from callbacks.model.fit_hooks import fit_hooks_of
+from callbacks.model.fit_hooks import fit_hooks_of, is_of_train_on_batch
 
 
 class ResumedEpoch:
@@ -24,6 +24,7 @@ class ResumedEpoch:
     Attributes:
         batches_per_epoch: the number of batches that `fit` plans for an epoch; None if unknown.
         begins_at: the 0-based batch at which a custom training loop begins the epoch.
+        is_beginning: whether callbacks run their `on_train_begin`, which an earlier process has run already.
     """
 
     def __init__(self, model: keras.Model):
@@ -32,10 +33,12 @@ class ResumedEpoch:
         self._hooks = fit_hooks_of(model)
         self.batches_per_epoch: int | None = None
         self.begins_at = 0
+        self.is_beginning = False
         self._executions_to_skip: Iterator[int] | None = None  # known at the first execution
         self._path = UNNAMED  # of the checkpoint, for messages
         self._logs: dict[str, Any] = {}
         self._restore_metrics: Callable[[], None] = lambda: None
+        self._hooks.around_execution(self._execute)
         self._hooks.instead_of_execution(self._skip)
 
     def resume(self, counts: Counts, logs: dict[str, Any], restore_metrics: Callable[[], None], path: str = UNNAMED) -> None:
@@ -51,10 +54,18 @@ class ResumedEpoch:
         self._path = path
         self._executions_to_skip, self._logs, self._restore_metrics = None, dict(logs), restore_metrics
 
+    def _execute(self, execute: Callable[[Any], Any], iterator: Any) -> Any:
+        """Does not count what a callback trains with `train_on_batch` again, since an earlier process has counted it."""
+        is_repeated = self.is_beginning or self._counters.unfinished is not None
+        if is_repeated and data_position_of(self._model).in_fit and is_of_train_on_batch(iterator):
+            with self._counters.uncounted():
+                return execute(iterator)
+        return execute(iterator)
+
     def _skip(self, iterator: Any) -> dict[str, Any] | None:
         """Returns the logs of a skipped execution; None for one that trains."""
         counts = self._counters.unfinished
-        if counts is None:
+        if counts is None or (is_of_train_on_batch(iterator) and not self._counters.in_custom_loop):
             return None
         if self._executions_to_skip is None:
             begin = self._begin_in_custom_loop if self._counters.in_custom_loop else self._begin

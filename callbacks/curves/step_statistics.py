@@ -18,13 +18,14 @@ class StepStatistics:
 
     Example:
 
-    >>> statistics = StepStatistics()
-    >>> statistics.begin_window(counts, costs)
+    >>> now = 0.0
+    >>> statistics = StepStatistics(clock=lambda: now)
     >>> statistics.begin_batch(bound=0)
+    >>> now = 0.25
     >>> statistics.end_batch(bound=1)
     True
     >>> statistics.step_times()
-    {'time/step_median_ms': 4.1, 'time/step_p95_ms': 4.1}
+    {'time/step_median_ms': 250.0, 'time/step_p95_ms': 250.0}
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):

@@ -9,10 +9,6 @@ _SIGNATURE = b"PK\x03\x04"
 _IS_ENCRYPTED = 1
 
 
-class NoMember(ValueError):
-    """The archive has no such member."""
-
-
 def place_of(file: IO[bytes], member: str) -> tuple[int, int]:
     """Returns the offset of a member's content in the file, and its size.
 
@@ -21,8 +17,8 @@ def place_of(file: IO[bytes], member: str) -> tuple[int, int]:
         member: the name of the member.
 
     Raises:
-        ValueError: if two members have the same name or overlap, or a member is compressed, encrypted or misplaced.
-        NoMember: if there is no such member.
+        ValueError: if there is no such member, two members have the same name or overlap, or a member is compressed, encrypted or
+            misplaced.
         zipfile.BadZipFile: if the file is not an archive.
     """
     with zipfile.ZipFile(file) as archive:
@@ -42,5 +38,5 @@ def place_of(file: IO[bytes], member: str) -> tuple[int, int]:
             raise ValueError(f"its member {each.filename!r:.100} is not where the directory of the archive says")
         places[each.filename] = begin, each.file_size
     if member not in places:
-        raise NoMember(f"it has no member {member!r}")
+        raise ValueError(f"it has no member {member!r}")
     return places[member]

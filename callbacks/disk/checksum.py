@@ -29,6 +29,8 @@ def update_from_file(checksum: Checksum, descriptor: int, begin: int, end: int) 
     Raises:
         OSError: if it cannot be read.
     """
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(descriptor, begin, end - begin, os.POSIX_FADV_SEQUENTIAL)  # Linux reads twice as far ahead
     piece, position = memoryview(bytearray(_PIECE)), begin
     while position < end and (count := os.preadv(descriptor, [piece[: min(_PIECE, end - position)]], position)):
         checksum.update(piece[:count])

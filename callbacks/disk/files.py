@@ -10,6 +10,7 @@ the training state that Keras does not store (`callbacks/state/state.py`), and a
 
 HDF5 ignores bytes after its data; in a `.keras` archive the trailer is the archive's comment. The counters in the trailer order
 a directory of thousands of checkpoints without opening them as HDF5. Version 1 (`callbacks/disk/format_1.py`) can be read too.
+Later versions keep the form of the trailer, so that this one recognizes their files.
 """
 
 import contextlib
@@ -26,6 +27,7 @@ from typing import Any, BinaryIO
 
 from callbacks.disk import checksum, format_1
 from callbacks.disk.folders import flush_folder
+from callbacks.disk.header import unknown_format
 from callbacks.disk.lock import SILENCE, Owner, is_running, pid_space
 from callbacks.disk.regular_file import NotRegular, open_regular
 from callbacks.disk.template import Template
@@ -34,7 +36,7 @@ from callbacks.errors import InputError
 MAGIC = b"GSTEP\x00\x00\x02"
 _HEAD = struct.Struct(">8s5Q")
 TRAILER_SIZE = _HEAD.size + checksum.SIZE
-_DIGEST_SIZES = {MAGIC: checksum.SIZE, format_1.MAGIC: format_1.DIGEST_SIZE}
+_DIGEST_SIZES = {format_1.MAGIC: format_1.DIGEST_SIZE, MAGIC: checksum.SIZE}
 _NAME_BYTES = 255  # limit of a file name on Linux
 _in_flight: set[str] = set()  # temporary files that this process is writing
 _TEMPORARY = re.compile(r"\.tmp-(?P<pid>\d+)@(?P<space>[^@]+)@(?P<name>.+)")
@@ -276,10 +278,11 @@ def read_trailer(path: str) -> Trailer:
 
     Raises:
         Corrupt: if the file does not end with a trailer.
+        InputError: if the version of its format is unknown.
         OSError: if it cannot be read.
     """
     with open_checkpoint(path) as file:
-        return _read_trailer(file)[0]
+        return _read_trailer(file, path)[0]
 
 
 def verify(path: str) -> Trailer:
@@ -287,12 +290,11 @@ def verify(path: str) -> Trailer:
 
     Raises:
         Corrupt: if any byte differs from what was written.
+        InputError: if the version of its format is unknown.
         OSError: if it cannot be read.
     """
     with open_checkpoint(path) as file:
-        trailer, size, head, digest = _read_trailer(file)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # Linux reads twice as far ahead
+        trailer, size, head, digest = _read_trailer(file, path)
         found = _digest(file.fileno(), size, head)
     if found != digest:
         raise Corrupt("its checksum does not match its content")
@@ -312,19 +314,14 @@ def _digest(descriptor: int, size: int, head: bytes) -> bytes:
 
 
 def open_checkpoint(path: str) -> BinaryIO:
-    """Opens a file for reading.
-
-    Raises:
-        Corrupt: if it is not a regular file.
-        OSError: if it cannot be opened.
-    """
+    """Opens a file for reading, and raises `Corrupt` if it is not a regular file."""
     try:
         return open_regular(path)
     except NotRegular as error:
         raise Corrupt(str(error)) from None
 
 
-def _read_trailer(file: BinaryIO) -> tuple[Trailer, int, bytes, bytes]:
+def _read_trailer(file: BinaryIO, path: str) -> tuple[Trailer, int, bytes, bytes]:
     total = os.fstat(file.fileno()).st_size
     if total < TRAILER_SIZE:
         raise Corrupt(f"it has {total} bytes, too few for a checkpoint")
@@ -334,9 +331,20 @@ def _read_trailer(file: BinaryIO) -> tuple[Trailer, int, bytes, bytes]:
         if len(raw) == trailer_size and raw.startswith(magic):
             break
     else:
+        _refuse_later_version(file, path, total)
         raise Corrupt("it does not end with a checkpoint's trailer: truncated, or not written by GlobalStepCheckpoint")
     head, digest = raw[: _HEAD.size], raw[_HEAD.size :]
     _, batch, step, epoch, samples, size = _HEAD.unpack(head)
     if size != total - trailer_size:
         raise Corrupt(f"it has {total - trailer_size} bytes before its trailer, but the trailer says {size}")
     return Trailer(batch, step, epoch, samples), size, head, digest
+
+
+def _refuse_later_version(file: BinaryIO, path: str, total: int) -> None:
+    """Raises if a file has a trailer of a later version, and its checksum matches. Else a byte of the version was changed."""
+    magic, end, found = os.pread(file.fileno(), len(MAGIC), total - TRAILER_SIZE), total - checksum.SIZE, checksum.Checksum()
+    if magic[:5] != MAGIC[:5]:
+        return
+    checksum.update_from_file(found, file.fileno(), 0, end)
+    if found.digest() == os.pread(file.fileno(), checksum.SIZE, end):
+        raise unknown_format(path, int.from_bytes(magic[5:]), [known[-1] for known in _DIGEST_SIZES])

@@ -1,18 +1,18 @@
-"""Opens the HDF5 part of a checkpoint for reading, without TensorFlow."""
+"""Opens the HDF5 part of a checkpoint for reading, without TensorFlow. What it opens was checked (`plain_hdf5.py`)."""
 
 import contextlib
 import io
 import os
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 
 from callbacks import plain_data
-from callbacks.disk.archive import NoMember, place_of
-from callbacks.disk.plain_hdf5 import check_dataset, check_plain
+from callbacks.disk.archive import place_of
+from callbacks.disk.plain_hdf5 import check_plain
 from callbacks.disk.regular_file import open_regular
 
 WEIGHTS_MEMBER = "model.weights.h5"  # of an archive
@@ -31,7 +31,12 @@ def open_hdf5(path: str, member: str = WEIGHTS_MEMBER) -> Iterator[h5py.File]:
 
 
 def hdf5_of(content: "Part") -> h5py.File:
-    """Opens the HDF5 file in a part."""
+    """Opens the HDF5 file in a part.
+
+    Raises:
+        ValueError: if it contains anything but groups and plain arrays.
+    """
+    check_plain(content, content.size)  # type: ignore[arg-type]  # it has what the check calls
     try:
         return h5py.File(content, "r")
     except BaseException as error:
@@ -40,61 +45,41 @@ def hdf5_of(content: "Part") -> h5py.File:
         raise
 
 
-def check_file(path: str, members: Iterable[str]) -> None:
-    """Checks that the HDF5 part of a checkpoint contains plain arrays, and refers to no other file.
-
-    Args:
-        path: a `.weights.h5` or a `.keras` file.
-        members: the members of an archive to check; a missing one is skipped.
+def check_objects(file: h5py.File) -> None:
+    """Lets the HDF5 library open every object of a file, so that a resume will not fail at one.
 
     Raises:
-        ValueError: if it contains anything else.
-        OSError: if it cannot be read.
+        ValueError: if an object cannot be opened.
     """
-    for member in members:
-        with contextlib.suppress(NoMember), open_part(path, member) as content, hdf5_of(content) as file:
-            check_plain(file, content.size)
+    why = h5py.h5o.visit(file.id, lambda name, info: _obstacle(file, name, info), info=True)
+    if why:  # HDF5 does not pass exceptions on
+        raise ValueError(why)
 
 
-def check_link(group: h5py.Group, name: str) -> None:
-    """Checks that a name in a group belongs to an object of the same file.
-
-    Raises:
-        ValueError: if it is a link.
-    """
-    if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"{name} is a link")
+def _obstacle(file, name, info):
+    """Returns why an object cannot be read; None if it can."""
+    try:
+        if info.type == h5py.h5o.TYPE_DATASET:
+            dataset = h5py.h5d.open(file.id, name)
+            text = h5py.Dataset(dataset).attrs["dtype"] if h5py.h5a.exists(dataset, b"dtype") else None
+            plain_data.dtype_named(text) if text is not None else dataset.dtype
+    except Exception as error:
+        return f"{name.decode(errors='replace')!r:.100}: {error}"
+    return None
 
 
 def read_dataset(group: h5py.Group, name: str) -> np.ndarray:
-    """Reads an array from a plain dataset of this file.
+    """Reads an array.
 
     Raises:
         KeyError: if there is no dataset of that name.
-        ValueError: if it is a link, or its data is outside the file.
-    """
-    dataset = plain_dataset(group, name)
-    if dataset.attrs.get("dtype") is None:
-        return dataset[()]
-    return dataset[()].view(plain_data.dtype_named(dataset.attrs["dtype"]))  # HDF5 lacks bfloat16, for example
-
-
-def plain_dataset(group: h5py.Group, name: str) -> h5py.Dataset:
-    """Returns a dataset whose data is in this file.
-
-    Raises:
-        KeyError: if there is no dataset of that name.
-        ValueError: if it is a link, or its data is outside the file.
     """
     if name not in group:
         raise KeyError(name)
-    check_link(group, name)
-    dataset = h5py.h5d.open(group.id, name.encode())
-    try:
-        check_dataset(dataset, group.file.id.get_filesize())
-    except ValueError as error:
-        raise ValueError(f"{group.name}/{name} {error}") from None
-    return h5py.Dataset(dataset)
+    dataset = h5py.Dataset(h5py.h5d.open(group.id, name.encode()))
+    if dataset.attrs.get("dtype") is None:
+        return dataset[()]
+    return dataset[()].view(plain_data.dtype_named(dataset.attrs["dtype"]))  # HDF5 lacks bfloat16, for example
 
 
 class Part(io.RawIOBase):

@@ -15,7 +15,6 @@ import numpy as np
 import tensorflow as tf
 
 from callbacks.disk.hdf5_file import WEIGHTS_MEMBER, Part, hdf5_of, open_part, read_dataset
-from callbacks.disk.plain_hdf5 import check_dataset
 from callbacks.model.keras_private import KERAS_STORE, KNOWS_WALK, LOAD_STATE, array_view
 from callbacks.model.keras_walk import saved_objects
 
@@ -93,12 +92,11 @@ def _read(path: str, skip: tuple[str, ...]) -> Any:
     found: list[tuple[bytes, bool]] = []
     groups: dict[str, dict[str, Any]] = {}
     with open_part(path, WEIGHTS_MEMBER) as content, hdf5_of(content) as file, _Reads(content) as reads, tf.device("/cpu:0"):
-        size = file.id.get_filesize()
         h5py.h5o.visit(file.id, lambda name, info: found.append((name, info.type == h5py.h5o.TYPE_DATASET)), info=True)
         for name, is_dataset in found:
             parent, _, key = name.decode(errors="surrogateescape").rpartition("/")
             if is_dataset and f"/{parent}".endswith("/vars") and not parent.startswith(skip):
-                groups.setdefault(parent, {})[key] = _value(file, name, size, reads)
+                groups.setdefault(parent, {})[key] = _value(file, name, reads)
     names = {name.decode(errors="surrogateescape") for name, _ in found}
     return type(_Store.__name__, (_Store, KERAS_STORE), {})(groups, names)
 
@@ -171,25 +169,21 @@ class _Reads:
         return self._content.read_at(place, array.reshape(-1).view("uint8").data) == array.nbytes
 
 
-def _value(file: h5py.File, name: bytes, size: int, reads: _Reads) -> np.ndarray:
+def _value(file: h5py.File, name: bytes, reads: _Reads) -> np.ndarray:
     """Returns a value, or an array that will have it after the reads. It is read from its place in the file, not through HDF5.
 
     Args:
         file: the open file.
-        name: the path of the dataset, as the visit of the file found it: so it is no link.
-        size: the size of the file, in bytes.
+        name: the path of the dataset.
         reads: the reads in progress.
     """
     dataset = h5py.h5d.open(file.id, name)
-    try:
-        place, dtype = check_dataset(dataset, size), dataset.dtype
-    except ValueError as error:
-        raise ValueError(f"{name.decode()} {error}") from None
+    place, dtype = dataset.get_offset(), dataset.dtype
     if place is None or not dataset.shape or not _is_common(dtype) or h5py.h5a.exists(dataset, b"dtype"):
-        return read_dataset(file, name.decode())  # it is empty, in the header, a scalar, or of an uncommon dtype
+        return read_dataset(file, name.decode())  # it is empty, a scalar, or of an uncommon dtype
     tensor = tf.raw_ops.Empty(shape=np.array(dataset.shape, "int32"), dtype=tf.as_dtype(dtype))  # a tuple takes three times as long
     array = array_view(tensor)  # the only way to write to a tensor; no one else holds it yet
-    reads.begin(place[0], array)
+    reads.begin(place, array)
     values = array.view(_Values)
     values.tensor = tensor
     return values

@@ -25,12 +25,13 @@ class Hdf5File:
     >>> file = Hdf5File()
     >>> group = file.group("layers/dense/vars", {"name": "dense"})
     >>> file.put(group, "0", np.ones([1024, 1024], "float32"))
-    >>> file.write(output.write)
+    >>> with open("dense.h5", "wb") as output:
+    ...     file.write(output.write)
     """
 
     def __init__(self) -> None:
         self._image = _SparseImage()
-        self._file = h5py.File(self._image, "w")
+        self._file = h5py.File(self._image, "w", libver="earliest", track_order=False)  # what `plain_hdf5.py` accepts
         self._large: list[tuple[int, np.ndarray]] = []
         self._placed = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
         self._placed.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -38,7 +39,8 @@ class Hdf5File:
 
     def group(self, path: str, attributes: Mapping[str, str] = {}) -> h5py.Group:
         """Creates a group with string attributes."""
-        group = self._file.require_group(path)  # a layer may have the name of another group
+        is_new = path not in self._file  # a layer may have the name of another group
+        group = self._file.create_group(path, track_order=False) if is_new else self._file[path]
         for name, value in attributes.items():
             group.attrs[name] = value
         return group
@@ -56,7 +58,7 @@ class Hdf5File:
             dataset = h5py.Dataset(h5py.h5d.create(group.id, name.encode(), kind, space, dcpl=self._placed))
             self._large.append((dataset.id.get_offset(), value))
         else:
-            dataset = group.create_dataset(name, data=value)
+            dataset = group.create_dataset(name, data=value, track_order=False)
         if getattr(value, "dtype", None) is not None and value.dtype.name == "bfloat16":
             dataset.attrs["dtype"] = "bfloat16"
 

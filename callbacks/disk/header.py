@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -42,12 +43,20 @@ def parse_header(content: bytes, path: str, formats: tuple[int, int]) -> dict[st
     header = json.loads(content)
     _HAS_FORMAT(header, "")
     if header["format"] not in formats:
-        raise InputError(
-            f"{path} has format {header['format']!s:.20}, but this version of the callbacks reads formats "
-            f"{' and '.join(map(str, formats))}. Read it with the version that wrote it."
-        )
+        raise unknown_format(path, header["format"], formats)
     check_header(header)
     return header
+
+
+def unknown_format(path: str, found: int, formats: Iterable[int]) -> InputError:
+    """Returns the error for a file of another version of the format, probably a later one.
+
+    Such a file is not skipped as a corrupt one is, since a resume from an older checkpoint would replace it.
+    """
+    return InputError(
+        f"{path} has format {found!s:.20}, but this version of the callbacks reads formats {' and '.join(map(str, formats))}. "
+        "Read it with the version that wrote it, or move it to another directory."
+    )
 
 
 def check_header(header: Any) -> None:

@@ -13,18 +13,25 @@ NOWHERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)  # the path leads to no fil
 
 
 def newest_first(
-    template_or_directory: str | os.PathLike, failed: dict[str, OSError] | None = None
+    template_or_directory: str | os.PathLike, failed: dict[str, OSError] | None = None, skip_unknown: bool = False
 ) -> list[tuple[str, files.Trailer]]:
     """Returns the path and trailer of each checkpoint, the highest batch first. Only the trailers are read.
 
     Args:
         template_or_directory: as for `latest_checkpoint`.
         failed: receives the error for each file that the disk fails to read.
+        skip_unknown: whether to skip files of an unknown version of the format.
+
+    Raises:
+        InputError: if the version of a file's format is unknown.
     """
     found = []
     for path in candidates(template_or_directory):
         try:
             found.append((path, files.read_trailer(path), os.path.getmtime(path)))
+        except InputError:
+            if not skip_unknown:
+                raise
         except (files.Corrupt, OSError) as error:
             skip(path, error, failed)
     found.sort(key=lambda each: (each[1].batch, each[2]), reverse=True)

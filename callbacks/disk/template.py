@@ -63,6 +63,8 @@ class Template:
             )
         if "\0" in self.text:
             raise InputError(f"A path must not have a null character. Received: {self.text!r}")
+        if re.search("[\ud800-\udfff]", self.last_part):  # Python's stand-ins for bytes that are not UTF-8
+            raise InputError(f"A file name must be UTF-8. Received: {self.text!r}")
         for field, spec, conversion in self._fields():
             name = re.split(r"[.\[]", field)[0]
             if not name.strip() or name.isdecimal() or (name != field and name in FIELDS):

@@ -160,7 +160,8 @@ def as_json(value: Any, depth: int = 0) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     try:
-        array = np.asarray(value)
+        array = np.asarray(value.numpy() if hasattr(value, "numpy") else value)
+        array = array.astype("float64") if array.dtype.kind == "V" else array  # bfloat16
     except Exception:  # an object of a user's class
         return str(value)
     return array.tolist() if array.dtype.kind in "biuf" else str(value)

@@ -215,6 +215,11 @@ class _OneBatch:
         return self._batches
 
 
+def is_of_train_on_batch(iterator: Any) -> bool:
+    """Returns whether an execution trains on the batch of a `train_on_batch`, and not on the data of a `fit`."""
+    return isinstance(iterator, _OneBatch) or not hasattr(iterator, "element_spec")
+
+
 def fit_hooks_of(model: keras.Model) -> FitHooks:
     """Returns the hooks of a model, the same object each time."""
     return attached(model, FitHooks) or attach(model, FitHooks(model))

@@ -189,6 +189,13 @@ def is_op_determinism_enabled() -> bool:
     return _is_deterministic is not None and _is_deterministic()
 
 
+class _Epoch(int):
+    """An epoch that is true even if it is 0, because `fit` replaces a false one by its argument."""
+
+    def __bool__(self):
+        return True
+
+
 def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
     """Sets the 0-based epoch with which the running `fit` begins; None for the argument of `fit`. Call it in `on_train_begin`.
 
@@ -197,7 +204,7 @@ def set_initial_epoch(model: keras.Model, epoch: int | None) -> None:
     """
     if epoch is not None:
         needed(model, "_initial_epoch")
-    model._initial_epoch = epoch
+    model._initial_epoch = None if epoch is None else _Epoch(epoch)
 
 
 def have_fit_take(adapter: type) -> None:
@@ -318,13 +325,6 @@ def keep_best(callback: keras.callbacks.Callback) -> None:
         callback.best = best
 
     callback._set_monitor_op = choose_and_keep
-
-
-def mode_of(checkpoint: keras.callbacks.ModelCheckpoint) -> str:
-    """Returns the direction in which a checkpoint's metric improves: `"min"`, `"max"`, or `"auto"` if it is not chosen yet."""
-    if hasattr(checkpoint, "mode"):
-        return checkpoint.mode
-    return "min" if checkpoint.monitor_op(0.0, 1.0) else "max"
 
 
 def accumulated_gradients(optimizer: Optimizer, variables: Sequence[keras.Variable]) -> list[keras.Variable]:

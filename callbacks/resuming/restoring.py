@@ -73,6 +73,7 @@ def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | 
     Corrupt and foreign files are skipped, each with a warning that names it. So are files of another template whose names this
     template also matches: `m_{batch}` and `m_{epoch}` in one directory are two runs, and neither resumes from the other.
     Checkpoints with NaN or infinite values are skipped with one warning for all of them, unless the path of such a file is given.
+    A file of an unknown version of the format is an error, since a resume from an older checkpoint would replace it.
 
     Args:
         template_or_directory: a template (`"run/model_batch_at_{batch:05d}.weights.h5"`), the path of one file, or a
@@ -82,7 +83,8 @@ def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | 
         The checkpoint, or None if there is none.
 
     Raises:
-        InputError: if the template is invalid, or there is no checkpoint but a file that this user may not read.
+        InputError: if the template is invalid, a file has an unknown version of the format, or there is no checkpoint but a file
+            that this user may not read.
         CheckpointReadError: if there is no checkpoint but a file that the disk fails to read.
 
     Example:
@@ -104,7 +106,8 @@ def search(template_or_directory: str | os.PathLike, finite_only: bool = True) -
         finite_only: False also accepts checkpoints with NaN or infinite values.
 
     Raises:
-        InputError: if the template is invalid, or there is no checkpoint but a file that this user may not read.
+        InputError: if the template is invalid, a file has an unknown version of the format, or there is no checkpoint but a file
+            that this user may not read.
         CheckpointReadError: if there is no checkpoint but a file that the disk fails to read.
     """
     template = _template_with_fields(template_or_directory)
@@ -162,8 +165,7 @@ def read_verified(path: str) -> Checkpoint:
 def _read_verified(path: str) -> Checkpoint:
     trailer = files.verify(path)
     try:
-        header = stored_header.read_header(path)
-        stored_header.check(path)
+        header = stored_header.read_checked_header(path)
     except InputError:
         raise
     except Exception as error:  # h5py, zipfile and json raise errors of many classes for a file that this code did not write
@@ -259,7 +261,7 @@ def find_on_chief(find: Callable[[], Checkpoint | None]) -> Checkpoint | None:
 
 def own_checkpoints(template: Template) -> Iterator[tuple[str, files.Trailer, Stored]]:
     """Yields path, trailer and description of each checkpoint that this template named, the highest batch first."""
-    for path, trailer in newest_first(template.text):
+    for path, trailer in newest_first(template.text, skip_unknown=True):
         stored = read_stored(path)
         if stored is not None and stored.is_made_by(template, path):
             yield path, trailer, stored

@@ -1,5 +1,6 @@
 """Resumes a training: finds the checkpoint and restores everything before the first batch."""
 
+import math
 import os
 import warnings
 from collections.abc import Iterable
@@ -65,7 +66,7 @@ def _newest_finite(template: Template) -> Checkpoint | None:
     return found.checkpoint
 
 
-def warn_of_later_checkpoints(template: Template, resume: bool | str | os.PathLike, begins_at: int) -> None:
+def _warn_of_later_checkpoints(template: Template, resume: bool | str | os.PathLike, begins_at: int) -> None:
     """Warns on the chief if the directory has later checkpoints of another run, unless the newest one was resumed from."""
     if resume is True or not (template.counters and ranks().is_chief):
         return
@@ -89,7 +90,7 @@ class Resumption:
         planned_batches: the batches of an epoch; None if unknown.
 
     Attributes:
-        checkpoint: the checkpoint, which has been verified; None if there is none.
+        checkpoint: the checkpoint, which has been verified; None if there is none, or the model has its state already.
         logs: the last logs that Keras reported before it was saved.
         metrics: the newest value of each metric then.
         initial_epoch: the 0-based epoch in which training resumes.
@@ -115,18 +116,35 @@ class Resumption:
         self.logs: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
         self.initial_epoch = 0
-        self.checkpoint = find_checkpoint(template, resume)
+        found = find_checkpoint(template, resume)
         self._compiled_rates = begin_rates(model)
-        if self.checkpoint:
-            self._resume(self.checkpoint, planned_epochs)
-            if planned_epochs and ranks().is_chief:
-                self._say_if_finished(self.checkpoint.path, planned_epochs, planned_batches)
+        self.checkpoint = self._resume(found, planned_epochs) if found else None
+        if self.checkpoint and planned_epochs and ranks().is_chief:
+            self._say_if_finished(self.checkpoint.path, planned_epochs, planned_batches)
+        _warn_of_later_checkpoints(template, resume, self._counters.read().batch)
 
-    def _resume(self, checkpoint: Checkpoint, planned_epochs: int | None) -> None:
+    def _begins_phase(self, checkpoint: Checkpoint, stored: state.StoredState, planned_epochs: int | None) -> bool:
+        """Returns whether this `fit` continues an earlier one with other layers, or with another optimizer.
+
+        The model has the state of the checkpoint already, and the checkpoint does not fit any more.
+        """
+        counts = self._counters.read()
+        if not counts.epoch_ended or counts.epoch >= (planned_epochs or math.inf):
+            return False
+        is_in_memory = save_costs_of(self._model).newest == (counts.batch, checkpoint.path)
+        return ranks().on_chief(lambda: is_in_memory) and not stored.fits(self._model)
+
+    def _resume(self, checkpoint: Checkpoint, planned_epochs: int | None) -> Checkpoint | None:
+        """Restores the checkpoint and returns it; does nothing and returns None if the model has its state already."""
         stored = state.read_state(checkpoint.path)
+        if self._begins_phase(checkpoint, stored, planned_epochs):
+            self.initial_epoch = self._counters.epoch_to_begin
+            set_initial_epoch(self._model, self.initial_epoch)
+            return None
         self._earlier, self._flags = self._counters.read(), stored.header.get("trainable", {})
         self._restore_variables(stored)
         stored.resume_epoch(self._model)
+        resumed_epoch_of(self._model).is_beginning = True
         save_costs_of(self._model).newest = (checkpoint.batch, checkpoint.path)
         self.logs, self.metrics, self._counts = stored.header["logs"], checkpoint.metrics, stored.counts
         self._states = stored.callback_states
@@ -135,6 +153,7 @@ class Resumption:
             self.initial_epoch = planned_epochs
         set_initial_epoch(self._model, self.initial_epoch)
         self._is_finished = planned_epochs is not None and 0 < planned_epochs <= self.initial_epoch
+        return checkpoint
 
     def _say_if_finished(self, path: str, planned_epochs: int, planned_batches: int | None) -> None:
         """Prints that no batch is left to train on, if that is so. The end of the last epoch may be left, with its validation."""
@@ -148,6 +167,7 @@ class Resumption:
     def forget(self) -> None:
         """Frees the restored state. Call it when training ends."""
         self._states = self._restored = None
+        set_initial_epoch(self._model, None)  # if no epoch has begun
 
     def set_states(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
         """Restores the callback states, and again the variables, which callbacks may have changed since.
@@ -167,6 +187,7 @@ class Resumption:
                 f"The model is not restored, since no batch is left that could create its missing variables. {self._obstacle}",
                 stacklevel=2,
             )
+        resumed_epoch_of(self._model).is_beginning = False
         if self._counts.epoch_ended:
             self._restored = None  # later changes of the model are new
 

@@ -2,7 +2,6 @@
 
 import keras
 
-from callbacks.model.keras_private import mode_of
 from callbacks.saving.checkpoint import GlobalStepCheckpoint
 
 
@@ -32,7 +31,14 @@ class BatchAwareCheckpoint(GlobalStepCheckpoint):
             verbose=model_checkpoint.verbose,
             save_best_only=model_checkpoint.save_best_only,
             save_weights_only=model_checkpoint.save_weights_only,
-            mode=mode_of(model_checkpoint),
+            mode=_mode_of(model_checkpoint),
             save_freq=model_checkpoint.save_freq,
             initial_value_threshold=model_checkpoint.best,
         )
+
+
+def _mode_of(checkpoint: keras.callbacks.ModelCheckpoint) -> str:
+    """Returns the direction in which a checkpoint's metric improves: `"min"`, `"max"`, or `"auto"` if it is not chosen yet."""
+    if hasattr(checkpoint, "mode"):  # not in the oldest versions
+        return checkpoint.mode
+    return "min" if checkpoint.monitor_op(0.0, 1.0) else "max"

@@ -23,12 +23,11 @@ from callbacks.disk.writer import Writer
 from callbacks.model import callback_state
 from callbacks.model.fit_hooks import running_fit
 from callbacks.model.hook_attributes import set_by_model, set_by_train_begin
-from callbacks.model.keras_private import set_initial_epoch
 from callbacks.model.last_in_list import LastInList
 from callbacks.model.trainable_flags import trainable_flags_of
 from callbacks.ranks import ranks
 from callbacks.resuming.restoring import Checkpoint
-from callbacks.resuming.resuming import Resumption, warn_of_later_checkpoints
+from callbacks.resuming.resuming import Resumption
 from callbacks.saving.best_state import BestState
 from callbacks.saving.checkpoint_arguments import check_alone, check_arguments
 from callbacks.saving.checkpoint_maker import CheckpointMaker
@@ -38,7 +37,7 @@ from callbacks.saving.save_policy import SavePolicy
 from callbacks.saving.save_schedule import SaveSchedule
 from callbacks.saving.saver import Saver
 from callbacks.state.device_memory import DeviceMemory
-from callbacks.state.unseen_state import warn_of_own_variables, warn_of_unseen_state
+from callbacks.state.unseen_state import warn_of_own_state, warn_of_unseen_state
 
 
 class GlobalStepCheckpoint(Copyable, BestState):
@@ -104,7 +103,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         background: bool = True,
         resume: bool | str | os.PathLike = False,
     ):
-        self.template = Template(os.fspath(filepath)).absolute()
+        self.template = Template(os.fsdecode(filepath)).absolute()
         keep = {"keep_last": keep_last, "keep_every": keep_every, "keep_best": keep_best}
         check_arguments(self.template, save_weights_only, save_freq, save_secs, max_overhead, keep, resume)
         weights_only = self.template.suffix == ".weights.h5"
@@ -161,7 +160,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._resumption.set_states(self._callbacks)
         callback_state.check(self._callbacks)
         if self.resume is not False:
-            warn_of_own_variables(self.model, self._callbacks)
+            warn_of_own_state(self.model, self._callbacks)
 
     def on_epoch_begin(self, epoch, logs=None):
         self._stop_if_requested("on_epoch_begin")
@@ -229,7 +228,6 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._maker.save_last("on_train_end")
         self._trains = False
         self._last_in_list.leave(self._callbacks)
-        set_initial_epoch(self.model, None)
         self._maker.finish()
         self._resumption.forget()
         self._directory.release()
@@ -256,16 +254,14 @@ class GlobalStepCheckpoint(Copyable, BestState):
         return (self.params or {}).get(name)
 
     def _prepare_saves(self, fit):
-        counts = self._counters.read()
-        if not fit.is_custom_loop:
-            begin = self._counters.begin_of_epoch(self.initial_epoch or fit.initial_epoch)
-            planned = self._policy.planned(self.params, counts, begin, self.model.steps_per_execution)
-            ranks().on_chief(lambda: self._directory.check_names(planned))
-        warn_of_later_checkpoints(self.template, self.resume, counts.batch)
-        self._policy.begin(counts.batch)
+        batch = self._counters.read().batch
         schedule = SaveSchedule(self._policy, self._counters, self._costs, self._writer)
-        pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, counts.batch)
-        room = self.disk_room = DiskRoom(self.template, self._keep, *self._policy.still_to_come(self.params, counts.batch))
+        if not fit.is_custom_loop:
+            first_epoch = self.initial_epoch if self.resumed_from else max(self.initial_epoch, fit.initial_epoch)
+            planned = schedule.planned(self.params, first_epoch, self.model.steps_per_execution)
+            ranks().on_chief(lambda: self._directory.check_names(planned))
+        pruner = Pruner(self.template, self._keep, self.monitor, self._lower_is_better, batch)
+        room = self.disk_room = DiskRoom(self.template, self._keep, *self._policy.still_to_come(self.params, batch))
         saver = Saver(self.model, self.template, self._writer, self._directory, pruner, room, DeviceMemory(), self.verbose)
         is_best = self._is_best if self.save_best_only else None
         newest = self.newest or (self.resumed_from.path if self.resumed_from else None)

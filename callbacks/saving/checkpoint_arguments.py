@@ -1,5 +1,6 @@
 """Checks the arguments of `GlobalStepCheckpoint`, when it is made and when training begins."""
 
+import numbers
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -34,11 +35,11 @@ def check_arguments(
         )
     if save_freq not in ("epoch", "auto") and not _is_positive(save_freq):
         raise InputError(f"Unrecognized save_freq: {save_freq!r}. Expected 'epoch', 'auto' or a positive number of batches.")
-    if not 0 < max_overhead < 1:
+    if not (_is_number(max_overhead) and 0 < max_overhead < 1):
         raise InputError(
             f"max_overhead must be a share of time above 0 and below 1, such as 0.01 for 1 %. Received: {max_overhead!r}"
         )
-    if save_secs is not None and not save_secs > 0:
+    if save_secs is not None and not (_is_number(save_secs) and save_secs > 0):
         raise InputError(f"save_secs must be a number of seconds above 0, or None. Received: {save_secs!r}")
     if not isinstance(resume, (bool, str, os.PathLike)) or resume == "":
         raise InputError(f"resume must be True, False, or the path of a checkpoint. Received: {resume!r}")
@@ -55,6 +56,10 @@ def _check_rule(template: Template, name: str, value: Any) -> None:
         raise InputError(
             f"{name} needs a template with a counter, such as model_batch_at_{{batch:05d}}. Received: {template.text!r}"
         )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _is_positive(value: Any) -> bool:

@@ -1,17 +1,21 @@
 """Decides when a checkpoint is due on all ranks, by the chief's clock."""
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
 from callbacks.counting.counters import Counters
 from callbacks.counting.save_costs import SaveCosts
+from callbacks.counts import Counts
 from callbacks.disk.writer import Writer
 from callbacks.ranks import ranks
 from callbacks.saving.save_policy import SavePolicy
 
 
 class SaveSchedule:
-    """Reports the durations of batches and saves to the policy, and asks the policy whether a checkpoint is due.
+    """Starts the policy at the current batch, reports to it the durations of batches and saves, and asks it what is due.
 
     Args:
-        policy: the policy, after its `begin`.
+        policy: the policy.
         counters: the counters of the model in training.
         costs: the costs of checkpoints; receives the interval that the policy has chosen.
         writer: writes the checkpoints.
@@ -24,6 +28,18 @@ class SaveSchedule:
         self.policy, self._counters, self._costs, self._writer = policy, counters, costs, writer
         self._batch_began: float | None = None
         self._bound, self._is_writing = 0, False
+        policy.begin(counters.read().batch)
+
+    def planned(self, params: Mapping[str, Any] | None, first_epoch: int, per_execution: int) -> Iterator[Counts]:
+        """Yields the counters of each checkpoint to come, as `SavePolicy.planned`. Call it before the first batch.
+
+        Args:
+            params: the `params` that Keras gives to callbacks: `epochs` and `steps`.
+            first_epoch: the 0-based epoch that begins next, or that a resume finishes.
+            per_execution: the batches of an execution.
+        """
+        begin = self._counters.begin_of_epoch(first_epoch)
+        return self.policy.planned(params, self._counters.read(), begin, per_execution)
 
     def begin_batch(self) -> None:
         """Notes the start of a batch, or of an execution of several. Call it in `on_train_batch_begin`."""

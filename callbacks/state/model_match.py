@@ -2,10 +2,11 @@
 
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from callbacks.errors import InputError
-from callbacks.model.keras_private import KerasVariable
+from callbacks.model.keras_private import KerasVariable, native_variable
 from callbacks.model.state_tree import GLOBAL_SEEDS, StateTree, shape_of
 
 
@@ -51,6 +52,23 @@ def check_match(header: dict[str, Any], tree: StateTree, path: str, with_optimiz
             for variables in (stored, here)
         )
         _compare(in_file, in_model, tree.is_built, path, OptimizersDiffer if are_of_optimizers else InputError)
+
+
+def updates_others(model: keras.Model, header: dict[str, Any]) -> bool:
+    """Returns whether a model was compiled with a new optimizer, for other variables than those that the stored one updates.
+
+    Args:
+        model: the model, when training begins.
+        header: the header of the checkpoint.
+    """
+    tree = StateTree(model)
+    trained = {id(native_variable(variable)) for variable in model.trainable_variables}
+    names = {name for name, variable in tree.variables.items() if id(native_variable(variable)) in trained}
+    stored = {name: set(each["updates"]) for name, each in header["optimizers"].items() if each["built"]}
+    return any(
+        optimizer is model.optimizer and not optimizer.built and stored.get(name, names) != names
+        for name, optimizer in tree.optimizers.items()
+    )
 
 
 def _check_schedules(header: dict[str, Any], tree: StateTree, path: str) -> None:

@@ -44,7 +44,7 @@ from callbacks.model.replicas import assign_components, of_all_ranks
 from callbacks.model.state_tree import GLOBAL_SEEDS, StateTree
 from callbacks.model.trainable_flags import trainable_flags_of
 from callbacks.ranks import ranks
-from callbacks.state.model_match import check_match
+from callbacks.state.model_match import check_match, updates_others
 from callbacks.state.snapshot import KerasPart, Snapshot, SnapshotPlan, to_host
 
 _MISMATCHES = (  # of Keras, h5py and TensorFlow, for a file that does not fit a model
@@ -176,6 +176,16 @@ class StoredState:
         ranks().broadcast_variables([v for v in tree.variables.values() if isinstance(v, KerasVariable)])
         self._assign(model, tree, set(tree.variables))
         trainable_flags_of(model).restore(self.header.get("trainable", {}))
+
+    def fits(self, model: keras.Model) -> bool:
+        """Returns whether a model has the variables of the checkpoint, and optimizers for the same ones."""
+        if updates_others(model, self.header):
+            return False
+        try:
+            self._prepare(model)
+        except InputError:
+            return False
+        return True
 
     def assign_weights(self, model: keras.Model) -> None:
         """Assigns only the weights of the checkpoint to a model. Optimizers, seeds and counters are unchanged.

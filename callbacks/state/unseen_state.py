@@ -1,13 +1,15 @@
 """Warns of state that no checkpoint contains, so that a restart resets it.
 
-In a train step, that is state which only TensorFlow has; in a callback, variables that neither the model nor `get_state` reaches.
+A train step may have state that only TensorFlow has; a callback without `get_state`, variables outside the model, and counts.
 """
 
+import dis
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from callbacks.model.attached import attach, attached
@@ -44,6 +46,9 @@ _KINDS = {
 }
 
 
+_LIBRARIES = ("builtins", "keras", "recipes", __name__.partition(".")[0])
+
+
 class UnseenState:
     """Warns before the first batch if the train step of a model has such state.
 
@@ -71,14 +76,21 @@ def warn_of_unseen_state(model: keras.Model) -> None:
         attach(model, UnseenState(model))
 
 
-def warn_of_own_variables(model: keras.Model, callbacks: Iterable[keras.callbacks.Callback]) -> None:
-    """Warns of callbacks without `get_state` that keep variables or optimizers outside the model.
+def warn_of_own_state(model: keras.Model, callbacks: Iterable[keras.callbacks.Callback]) -> None:
+    """Warns of callbacks without `get_state` that count, or keep variables or optimizers outside the model.
 
     Args:
         model: the model in training.
         callbacks: all callbacks of the training, after their `on_train_begin`.
     """
-    kept = [(type(each).__name__, *own) for each in callbacks if not hasattr(each, "get_state") for own in _kept(each)]
+    stateless = [each for each in callbacks if not hasattr(each, "get_state")]
+    if ranks().is_chief and (counts := sorted({f"{type(each).__name__}.{name}" for each in stateless for name in _counts(each)})):
+        warnings.warn(
+            f"No checkpoint contains {', '.join(counts)}: after a resume the callback counts from its initial value, and may "
+            "change the model at other times. Give it get_state and set_state.",
+            stacklevel=2,
+        )
+    kept = [(type(each).__name__, *own) for each in stateless for own in _kept(each)]
     if not kept or not ranks().is_chief:
         return
     tree = StateTree(model)
@@ -101,3 +113,24 @@ def _kept(callback: keras.callbacks.Callback) -> Iterator[tuple[str, Any]]:
                 yield name, native_variable(each)
             elif isinstance(each, keras.optimizers.Optimizer):
                 yield name, each
+
+
+def _counts(callback: keras.callbacks.Callback) -> Iterator[str]:
+    """Yields the attributes with numbers that a method counts up (`self.wait += 1`), if the method also uses the model."""
+    codes = (getattr(each, "__code__", None) for of in _own_classes(type(callback)) for each in vars(of).values())
+    for code in filter(None, codes):
+        read, written = set[str](), set[str]()
+        for each in dis.get_instructions(code):
+            if each.opname in ("LOAD_ATTR", "STORE_ATTR"):
+                (read if each.opname == "LOAD_ATTR" else written).add(each.argval)
+        if "model" in read:
+            yield from (name for name in read & written if _is_number(vars(callback).get(name)))
+
+
+def _own_classes(of: type) -> Iterator[type]:
+    """Yields a class and its bases, without those of Keras and of this repository."""
+    return (each for each in of.__mro__ if each.__module__.partition(".")[0] not in _LIBRARIES)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool)

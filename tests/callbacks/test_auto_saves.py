@@ -66,7 +66,7 @@ def test_a_run_that_ended_well_has_not_failed(tmp_path):
     assert run(tmp_path, epochs=3)._policy.interval.get_state(is_last=True)["failures"] == 0
 
 
-@pytest.mark.parametrize("max_overhead", [0, 1, -0.5])
+@pytest.mark.parametrize("max_overhead", [0, 1, -0.5, "1 %"])
 def test_a_budget_is_a_share_of_the_time(tmp_path, max_overhead):
     with pytest.raises(InputError, match=r"max_overhead.*Received"):
         GlobalStepCheckpoint(tmp_path / "{batch}.weights.h5", save_freq="auto", max_overhead=max_overhead)

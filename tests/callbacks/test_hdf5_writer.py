@@ -1,4 +1,4 @@
-"""`Hdf5File` writes the same file as h5py from the same calls, in pieces in the order of the file."""
+"""`Hdf5File` writes the same file as h5py from the same calls, in pieces in the order of the file, and `check_plain` accepts it."""
 
 import io
 import tracemalloc
@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from callbacks.disk.hdf5_writer import Hdf5File
+from callbacks.disk.plain_hdf5 import check_plain
 
 LARGE = 1 << 16  # bytes from which on an array is written from its own memory
 PAGE = 1 << 16  # of the metadata's image in memory
@@ -25,7 +26,7 @@ def tree(file):
         found[name] = [plain(node.attrs)]
         if isinstance(node, h5py.Dataset):
             found[name] += [node.dtype, node.id.get_type().equal(h5py.h5t.py_create(node.dtype, logical=True)), node.shape]
-            found[name] += [node.chunks, node.maxshape, node[()].tobytes()]
+            found[name] += [node.chunks, node.maxshape, node[()] if node.dtype.kind == "O" else node[()].tobytes()]
 
     file.visititems(note)
     return found
@@ -63,7 +64,9 @@ def by_us(groups):
         group = ours.group(path, attributes)
         for name, value in values.items():
             ours.put(group, name, value)
-    with h5py.File(io.BytesIO(content_of(ours)[1]), "r") as file:
+    content = content_of(ours)[1]
+    check_plain(io.BytesIO(content), len(content))
+    with h5py.File(io.BytesIO(content), "r") as file:
         return tree(file)
 
 
@@ -111,6 +114,27 @@ def test_numbers_and_arrays_without_elements_are_stored_as_by_h5py():
     numbers = [3.5, np.float64(1e300), np.int32(-1), True, np.array(2.5, "float16")]
     empty = [np.zeros([0, 3], "float32"), np.zeros([4, 0, LARGE]), np.zeros(0, "bool")]
     assert_as_by_h5py({"a": ({}, {str(i): value for i, value in enumerate([*numbers, *empty])})})
+
+
+def test_texts_and_bytes_are_stored_as_by_h5py():
+    values = {"a": "text", "b": "", "c": b"bytes", "d": np.array([b"a", b"bcd"]), "e": np.void(b"1234")}
+    assert_as_by_h5py({"a": ({"name": ""}, values), "b": ({"name": "é" * 9000}, values)})
+
+
+def test_a_file_is_the_same_if_the_user_has_set_h5py_to_track_the_order_of_creation():
+    """Other structures would store the order."""
+
+    def write():
+        ours = Hdf5File()
+        ours.put(ours.group("layers/dense/vars", {"name": "dense"}), "0", np.ones(3))
+        return content_of(ours)[1]
+
+    expected = write()
+    h5py.get_config().track_order = True
+    try:
+        assert write() == expected
+    finally:
+        h5py.get_config().track_order = False
 
 
 def test_arrays_that_do_not_lie_in_order_are_stored_as_by_h5py():

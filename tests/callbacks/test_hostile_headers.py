@@ -7,9 +7,11 @@ import keras
 import numpy as np
 import pytest
 from hostile import assert_refused, hdf5_of, put_hdf5, with_header
-from small import Do, fit, small_model
+from small import Do, fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, latest_checkpoint, restore
+from callbacks.__main__ import main
+from callbacks.disk import checksum, files
 from callbacks.plain_data import dtype_named
 
 pytestmark = pytest.mark.timeout(300)
@@ -113,6 +115,39 @@ def test_an_unknown_version_is_one_line_that_names_the_file(copies, version):
         with pytest.raises(InputError, match="this version of the callbacks reads formats 1 and 2") as raised:
             look(directory)
         assert str(newer) in str(raised.value) and len(str(raised.value)) < 400 + len(str(newer))
+
+
+@pytest.fixture
+def later(copies):
+    """A directory with a checkpoint, and a newer one whose trailer has a later version."""
+    directory, _, newer = copies
+    content = bytearray(newer.read_bytes()[: -checksum.SIZE])
+    content[-files.TRAILER_SIZE + checksum.SIZE + len(files.MAGIC) - 1] = 3
+    newer.write_bytes(content + checksum.Checksum(content).digest())
+    return directory, newer
+
+
+def test_a_resume_beside_a_file_of_a_later_version_is_refused_and_changes_no_file(later, capsys):
+    """A resume from the older checkpoint would replace the file."""
+    directory, newer = later
+    before = {name: (directory / name).read_bytes() for name in names(directory)}
+    checkpoint = GlobalStepCheckpoint(str(directory / ("b{batch}" + "".join(newer.suffixes))), save_freq=5, resume=True)
+    for look in (latest_checkpoint, lambda path: restore(small_model(), path), lambda path: fit(small_model(), checkpoint)):
+        with pytest.raises(InputError, match=f"^{newer} has format 3, but this version of the callbacks reads formats 1 and 2"):
+            look(directory)
+    assert main(["list", str(directory)]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if f"{newer} has format 3" in line]
+    assert {name: (directory / name).read_bytes() for name in names(directory)} == before
+
+
+def test_retention_never_deletes_a_file_of_a_later_version(later):
+    directory, newer = later
+    kept = newer.rename(directory / f"b7{''.join(newer.suffixes)}")
+    before = kept.read_bytes()
+    template = str(directory / ("b{batch}" + "".join(newer.suffixes)))
+    fit(small_model(), GlobalStepCheckpoint(template, save_freq=5, keep_last=1))
+    assert names(directory) == [f"b10{''.join(newer.suffixes)}", kept.name]
+    assert kept.read_bytes() == before
 
 
 def array_that_is_missing(header):

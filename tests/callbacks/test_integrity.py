@@ -250,6 +250,14 @@ def test_the_command_line_says_that_a_directory_does_not_exist(tmp_path, capsys)
     assert capsys.readouterr().err == f"error: There is no such directory: {tmp_path}/none\n"
 
 
+@pytest.mark.parametrize("wrong", [[], ["list"], ["show", "run"], ["list", "run", "more"], ["report", "--all", "run"]])
+def test_a_wrong_command_line_is_reported_in_one_line(wrong, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(wrong)
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+
+
 def test_the_command_line_finds_the_checkpoints_of_a_runs_directory(copies, tmp_path_factory, capsys):
     directory, older, newer = copies
     run = tmp_path_factory.mktemp("run")

@@ -97,6 +97,12 @@ def test_a_metric_with_any_name_may_be_in_a_file_name(tmp_path, name):
     assert len(names(tmp_path / "GlobalStepCheckpoint")) == 1
 
 
+def test_the_learning_rate_that_a_callback_of_keras_logs_may_be_in_a_name(tmp_path):
+    schedule = keras.callbacks.LearningRateScheduler(lambda epoch: 0.5**epoch)
+    stock, ours = both(tmp_path, "e{epoch}-{learning_rate:.2f}.weights.h5", schedule)
+    assert stock == ours == ["e1-1.00.weights.h5", "e2-0.50.weights.h5"]
+
+
 def test_an_element_of_a_vector_may_be_in_a_name(tmp_path):
     stock, ours = both(tmp_path, "e{epoch}-{own[1]:.2f}.weights.h5", Logs("own", np.arange(3.0)))
     assert stock == ours == ["e1-1.00.weights.h5", "e2-1.00.weights.h5"]

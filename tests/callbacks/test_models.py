@@ -1,10 +1,13 @@
 """Every part of a model is restored from a checkpoint, and stock Keras loads the same file."""
 
+import contextlib
+
 import keras
 import numpy as np
 import pytest
+from crashes import Crash
 from features import CONFIG_CHECK
-from small import BATCH, arrays
+from small import BATCH, arrays, fit, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError, latest_checkpoint, restore
 
@@ -179,3 +182,25 @@ def test_a_model_that_keras_cannot_serialize_is_refused_after_its_first_batch_an
     with pytest.raises(NotImplementedError, match="get_config"):
         model.fit(*arrays(), batch_size=BATCH, verbose=0, callbacks=[checkpoint])
     assert int(model.optimizer.iterations.numpy()) == 1
+
+
+def test_a_run_in_bfloat16_is_resumed_in_the_middle_of_an_epoch(tmp_path):
+    """Keras logs tensors then, which numpy cannot convert."""
+
+    def train(directory, crash=None):
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(0)
+        checkpoint = GlobalStepCheckpoint(directory / "b{batch:02d}.weights.h5", save_freq=5, resume=True, background=False)
+        stop = keras.callbacks.EarlyStopping(monitor="loss", patience=5)
+        model = small_model()
+        with contextlib.suppress(InterruptedError):
+            history = fit(model, checkpoint, stop, *([Crash(crash)] if crash else []), epochs=3)
+            return [v.numpy().tobytes() for v in model.variables], [float(each) for each in history.history["loss"]], stop.best
+
+    keras.config.set_floatx("bfloat16")
+    try:
+        whole = train(tmp_path / "whole")
+        train(tmp_path / "cut", crash=17)
+        assert train(tmp_path / "cut") == whole
+    finally:
+        keras.config.set_floatx("float32")

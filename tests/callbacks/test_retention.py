@@ -257,7 +257,7 @@ def test_a_validation_metric_in_the_name_waits_for_the_first_validation(tmp_path
 
 
 def test_a_metric_that_cannot_exist_is_an_error_before_the_first_batch(tmp_path):
-    for name, options in (("val_loss", {}), ("acuracy", {"validation_data": arrays()})):
+    for name, options in (("val_loss", {}), ("acuracy", {"validation_data": arrays()}), ("learning_rate", {})):
         model = small_model()
         with pytest.raises(InputError, match=rf"{{{name}}}.*is neither a counter nor a metric of this run"):
             fit(model, GlobalStepCheckpoint(str(tmp_path / f"{{{name}}}.keras"), save_freq=1), **options)

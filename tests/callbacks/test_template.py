@@ -67,6 +67,7 @@ def test_counters_may_be_adjacent(text):
     "text, words",
     [
         ("gs://bucket/m_{batch}.keras", r"POSIX file system.*atomic rename.*gs://bucket"),
+        ("run/\udcff_{batch}.keras", r"must be UTF-8"),
         ("s3://bucket/m_{batch}.keras", "POSIX file system"),
         ("hdfs://host/m_{batch}.weights.h5", "POSIX file system"),
         ("m_{batch!s:05d}.keras", r"must not have a conversion.*\{batch!s\}"),

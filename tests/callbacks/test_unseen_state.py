@@ -86,6 +86,50 @@ def test_variables_that_a_callback_without_state_keeps_are_reported_before_the_f
     )
 
 
+class OneCycle(keras.callbacks.Callback):
+    """Lowers the learning rate with each batch, as many scripts do."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches, self.most = 0, 40
+
+    def on_train_batch_begin(self, batch, logs=None):
+        self.batches += 1
+        self.model.optimizer.learning_rate = 0.05 * (1 - self.batches / self.most)
+
+
+class StatefulOneCycle(OneCycle):
+    def get_state(self):
+        return self.batches
+
+    def set_state(self, state):
+        self.batches = state
+
+
+class Counts(keras.callbacks.Callback):
+    """Counts, and does not change the model."""
+
+    seen, is_slow = 0, False
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.seen += 1
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.rate = self.model.optimizer.learning_rate
+
+
+@pytest.mark.parametrize("kind, is_reported", [(OneCycle, True), (StatefulOneCycle, False), (Counts, False)])
+def test_a_callback_that_changes_the_model_by_a_count_of_its_own_is_reported_before_the_first_batch(tmp_path, kind, is_reported):
+    said = told(
+        "No checkpoint contains", small_model(), GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5", resume=True), kind()
+    )
+    assert [each.partition(":")[0] for each in said] == ["No checkpoint contains OneCycle.batches"] * is_reported
+
+
 @pytest.mark.parametrize("draws", [*SEEN, *UNSEEN])
 def test_state_that_no_checkpoint_can_store_is_reported_before_the_first_batch(tmp_path, draws):
     model = keras.Sequential([keras.Input((6,)), Draws((SEEN | UNSEEN)[draws]), keras.layers.Dropout(0.5), keras.layers.Dense(1)])

@@ -21,6 +21,7 @@ def shuffle_index(index: tf.Tensor, *, seed: int, epoch: tf.Tensor, size: int) -
     Example:
 
     >>> shuffle_index(tf.range(5, dtype=tf.int64), seed=0, epoch=tf.constant(0, tf.int64), size=5).numpy()
+    array([0, 2, 1, 3, 4])
 
     Source: Simon and Speck, Beaulieu et al. 2013, https://eprint.iacr.org/2013/404, which TensorFlow's op is built on.
     """
