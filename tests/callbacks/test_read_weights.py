@@ -1,6 +1,8 @@
 """Values of a weights file are read once, like Keras reads them, and become separate variables."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import keras
@@ -9,6 +11,7 @@ import pytest
 import tensorflow as tf
 from stored_values import KEPT, SUFFIXES, assert_same_values, kept, train
 
+from callbacks.disk import hdf5_reader
 from callbacks.disk.hdf5_reader import load_weights
 
 
@@ -130,19 +133,27 @@ def test_an_object_is_also_found_under_another_of_its_names_as_by_keras(tmp_path
             np.testing.assert_array_equal(variable, expected)
 
 
+SMALL, LARGE = 64, 128  # units of a layer whose kernel is read at once, and in a thread
+
+
+def deep(units, layer=keras.layers.Dense):
+    return keras.Sequential([keras.Input([units]), *(layer(units) for _ in range(4))])
+
+
+@pytest.mark.parametrize("units", [SMALL, LARGE])
 @pytest.mark.parametrize("cut", range(4))
-def test_a_file_that_is_shorter_than_its_values_changes_no_variable(tmp_path, monkeypatch, cut):
+def test_a_file_that_is_shorter_than_its_values_changes_no_variable(tmp_path, monkeypatch, cut, units):
     """Another program truncates it while it is read, and one value lacks its last bytes."""
-    path, preadv = str(tmp_path / "m.weights.h5"), os.preadv
-    saved, model = [keras.Sequential([keras.Input([64]), *(keras.layers.Dense(64) for _ in range(4))]) for _ in range(2)]
-    saved.save_weights(path)
-    before, sizes = [v.numpy() for v in model.weights], []
+    path, preadv, seen = str(tmp_path / "m.weights.h5"), os.preadv, []
+    model = deep(units)
+    deep(units).save_weights(path)
+    before = [v.numpy() for v in model.weights]
 
     def truncated(descriptor, buffers, offset):
         size = len(buffers[0])
-        if size == 64 * 64 * 4:
-            sizes.append(size)
-            if len(sizes) == 1 + cut:
+        if size == units * units * 4:
+            seen.append(offset)
+            if len(seen) == 1 + cut:
                 return preadv(descriptor, [buffers[0][: size - 4]], offset)
         return 0 if size == 4 else preadv(descriptor, buffers, offset)
 
@@ -150,6 +161,39 @@ def test_a_file_that_is_shorter_than_its_values_changes_no_variable(tmp_path, mo
     with pytest.raises(OSError, match="ends early"):
         load_weights(model, path)
     for variable, expected in zip(model.weights, before, strict=True):
+        np.testing.assert_array_equal(variable, expected)
+
+
+def test_every_value_is_read_before_the_first_one_is_assigned(tmp_path, monkeypatch):
+    """No read in a thread ends before the threads are waited for, or a value is assigned."""
+    path, preadv, may_end, ended, seen = str(tmp_path / "m.weights.h5"), os.preadv, threading.Event(), [], []
+
+    class Watched(keras.layers.Dense):
+        def load_own_variables(self, store):
+            seen.append(len(ended))
+            may_end.set()
+            super().load_own_variables(store)
+
+    class Threads(ThreadPoolExecutor):
+        def shutdown(self, wait=True, **options):
+            if wait:
+                may_end.set()
+            super().shutdown(wait, **options)
+
+    def held_back(descriptor, buffers, offset):
+        is_kernel = len(buffers[0]) == LARGE * LARGE * 4
+        assert not is_kernel or may_end.wait(60)
+        size = preadv(descriptor, buffers, offset)
+        ended.extend([offset] * is_kernel)
+        return size
+
+    saved, model = deep(LARGE, Watched), deep(LARGE, Watched)
+    saved.save_weights(path)
+    monkeypatch.setattr(os, "preadv", held_back)
+    monkeypatch.setattr(hdf5_reader, "ThreadPoolExecutor", Threads)
+    load_weights(model, path)
+    assert seen == [4, 4, 4, 4]
+    for variable, expected in zip(model.weights, saved.weights, strict=True):
         np.testing.assert_array_equal(variable, expected)
 
 
