@@ -14,6 +14,8 @@ import h5py
 import ml_dtypes
 import numpy as np
 
+from callbacks.disk.plain_hdf5 import check_plain
+
 _LARGE = 1 << 16  # bytes
 
 
@@ -63,8 +65,13 @@ class Hdf5File:
             dataset.attrs["dtype"] = "bfloat16"
 
     def write(self, write: Callable[[Any], Any]) -> None:
-        """Passes the content to a function, piece by piece, in file order."""
+        """Passes the content to a function, piece by piece, in file order.
+
+        Raises:
+            ValueError: before the first call, if the file has a value that no resume would read.
+        """
         self._file.close()
+        check_plain(self._image, self._image.size)  # type: ignore[arg-type]  # it has what the check calls
         position = 0
         for offset, array in sorted(self._large, key=lambda each: each[0]):
             self._image.copy(position, offset, write)

@@ -203,7 +203,7 @@ class _Walk:
             raise ValueError(f"has {stored} bytes, but its shape needs {elements * size}")
         if kind == _VARIABLE and stored:
             if rank:
-                raise ValueError("has a type that checkpoints do not use")
+                raise ValueError("has a type that checkpoints do not use: neither numbers, bytes nor one text")
             self._check_text(self._read(begin, stored))
         elif stored:
             self._own(begin, stored)
@@ -242,7 +242,7 @@ def _type(content: bytes) -> tuple[int, int]:
     kind &= 15
     is_text = kind == _TEXT or (kind == _VARIABLE and bits & 15 == 1 and size == 16)
     if len(content) > _LARGEST_TYPE or not (kind in _NUMBERS or is_text or (kind == _COMPOUND and _is_complex(content))):
-        raise ValueError("has a type that checkpoints do not use")
+        raise ValueError("has a type that checkpoints do not use: neither numbers, bytes nor one text")
     return kind, size
 
 

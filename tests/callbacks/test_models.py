@@ -9,7 +9,7 @@ from crashes import Crash
 from features import CONFIG_CHECK
 from small import BATCH, arrays, fit, small_model
 
-from callbacks import GlobalStepCheckpoint, InputError, latest_checkpoint, restore
+from callbacks import CheckpointWriteError, GlobalStepCheckpoint, InputError, latest_checkpoint, restore
 
 pytestmark = pytest.mark.versions
 
@@ -49,6 +49,14 @@ class OwnVariables(layers.Layer):
     def load_own_variables(self, store):
         self.table.assign(np.asarray(store["transposed"]).T)
         self.seen.assign(store["count"])
+
+
+class Words(OwnVariables):
+    """Stores an array of texts too."""
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        store["words"] = np.array(["a", "b"], dtype=object)
 
 
 def subclassed():
@@ -204,3 +212,13 @@ def test_a_run_in_bfloat16_is_resumed_in_the_middle_of_an_epoch(tmp_path):
         assert train(tmp_path / "cut") == whole
     finally:
         keras.config.set_floatx("float32")
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_value_that_no_resume_would_read_ends_the_first_save_and_not_the_resume(tmp_path, background):
+    model = keras.Sequential([keras.Input((6,)), Words()])
+    model.compile("sgd", "mse")
+    checkpoint = GlobalStepCheckpoint(str(tmp_path / "b{batch}.weights.h5"), save_freq=1, background=background)
+    with pytest.raises(CheckpointWriteError, match="words/vars/words has a type that checkpoints do not use"):
+        model.fit(np.zeros((8, 6)), np.zeros((8, 1)), batch_size=2, verbose=0, callbacks=[checkpoint])
+    assert not list(tmp_path.glob("*.h5"))
