@@ -88,6 +88,23 @@ def pytest_collection_finish():
     gc.collect()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_autotuning():
+    """Makes iterators without tf.data's autotuning, which changes only their speed.
+
+    Its thread may sleep for seconds, and the deletion of an iterator in mid-epoch waits for it: garbage collections took minutes.
+    """
+
+    def without_autotuning(dataset):
+        options = tf.data.Options()
+        options.autotune.enabled = False
+        return dataset.with_options(options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tf.data.Dataset, "_apply_debug_options", without_autotuning)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def fresh_keras(request):
     """Starts each test with the same seeds and names, and resets the dtype policy."""
