@@ -233,7 +233,7 @@ def test_a_callback_has_ended_the_fit_before_layers_were_unfrozen(tmp_path, init
     def program(model, train_on):
         model.layers[0].trainable = False
         model.compile(keras.optimizers.Adam(0.05), "mse")
-        train_on(keras.callbacks.EarlyStopping("loss", baseline=0.0, patience=0), epochs=3)
+        train_on(keras.callbacks.EarlyStopping("loss", patience=0, min_delta=1e9), epochs=3)
         model.layers[0].trainable = True
         model.compile(keras.optimizers.Adam(0.01), "mse")
         train_on(epochs=5, initial_epoch=initial_epoch)
