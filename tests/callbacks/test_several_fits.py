@@ -104,7 +104,7 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize("kind", DATA)
+@pytest.mark.parametrize("kind", [pytest.param("the same data in both fits", marks=pytest.mark.slow), *list(DATA)[1:]])
 def test_the_fit_after_layers_were_unfrozen_sees_the_same_batches_if_it_crashes_before_its_first_save(tmp_path, kind):
     def program(model, train_on):
         unfreeze(model, train_on, data=DATA[kind](), initial_epoch=2)
@@ -165,7 +165,7 @@ def two_alike():
     return model
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_the_second_fit_trains_a_layer_of_the_same_shape(tmp_path, strategy, replicas):
     scope = strategy(replicas).scope
 
@@ -189,7 +189,8 @@ class Thaws(keras.callbacks.Callback):
             self.model.make_train_function()
 
 
-@pytest.mark.parametrize("crash", [33, 43])  # in the epoch that the callback has changed, and after it
+# In the epoch that the callback has changed, and after it.
+@pytest.mark.parametrize("crash", [pytest.param(33, marks=pytest.mark.slow), 43])
 def test_a_callback_unfreezes_further_layers_in_the_second_fit(tmp_path, crash):
     def program(model, train_on):
         model.layers[0].trainable = False
@@ -226,7 +227,7 @@ def test_a_new_optimizer_for_the_same_layers_continues_with_the_moments_of_the_c
     assert_ends_alike(program, tmp_path, crashes=[33], as_stock=False, save_freq="epoch", make=make)
 
 
-@pytest.mark.parametrize("initial_epoch", [2, 3])
+@pytest.mark.parametrize("initial_epoch", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_callback_has_ended_the_fit_before_layers_were_unfrozen(tmp_path, initial_epoch):
     """In the second fit, epochs count from the end of training or from the planned end."""
 
@@ -274,6 +275,7 @@ def test_the_second_fit_has_another_optimizer(tmp_path):
     assert_ends_alike(program, tmp_path, crashes=[33])
 
 
+@pytest.mark.slow
 def test_the_second_fit_has_a_schedule_as_its_learning_rate(tmp_path):
     def program(model, train_on):
         train_on(epochs=2)
