@@ -151,7 +151,7 @@ def test_a_user_error_ends_with_one_line_and_code_2(recipe, tmp_path):
         "Cannot resume from": ["--workdir", tmp_path / "other", "--resume", tmp_path / "none.weights.h5"],
         "needs a template with a counter": [*flags, "--checkpoint", tmp_path / "last.keras", "--keep-last", 2],
         "Use 63 or 66": [*flags, "--strategy", "mirrored", "--virtual-devices", 3],
-        "{batch} {epoch} {samples} {step} {replicas} {accuracy} {learning_rate} {loss} {val_accuracy} {val_loss}": [
+        "{batch} {epoch} {samples} {step} {replicas} {accuracy} {loss} {val_accuracy} {val_loss}": [
             *flags,
             "--checkpoint",
             tmp_path / "unknown" / "a_{bach}.weights.h5",
