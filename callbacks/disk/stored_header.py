@@ -12,7 +12,7 @@ from callbacks.disk.header import parse_header
 
 FORMAT = 2
 GROUP = "global_step"
-_HEADER, _FORMATS = "header", (1, FORMAT)
+_HEADER = "header"
 
 
 def read_header(path: str) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def read_header(path: str) -> dict[str, Any]:
         if not path.endswith(".keras"):
             raise
         content = read_array(path, format_1.MEMBER, GROUP, _HEADER)
-    return parse_header(content, path, _FORMATS)
+    return parse_header(content, path, (1, FORMAT))
 
 
 def header_of(group: h5py.Group, path: str) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def header_of(group: h5py.Group, path: str) -> dict[str, Any]:
     Raises:
         InputError: if the version of its format is unknown.
     """
-    return parse_header(read_dataset(group, _HEADER).tobytes(), path, _FORMATS)
+    return parse_header(read_dataset(group, _HEADER).tobytes(), path, (1, FORMAT))
 
 
 def read_checked_header(path: str) -> dict[str, Any]:
