@@ -166,6 +166,11 @@ class Counters:
         self._offset = [n + offset - now for n, offset, now in zip(before, self._offset, self._read_device(), strict=True)]
         self.batch_bound, self._bound_is_exact, self.unfinished = bound
 
+    def leave_out(self, batches: int, samples: int) -> None:
+        """Counts what was just trained on as outside the epoch in progress."""
+        begin = self._epoch_began_at
+        self._epoch_began_at = replace(begin, batch=begin.batch + batches, samples=begin.samples + samples)
+
     @property
     def batches_done(self) -> int:
         """The batches of this epoch that are trained on already; above 0 only after a resume in the middle of an epoch."""

@@ -56,6 +56,12 @@ class Place:
         """Whether the iterator has no more batches, so that none has to be read."""
         return self.length is not None and self.drawn >= self.length
 
+    def before_next_iterator(self) -> "Place":
+        """Returns the place before the iterator after the current one, as the next `fit` begins."""
+        begun = int(self.drawn > 0)
+        random = None if begun else self.random
+        return replace(self, created=self.created + begun, used=self.used + begun, drawn=0, samples=0, random=random)
+
     def to_json(self) -> dict[str, Any]:
         """Returns the place as plain data."""
         return asdict(self)
@@ -96,6 +102,7 @@ class DataPosition:
         self._began_at = Counts()  # the counters when the newest iterator was made, minus the dropped batches
         self._random_at_begin: list[Any] | None = None
         self._resume_at: Place | None = None
+        self._unread: _Reading | None = None  # of an ended `fit` that resumed at a place and had no batch left to read there
         self._path = UNNAMED  # of the checkpoint, for messages
         self._begun_from: Place | None = None
         self._unseen = 0
@@ -116,9 +123,15 @@ class DataPosition:
             return
         if self._fit and self._fit.epoch_iterator is fit.epoch_iterator:
             return
-        self._reading = _reading_of(fit.source)
+        self._reading, unread, self._unread = _reading_of(fit.source), self._unread, None
+        if self._resume_at is not None and unread is not None:
+            self._resume_at = self._resume_at.before_next_iterator() if self._reading is unread else None
         self._fit_data = weakref.ref(FitData(fit.epoch_iterator, self._make_iterator))
         self._order, self._will_resume, self._counters.data_seeks = None, will_resume, False
+
+    def end(self) -> None:
+        """Ends a `fit`. Call it in `on_train_end`. The next one begins with a new iterator, unless it resumes too."""
+        self._unread = self._reading if self.in_fit and self._resume_at is not None else None
 
     def resume(self, place: dict[str, Any] | None, counts: Counts, path: str = UNNAMED) -> None:
         """Makes the next `fit` resume from a place.
@@ -128,7 +141,7 @@ class DataPosition:
             counts: the counters of the checkpoint.
             path: the path of the checkpoint, for messages.
         """
-        self._path = path
+        self._path, self._unread = path, None
         if place is None:
             drawn = (0, 0) if counts.epoch_ended else (counts.batches_in_epoch, counts.samples_in_epoch)
             self._resume_at = Place(drawn=drawn[0], samples=drawn[1])
@@ -139,6 +152,11 @@ class DataPosition:
     def in_fit(self) -> bool:
         """Whether a `fit` is running, whose data is observed."""
         return self._fit is not None
+
+    def leave_out(self, batches: int, samples: int) -> None:
+        """Counts what was just trained on as not drawn from the data."""
+        begin = self._began_at
+        self._began_at = replace(begin, batch=begin.batch + batches, samples=begin.samples + samples)
 
     def begin_epoch(self) -> None:
         """Prepares the data of an epoch. Call it before Keras makes the iterator, in `on_epoch_begin`. It may be repeated."""

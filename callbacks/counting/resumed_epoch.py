@@ -24,7 +24,7 @@ class ResumedEpoch:
     Attributes:
         batches_per_epoch: the number of batches that `fit` plans for an epoch; None if unknown.
         begins_at: the 0-based batch at which a custom training loop begins the epoch.
-        is_beginning: whether callbacks run their `on_train_begin`, which an earlier process has run already.
+        is_repeating: whether callbacks run hooks that an earlier process has run already.
     """
 
     def __init__(self, model: keras.Model):
@@ -33,7 +33,7 @@ class ResumedEpoch:
         self._hooks = fit_hooks_of(model)
         self.batches_per_epoch: int | None = None
         self.begins_at = 0
-        self.is_beginning = False
+        self.is_repeating = False
         self._executions_to_skip: Iterator[int] | None = None  # known at the first execution
         self._path = UNNAMED  # of the checkpoint, for messages
         self._logs: dict[str, Any] = {}
@@ -55,12 +55,19 @@ class ResumedEpoch:
         self._executions_to_skip, self._logs, self._restore_metrics = None, dict(logs), restore_metrics
 
     def _execute(self, execute: Callable[[Any], Any], iterator: Any) -> Any:
-        """Does not count what a callback trains with `train_on_batch` again, since an earlier process has counted it."""
-        is_repeated = self.is_beginning or self._counters.unfinished is not None
-        if is_repeated and data_position_of(self._model).in_fit and is_of_train_on_batch(iterator):
+        """Counts a `train_on_batch` of a callback outside the epoch, and not again if an earlier process has counted it."""
+        position = data_position_of(self._model)
+        if not (position.in_fit and is_of_train_on_batch(iterator)):
+            return execute(iterator)
+        if self.is_repeating:
             with self._counters.uncounted():
                 return execute(iterator)
-        return execute(iterator)
+        before = self._counters.read()
+        logs = execute(iterator)
+        now = self._counters.read()
+        for each in (self._counters, position):
+            each.leave_out(now.batch - before.batch, now.samples - before.samples)
+        return logs
 
     def _skip(self, iterator: Any) -> dict[str, Any] | None:
         """Returns the logs of a skipped execution; None for one that trains."""

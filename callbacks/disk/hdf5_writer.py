@@ -41,17 +41,20 @@ class Hdf5File:
 
     def group(self, path: str, attributes: Mapping[str, str] = {}) -> h5py.Group:
         """Creates a group with string attributes."""
-        is_new = path not in self._file  # a layer may have the name of another group
-        group = self._file.create_group(path, track_order=False) if is_new else self._file[path]
-        for name, value in attributes.items():
-            group.attrs[name] = value
+        name = path.encode()  # h5py marks other names than ASCII as such, which needs a later version of the format
+        is_new = name not in self._file  # a layer may have the name of another group
+        group = self._file.create_group(name, track_order=False) if is_new else self._file[name]
+        for key, value in attributes.items():
+            group.attrs[key] = value
         return group
 
     def put(self, group: h5py.Group, name: str, value: Any) -> None:
-        """Creates a dataset. A large array must not change until `write`.
+        """Creates a dataset, in groups of its own if the name has slashes. A large array must not change until `write`.
 
         A bfloat16 array is stored as Keras stores it, with its dtype as an attribute.
         """
+        within, _, name = name.rpartition("/")
+        group = self.group(f"{group.name}/{within}") if within else group
         if getattr(value, "dtype", None) == ml_dtypes.float8_e5m2:
             value = np.asarray(value).view("V1")  # h5py refuses this type, and stores the bytes of other float8 types
         if isinstance(value, np.ndarray) and value.nbytes >= _LARGE and value.dtype.kind in "biufV" and value.flags.c_contiguous:

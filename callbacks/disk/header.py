@@ -132,7 +132,7 @@ _HEADERS: dict[int, Check] = {
     1: record({**_NEEDED, "variables": list_of(row_of(_TEXT, _SHAPE, _TEXT))}, _OPTIONAL, may_have_others=True),
     2: record(
         {**_NEEDED, **_OF_FORMAT_2},
-        {**_OPTIONAL, "learning_rates": dict_of(of_type(float)), "trainable": dict_of(_BOOL)},
+        {**_OPTIONAL, "learning_rates": dict_of(of_type(float)), "trainable": dict_of(_BOOL), "frozen": list_of(_TEXT)},
         may_have_others=True,
     ),
 }

@@ -11,10 +11,11 @@ memory than the size of the file permits.
 Source: HDF5 File Format Specification (https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html), superblock 0.
 """
 
+import contextlib
 import itertools
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO
 
 _NOWHERE = (1 << 64) - 1  # an undefined address
@@ -46,6 +47,21 @@ def check_plain(content: IO[bytes], size: int) -> None:
     _Walk(content, size).run()
 
 
+def place_of_array(content: IO[bytes], size: int, path: Iterable[str]) -> tuple[int, int]:
+    """Returns the first byte of an array, and its size in bytes. Checks only the structures that lead to it.
+
+    Args:
+        content: the file.
+        size: its size, in bytes.
+        path: the names of the groups, and of the array.
+
+    Raises:
+        KeyError: if there is no such array.
+        ValueError: if a structure is not as in checkpoints.
+    """
+    return _Walk(content, size).find([name.encode() for name in path])
+
+
 class _Walk:
     """A walk over the structures of a file."""
 
@@ -57,14 +73,34 @@ class _Walk:
         self._path = b""
 
     def run(self) -> None:
-        try:
+        with self._names_errors():
             self._visit_groups()
-        except (ValueError, struct.error) as error:
-            why = error if isinstance(error, ValueError) else "is cut off"
-            raise ValueError(f"{_shown(self._path) or 'the root'} {why}") from None
         for (_, end), (begin, _) in itertools.pairwise(sorted(self._places.items())):
             if begin < end:
                 raise ValueError(f"two parts share bytes of the file, from {begin}")
+
+    def find(self, path: list[bytes]) -> tuple[int, int]:
+        with self._names_errors():
+            is_group, begin, size = True, *self._root()
+            for name in path:
+                self._path = name
+                entries = self._entries(begin, size) if is_group else iter(())
+                header, kind = next((entry[1:3] for entry in entries if entry[0] == name), (None, 0))
+                if header is None:
+                    raise KeyError(_shown(name))
+                is_group, begin, size = self._object(header, kind)
+        if is_group:
+            raise KeyError(_shown(self._path))
+        return begin, size
+
+    @contextlib.contextmanager
+    def _names_errors(self) -> Iterator[None]:
+        """Names the current object in errors."""
+        try:
+            yield
+        except (ValueError, struct.error) as error:
+            why = error if isinstance(error, ValueError) else "is cut off"
+            raise ValueError(f"{_shown(self._path) or 'the root'} {why}") from None
 
     def _visit_groups(self) -> None:
         left = [(b"", *self._root(), 0)]
@@ -76,11 +112,11 @@ class _Walk:
                 self._left_for_paths -= len(self._path)
                 if depth == _DEEPEST or self._left_for_paths < 0:
                     raise ValueError("is nested too deeply")
-                found = self._object(header, kind)
-                if kind and found != tuple(cached):
+                is_group, inner_tree, inner_heap = self._object(header, kind)
+                if kind and not (is_group and [inner_tree, inner_heap] == cached):
                     raise ValueError("contradicts its group")
-                if found:
-                    left.append((self._path, *found, depth + 1))
+                if is_group:
+                    left.append((self._path, inner_tree, inner_heap, depth + 1))
 
     def _root(self) -> tuple[int, int]:
         """Returns the addresses of the B-tree and the heap of the root."""
@@ -89,7 +125,11 @@ class _Walk:
         )
         if (signature, tuple(found), leaf, node) != (_SIGNATURE, _VERSIONS, _LEAF_K, _NODE_K):
             raise ValueError("is not of the version of HDF5 that checkpoints have")
-        if (base, free, driver, kind) != (0, _NOWHERE, _NOWHERE, _ROOT_IS_GROUP) or self._object(header, kind) != (tree, heap):
+        if (base, free, driver, kind) != (0, _NOWHERE, _NOWHERE, _ROOT_IS_GROUP) or self._object(header, kind) != (
+            True,
+            tree,
+            heap,
+        ):
             raise ValueError("is not as in checkpoints")
         return tree, heap
 
@@ -152,8 +192,8 @@ class _Walk:
             raise ValueError("has no usable heap")
         return names
 
-    def _object(self, header: int, kind: int) -> tuple[int, int] | None:
-        """Checks an object. Returns the addresses of a group's B-tree and heap; None for a dataset."""
+    def _object(self, header: int, kind: int) -> tuple[bool, int, int]:
+        """Checks an object. Returns True and the addresses of a group's B-tree and heap, or False and the place of an array."""
         if kind > 1:
             raise ValueError("is a link")
         found: dict[int, bytes] = {}
@@ -165,11 +205,10 @@ class _Walk:
             elif number not in _HARMLESS:
                 found[number] = content
         if found.keys() == {_SYMBOL_TABLE}:
-            return struct.unpack_from("<QQ", found[_SYMBOL_TABLE])
+            return True, *struct.unpack_from("<QQ", found[_SYMBOL_TABLE])
         if found.keys() | {_FILL} != {_SPACE, _TYPE, _FILL, _LAYOUT}:
             raise ValueError("is neither a plain group nor a plain dataset")
-        self._check_dataset(found)
-        return None
+        return False, *self._check_dataset(found)
 
     def _messages(self, header: int) -> Iterator[tuple[int, bytes]]:
         """Yields the type and the content of each message of an object."""
@@ -193,7 +232,8 @@ class _Walk:
         if count:
             raise ValueError("has another number of messages than it says")
 
-    def _check_dataset(self, messages: dict[int, bytes]) -> None:
+    def _check_dataset(self, messages: dict[int, bytes]) -> tuple[int, int]:
+        """Checks a dataset, and returns its first byte and its size."""
         kind, size = _type(messages[_TYPE])
         rank, elements = _shape(messages[_SPACE])
         version, layout, begin, stored = struct.unpack_from("<BBQQ", messages[_LAYOUT])
@@ -207,6 +247,7 @@ class _Walk:
             self._check_text(self._read(begin, stored))
         elif stored:
             self._own(begin, stored)
+        return begin, stored
 
     def _check_attribute(self, content: bytes) -> None:
         version, *lengths = struct.unpack_from("<BxHHH", content)

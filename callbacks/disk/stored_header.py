@@ -7,11 +7,12 @@ from typing import Any
 import h5py
 
 from callbacks.disk import format_1
-from callbacks.disk.hdf5_file import check_objects, open_hdf5, read_dataset
+from callbacks.disk.hdf5_file import WEIGHTS_MEMBER, check_objects, open_hdf5, read_array, read_dataset
 from callbacks.disk.header import parse_header
 
 FORMAT = 2
 GROUP = "global_step"
+_HEADER = "header"
 
 
 def read_header(path: str) -> dict[str, Any]:
@@ -20,8 +21,13 @@ def read_header(path: str) -> dict[str, Any]:
     Raises:
         InputError: if the version of its format is unknown.
     """
-    with open_group(path) as group:
-        return header_of(group, path)
+    try:
+        content = read_array(path, WEIGHTS_MEMBER, GROUP, _HEADER)
+    except KeyError:
+        if not path.endswith(".keras"):
+            raise
+        content = read_array(path, format_1.MEMBER, GROUP, _HEADER)
+    return parse_header(content, path, (1, FORMAT))
 
 
 def header_of(group: h5py.Group, path: str) -> dict[str, Any]:
@@ -30,7 +36,7 @@ def header_of(group: h5py.Group, path: str) -> dict[str, Any]:
     Raises:
         InputError: if the version of its format is unknown.
     """
-    return parse_header(read_dataset(group, "header").tobytes(), path, (1, FORMAT))
+    return parse_header(read_dataset(group, _HEADER).tobytes(), path, (1, FORMAT))
 
 
 def read_checked_header(path: str) -> dict[str, Any]:

@@ -16,17 +16,24 @@ from callbacks.model.state_tree import StateTree
 
 
 class TrainableFlags:
-    """The flags of one model's layers and variables. `trainable_flags_of(model)` makes it, before training begins."""
+    """The flags of one model's layers and variables. `trainable_flags_of(model)` makes it, before training begins.
+
+    Attributes:
+        frozen: the names of the layers that the user had frozen when the `fit` began.
+    """
 
     def __init__(self, model: keras.Model):
         self._model = model
-        self._at_begin = self._of_fit = _flags(_owners(StateTree(model)))
+        self.begin_fit()
+        self._at_begin = self._of_fit
         self._traced: dict[str, bool] | None = None  # the changes when the train step was traced; None in eager training
         fit_hooks_of(model).around_train_step(self._trace)
 
     def begin_fit(self) -> None:
         """Keeps the user's flags. Call it when a `fit` begins, before callbacks change them."""
-        self._of_fit = _flags(_owners(StateTree(self._model)))
+        tree = StateTree(self._model)
+        self._of_fit = _flags(_owners(tree))
+        self.frozen = sorted(name for name, layer in tree.layers.items() if not layer.trainable)
 
     def changes(self, tree: StateTree) -> dict[str, bool]:
         """Returns name -> flag for the flags that have changed since training began, as the train step uses them.

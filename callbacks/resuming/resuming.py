@@ -1,6 +1,5 @@
 """Resumes a training: finds the checkpoint and restores everything before the first batch."""
 
-import math
 import os
 import warnings
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from callbacks.model.fit_hooks import fit_hooks_of
 from callbacks.model.keras_private import set_initial_epoch
 from callbacks.model.trainable_flags import trainable_flags_of
 from callbacks.ranks import ranks
+from callbacks.resuming import phases
 from callbacks.resuming.restored_variables import RestoredVariables
 from callbacks.resuming.restoring import Checkpoint, find_on_chief, named_checkpoint, own_checkpoints, search
 from callbacks.state import state
@@ -88,6 +88,7 @@ class Resumption:
         resume: as in `GlobalStepCheckpoint`.
         planned_epochs: the `epochs` of the `fit`; None if unknown.
         planned_batches: the batches of an epoch; None if unknown.
+        first_epoch: the `initial_epoch` of the `fit`.
 
     Attributes:
         checkpoint: the checkpoint, which has been verified; None if there is none, or the model has its state already.
@@ -106,10 +107,13 @@ class Resumption:
         resume: bool | str | os.PathLike,
         planned_epochs: int | None,
         planned_batches: int | None,
+        first_epoch: int = 0,
     ):
         self._model, self._counters, self._counts = model, counters_of(model), Counts()
+        self._planned_epochs, self._first_epoch = planned_epochs, first_epoch
         self._states: CallbackStates | None = None
         self._earlier, self._flags, self._is_finished = Counts(), dict[str, bool](), False
+        self._is_of_later_fit = False  # whether the checkpoint was saved after the user had frozen other layers
         self._restored: RestoredVariables | None = None
         self._lacking: state.StoredState | None = None  # to restore when the model has all its variables
         self._obstacle: NotBuilt | None = None  # why a finished run is not restored
@@ -123,28 +127,17 @@ class Resumption:
             self._say_if_finished(self.checkpoint.path, planned_epochs, planned_batches)
         _warn_of_later_checkpoints(template, resume, self._counters.read().batch)
 
-    def _begins_phase(self, checkpoint: Checkpoint, stored: state.StoredState, planned_epochs: int | None) -> bool:
-        """Returns whether this `fit` continues an earlier one with other layers, or with another optimizer.
-
-        The model has the state of the checkpoint already, and the checkpoint does not fit any more.
-        """
-        counts = self._counters.read()
-        if not counts.epoch_ended or counts.epoch >= (planned_epochs or math.inf):
-            return False
-        is_in_memory = save_costs_of(self._model).newest == (counts.batch, checkpoint.path)
-        return ranks().on_chief(lambda: is_in_memory) and not stored.fits(self._model)
-
     def _resume(self, checkpoint: Checkpoint, planned_epochs: int | None) -> Checkpoint | None:
         """Restores the checkpoint and returns it; does nothing and returns None if the model has its state already."""
         stored = state.read_state(checkpoint.path)
-        if self._begins_phase(checkpoint, stored, planned_epochs):
-            self.initial_epoch = self._counters.epoch_to_begin
+        if phases.begins_phase(self._model, checkpoint, stored, planned_epochs):
+            self.initial_epoch = phases.first_epoch(self._model, self._first_epoch)
             set_initial_epoch(self._model, self.initial_epoch)
             return None
         self._earlier, self._flags = self._counters.read(), stored.header.get("trainable", {})
         self._restore_variables(stored)
         stored.resume_epoch(self._model)
-        resumed_epoch_of(self._model).is_beginning = True
+        resumed_epoch_of(self._model).is_repeating = True
         save_costs_of(self._model).newest = (checkpoint.batch, checkpoint.path)
         self.logs, self.metrics, self._counts = stored.header["logs"], checkpoint.metrics, stored.counts
         self._states = stored.callback_states
@@ -153,7 +146,20 @@ class Resumption:
             self.initial_epoch = planned_epochs
         set_initial_epoch(self._model, self.initial_epoch)
         self._is_finished = planned_epochs is not None and 0 < planned_epochs <= self.initial_epoch
+        self._compare_frozen(stored)
         return checkpoint
+
+    def _compare_frozen(self, stored: state.StoredState) -> None:
+        """Notes whether the checkpoint is of a later `fit` of the program, and warns if this one continues it."""
+        if stored.header.get("frozen") in (None, trainable_flags_of(self._model).frozen):
+            return
+        self._is_of_later_fit = self._is_finished
+        if not self._is_finished and not self._earlier.batch and ranks().is_chief:
+            warnings.warn(
+                f"{stored.path} was saved by a fit with other frozen layers, perhaps a later one of this program. This fit "
+                "continues with the layers and the optimizer of the checkpoint.",
+                stacklevel=2,
+            )
 
     def _say_if_finished(self, path: str, planned_epochs: int, planned_batches: int | None) -> None:
         """Prints that no batch is left to train on, if that is so. The end of the last epoch may be left, with its validation."""
@@ -164,9 +170,23 @@ class Resumption:
             where = "at the end of" if counts.epoch_ended else "after the last batch of" if ends_epoch else "in"
             print(f"Nothing left to train: {path} was saved {where} epoch {counts.epoch}, and {why}.", flush=True)
 
+    def end(self, newest: str | None, batch: int) -> None:
+        """Ends the training. Call it in `on_train_end`.
+
+        Args:
+            newest: the path of the checkpoint that was saved last or resumed from; None if there is none.
+            batch: the batch of that checkpoint.
+        """
+        self.forget()
+        if self._is_of_later_fit:
+            trainable_flags_of(self._model).put_back({})  # the program changes them again for that fit
+        phases.end_fit(self._model, self._planned_epochs, newest if self._obstacle is None else None, batch)
+        data_position_of(self._model).end()
+
     def forget(self) -> None:
-        """Frees the restored state. Call it when training ends."""
-        self._states = self._restored = None
+        """Frees the restored state."""
+        self._states = None
+        self._stop_repeating()
         set_initial_epoch(self._model, None)  # if no epoch has begun
 
     def set_states(self, callbacks: Iterable[keras.callbacks.Callback]) -> None:
@@ -187,9 +207,8 @@ class Resumption:
                 f"The model is not restored, since no batch is left that could create its missing variables. {self._obstacle}",
                 stacklevel=2,
             )
-        resumed_epoch_of(self._model).is_beginning = False
         if self._counts.epoch_ended:
-            self._restored = None  # later changes of the model are new
+            self._stop_repeating()
 
     def set_states_again(self, callbacks: Iterable[keras.callbacks.Callback], hook: str, batch: int = 0) -> None:
         """Restores callback states and variables again, in the hook of the save.
@@ -208,7 +227,12 @@ class Resumption:
             self.forget()  # training has continued
         elif hook == self._states.hook and self._is_place_of_save(hook, batch):
             self.set_states(callbacks)
-            self._restored = None
+            self._stop_repeating()
+
+    def _stop_repeating(self) -> None:
+        """Notes that later changes of the model and later calls of `train_on_batch` are new."""
+        self._restored = None
+        resumed_epoch_of(self._model).is_repeating = False
 
     def _is_place_of_save(self, hook, batch):
         done, execution = self._counts.batches_in_epoch, self._model.steps_per_execution

@@ -147,7 +147,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         ranks().on_chief(lambda: self._directory.claim(loop))
         resumed_epoch_of(self.model).batches_per_epoch = steps = self._planned("steps")
         self._data.begin(fit, will_resume=self.resume is not False)
-        self._resumption = earlier = Resumption(self.model, self.template, self.resume, self._planned("epochs"), steps)
+        epochs = self._planned("epochs")
+        self._resumption = earlier = Resumption(self.model, self.template, self.resume, epochs, steps, fit.initial_epoch)
         self.resumed_from, self.initial_epoch = earlier.checkpoint, earlier.initial_epoch
         monitor = self.monitor if self._keep["keep_best"] else None
         self._logged = LoggedMetrics(self.template, fit.validates, fit.callbacks, earlier.logs, earlier.metrics, monitor)
@@ -229,7 +230,7 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._trains = False
         self._last_in_list.leave(self._callbacks)
         self._maker.finish()
-        self._resumption.forget()
+        self._resumption.end(self.newest, self._policy.saved_batch)
         self._directory.release()
         preemption.training_ends()
 

@@ -128,7 +128,10 @@ class _WrittenByKeras:
 
         def visit(name, item):
             if isinstance(item, h5py.Group) and PurePosixPath(name).name == "vars":
-                values = {key: read_dataset(item, key) for key in item}
+                values: dict[str, Any] = {}
+                item.visititems(
+                    lambda key, each: values.update({key: read_dataset(item, key)} if isinstance(each, h5py.Dataset) else {})
+                )
                 path = str(PurePosixPath(name).parent)
                 found.append(Group("" if path == "." else path, item.attrs.get("name"), values, False, {}))
 

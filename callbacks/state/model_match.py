@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from callbacks.errors import InputError
-from callbacks.model.keras_private import KerasVariable, native_variable
+from callbacks.model.keras_private import KerasVariable
 from callbacks.model.state_tree import GLOBAL_SEEDS, StateTree, shape_of
 
 
@@ -15,7 +14,7 @@ class NotBuilt(InputError):
 
 
 class OptimizersDiffer(NotBuilt):
-    """Optimizers have more variables than in the file. A callback may replace them when an epoch begins, by `compile`."""
+    """Optimizers have more variables than in the file, or another kind of learning rate. A callback may replace them later."""
 
 
 def check_match(header: dict[str, Any], tree: StateTree, path: str, with_optimizers: bool = True) -> None:
@@ -54,23 +53,6 @@ def check_match(header: dict[str, Any], tree: StateTree, path: str, with_optimiz
         _compare(in_file, in_model, tree.is_built, path, OptimizersDiffer if are_of_optimizers else InputError)
 
 
-def updates_others(model: keras.Model, header: dict[str, Any]) -> bool:
-    """Returns whether a model was compiled with a new optimizer, for other variables than those that the stored one updates.
-
-    Args:
-        model: the model, when training begins.
-        header: the header of the checkpoint.
-    """
-    tree = StateTree(model)
-    trained = {id(native_variable(variable)) for variable in model.trainable_variables}
-    names = {name for name, variable in tree.variables.items() if id(native_variable(variable)) in trained}
-    stored = {name: set(each["updates"]) for name, each in header["optimizers"].items() if each["built"]}
-    return any(
-        optimizer is model.optimizer and not optimizer.built and stored.get(name, names) != names
-        for name, optimizer in tree.optimizers.items()
-    )
-
-
 def _check_schedules(header: dict[str, Any], tree: StateTree, path: str) -> None:
     """Checks that learning rates are numbers, which are variables of the optimizer, or schedules, as they were."""
     kinds = ("a schedule", "a number")
@@ -78,7 +60,7 @@ def _check_schedules(header: dict[str, Any], tree: StateTree, path: str) -> None
         rate = f"{name}._learning_rate"
         then, now = rate in header["variables"], rate in tree.variables
         if optimizer["built"] and name in tree.optimizers and then != now:
-            raise InputError(
+            raise OptimizersDiffer(
                 f"Cannot resume from {path}: its run was compiled with {kinds[then]} as the learning rate, and this model with "
                 f"{kinds[now]}. Compile with {kinds[then]}, or begin a new run with these weights: model.load_weights(path)."
             )

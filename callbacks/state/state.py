@@ -6,7 +6,7 @@ archive, of its member `model.weights.h5`):
     header                  JSON: format, template, counters, logs, metrics, callback states (`callback_state.py`), place in the
                             data (`data_position.py`); name, shape and dtype of every variable of the state tree; the variables
                             that each optimizer updates; which `trainable` flags callbacks have changed
-                            (`trainable_flags.py`); whether the values are finite (`finite.py`)
+                            and which layers were frozen before (`trainable_flags.py`); whether the values are finite (`finite.py`)
     variables/<i>           variables that Keras's part does not have bit for bit, shape [replicas, ...]: seeds, RNN states, LoRA
                             adapters, values that differ between replicas, running metrics; the list `beside` in the header
                             has their names
@@ -44,7 +44,7 @@ from callbacks.model.replicas import assign_components, of_all_ranks
 from callbacks.model.state_tree import GLOBAL_SEEDS, StateTree
 from callbacks.model.trainable_flags import trainable_flags_of
 from callbacks.ranks import ranks
-from callbacks.state.model_match import check_match, updates_others
+from callbacks.state.model_match import check_match
 from callbacks.state.snapshot import KerasPart, Snapshot, SnapshotPlan, to_host
 
 _MISMATCHES = (  # of Keras, h5py and TensorFlow, for a file that does not fit a model
@@ -93,6 +93,7 @@ def take(
         "metrics": callback_state.as_json(dict(metrics)),
         "callbacks": states.plain,
         "trainable": trainable_flags_of(model).changes(plan.tree),
+        "frozen": trainable_flags_of(model).frozen,
         "hook": states.hook,
         "stopped": states.has_stopped,
     }
@@ -178,10 +179,10 @@ class StoredState:
         trainable_flags_of(model).restore(self.header.get("trainable", {}))
 
     def fits(self, model: keras.Model) -> bool:
-        """Returns whether a model has the variables of the checkpoint, and optimizers for the same ones."""
-        if updates_others(model, self.header):
-            return False
+        """Returns whether a model has the variables of the checkpoint. If its layers have, optimizers are built as at the save."""
         try:
+            if self.header["format"] == FORMAT:
+                check_match(self.header, StateTree(model), self.path, with_optimizers=False)
             self._prepare(model)
         except InputError:
             return False

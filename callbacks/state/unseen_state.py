@@ -4,6 +4,7 @@ A train step may have state that only TensorFlow has; a callback without `get_st
 """
 
 import dis
+import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -117,10 +118,10 @@ def _kept(callback: keras.callbacks.Callback) -> Iterator[tuple[str, Any]]:
 
 def _counts(callback: keras.callbacks.Callback) -> Iterator[str]:
     """Yields the attributes with numbers that a method counts up (`self.wait += 1`), if the method also uses the model."""
-    codes = (getattr(each, "__code__", None) for of in _own_classes(type(callback)) for each in vars(of).values())
-    for code in filter(None, codes):
+    methods = (each for of in _own_classes(type(callback)) for each in vars(of).values() if isinstance(each, types.FunctionType))
+    for method in methods:
         read, written = set[str](), set[str]()
-        for each in dis.get_instructions(code):
+        for each in dis.get_instructions(method):
             if each.opname in ("LOAD_ATTR", "STORE_ATTR"):
                 (read if each.opname == "LOAD_ATTR" else written).add(each.argval)
         if "model" in read:

@@ -1,6 +1,7 @@
 """`Hdf5File` writes the same file as h5py from the same calls, in pieces in the order of the file, and `check_plain` accepts it."""
 
 import io
+import os
 import tracemalloc
 import zlib
 
@@ -10,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from callbacks.disk.hdf5_file import read_array
 from callbacks.disk.hdf5_writer import Hdf5File
 from callbacks.disk.plain_hdf5 import check_plain
 
@@ -251,3 +253,35 @@ def test_the_same_values_make_the_same_bytes():
         return content_of(ours)[1]
 
     assert write() == write()
+
+
+def test_one_array_is_read_without_a_look_at_the_rest_of_the_file(tmp_path, monkeypatch):
+    preadv, reads = os.preadv, []
+    monkeypatch.setattr(os, "preadv", lambda *arguments: reads.append(arguments) or preadv(*arguments))
+    counts = []
+    for layers in (1, 300):
+        file = Hdf5File()
+        for i in range(layers):
+            file.put(file.group(f"layers/dense_{i}/vars"), "0", np.ones(3))
+        file.put(file.group("global_step"), "header", np.frombuffer(b"{}", "uint8"))
+        path = tmp_path / f"{layers}.weights.h5"
+        path.write_bytes(content_of(file)[1])
+        reads.clear()
+        assert read_array(str(path), "", "global_step", "header") == b"{}"
+        counts.append(len(reads))
+        for missing in (["global_step"], ["global_step", "other"], ["global_step", "header", "0"], ["other", "header"]):
+            with pytest.raises(KeyError):
+                read_array(str(path), "", *missing)
+    assert counts[0] == counts[1]
+
+
+def test_names_beyond_ascii_are_stored_as_names_that_a_resume_reads():
+    """Of a user's class, attribute or callback. h5py would choose a later version of the format for them."""
+    file = Hdf5File()
+    for path in ("größe/vars", "layers/日本/vars"):
+        file.put(file.group(path, {"name": "größe"}), "é", np.ones(3))
+        file.put(file.group(path), "ü/large", np.ones(LARGE))
+    with h5py.File(io.BytesIO(content_of(file)[1]), "r") as read:
+        assert list(read["layers"]) == ["日本"]
+        assert read["größe/vars"].attrs["name"] == "größe"
+        assert read["größe/vars/é"].shape == (3,) and read["layers/日本/vars/ü/large"].shape == (LARGE,)

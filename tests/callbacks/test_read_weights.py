@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 from stored_values import KEPT, SUFFIXES, assert_same_values, kept, train
 
+from callbacks import GlobalStepCheckpoint, restore
 from callbacks.disk import hdf5_reader
 from callbacks.disk.hdf5_reader import load_weights
 
@@ -100,6 +101,30 @@ def test_an_object_with_a_method_of_its_own_is_loaded_once(tmp_path):
     model.save_weights(tmp_path / "m.weights.h5")
     load_weights(model, str(tmp_path / "m.weights.h5"))
     assert [layer.loads for layer in (model.layers[0], model.layers[1].layers[0])] == [1, 1]
+
+
+class StoresInGroups(keras.layers.Dense):
+    """Stores its variables under names with slashes, like `store[variable.path] = variable`."""
+
+    def save_own_variables(self, store):
+        for variable in self.weights:
+            store[f"of/dense/{variable.name}"] = variable
+
+    def load_own_variables(self, store):
+        for variable in self.weights:
+            variable.assign(store[f"of/dense/{variable.name}"])
+
+
+@pytest.mark.parametrize("units", [64, 128])  # small values, and large ones, which do not go through HDF5
+def test_values_with_slashes_in_their_names_are_saved_and_read_as_by_keras(tmp_path, units):
+    saved, ours, by_keras = (deep(units, StoresInGroups) for _ in range(3))
+    saved.compile("sgd", "mse")
+    saved.fit(np.ones([4, units]), np.ones([4, units]), verbose=0, callbacks=[GlobalStepCheckpoint(tmp_path / "m.weights.h5")])
+    assert restore(ours, tmp_path).batch == 1
+    by_keras.load_weights(tmp_path / "m.weights.h5")
+    for model in (ours, by_keras):
+        for variable, expected in zip(model.weights, saved.weights, strict=True):
+            np.testing.assert_array_equal(variable, expected)
 
 
 class Twice(keras.Model):

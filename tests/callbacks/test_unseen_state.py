@@ -122,7 +122,18 @@ class Counts(keras.callbacks.Callback):
         self.rate = self.model.optimizer.learning_rate
 
 
-@pytest.mark.parametrize("kind, is_reported", [(OneCycle, True), (StatefulOneCycle, False), (Counts, False)])
+class Anything:
+    """Has every attribute, as some settings and lazy objects have."""
+
+    def __getattr__(self, name):
+        return self
+
+
+class HasSettings(Counts):
+    settings = Anything()
+
+
+@pytest.mark.parametrize("kind, is_reported", [(OneCycle, True), (StatefulOneCycle, False), (Counts, False), (HasSettings, False)])
 def test_a_callback_that_changes_the_model_by_a_count_of_its_own_is_reported_before_the_first_batch(tmp_path, kind, is_reported):
     said = told(
         "No checkpoint contains", small_model(), GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5", resume=True), kind()
