@@ -125,11 +125,9 @@ class _Walk:
         )
         if (signature, tuple(found), leaf, node) != (_SIGNATURE, _VERSIONS, _LEAF_K, _NODE_K):
             raise ValueError("is not of the version of HDF5 that checkpoints have")
-        if (base, free, driver, kind) != (0, _NOWHERE, _NOWHERE, _ROOT_IS_GROUP) or self._object(header, kind) != (
-            True,
-            tree,
-            heap,
-        ):
+        if (base, free, driver, kind) != (0, _NOWHERE, _NOWHERE, _ROOT_IS_GROUP):
+            raise ValueError("is not as in checkpoints")
+        if self._object(header, kind) != (True, tree, heap):
             raise ValueError("is not as in checkpoints")
         return tree, heap
 
