@@ -1,6 +1,6 @@
 """A reading of the counters. This file imports neither Keras nor TensorFlow, so that listing files is fast."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class Counts:
     batches_in_epoch: int = 0
     samples_in_epoch: int = 0
     epoch_ended: bool = False
+
+    def later(self, batches: int, samples: int) -> "Counts":
+        """Returns the counts after further batches, at the same place in the epoch."""
+        return replace(self, batch=self.batch + batches, samples=self.samples + samples)
 
     def to_json(self) -> dict:
         """Returns the counts as plain numbers."""

@@ -168,8 +168,7 @@ class Counters:
 
     def leave_out(self, batches: int, samples: int) -> None:
         """Counts what was just trained on as outside the epoch in progress."""
-        begin = self._epoch_began_at
-        self._epoch_began_at = replace(begin, batch=begin.batch + batches, samples=begin.samples + samples)
+        self._epoch_began_at = self._epoch_began_at.later(batches, samples)
 
     @property
     def batches_done(self) -> int:

@@ -131,7 +131,7 @@ class DataPosition:
 
     def end(self) -> None:
         """Ends a `fit`. Call it in `on_train_end`. The next one begins with a new iterator, unless it resumes too."""
-        self._unread = self._reading if self.in_fit and self._resume_at is not None else None
+        self._unread = self._reading if self._fit is not None and self._resume_at is not None else None
 
     def resume(self, place: dict[str, Any] | None, counts: Counts, path: str = UNNAMED) -> None:
         """Makes the next `fit` resume from a place.
@@ -148,15 +148,13 @@ class DataPosition:
         else:
             self._resume_at = Place(**place)
 
-    @property
-    def in_fit(self) -> bool:
-        """Whether a `fit` is running, whose data is observed."""
-        return self._fit is not None
+    def is_of_callback(self, iterator: Any) -> bool:
+        """Returns whether an execution is a `train_on_batch` that a callback of the running `fit` calls."""
+        return self._fit is not None and is_of_train_on_batch(iterator)
 
     def leave_out(self, batches: int, samples: int) -> None:
         """Counts what was just trained on as not drawn from the data."""
-        begin = self._began_at
-        self._began_at = replace(begin, batch=begin.batch + batches, samples=begin.samples + samples)
+        self._began_at = self._began_at.later(batches, samples)
 
     def begin_epoch(self) -> None:
         """Prepares the data of an epoch. Call it before Keras makes the iterator, in `on_epoch_begin`. It may be repeated."""
@@ -229,7 +227,7 @@ class DataPosition:
         return iterator
 
     def _before_execution(self, execute: Callable[[Any], Any], iterator: Any) -> Any:
-        if self.in_fit and is_of_train_on_batch(iterator):  # in a callback
+        if self.is_of_callback(iterator):
             return execute(iterator)
         if self._resume_at is not None:  # no callback of this package observes the data
             place, self._resume_at = self._resume_at, None

@@ -57,7 +57,7 @@ class ResumedEpoch:
     def _execute(self, execute: Callable[[Any], Any], iterator: Any) -> Any:
         """Counts a `train_on_batch` of a callback outside the epoch, and not again if an earlier process has counted it."""
         position = data_position_of(self._model)
-        if not (position.in_fit and is_of_train_on_batch(iterator)):
+        if not position.is_of_callback(iterator):
             return execute(iterator)
         if self.is_repeating:
             with self._counters.uncounted():

@@ -36,7 +36,7 @@ def hdf5_of(content: "Part") -> h5py.File:
     Raises:
         ValueError: if it contains anything but groups and plain arrays.
     """
-    check_plain(content, content.size)  # type: ignore[arg-type]  # it has what the check calls
+    check_plain(content, content.size)
     try:
         return h5py.File(content, "r")
     except BaseException as error:
@@ -81,7 +81,7 @@ def read_array(path: str, member: str, *names: str) -> bytes:
         ValueError: if the file is not as checkpoints are.
     """
     with open_part(path, member) as content:
-        begin, size = place_of_array(content, content.size, names)  # type: ignore[arg-type]  # it has what the walk calls
+        begin, size = place_of_array(content, content.size, names)
         found = bytearray(size)
         content.read_at(begin, found)
         return bytes(found)

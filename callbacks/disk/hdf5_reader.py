@@ -90,15 +90,17 @@ def _read(path: str, skip: tuple[str, ...]) -> Any:
         A `_Store` that Keras accepts as its own store.
     """
     found: list[tuple[bytes, bool]] = []
+    names: set[str] = set()
     groups: dict[str, dict[str, Any]] = {}
     with open_part(path, WEIGHTS_MEMBER) as content, hdf5_of(content) as file, _Reads(content) as reads, tf.device("/cpu:0"):
         h5py.h5o.visit(file.id, lambda name, info: found.append((name, info.type == h5py.h5o.TYPE_DATASET)), info=True)
         for name, is_dataset in found:
-            path_of_object, is_value, key = f"/{name.decode(errors='surrogateescape')}".rpartition("/vars/")
+            text = name.decode(errors="surrogateescape")
+            names.add(text)
+            path_of_object, is_value, key = f"/{text}".rpartition("/vars/")
             parent = f"{path_of_object}/vars".removeprefix("/")
             if is_dataset and is_value and not parent.startswith(skip):
                 groups.setdefault(parent, {})[key] = _value(file, name, reads)
-    names = {name.decode(errors="surrogateescape") for name, _ in found}
     return type(_Store.__name__, (_Store, KERAS_STORE), {})(groups, names)
 
 

@@ -74,7 +74,7 @@ class Hdf5File:
             ValueError: before the first call, if the file has a value that no resume would read.
         """
         self._file.close()
-        check_plain(self._image, self._image.size)  # type: ignore[arg-type]  # it has what the check calls
+        check_plain(self._image, self._image.size)
         position = 0
         for offset, array in sorted(self._large, key=lambda each: each[0]):
             self._image.copy(position, offset, write)

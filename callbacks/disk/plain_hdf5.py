@@ -16,7 +16,7 @@ import itertools
 import math
 import struct
 from collections.abc import Iterable, Iterator
-from typing import IO
+from io import BufferedIOBase, RawIOBase
 
 _NOWHERE = (1 << 64) - 1  # an undefined address
 _SUPERBLOCK = struct.Struct("<8s8BHH4xQQQQ8xQI4xQQ")
@@ -34,7 +34,7 @@ _PATHS = 16  # bytes of all paths for each byte of the file: the library builds 
 _SHOWN = 100  # characters of a path in a message
 
 
-def check_plain(content: IO[bytes], size: int) -> None:
+def check_plain(content: RawIOBase | BufferedIOBase, size: int) -> None:
     """Checks every structure of an HDF5 file. It reads no arrays.
 
     Args:
@@ -47,7 +47,7 @@ def check_plain(content: IO[bytes], size: int) -> None:
     _Walk(content, size).run()
 
 
-def place_of_array(content: IO[bytes], size: int, path: Iterable[str]) -> tuple[int, int]:
+def place_of_array(content: RawIOBase | BufferedIOBase, size: int, path: Iterable[str]) -> tuple[int, int]:
     """Returns the first byte of an array, and its size in bytes. Checks only the structures that lead to it.
 
     Args:
@@ -65,7 +65,7 @@ def place_of_array(content: IO[bytes], size: int, path: Iterable[str]) -> tuple[
 class _Walk:
     """A walk over the structures of a file."""
 
-    def __init__(self, content: IO[bytes], size: int):
+    def __init__(self, content: RawIOBase | BufferedIOBase, size: int):
         self._content, self._size = content, size
         self._places: dict[int, int] = {}  # the first byte of each structure and array -> the byte after its last one
         self._left, self._left_for_paths = size, _PATHS * size

@@ -27,7 +27,7 @@ class _EndedFit:
 
     Args:
         saved: the batch of the newest checkpoint of each template, by its path.
-        optimizer: returns the optimizer of the model, or None if there is none any more.
+        optimizer: returns the optimizer that it trained with; None if it had none, or if it is deleted.
         epochs: the `epochs` of the `fit`; None if unknown.
     """
 
@@ -52,7 +52,7 @@ def end_fit(model: keras.Model, epochs: int | None, path: str | None, batch: int
 
 
 def begins_phase(model: keras.Model, checkpoint: Checkpoint, stored: StoredState, epochs: int | None) -> bool:
-    """Returns whether the model has the state of the checkpoint already, and the checkpoint does not fit the model any more.
+    """Returns whether the model has the state of the checkpoint already, but the checkpoint does not fit it any more.
 
     All ranks call it, in `on_train_begin`.
 
@@ -63,7 +63,7 @@ def begins_phase(model: keras.Model, checkpoint: Checkpoint, stored: StoredState
         epochs: the `epochs` of the `fit` that begins; None if unknown.
 
     Raises:
-        InputError: if the checkpoint does not fit the model, and the model has not the state of the checkpoint.
+        InputError: if the checkpoint does not fit the model, and the model does not have its state.
     """
     ended, counters = attached(model, _EndedFit), counters_of(model)
     if ended is None or counters.epoch_to_begin >= (epochs or math.inf):
@@ -84,6 +84,8 @@ def begins_phase(model: keras.Model, checkpoint: Checkpoint, stored: StoredState
 def first_epoch(model: keras.Model, initial_epoch: int) -> int:
     """Returns the 0-based epoch with which such a `fit` begins. Warns if a restart would train it in the `fit` before.
 
+    Call it if `begins_phase` is true.
+
     Args:
         model: the model.
         initial_epoch: the `initial_epoch` of the `fit`.
@@ -98,7 +100,11 @@ def first_epoch(model: keras.Model, initial_epoch: int) -> int:
     return first
 
 
+def has_frozen_others(model: keras.Model, stored: StoredState) -> bool:
+    """Returns whether the user has frozen other layers than in the `fit` of the checkpoint."""
+    return stored.header.get("frozen") not in (None, trainable_flags_of(model).frozen)
+
+
 def _trains_others(model: keras.Model, stored: StoredState, ended: _EndedFit) -> bool:
     """Returns whether the model was compiled with a new optimizer since, and the user has frozen other layers."""
-    is_new = getattr(model, "optimizer", None) is not ended.optimizer()
-    return is_new and stored.header.get("frozen") not in (None, trainable_flags_of(model).frozen)
+    return getattr(model, "optimizer", None) is not ended.optimizer() and has_frozen_others(model, stored)

@@ -122,15 +122,15 @@ class Resumption:
         self.initial_epoch = 0
         found = find_checkpoint(template, resume)
         self._compiled_rates = begin_rates(model)
-        self.checkpoint = self._resume(found, planned_epochs) if found else None
+        self.checkpoint = self._resume(found) if found else None
         if self.checkpoint and planned_epochs and ranks().is_chief:
             self._say_if_finished(self.checkpoint.path, planned_epochs, planned_batches)
         _warn_of_later_checkpoints(template, resume, self._counters.read().batch)
 
-    def _resume(self, checkpoint: Checkpoint, planned_epochs: int | None) -> Checkpoint | None:
+    def _resume(self, checkpoint: Checkpoint) -> Checkpoint | None:
         """Restores the checkpoint and returns it; does nothing and returns None if the model has its state already."""
         stored = state.read_state(checkpoint.path)
-        if phases.begins_phase(self._model, checkpoint, stored, planned_epochs):
+        if phases.begins_phase(self._model, checkpoint, stored, self._planned_epochs):
             self.initial_epoch = phases.first_epoch(self._model, self._first_epoch)
             set_initial_epoch(self._model, self.initial_epoch)
             return None
@@ -142,16 +142,16 @@ class Resumption:
         self.logs, self.metrics, self._counts = stored.header["logs"], checkpoint.metrics, stored.counts
         self._states = stored.callback_states
         self.initial_epoch = self._counters.epoch_to_begin
-        if self._states.has_stopped and planned_epochs is not None:
-            self.initial_epoch = planned_epochs
+        if self._states.has_stopped and self._planned_epochs is not None:
+            self.initial_epoch = self._planned_epochs
         set_initial_epoch(self._model, self.initial_epoch)
-        self._is_finished = planned_epochs is not None and 0 < planned_epochs <= self.initial_epoch
+        self._is_finished = self._planned_epochs is not None and 0 < self._planned_epochs <= self.initial_epoch
         self._compare_frozen(stored)
         return checkpoint
 
     def _compare_frozen(self, stored: state.StoredState) -> None:
         """Notes whether the checkpoint is of a later `fit` of the program, and warns if this one continues it."""
-        if stored.header.get("frozen") in (None, trainable_flags_of(self._model).frozen):
+        if not phases.has_frozen_others(self._model, stored):
             return
         self._is_of_later_fit = self._is_finished
         if not self._is_finished and not self._earlier.batch and ranks().is_chief:

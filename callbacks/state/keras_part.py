@@ -128,10 +128,9 @@ class _WrittenByKeras:
 
         def visit(name, item):
             if isinstance(item, h5py.Group) and PurePosixPath(name).name == "vars":
-                values: dict[str, Any] = {}
-                item.visititems(
-                    lambda key, each: values.update({key: read_dataset(item, key)} if isinstance(each, h5py.Dataset) else {})
-                )
+                names: list[str] = []
+                item.visit(names.append)  # also those within groups
+                values: dict[str, Any] = {key: read_dataset(item, key) for key in names if isinstance(item[key], h5py.Dataset)}
                 path = str(PurePosixPath(name).parent)
                 found.append(Group("" if path == "." else path, item.attrs.get("name"), values, False, {}))
 
