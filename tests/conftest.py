@@ -68,8 +68,24 @@ class ByFile(LoadScopeScheduling):
 
     def _reschedule(self, node):
         """Gives a process the next file only when it needs it to start its last test, for which it must know the one after."""
-        if not self.workqueue or self._pending_of(self.assigned_work[node]) < 2:
-            super()._reschedule(node)
+        while not node.shutting_down and self._pending_of(self.assigned_work[node]) < 2:
+            if self.workqueue:
+                self._assign_work_unit(node)
+            else:
+                node.shutdown()
+
+    def remove_node(self, node):
+        """Returns the test in which a process has died, if it has, and leaves the tests after it to the other processes.
+
+        xdist's own also leaves them the files whose tests have all run: a process would wait forever for a report of such a file.
+        """
+        work = self.assigned_work.pop(node)
+        left = {file: [test for test, has_run in tests.items() if not has_run] for file, tests in work.items()}
+        died_in = next((tests.pop(0) for tests in left.values() if tests), None)
+        self.workqueue.update({file: dict.fromkeys(tests, False) for file, tests in left.items() if tests})
+        for each in self.nodes:
+            self._reschedule(each)
+        return died_in
 
 
 @pytest.hookimpl(optionalhook=True)  # with -p no:xdist there is none

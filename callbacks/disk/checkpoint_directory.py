@@ -29,19 +29,17 @@ class CheckpointDirectory:
 
     Args:
         template: the names of the checkpoints.
+        loop: the training loop that writes there.
     """
 
-    def __init__(self, template: Template):
-        self._template = template
+    def __init__(self, template: Template, loop: Loop):
+        self._template, self._loop = template, loop
         self._path = template.directory
         self._lock = Lock(template.text, template.directory)
         self._identity: tuple[int, int] | None = None  # of the claimed directory
 
-    def claim(self, loop: Loop) -> None:
+    def claim(self) -> None:
         """Creates the directory, takes its lock, and removes unfinished files of dead processes.
-
-        Args:
-            loop: the training loop that writes there.
 
         Raises:
             InputError: if the directory cannot be written to, or another run writes to the template.
@@ -49,7 +47,7 @@ class CheckpointDirectory:
         finish = functools.partial(finish_writes, self._template.matches)
         _check_writable(self._path)
         finish()
-        self._lock.acquire(loop, finish)
+        self._lock.acquire(self._loop, finish)
         self._identity = identity(self._path)
         files.sweep(self._template, self._lock.taken_from)
 
@@ -126,8 +124,9 @@ class CheckpointDirectory:
             parent = folder
 
     def release(self) -> None:
-        """Releases the lock. Repeated calls do nothing."""
+        """Releases the lock, since the training loop ends. Repeated calls do nothing."""
         self._lock.release()
+        self._loop.end()
 
 
 def _check_writable(directory: str) -> None:

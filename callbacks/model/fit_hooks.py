@@ -6,7 +6,6 @@ synchronization and gradient reduction register functions here instead.
 
 import functools
 import sys
-import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import FrameType
@@ -284,7 +283,7 @@ class RunningFit:
     @property
     def is_custom_loop(self) -> bool:
         """Whether a custom training loop runs the callbacks, and not `fit`."""
-        return self.loop.fit is None
+        return not self.loop.is_fit
 
 
 def running_fit(asking: keras.callbacks.Callback) -> RunningFit:
@@ -301,7 +300,7 @@ def running_fit(asking: keras.callbacks.Callback) -> RunningFit:
             callbacks, has_list = caller.callbacks, True
         if caller is asking.model and frame.f_code.co_name == "fit":
             source, epoch_iterator = frame.f_locals.get("x"), frame.f_locals.get("epoch_iterator")
-            loop = Loop(id(frame), weakref.ref(epoch_iterator) if epoch_iterator is not None else None)
+            loop = Loop(frame)
             validates = frame.f_locals.get("validation_data") is not None
             initial_epoch = frame.f_locals.get("initial_epoch", 0)
             break

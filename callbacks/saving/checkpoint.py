@@ -143,8 +143,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._last_in_list.join(fit.callbacks if fit.has_list else None)
         check_alone(self, fit.callbacks)
         self._counters.begin_training(in_fit=not fit.is_custom_loop)
-        self._directory = CheckpointDirectory(self.template)
-        ranks().on_chief(lambda: self._directory.claim(loop))
+        self._directory = CheckpointDirectory(self.template, loop)
+        ranks().on_chief(self._directory.claim)
         resumed_epoch_of(self.model).batches_per_epoch = steps = self._planned("steps")
         self._data.begin(fit, will_resume=self.resume is not False)
         epochs = self._planned("epochs")
@@ -231,8 +231,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._last_in_list.leave(self._callbacks)
         self._maker.finish()
         self._resumption.end(self.newest, self._policy.saved_batch)
-        self._directory.release()
         preemption.training_ends()
+        self._directory.release()
 
     def get_state(self):
         return self._policy.get_state()
@@ -287,6 +287,6 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._maker.finish()
         ranks().wait()
         ranks().barrier()
-        self._directory.release()
         preemption.ignore_signals()
+        self._directory.release()
         raise preemption.Preempted(code, self.newest, preemption.reason(code))

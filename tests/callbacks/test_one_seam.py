@@ -84,7 +84,7 @@ def is_namespace(expression):
 
 
 def looks_at_frames(tree):
-    names = ("_getframe", "_current_frames", "currentframe", "f_back", "f_locals")
+    names = ("_getframe", "_current_frames", "currentframe", "f_back", "f_locals", "tb_frame")
     return any(isinstance(node, ast.Attribute) and node.attr in names for node in ast.walk(tree))
 
 
@@ -121,7 +121,7 @@ def test_one_file_replaces_methods_of_models_and_optimizers():
 
 
 def test_one_file_looks_for_the_running_fit():
-    assert [file for file, tree in parse(*PACKAGES).items() if looks_at_frames(tree)] == [SEAM, "callbacks/model/training_loop.py"]
+    assert [file for file, tree in parse(*PACKAGES).items() if looks_at_frames(tree)] == [SEAM]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
