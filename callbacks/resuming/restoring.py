@@ -15,6 +15,7 @@ from callbacks.disk.file_identity import identity
 from callbacks.disk.listing import NOWHERE, is_mistake, newest_first, of_run, read_failure, skip
 from callbacks.disk.stored import Stored, read_stored, read_stored_or_raise
 from callbacks.disk.template import Template
+from callbacks.disk.writer import finish_writes
 from callbacks.errors import CheckpointReadError, InputError, one_line
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | 
     template also matches: `m_{batch}` and `m_{epoch}` in one directory are two runs, and neither resumes from the other.
     Checkpoints with NaN or infinite values are skipped with one warning for all of them, unless the path of such a file is given.
     A file of an unknown version of the format is an error, since a resume from an older checkpoint would replace it.
+    A save of this process that is in flight completes first.
 
     Args:
         template_or_directory: a template (`"run/model_batch_at_{batch:05d}.weights.h5"`), the path of one file, or a
@@ -101,6 +103,8 @@ def latest_checkpoint(template_or_directory: str | os.PathLike) -> Checkpoint | 
 def search(template_or_directory: str | os.PathLike, finite_only: bool = True) -> Search:
     """Searches for the newest checkpoint, and warns of each file that does not verify.
 
+    A save of this process that is in flight completes first.
+
     Args:
         template_or_directory: as for `latest_checkpoint`.
         finite_only: False also accepts checkpoints with NaN or infinite values.
@@ -111,6 +115,8 @@ def search(template_or_directory: str | os.PathLike, finite_only: bool = True) -
         CheckpointReadError: if there is no checkpoint but a file that the disk fails to read.
     """
     template = _template_with_fields(template_or_directory)
+    place = os.path.abspath(os.path.expanduser(template_or_directory))
+    finish_writes(template.absolute().matches if template else lambda path: place in (path, os.path.dirname(path)))
     while True:
         failed: dict[str, OSError] = {}
         found = _search(template_or_directory, template, finite_only, failed)

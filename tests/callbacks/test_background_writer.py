@@ -201,8 +201,8 @@ def test_a_fit_after_a_failed_one_waits_for_its_save(tmp_path, monkeypatch):
     assert names(tmp_path) == ["b10.weights.h5", "b4.weights.h5"]
 
 
-def test_a_fit_after_a_failed_one_resumes_from_its_pending_save(tmp_path):
-    template = str(tmp_path / "b{batch}.weights.h5")
+def fail_with_a_pending_save(template):
+    """Fails a `fit` whose first save, of batch 4, begins half a second later."""
     checkpoint, may_begin = GlobalStepCheckpoint(template, save_freq=4), threading.Event()
 
     def fail():
@@ -211,6 +211,18 @@ def test_a_fit_after_a_failed_one_resumes_from_its_pending_save(tmp_path):
     with pytest.raises(InterruptedError):
         fit(small_model(), Do(3, lambda: checkpoint._writer.prepare(may_begin.wait)), checkpoint, Do(5, fail))
     threading.Timer(0.5, may_begin.set).start()
+
+
+@pytest.mark.parametrize("place", ["b{batch}.weights.h5", "b4.weights.h5", "."])
+def test_a_search_after_a_failed_fit_finds_its_pending_save(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    fail_with_a_pending_save("b{batch}.weights.h5")
+    assert latest_checkpoint(place).batch == 4
+
+
+def test_a_fit_after_a_failed_one_resumes_from_its_pending_save(tmp_path):
+    template = str(tmp_path / "b{batch}.weights.h5")
+    fail_with_a_pending_save(template)
     resumed = GlobalStepCheckpoint(template, save_freq=4, resume=True)
     fit(small_model(), resumed)
     assert resumed.resumed_from.batch == 4
