@@ -30,6 +30,7 @@ def mounted(tmp_path):
     subprocess.run(["umount", "--lazy", tmp_path], capture_output=True)  # a writer of this process may have a file open there
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_training_with_its_name_and_leaves_earlier_checkpoints(mounted):
     directory = mounted("size=120k")
     code, said = run_on(directory)

@@ -121,6 +121,7 @@ def test_a_clock_jump_of_an_hour_does_not_affect_saves_or_the_run(tmp_path, monk
     assert [event.step for event in reader.Scalars("batch_loss")] == list(range(1, 11))
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_unmounted_leaves_nothing_on_the_disk_below(tmp_path):
     command = ["unshare", "--mount", sys.executable, PROGRAMS / "unmounted_run.py", tmp_path]
     if subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
@@ -155,6 +156,7 @@ def test_a_profile_does_not_recreate_a_lost_directory(tmp_path):
     assert not events.exists()
 
 
+@pytest.mark.slow
 def test_a_failed_write_of_events_during_a_run_is_a_failure_and_not_bad_input(tmp_path):
     flags = ["--model", "mlp", "--epochs", "2", "--workdir", str(tmp_path)]
     done = run_program("full_events_run.py", *flags)

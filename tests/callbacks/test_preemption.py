@@ -240,6 +240,7 @@ def test_a_run_whose_job_ends_soon_stops_after_the_first_batch(recipe, tmp_path)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [name(1)]
 
 
+@pytest.mark.slow
 def test_after_fit_signals_have_their_previous_effect(tmp_path):
     done = run_program("signals_after_fit.py", tmp_path)
     assert done.stdout.split("\n")[:3] == ["caught True", "given back True", "interrupted True"], done.stderr

@@ -104,7 +104,8 @@ DATA = {
 }
 
 
-@pytest.mark.parametrize("kind", [pytest.param("the same data in both fits", marks=pytest.mark.slow), *list(DATA)[1:]])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DATA)
 def test_the_fit_after_layers_were_unfrozen_sees_the_same_batches_if_it_crashes_before_its_first_save(tmp_path, kind):
     def program(model, train_on):
         unfreeze(model, train_on, data=DATA[kind](), initial_epoch=2)
@@ -112,6 +113,7 @@ def test_the_fit_after_layers_were_unfrozen_sees_the_same_batches_if_it_crashes_
     assert_ends_alike(program, tmp_path, crashes=[23], save_freq="epoch")
 
 
+@pytest.mark.slow
 def test_a_fit_fails_at_its_first_batch_after_layers_were_unfrozen(tmp_path):
     """For example for lack of memory. The user compiles and trains again, with smaller batches."""
 
@@ -165,7 +167,8 @@ def two_alike():
     return model
 
 
-@pytest.mark.parametrize("replicas", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [1, 2])
 def test_the_second_fit_trains_a_layer_of_the_same_shape(tmp_path, strategy, replicas):
     scope = strategy(replicas).scope
 
@@ -190,7 +193,8 @@ class Thaws(keras.callbacks.Callback):
 
 
 # In the epoch that the callback has changed, and after it.
-@pytest.mark.parametrize("crash", [pytest.param(33, marks=pytest.mark.slow), 43])
+@pytest.mark.slow
+@pytest.mark.parametrize("crash", [33, 43])
 def test_a_callback_unfreezes_further_layers_in_the_second_fit(tmp_path, crash):
     def program(model, train_on):
         model.layers[0].trainable = False
@@ -285,6 +289,7 @@ def test_the_second_fit_has_a_schedule_as_its_learning_rate(tmp_path):
     assert_ends_alike(program, tmp_path, crashes=[33])
 
 
+@pytest.mark.slow
 def test_layers_get_adapters_between_two_fits(tmp_path):
     def program(model, train_on):
         train_on(epochs=2)
