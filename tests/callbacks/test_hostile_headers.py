@@ -134,7 +134,7 @@ def test_a_resume_beside_a_file_of_a_later_version_is_refused_and_changes_no_fil
         with pytest.raises(InputError, match=f"^{newer} has format 3, but this version of the callbacks reads formats 1 and 2"):
             look(directory)
     assert main(["list", str(directory)]) == 0
-    assert [line for line in capsys.readouterr().out.splitlines() if f"{newer} has format 3" in line]
+    assert [line for line in capsys.readouterr().out.splitlines() if f"  {newer}: has format 3" in line]
     assert {name: (directory / name).read_bytes() for name in names(directory)} == before
 
 

@@ -167,7 +167,7 @@ def test_list_and_verify_beside_a_run_leave_out_the_files_that_it_deletes(tmp_pa
 
     monkeypatch.setattr(restoring.files, "verify", verify)
     assert main(["verify", str(tmp_path)]) == 0
-    assert "1 files, all intact" in capsys.readouterr().out
+    assert "1 file, intact" in capsys.readouterr().out
 
 
 def test_a_directory_in_the_place_of_an_unfinished_file_of_a_dead_process_is_left_alone(tmp_path):
