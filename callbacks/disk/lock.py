@@ -169,9 +169,9 @@ class Lock:
             raise LockLost(f"process {holder.pid} on {holder.host}, a later attempt of this run, took the lock at {holder.since}")
 
     def release(self) -> None:
-        """Releases the lock if this process still holds it. Repeated calls do nothing."""
+        """Releases the lock if this process still holds it. Repeated calls, and calls in a forked process, do nothing."""
         with _acquiring:
-            if self._owner is None:
+            if self._owner is None or self._owner.pid != os.getpid():
                 return
             self._released.set()
             with contextlib.suppress(OSError):

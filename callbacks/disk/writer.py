@@ -1,6 +1,7 @@
 """Writes checkpoints in the background, one at a time; a failure is raised at the next batch."""
 
 import atexit
+import os
 import sys
 import time
 import warnings
@@ -11,6 +12,7 @@ from callbacks.errors import CheckpointWriteError, DirectoryLost
 
 _WORTH_A_WARNING = 0.1  # seconds
 _writes: dict[Future, str] = {}  # the saves in flight of all writers of this process, with the path of each
+os.register_at_fork(after_in_child=_writes.clear)  # a forked process has no threads
 
 
 class Writer:
@@ -88,8 +90,8 @@ class Writer:
         if self.background:
             self._in_flight = self._thread().submit(timed)
             _writes[self._in_flight] = path
-            self._in_flight.add_done_callback(_writes.pop)
             atexit.register(self._say_failure)
+            self._in_flight.add_done_callback(self._end_write)
             return
         try:
             timed()
@@ -127,7 +129,14 @@ class Writer:
         except Exception as error:
             raise _failure(self._path, error) from error
 
+    def _end_write(self, write):
+        del _writes[write]
+        if write.exception() is None:
+            atexit.unregister(self._say_failure)  # else this object and its thread would stay until the process exits
+
     def _say_failure(self):
+        if self.is_writing:  # only in a forked process: the threads of this one have ended
+            return
         try:
             self.finish()
         except CheckpointWriteError as error:

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from callbacks.counts import Counts
@@ -115,8 +116,8 @@ def search(template_or_directory: str | os.PathLike, finite_only: bool = True) -
         CheckpointReadError: if there is no checkpoint but a file that the disk fails to read.
     """
     template = _template_with_fields(template_or_directory)
-    place = os.path.abspath(os.path.expanduser(template_or_directory))
-    finish_writes(template.absolute().matches if template else lambda path: place in (path, os.path.dirname(path)))
+    place = _real(template.directory if template else os.path.expanduser(template_or_directory))
+    finish_writes(lambda path: _real(path).is_relative_to(place))
     while True:
         failed: dict[str, OSError] = {}
         found = _search(template_or_directory, template, finite_only, failed)
@@ -271,6 +272,12 @@ def own_checkpoints(template: Template) -> Iterator[tuple[str, files.Trailer, St
         stored = read_stored(path)
         if stored is not None and stored.is_made_by(template, path):
             yield path, trailer, stored
+
+
+def _real(path: str) -> Path:
+    """Returns the path without symbolic links, except that of a file, which a save replaces."""
+    parent, name = os.path.split(path)
+    return Path(os.path.realpath(path)) if os.path.isdir(path) else Path(os.path.realpath(parent), name)
 
 
 def _is_file(template_or_directory):

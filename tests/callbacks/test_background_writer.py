@@ -1,8 +1,10 @@
 """Training continues while a checkpoint is written, the file contains the instant of the save, and no failure is lost."""
 
 import errno
+import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -202,7 +204,7 @@ def test_a_fit_after_a_failed_one_waits_for_its_save(tmp_path, monkeypatch):
 
 
 def fail_with_a_pending_save(template):
-    """Fails a `fit` whose first save, of batch 4, begins half a second later."""
+    """Fails a `fit` whose first save, of batch 4, begins when the returned event is set."""
     checkpoint, may_begin = GlobalStepCheckpoint(template, save_freq=4), threading.Event()
 
     def fail():
@@ -210,19 +212,44 @@ def fail_with_a_pending_save(template):
 
     with pytest.raises(InterruptedError):
         fit(small_model(), Do(3, lambda: checkpoint._writer.prepare(may_begin.wait)), checkpoint, Do(5, fail))
-    threading.Timer(0.5, may_begin.set).start()
+    return may_begin
 
 
-@pytest.mark.parametrize("place", ["b{batch}.weights.h5", "b4.weights.h5", "."])
+@pytest.mark.parametrize(
+    "place", ["b{batch}.weights.h5", "b4.weights.h5", ".", "link", "link/b4.weights.h5", "link/b{batch}.weights.h5"]
+)
 def test_a_search_after_a_failed_fit_finds_its_pending_save(tmp_path, monkeypatch, place):
     monkeypatch.chdir(tmp_path)
-    fail_with_a_pending_save("b{batch}.weights.h5")
+    os.symlink(".", "link")
+    threading.Timer(0.5, fail_with_a_pending_save("b{batch}.weights.h5").set).start()
     assert latest_checkpoint(place).batch == 4
+
+
+def test_a_forked_process_does_not_wait_for_a_save_of_its_parent(tmp_path):
+    may_begin = fail_with_a_pending_save(str(tmp_path / "b{batch}.weights.h5"))
+    if not (child := os.fork()):
+        signal.alarm(60)
+        os._exit(latest_checkpoint(tmp_path) is not None)
+    assert os.waitpid(child, 0)[1] == 0
+    may_begin.set()
+    assert latest_checkpoint(tmp_path).batch == 4
+
+
+def test_the_thread_of_a_failed_fit_ends_with_its_save(tmp_path):
+    before = threading.enumerate()
+    fail_with_a_pending_save(str(tmp_path / "b{batch}.weights.h5")).set()
+    (writer,) = (each for each in threading.enumerate() if each.name.startswith("checkpoint-writer") and each not in before)
+    assert latest_checkpoint(tmp_path).batch == 4
+    deadline = time.monotonic() + 300  # the next check of the lock's thread
+    while writer.is_alive():
+        assert time.monotonic() < deadline
+        gc.collect()
+        time.sleep(0.01)
 
 
 def test_a_fit_after_a_failed_one_resumes_from_its_pending_save(tmp_path):
     template = str(tmp_path / "b{batch}.weights.h5")
-    fail_with_a_pending_save(template)
+    threading.Timer(0.5, fail_with_a_pending_save(template).set).start()
     resumed = GlobalStepCheckpoint(template, save_freq=4, resume=True)
     fit(small_model(), resumed)
     assert resumed.resumed_from.batch == 4

@@ -309,6 +309,17 @@ def test_a_failed_fit_does_not_block_another_fit_of_this_process(tmp_path):
     assert not list(tmp_path.glob(".lock*"))
 
 
+def test_the_exit_of_a_forked_process_leaves_the_lock_of_its_parent(tmp_path):
+    held = Lock("b{batch}.keras", str(tmp_path))
+    held.acquire()
+    if not (child := os.fork()):
+        held.release()
+        os._exit(0)
+    os.waitpid(child, 0)
+    held.check()
+    held.release()
+
+
 def test_a_failed_fit_does_not_block_another_process(tmp_path, hold):
     template = str(tmp_path / "b{batch}.weights.h5")
     with pytest.raises(InterruptedError):
