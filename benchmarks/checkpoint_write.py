@@ -114,7 +114,8 @@ def _peak_memory():
 
 def main() -> None:
     """Prints a table with two lines for each format: the shortest times, and the medians."""
-    print(f"{'save of 1.2 GB':<32} write, s   plain   rate   extra, MB   restore, s   plain   ratio   new memory   cached, s   Keras")
+    of_saves, of_restores = "write, s   plain   rate   extra, MB", "restore, s   plain   ratio   new memory   cached, s   Keras"
+    print(f"{'save and restore of 1.2 GB':<33}{of_saves}   {of_restores}")
     for suffix in (".weights.h5", ".keras"):
         times = [*in_own_process(write_times, suffix), *in_own_process(read_times, suffix)]
         extra = in_own_process(extra_memory, suffix)
