@@ -2,8 +2,8 @@
 
 The write time is from the end of the batch until the file has its final name, while training waits; the plain write is one file
 of the same bytes with fsync. The memory is the peak of the process while it trains during a save, minus the peak without a save.
-A restore reads the file from the disk, after it was evicted from the page cache; so does the plain read, into memory that exists.
-Keras's `load_weights` and a second restore read it from the page cache. All alternatives take turns.
+A restore reads the file from the disk, after it was evicted from the page cache; so do the plain reads, into memory that exists and
+into new memory. Keras's `load_weights` and a second restore read it from the page cache. All alternatives take turns.
 
 Times are the shortest of all rounds, as `timeit` recommends: a virtual machine may have to get each page of memory from its host
 first, which takes up to four times as long as the write itself, and now one side pays, now the other. The medians follow.
@@ -51,19 +51,21 @@ def write_times(suffix: str) -> list[tuple[float, ...]]:
 
 
 def read_times(suffix: str) -> list[tuple[float, ...]]:
-    """Returns the seconds of restores and plain reads from the disk, and of restores and Keras's loads from the page cache."""
+    """Returns the seconds of restores, of both plain reads from the disk, and of restores and Keras's loads from the page cache."""
     model = wide_model.build(SIZE)
     with tempfile.TemporaryDirectory() as directory:
         checkpoint = GlobalStepCheckpoint(f"{directory}/{{batch}}{suffix}", save_freq=1)
         _fit(model, 1, checkpoint)
         path = checkpoint.newest
-        memory = np.zeros(os.path.getsize(path), "uint8")
+        size = os.path.getsize(path)
+        memory = np.zeros(size, "uint8")
 
-        def read():
+        def read(into):
             with open(path, "rb", buffering=0) as file:
-                file.readinto(memory.data)
+                file.readinto(into.data)
 
-        from_disk = [(_seconds(lambda: restore(model, path), path), _seconds(read, path)) for _ in range(ROUNDS)]
+        ways = (lambda: restore(model, path), lambda: read(memory), lambda: read(np.empty(size, "uint8")))
+        from_disk = [[_seconds(way, path) for way in ways] for _ in range(ROUNDS)]
         cached = [(_seconds(lambda: restore(model, path)), _seconds(lambda: model.load_weights(path))) for _ in range(LOADS)]
     return [*zip(*from_disk, strict=True), *zip(*cached, strict=True)]
 
@@ -112,15 +114,16 @@ def _peak_memory():
 
 def main() -> None:
     """Prints a table with two lines for each format: the shortest times, and the medians."""
-    print("save and restore of 1.2 GB       write, s   plain   rate   extra, MB   restore, s   plain   ratio   cached, s   Keras")
+    of_saves, of_restores = "write, s   plain   rate   extra, MB", "restore, s   plain   ratio   new memory   cached, s   Keras"
+    print(f"{'save and restore of 1.2 GB':<33}{of_saves}   {of_restores}")
     for suffix in (".weights.h5", ".keras"):
         times = [*in_own_process(write_times, suffix), *in_own_process(read_times, suffix)]
         extra = in_own_process(extra_memory, suffix)
         for title, choose in ((suffix, min), ("  median", statistics.median)):
-            write, plain_write, back, plain_read, cached, by_keras = map(choose, times)
+            write, plain_write, back, plain_read, new_memory, cached, by_keras = map(choose, times)
             print(
                 f"{title:<32}{write:>9.2f}{plain_write:>8.2f}{plain_write / write:>7.2f}{extra / 1e6:>12.0f}"
-                f"{back:>13.2f}{plain_read:>8.2f}{back / plain_read:>8.2f}{cached:>12.2f}{by_keras:>8.2f}",
+                f"{back:>13.2f}{plain_read:>8.2f}{back / plain_read:>8.2f}{new_memory:>13.2f}{cached:>12.2f}{by_keras:>8.2f}",
                 flush=True,
             )
 
