@@ -46,7 +46,7 @@ _requested = 0  # the exit code; 0 if no stop is requested
 _reason = ""
 _training = _interrupted = False
 _job_end: float | None = None
-_is_running: Callable[[], bool] | None = None  # whether training still runs
+_trainings: list[Callable[[], bool]] = []  # whether each training still runs; a callback may train another model
 _replaced: dict[int, Any] = {}  # signal -> its earlier handler; empty while signals are not caught
 _wakeup: int | None = None  # descriptor that signals are written to; None before `catch_signals`
 _for_good = False
@@ -96,23 +96,23 @@ def ignore_signals() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
-def training_begins(is_running: Callable[[], bool] | None = None) -> None:
+def training_begins(is_running: Callable[[], bool] = lambda: True) -> None:
     """Makes signals request a stop from now on, since other ranks and files depend on this process.
 
     Args:
-        is_running: returns whether this training still runs, since it may fail before `training_ends`; None if signals request a
-            stop until the process ends.
+        is_running: returns whether this training still runs, since it may fail before `training_ends`. By default, signals
+            request a stop until the process ends.
     """
-    global _training, _is_running, _interrupted
-    _training, _is_running, _interrupted = True, is_running, False
+    global _training, _trainings, _interrupted
+    _training, _trainings, _interrupted = True, [*(each for each in _trainings if each()), is_running], False
     if _wakeup is not None and threading.current_thread() is threading.main_thread():
         _catch()
 
 
 def training_ends() -> None:
-    """Restores the handlers from before `catch_signals`."""
+    """Restores the handlers from before `catch_signals`, unless another training of this process still runs."""
     global _training
-    if _for_good or _wakeup is None or threading.current_thread() is not threading.main_thread():
+    if _for_good or _wakeup is None or _runs() or threading.current_thread() is not threading.main_thread():
         return
     replaced = dict(_replaced)
     _replaced.clear()
@@ -184,8 +184,12 @@ def _catch() -> None:
             _replaced[number] = before
 
 
+def _runs() -> bool:
+    return any(is_running() for is_running in _trainings)
+
+
 def _note(number: int, frame: FrameType | None) -> None:
-    if _is_running is not None and not _is_running() and not _for_good:  # training has failed
+    if _trainings and not _runs() and not _for_good:  # training has failed
         training_ends()
         os.kill(os.getpid(), number)
     else:

@@ -20,7 +20,7 @@ DEVICES = 4
 # What the code remembers of this process, which belongs to one run in real life: a requested stop, a failure, the ranks.
 OF_ONE_RUN = {
     preemption: [
-        "_requested", "_reason", "_training", "_interrupted", "_job_end", "_is_running", "_wakeup", "_for_good",
+        "_requested", "_reason", "_training", "_interrupted", "_job_end", "_trainings", "_wakeup", "_for_good",
     ],
     run_record: ["_failure"],
     callbacks_ranks: ["_current"],

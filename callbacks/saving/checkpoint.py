@@ -231,8 +231,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         self._last_in_list.leave(self._callbacks)
         self._maker.finish()
         self._resumption.end(self.newest, self._policy.saved_batch)
-        preemption.training_ends()
         self._directory.release()
+        preemption.training_ends()
 
     def get_state(self):
         return self._policy.get_state()

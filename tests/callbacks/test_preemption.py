@@ -241,7 +241,7 @@ def test_a_run_whose_job_ends_soon_stops_after_the_first_batch(recipe, tmp_path)
 
 
 @pytest.mark.slow
-def test_after_fit_signals_have_their_previous_effect(tmp_path):
+def test_after_fit_signals_have_their_previous_effect_and_not_before(tmp_path):
     done = run_program("signals_after_fit.py", tmp_path)
     assert done.stdout.split("\n")[:3] == ["caught True", "given back True", "interrupted True"], done.stderr
     assert done.returncode == 143 and (tmp_path / "b3.weights.h5").exists()
