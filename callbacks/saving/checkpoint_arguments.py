@@ -10,6 +10,8 @@ import keras
 from callbacks.disk import files
 from callbacks.disk.template import Template
 from callbacks.errors import InputError
+from callbacks.model.attached import attach, attached
+from callbacks.model.training_loop import Loop
 
 
 def check_arguments(
@@ -75,3 +77,18 @@ def check_alone(callback: keras.callbacks.ModelCheckpoint, callbacks: Iterable[k
     template = callback.template
     if any(each is not callback and getattr(each, "template", None) == template for each in callbacks):
         raise InputError(f"Two callbacks of this fit write to {template.text!r}. Give each its own template.")
+
+
+def claim_model(model: keras.Model, loop: Loop) -> None:
+    """Notes which loop trains the model.
+
+    Raises:
+        InputError: if a `fit` trains it already, and one of its callbacks starts this loop.
+    """
+    other = attached(model, Loop)
+    if other is not None and other.is_fit and other.excludes(loop):
+        raise InputError(
+            "This model is in training: a fit with a GlobalStepCheckpoint runs, and this is another fit with one, perhaps in a "
+            "callback. Give only one of them a GlobalStepCheckpoint."
+        )
+    attach(model, loop)

@@ -297,6 +297,21 @@ def test_a_second_fit_of_this_process_is_refused_while_the_first_one_runs(tmp_pa
     assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (10, 4, 8)]
 
 
+def test_a_fit_of_a_model_in_training_is_refused_if_both_save(tmp_path):
+    model, refused = small_model(), []
+
+    def train_in_callback():
+        with pytest.raises(InputError, match=r"^This model is in training: ") as error:
+            fit(model, GlobalStepCheckpoint(tmp_path / "inner_{batch}.weights.h5"))
+        refused.append(error)
+
+    checkpoints = [GlobalStepCheckpoint(tmp_path / f"{name}_{{batch}}.weights.h5", save_freq=4) for name in "ab"]
+    fit(model, *checkpoints, Do(3, train_in_callback))
+    fit(model, *checkpoints)
+    assert len(refused) == 1
+    assert names(tmp_path) == sorted(f"{name}_{batch}.weights.h5" for name in "ab" for batch in (4, 8, 10, 12, 16, 20))
+
+
 def test_a_failed_fit_does_not_block_another_fit_of_this_process(tmp_path):
     template = str(tmp_path / "b{batch}.weights.h5")
     with ThreadPoolExecutor(1) as pool:
