@@ -90,7 +90,7 @@ def catch_signals(for_good: bool = False) -> None:
 
 def ignore_signals() -> None:
     """Ignores later signals, and discards output that nobody reads. Call it only when the exit code is final."""
-    if signal.getsignal(signal.SIGTERM) is _note:
+    if signal.getsignal(signal.SIGTERM) is _note and threading.current_thread() is threading.main_thread():
         _discard_unread_output(wait=0)
         for number in CODES:
             signal.signal(number, signal.SIG_IGN)

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
 from callbacks.errors import CheckpointWriteError, DirectoryLost
 
@@ -66,7 +67,7 @@ class Writer:
 
     def prepare(self, act: Callable[[], None]) -> Future:
         """Runs a function in the thread before the next save, and returns its future."""
-        return self._thread().submit(act)
+        return self._start(act)
 
     def submit(self, path: str, write: Callable[[], int]) -> None:
         """Starts the write of a checkpoint. No other save may be in flight.
@@ -88,7 +89,7 @@ class Writer:
 
         self._path = path
         if self.background:
-            self._in_flight = self._thread().submit(timed)
+            self._in_flight = self._start(timed)
             _writes[self._in_flight] = path
             atexit.register(self._say_failure)
             self._in_flight.add_done_callback(self._end_write)
@@ -116,9 +117,18 @@ class Writer:
         if self._in_flight is not None:
             self._result()
 
-    def _thread(self) -> ThreadPoolExecutor:
+    def _start(self, act: Callable[[], Any]) -> Future:
+        """Starts a function in the thread. If Python starts no more threads, since its main thread has ended, it runs at once."""
         self._executor = self._executor or ThreadPoolExecutor(1, "checkpoint-writer")
-        return self._executor
+        try:
+            return self._executor.submit(act)
+        except RuntimeError:
+            done: Future = Future()
+            try:
+                done.set_result(act())
+            except Exception as error:
+                done.set_exception(error)
+            return done
 
     def _result(self) -> tuple[int, float]:
         in_flight, self._in_flight = self._in_flight, None

@@ -248,6 +248,16 @@ def test_after_fit_signals_have_their_previous_effect_and_not_before(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_fit_in_another_thread_stops_on_a_signal_and_saves_after_the_end_of_the_main_thread(tmp_path):
+    done = run_program("trains_in_thread.py", tmp_path, "until TERM")
+    assert done.stdout == "stopped 143\n" and "Traceback" not in done.stderr
+    assert (tmp_path / "b6.weights.h5").exists()
+    done = run_program("trains_in_thread.py", tmp_path, "after exit")
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in sorted(tmp_path.iterdir())] == [f"b{batch}.weights.h5" for batch in (10, 4, 6, 8)]
+
+
+@pytest.mark.slow
 def test_the_past_end_time_of_another_job_does_not_end_a_run(recipe, tmp_path):
     process = recipe("--model", "mlp", "--epochs", "1", "--workdir", tmp_path, env={"SLURM_JOB_END_TIME": "1700000000"})
     code, _, errors = process.finish()
