@@ -96,7 +96,12 @@ def _look(paths: list[str], verify: bool) -> Iterator[_Row]:
             trailer, size = read_verified(path) if verify else files.read_trailer(path), os.path.getsize(path) / 1e6
         except (files.Corrupt, InputError, OSError) as error:
             if os.path.lexists(path):  # else a run has deleted it meanwhile
-                yield _Row(path, -1, f"{'-':>10} {'-':>10} {'-':>6} {'-':>12} {'-':>10} {'-':>6}", f": {one_line(error).removeprefix(f'{path} ')}")
+                yield _Row(
+                    path,
+                    -1,
+                    f"{'-':>10} {'-':>10} {'-':>6} {'-':>12} {'-':>10} {'-':>6}",
+                    f": {one_line(error).removeprefix(f'{path} ')}",
+                )
             continue
         stored = read_stored(path)
         finite = "-" if stored is None else "yes" if stored.finite else "NO"
