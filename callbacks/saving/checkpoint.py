@@ -29,7 +29,7 @@ from callbacks.ranks import ranks
 from callbacks.resuming.restoring import Checkpoint
 from callbacks.resuming.resuming import Resumption
 from callbacks.saving.best_state import BestState
-from callbacks.saving.checkpoint_arguments import check_alone, check_arguments, claim_model
+from callbacks.saving.checkpoint_arguments import begin_alone, check_arguments
 from callbacks.saving.checkpoint_maker import CheckpointMaker
 from callbacks.saving.disk_room import DiskRoom
 from callbacks.saving.pruner import Pruner
@@ -141,9 +141,8 @@ class GlobalStepCheckpoint(Copyable, BestState):
         loop, self._callbacks = fit.loop, fit.callbacks
         preemption.training_begins(lambda: loop.is_running)
         self._last_in_list.join(fit.callbacks if fit.has_list else None)
-        check_alone(self, fit.callbacks)
         self._counters.begin_training(in_fit=not fit.is_custom_loop)
-        claim_model(self.model, loop)
+        begin_alone(self, fit.callbacks, loop)
         self._directory = CheckpointDirectory(self.template, loop)
         ranks().on_chief(self._directory.claim)
         resumed_epoch_of(self.model).batches_per_epoch = steps = self._planned("steps")

@@ -68,27 +68,24 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def check_alone(callback: keras.callbacks.ModelCheckpoint, callbacks: Iterable[keras.callbacks.Callback]) -> None:
-    """Checks that no other callback of the training has the same template.
+def begin_alone(callback: keras.callbacks.ModelCheckpoint, callbacks: Iterable[keras.callbacks.Callback], loop: Loop) -> None:
+    """Begins the training of the callback's model, if nothing else writes to its template or trains the model.
+
+    Args:
+        callback: the callback that writes to the template.
+        callbacks: all callbacks of the training.
+        loop: the training loop.
 
     Raises:
-        InputError: if another callback has it.
+        InputError: if another callback has the template; if a `fit` that began earlier and still runs trains the model.
     """
     template = callback.template
     if any(each is not callback and getattr(each, "template", None) == template for each in callbacks):
         raise InputError(f"Two callbacks of this fit write to {template.text!r}. Give each its own template.")
-
-
-def claim_model(model: keras.Model, loop: Loop) -> None:
-    """Notes which loop trains the model.
-
-    Raises:
-        InputError: if a `fit` trains it already, and one of its callbacks starts this loop.
-    """
-    other = attached(model, Loop)
+    other = attached(callback.model, Loop)
     if other is not None and other.is_fit and other.excludes(loop):
         raise InputError(
             "This model is in training: a fit with a GlobalStepCheckpoint runs, and this is another fit with one, perhaps in a "
             "callback. Give only one of them a GlobalStepCheckpoint."
         )
-    attach(model, loop)
+    attach(callback.model, loop)

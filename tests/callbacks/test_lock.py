@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -275,53 +274,6 @@ def test_a_clock_that_jumps_does_not_keep_a_dead_run_alive(tmp_path, jump):
 
 def fail():
     raise InterruptedError
-
-
-def test_a_second_fit_of_this_process_is_refused_while_the_first_one_runs(tmp_path):
-    template, runs, may_end = str(tmp_path / "b{batch}.weights.h5"), threading.Event(), threading.Event()
-
-    def wait():
-        runs.set()
-        assert may_end.wait(300)
-
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(fit, small_model(), GlobalStepCheckpoint(template, save_freq=4), Do(5, wait))
-        assert runs.wait(300)
-        with pytest.raises(
-            InputError, match=r"b\{batch\}\.weights\.h5 is in use by another training loop of this process, since 20"
-        ):
-            fit(small_model(), GlobalStepCheckpoint(template))
-        may_end.set()
-        first.result()
-    fit(small_model(), GlobalStepCheckpoint(template, save_freq=4))
-    assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (10, 4, 8)]
-
-
-def test_a_fit_of_a_model_in_training_is_refused_if_both_save(tmp_path):
-    model, refused = small_model(), []
-
-    def train_in_callback():
-        with pytest.raises(InputError, match=r"^This model is in training: ") as error:
-            fit(model, GlobalStepCheckpoint(tmp_path / "inner_{batch}.weights.h5"))
-        refused.append(error)
-
-    checkpoints = [GlobalStepCheckpoint(tmp_path / f"{name}_{{batch}}.weights.h5", save_freq=4) for name in "ab"]
-    fit(model, *checkpoints, Do(3, train_in_callback))
-    fit(model, *checkpoints)
-    assert len(refused) == 1
-    assert names(tmp_path) == sorted(f"{name}_{batch}.weights.h5" for name in "ab" for batch in (4, 8, 10, 12, 16, 20))
-
-
-def test_a_failed_fit_does_not_block_another_fit_of_this_process(tmp_path):
-    template = str(tmp_path / "b{batch}.weights.h5")
-    with ThreadPoolExecutor(1) as pool:
-        failed = pool.submit(fit, small_model(), GlobalStepCheckpoint(template, save_freq=4), Do(5, fail))
-        assert isinstance(failed.exception(), InterruptedError)
-        with pytest.raises(InterruptedError):  # in another thread, while the first one still runs
-            fit(small_model(), GlobalStepCheckpoint(template, save_freq=4), Do(5, fail))
-        fit(small_model(), GlobalStepCheckpoint(template, save_freq=4))
-    assert names(tmp_path) == [f"b{batch}.weights.h5" for batch in (10, 4, 8)]
-    assert not list(tmp_path.glob(".lock*"))
 
 
 def test_the_exit_of_a_forked_process_leaves_the_lock_of_its_parent(tmp_path):
