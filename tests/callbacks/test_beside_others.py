@@ -77,8 +77,9 @@ def assert_same_end(tmp_path, whole, cut):
 HOOKS = ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_epoch_end"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("crash_at", [18, pytest.param(21, marks=pytest.mark.slow)])  # in the middle and after the end of an epoch
+@pytest.mark.parametrize("crash_at", [18, 21])  # in the middle and after the end of an epoch
 @pytest.mark.parametrize("hook", HOOKS)
 def test_changes_that_a_callback_makes_to_the_model_are_applied_once(tmp_path, hook, crash_at, first):
     whole = life(tmp_path / "whole", Changes(hook), first=first)
@@ -110,6 +111,7 @@ def test_a_schedule_that_multiplies_the_rate_multiplies_once_for_each_epoch(tmp_
     assert [float(model.optimizer.learning_rate.numpy()) for model, _ in (whole, cut)] == pytest.approx([0.00625] * 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("at", [(0, 0), (1, 6), (1, 7)])
 def test_an_epoch_that_a_callback_cuts_is_finished_after_a_resume(tmp_path, at, first):
@@ -193,8 +195,9 @@ class Compiles(keras.callbacks.Callback):
             self.model.make_train_function()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first, then", [(True, True), (False, True), (True, False)], ids=["the same", "unfreezes", "freezes"])
-@pytest.mark.parametrize("crash_at", [pytest.param(8, marks=pytest.mark.slow), 18])
+@pytest.mark.parametrize("crash_at", [8, 18])
 def test_callbacks_may_compile(tmp_path, crash_at, first, then):
     whole = life(tmp_path / "whole", Compiles(then), trains=first)
     with pytest.raises(Stop):

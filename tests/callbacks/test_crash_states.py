@@ -125,6 +125,7 @@ def check_checkpoints(recording, directory):
     return count
 
 
+@pytest.mark.slow
 def test_after_a_power_cut_every_visible_checkpoint_is_intact_and_the_newest_saved_ones_exist(recorded, tmp_path):
     """So an old checkpoint is deleted only when the newer one is durable, and new parent directories survive the cut too."""
     count = check_checkpoints(recorded[1], tmp_path)

@@ -84,6 +84,7 @@ def assert_same_state(one, other):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_a_loop_has_the_names_and_the_counts_of_fit(tmp_path, step):
     run(

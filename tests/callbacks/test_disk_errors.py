@@ -126,6 +126,7 @@ def test_a_flush_that_takes_long_is_waited_for(trainer, tmp_path):
     assert (answer["error"], found) == (None, all_names(trainer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", [".weights.h5"], indirect=True)
 @pytest.mark.parametrize("call", ["open", "write", "read", "close", "rename"])
 def test_an_error_of_any_call_on_the_lock_is_one_line_that_names_it_or_is_harmless(trainer, tmp_path, call):

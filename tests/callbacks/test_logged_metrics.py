@@ -54,6 +54,7 @@ def both(tmp_path, filename, *others, model=small_model, after=False, **options)
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", VALUES)
 def test_any_value_in_the_logs_is_accepted_as_by_stock(tmp_path, kind):
     stock, ours = both(tmp_path, "e{epoch}.weights.h5", Logs("own", VALUES[kind]))

@@ -11,6 +11,8 @@ from small import BATCH, arrays
 
 from callbacks import GlobalStepCheckpoint, InputError, counters_of
 
+pytestmark = pytest.mark.slow
+
 
 def small():
     return keras.Sequential([keras.Input((6,)), keras.layers.Dense(4), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
@@ -62,7 +64,7 @@ def assert_ends_alike(program, tmp_path, crashes, as_stock=True, **options):
     assert counts == counts_of_cut
 
 
-@pytest.mark.parametrize("first", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("first", [1, 2])
 def test_a_fit_continues_where_the_one_before_ended(tmp_path, first):
     def program(model, train_on):
         train_on(epochs=first)
@@ -82,7 +84,7 @@ def unfreeze(model, train_on, *callbacks, data=(None, None), **options):
 
 
 # After a crash at batch 20, the second fit has saved nothing.
-@pytest.mark.parametrize("crashes", [[23], pytest.param([7, 20, 33], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("crashes", [[23], [7, 20, 33]])
 def test_layers_are_unfrozen_between_two_fits(tmp_path, crashes):
     assert_ends_alike(lambda *arguments: unfreeze(*arguments, initial_epoch=2), tmp_path, crashes)
 
@@ -104,7 +106,6 @@ DATA = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", DATA)
 def test_the_fit_after_layers_were_unfrozen_sees_the_same_batches_if_it_crashes_before_its_first_save(tmp_path, kind):
     def program(model, train_on):
@@ -113,7 +114,6 @@ def test_the_fit_after_layers_were_unfrozen_sees_the_same_batches_if_it_crashes_
     assert_ends_alike(program, tmp_path, crashes=[23], save_freq="epoch")
 
 
-@pytest.mark.slow
 def test_a_fit_fails_at_its_first_batch_after_layers_were_unfrozen(tmp_path):
     """For example for lack of memory. The user compiles and trains again, with smaller batches."""
 
@@ -167,7 +167,6 @@ def two_alike():
     return model
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [1, 2])
 def test_the_second_fit_trains_a_layer_of_the_same_shape(tmp_path, strategy, replicas):
     scope = strategy(replicas).scope
@@ -193,7 +192,6 @@ class Thaws(keras.callbacks.Callback):
 
 
 # In the epoch that the callback has changed, and after it.
-@pytest.mark.slow
 @pytest.mark.parametrize("crash", [33, 43])
 def test_a_callback_unfreezes_further_layers_in_the_second_fit(tmp_path, crash):
     def program(model, train_on):
@@ -231,7 +229,7 @@ def test_a_new_optimizer_for_the_same_layers_continues_with_the_moments_of_the_c
     assert_ends_alike(program, tmp_path, crashes=[33], as_stock=False, save_freq="epoch", make=make)
 
 
-@pytest.mark.parametrize("initial_epoch", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("initial_epoch", [2, 3])
 def test_a_callback_has_ended_the_fit_before_layers_were_unfrozen(tmp_path, initial_epoch):
     """In the second fit, epochs count from the end of training or from the planned end."""
 
@@ -279,7 +277,6 @@ def test_the_second_fit_has_another_optimizer(tmp_path):
     assert_ends_alike(program, tmp_path, crashes=[33])
 
 
-@pytest.mark.slow
 def test_the_second_fit_has_a_schedule_as_its_learning_rate(tmp_path):
     def program(model, train_on):
         train_on(epochs=2)
@@ -289,7 +286,6 @@ def test_the_second_fit_has_a_schedule_as_its_learning_rate(tmp_path):
     assert_ends_alike(program, tmp_path, crashes=[33])
 
 
-@pytest.mark.slow
 def test_layers_get_adapters_between_two_fits(tmp_path):
     def program(model, train_on):
         train_on(epochs=2)
@@ -324,7 +320,7 @@ class WarmsUp(keras.callbacks.Callback):
             self.model.train_on_batch(*arrays(1))
 
 
-@pytest.mark.parametrize("crash", [17, pytest.param(22, marks=pytest.mark.slow)])  # in the middle and after the end of an epoch
+@pytest.mark.parametrize("crash", [17, 22])  # in the middle and after the end of an epoch
 def test_a_callback_trains_on_batches_when_training_begins(tmp_path, crash):
     assert_ends_alike(lambda model, train_on: train_on(WarmsUp(), epochs=3), tmp_path, crashes=[crash])
 
