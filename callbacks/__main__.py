@@ -67,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in rows:
         print(f"{row.columns}  {printable(row.path)}{row.why}")
     if args.command == "verify":
-        found = f"{len(rows)} file{'s' if len(rows) > 1 else ''}"
-        print(f"{found}, {corrupt} corrupt" if corrupt else f"{found}, all intact" if len(rows) > 1 else f"{found}, intact")
+        found, intact = ("1 file", "intact") if len(rows) == 1 else (f"{len(rows)} files", "all intact")
+        print(f"{found}, {f'{corrupt} corrupt' if corrupt else intact}")
     return 1 if corrupt and args.command == "verify" else 0
 
 
@@ -96,12 +96,8 @@ def _look(paths: list[str], verify: bool) -> Iterator[_Row]:
             trailer, size = read_verified(path) if verify else files.read_trailer(path), os.path.getsize(path) / 1e6
         except (files.Corrupt, InputError, OSError) as error:
             if os.path.lexists(path):  # else a run has deleted it meanwhile
-                yield _Row(
-                    path,
-                    -1,
-                    f"{'-':>10} {'-':>10} {'-':>6} {'-':>12} {'-':>10} {'-':>6}",
-                    f": {one_line(error).removeprefix(f'{path} ')}",
-                )
+                why = one_line(error).removeprefix(f"{path} ")  # the row names the file
+                yield _Row(path, -1, f"{'-':>10} {'-':>10} {'-':>6} {'-':>12} {'-':>10} {'-':>6}", f": {why}")
             continue
         stored = read_stored(path)
         finite = "-" if stored is None else "yes" if stored.finite else "NO"

@@ -46,7 +46,7 @@ _requested = 0  # the exit code; 0 if no stop is requested
 _reason = ""
 _training = _interrupted = False
 _job_end: float | None = None
-_trainings: list[Callable[[], bool]] = []  # whether each training still runs; a callback may train another model
+_begun: list[Callable[[], bool]] = []  # whether each training that has begun still runs; a callback may train another model
 _replaced: dict[int, Any] = {}  # signal -> its earlier handler; empty while signals are not caught
 _wakeup: int | None = None  # descriptor that signals are written to; None before `catch_signals`
 _for_good = False
@@ -103,8 +103,8 @@ def training_begins(is_running: Callable[[], bool] = lambda: True) -> None:
         is_running: returns whether this training still runs, since it may fail before `training_ends`. By default, signals
             request a stop until the process ends.
     """
-    global _training, _trainings, _interrupted
-    _training, _trainings, _interrupted = True, [*(each for each in _trainings if each()), is_running], False
+    global _training, _begun, _interrupted
+    _training, _begun, _interrupted = True, [*(each for each in _begun if each()), is_running], False
     if _wakeup is not None and threading.current_thread() is threading.main_thread():
         _catch()
 
@@ -185,11 +185,11 @@ def _catch() -> None:
 
 
 def _runs() -> bool:
-    return any(is_running() for is_running in _trainings)
+    return any(is_running() for is_running in _begun)
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    if _trainings and not _runs() and not _for_good:  # training has failed
+    if _begun and not _runs() and not _for_good:  # training has failed
         training_ends()
         os.kill(os.getpid(), number)
     else:

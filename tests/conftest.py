@@ -20,7 +20,7 @@ DEVICES = 4
 # What the code remembers of this process, which belongs to one run in real life: a requested stop, a failure, the ranks.
 OF_ONE_RUN = {
     preemption: [
-        "_requested", "_reason", "_training", "_interrupted", "_job_end", "_trainings", "_wakeup", "_for_good",
+        "_requested", "_reason", "_training", "_interrupted", "_job_end", "_begun", "_wakeup", "_for_good",
     ],
     run_record: ["_failure"],
     callbacks_ranks: ["_current"],
@@ -77,7 +77,7 @@ class ByFile(LoadScopeScheduling):
     def remove_node(self, node):
         """Returns the test in which a process has died, if it has, and leaves the tests after it to the other processes.
 
-        xdist's own also leaves them the files whose tests have all run: a process would wait forever for a report of such a file.
+        The method of xdist also leaves them the files whose tests have all run. A process that gets such a file waits forever.
         """
         work = self.assigned_work.pop(node)
         left = {file: [test for test, has_run in tests.items() if not has_run] for file, tests in work.items()}

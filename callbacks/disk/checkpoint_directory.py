@@ -124,7 +124,7 @@ class CheckpointDirectory:
             parent = folder
 
     def release(self) -> None:
-        """Releases the lock, since the training loop ends. Repeated calls do nothing."""
+        """Releases the lock and ends the training loop. Repeated calls do nothing."""
         self._lock.release()
         self._loop.end()
 

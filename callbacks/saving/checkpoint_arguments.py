@@ -69,7 +69,7 @@ def _is_positive(value: Any) -> bool:
 
 
 def begin_alone(callback: keras.callbacks.ModelCheckpoint, callbacks: Iterable[keras.callbacks.Callback], loop: Loop) -> None:
-    """Begins the training of the callback's model, if nothing else writes to its template or trains the model.
+    """Checks that nothing else writes to the template or trains the model, and notes on the model which loop trains it.
 
     Args:
         callback: the callback that writes to the template.
@@ -77,7 +77,7 @@ def begin_alone(callback: keras.callbacks.ModelCheckpoint, callbacks: Iterable[k
         loop: the training loop.
 
     Raises:
-        InputError: if another callback has the template; if a `fit` that began earlier and still runs trains the model.
+        InputError: if another callback has the template, or an earlier `fit` that still runs trains the model.
     """
     template = callback.template
     if any(each is not callback and getattr(each, "template", None) == template for each in callbacks):

@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 from compare import assert_same_weights
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS, run_program
-from small import BATCH, Do, arrays, fit, names, small_model
+from small import BATCH, Do, arrays, fail, fit, names, small_model
 
 import callbacks.saving.checkpoint_maker
 from callbacks import CheckpointWriteError, GlobalStepCheckpoint, latest_checkpoint
@@ -206,9 +206,6 @@ def test_a_fit_after_a_failed_one_waits_for_its_save(tmp_path, monkeypatch):
 def fail_with_a_pending_save(template):
     """Fails a `fit` whose first save, of batch 4, begins when the returned event is set."""
     checkpoint, may_begin = GlobalStepCheckpoint(template, save_freq=4), threading.Event()
-
-    def fail():
-        raise InterruptedError
 
     with pytest.raises(InterruptedError):
         fit(small_model(), Do(3, lambda: checkpoint._writer.prepare(may_begin.wait)), checkpoint, Do(5, fail))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from journal import EPOCHS, train
 from processes import fork_program
-from small import BATCHES, Do, fit, names, small_model
+from small import BATCHES, Do, fail, fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError, Preempted, preemption
 from callbacks.model.callback_state import check, gather, give_back
@@ -64,9 +64,6 @@ def assert_told(told, expected):
 
 @pytest.mark.parametrize("execution", [1, 2, 4])
 def test_batches_that_a_resume_skips_are_not_counted_twice(tmp_path, execution):
-    def fail():
-        raise InterruptedError
-
     whole = train(tmp_path / "whole", steps_per_execution=execution)
     with pytest.raises(InterruptedError):
         train(tmp_path / "failed", Do(7 if execution == 1 else 5, fail), steps_per_execution=execution)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS
-from small import Do, fit, names, small_model
+from small import Do, fail, fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError
 from callbacks.disk import lock
@@ -270,10 +270,6 @@ def test_a_clock_that_jumps_does_not_keep_a_dead_run_alive(tmp_path, jump):
     os.utime(taker.path, (time.time() - jump,) * 2)  # the timestamp of the last renewal after the jump
     taker.acquire()
     taker.release()
-
-
-def fail():
-    raise InterruptedError
 
 
 def test_the_exit_of_a_forked_process_leaves_the_lock_of_its_parent(tmp_path):

@@ -9,16 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import keras
 import numpy as np
 import pytest
-from small import Do, fit, names, small_model
+from small import Do, fail, fit, names, small_model
 
 from callbacks import GlobalStepCheckpoint, InputError
 from callbacks.disk.lock import Lock
 from callbacks.model.fit_hooks import running_fit
 from callbacks.model.training_loop import Loop
-
-
-def fail():
-    raise InterruptedError
 
 
 class Ask(keras.callbacks.Callback):
@@ -55,14 +51,14 @@ def test_a_fit_runs_until_it_returns():
     assert not ask.ask()
 
 
-@pytest.mark.parametrize("end", ["as planned", "by an error"])
-def test_the_data_of_an_ended_fit_are_freed_though_the_callback_is_kept(tmp_path, end):
+@pytest.mark.parametrize("act", [lambda: None, fail], ids=["as planned", "by an error"])
+def test_the_data_of_an_ended_fit_are_freed_though_the_callback_is_kept(tmp_path, act):
     def train(checkpoint):
         data = np.zeros((80, 4), "float32")
         freed.append(weakref.ref(data))
         model = keras.Sequential([keras.layers.Dense(1)])
         model.compile("sgd", "mse")
-        model.fit(data, data[:, 0], 8, verbose=0, callbacks=[checkpoint, *([Do(5, fail)] if end == "by an error" else [])])
+        model.fit(data, data[:, 0], 8, verbose=0, callbacks=[checkpoint, Do(5, act)])
 
     freed = []
     kept = GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5", save_freq=4)
