@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from callbacks.counting.custom_loop_counts import CustomLoopCounts
 from callbacks.counts import Counts
-from callbacks.model.attached import attach, attached
+from callbacks.model.attached import OWN, attach, attached
 from callbacks.model.fit_hooks import fit_hooks_of, tensors_of
 from callbacks.model.keras_private import iterations_of
 from callbacks.model.state_tree import StateTree
@@ -231,7 +231,7 @@ class Counters:
                 trainable=False,
                 synchronization=tf.VariableSynchronization.ON_READ,
                 aggregation=tf.VariableAggregation.SUM,
-                name="global_step_counters",
+                name=f"{OWN}counters",
             )
 
     def _find_optimizers(self) -> None:

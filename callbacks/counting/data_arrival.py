@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks.model.attached import attach, attached
+from callbacks.model.attached import OWN, attach, attached
 from callbacks.model.fit_hooks import fit_hooks_of, tensors_of
 
 
@@ -26,7 +26,7 @@ class DataArrival:
         self.acts: dict[str, Callable[[], None]] = {}
         self.every = every
         with tf.device("/cpu:0"):
-            self._batches = tf.Variable(0, trainable=False, dtype="int64", name="batches_that_arrived")
+            self._batches = tf.Variable(0, trainable=False, dtype="int64", name=f"{OWN}batches_that_arrived")
         takes_a_batch = [tf.TensorSpec([], tf.int64)]
         self._if_sampled = tf.function(self._call_back, takes_a_batch, autograph=False).get_concrete_function()
         self._else = tf.function(lambda before: tf.constant(1, "int64"), takes_a_batch, autograph=False).get_concrete_function()

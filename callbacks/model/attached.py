@@ -4,6 +4,7 @@ from typing import Any, TypeVar
 
 _ATTRIBUTE = "callbacks.attached"  # with a dot, so that no attribute of the user's has this name
 Attached = TypeVar("Attached")
+OWN = "global_step."  # begins the name of each variable of this package that a train step writes
 
 
 class _Objects:

@@ -41,6 +41,7 @@ _GLOBAL_SEEDS = _find("keras.src.random.seed_generator", "GLOBAL_SEED_GENERATOR"
 _unscale_loss = _find("keras.src.losses.loss", "unscale_loss_for_distribution")
 _is_deterministic = _find("tensorflow.python.framework.config", "is_op_determinism_enabled")
 _list_devices = _find("tensorflow.python.client.device_lib", "list_local_devices")
+_reads_and_writes = _find("tensorflow.python.framework.auto_control_deps_utils", "get_read_write_resource_inputs")
 _execute = _find("tensorflow.python.eager.execute", "execute")
 _context = _find("tensorflow.python.eager.context", "context")
 
@@ -107,11 +108,9 @@ def model_archive_json(model: keras.Model) -> dict[str, str] | None:
 
 
 def read_variables(handles: Sequence[Any], types: Sequence[int]) -> list[tf.Tensor]:
-    """Reads variables of one device with one operation if possible: one call for each takes ten times as long.
+    """Reads variables of one device, given by handles and dtypes (TensorFlow's enum), with one operation if possible.
 
-    Args:
-        handles: resource handles of the variables.
-        types: their dtypes, as TensorFlow's enum.
+    One call for each variable takes ten times as long.
     """
     if None in (_execute, _context):
         return [tf.raw_ops.ReadVariableOp(resource=handle, dtype=of) for handle, of in zip(handles, types, strict=True)]
@@ -154,12 +153,7 @@ def can_build_symbolically(model: keras.Model) -> bool:
 
 
 def symbolic_build(model: keras.Model, element_spec: Any) -> None:
-    """Builds a model, its metrics and its losses without data.
-
-    Args:
-        model: a compiled model with Keras's own train step.
-        element_spec: the `element_spec` of the model's data.
-    """
+    """Builds a compiled model with Keras's own train step, its metrics and its losses, for data of this `element_spec`."""
 
     def symbol(spec):
         return None if spec is None else keras.KerasTensor(tuple(spec.shape), spec.dtype.name)
@@ -174,13 +168,8 @@ def forward(model: keras.Model, x: Any, y: Any, sample_weight: Any) -> tuple[Any
 
 
 def log_loss(model: keras.Model, loss: tf.Tensor, samples: tf.Tensor) -> None:
-    """Adds the loss of a batch to the logged loss, as Keras's own train step does.
-
-    Args:
-        model: a compiled model.
-        loss: what `forward` returned. Keras divides it by the number of replicas; older versions also log it so.
-        samples: how many samples the batch has.
-    """
+    """Adds the loss of a batch, from `forward`, to the logged loss, as Keras's own train step does."""
+    # Keras divides the loss by the number of replicas; older versions also log it so.
     needed(model, "_loss_tracker").update_state(_unscale_loss(loss) if _unscale_loss else loss, sample_weight=samples)
 
 
@@ -269,6 +258,17 @@ def operations_of(graph: tf.Graph) -> set[str]:
     called = [each for each in getattr(graph, "_functions", {}).values() if hasattr(each, "cached_definition")]
     within = {node.op for function in called for node in function.cached_definition.node_def}
     return {operation.type for operation in graph.get_operations()} | within
+
+
+def written_variables(graph: tf.Graph) -> list[tf.Variable]:
+    """Returns the variables outside a graph that its operations write; none if this version has no such analysis."""
+    inputs = {id(outer): inner for outer, inner in getattr(graph, "captures", [])}
+    known = getattr(graph, "_watched_variables", []) if _reads_and_writes else []
+    return [variable for variable in known if id(variable.handle) in inputs and _is_written(inputs[id(variable.handle)])]
+
+
+def _is_written(handle: tf.Tensor) -> bool:
+    return any(each.name == handle.name for operation in handle.consumers() for each in _reads_and_writes(operation)[1])
 
 
 def seeds_of(dataset: tf.data.Dataset) -> list[int] | None:

@@ -8,6 +8,7 @@ import functools
 import operator
 import sys
 import types
+from collections import deque
 from collections.abc import Collection, Iterable
 from enum import Enum
 from typing import Any, TypeAlias
@@ -36,6 +37,7 @@ _SEARCHED = (
     tf.train.ExponentialMovingAverage,
     types.SimpleNamespace,
 )
+_SEQUENCES = (list, tuple, deque)
 _NOT_NUMBERS = (tf.string, tf.resource, tf.variant)
 GLOBAL_SEEDS = "keras.random"  # the name of the generator that Keras draws from where no seed is given
 
@@ -94,7 +96,7 @@ class StateTree:
         if any(self._empty) or (self._seeds is None and global_seed_generator() is not None):
             return False
         for container, contents in self._contents:
-            if isinstance(container, (list, tuple)):
+            if isinstance(container, _SEQUENCES):
                 now: Collection[Any] = container
             else:
                 now = (container if isinstance(container, dict) else _attributes(container)).values()
@@ -186,7 +188,7 @@ class StateTree:
         for number, (key, child) in enumerate(items):
             kind = _KINDS.get(child.__class__) or _kind(child.__class__)
             if kind is not _Kind.OTHER and id(child) not in self._seen:
-                self._add(child, kind, place, f"[{key!r}]" if isinstance(key, (int, str, tuple)) else f"[#{number}]")
+                self._add(child, kind, place, f"[{key!r}]" if _is_plain(key) else f"[#{number}]")
 
     def _add(self, value: Any, kind: _Kind, parent: int, label: str) -> None:
         if id(value) in self._seen:
@@ -228,6 +230,11 @@ class StateTree:
         ]
 
 
+def _is_plain(key: Any) -> bool:
+    """Returns whether a key has the same text in every process, which an object with an address in its text has not."""
+    return isinstance(key, (int, str)) or (isinstance(key, tuple) and all(map(_is_plain, key)))
+
+
 def _attributes(owner: Any) -> dict[str, Any]:
     """Returns the attributes of an object, by name."""
     slots = _slots(type(owner))
@@ -254,7 +261,7 @@ _KINDS: dict[type, _Kind] = {}
 def _kind(of: type) -> _Kind:
     if issubclass(of, VARIABLES):
         kind = _Kind.VARIABLE
-    elif issubclass(of, (list, tuple)):
+    elif issubclass(of, _SEQUENCES):
         kind = _Kind.SEQUENCE
     elif issubclass(of, dict):
         kind = _Kind.MAPPING

@@ -85,9 +85,8 @@ class _FoundByWalk:
         return (variable for each in self._objects for variable in each.variables())
 
     def variables_to_repeat(self) -> Iterable[Variable]:
-        return (
-            variable for each in self._objects if not each.loads_as_saved for variable in getattr(each.saveable, "variables", ())
-        )
+        others = (each for each in self._objects if not each.loads_as_saved)
+        return (variable for each in others for variable in (*each.variables(), *getattr(each.saveable, "variables", ())))
 
     def read(self, tensors: Mapping[int, tf.Tensor]) -> list[Group]:
         return [each.read(tensors, self._names) for each in self._objects]
@@ -179,7 +178,7 @@ class _SavedObject:
     def loads_as_saved(self) -> bool:
         """Whether Keras's own code saves and loads the object, and saves its variables as they are."""
         methods = (getattr(type(self.saveable), name, None) for name in ("save_own_variables", "load_own_variables"))
-        are_of_keras = all(getattr(method, "__module__", "").startswith("keras") for method in methods)
+        are_of_keras = all(getattr(method, "__module__", "").partition(".")[0] == "keras" for method in methods)
         return are_of_keras and len(self._keys) == len(self.values)
 
     def read(self, tensors: Mapping[int, tf.Tensor], names: Mapping[int, str]) -> Group:

@@ -13,9 +13,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from callbacks.model.attached import attach, attached
+from callbacks.model.attached import OWN, attach, attached
 from callbacks.model.fit_hooks import fit_hooks_of
-from callbacks.model.keras_private import native_variable, operations_of
+from callbacks.model.keras_private import native_variable, operations_of, written_variables
+from callbacks.model.replicas import components
 from callbacks.model.state_tree import VARIABLES, StateTree
 from callbacks.ranks import ranks
 
@@ -28,7 +29,17 @@ _TABLE = (
     "changes a hash table of tf.lookup",
     "after a resume it has its initial content. Keep the content in a variable.",
 )
+_VARIABLES = (
+    "changes variables",
+    "after a resume they have their initial values. Make them attributes of the model or of a layer, other than in sets. Strings "
+    "are not saved.",
+)
 _KINDS = {
+    "FixedUnigramCandidateSampler": _RANDOM,
+    "FractionalAvgPool": _RANDOM,
+    "FractionalMaxPool": _RANDOM,
+    "LearnedUnigramCandidateSampler": _RANDOM,
+    "LogUniformCandidateSampler": _RANDOM,
     "LookupTableImportV2": _TABLE,
     "LookupTableInsertV2": _TABLE,
     "LookupTableRemoveV2": _TABLE,
@@ -43,7 +54,9 @@ _KINDS = {
     "RandomUniformInt": _RANDOM,
     "SampleDistortedBoundingBox": _RANDOM,
     "SampleDistortedBoundingBoxV2": _RANDOM,
+    "ThreadUnsafeUnigramCandidateSampler": _RANDOM,
     "TruncatedNormal": _RANDOM,
+    "UniformCandidateSampler": _RANDOM,
 }
 
 
@@ -57,18 +70,31 @@ class UnseenState:
     """
 
     def __init__(self, model: keras.Model):
-        self._reported: set[tuple[str, str]] = set()
+        self._model, self._reported = model, set[tuple[str, str]]()
         fit_hooks_of(model).around_train_step(self._trace)
 
     def _trace(self, train_step: Callable[[Any], Any], data: Any) -> Any:
         logs = train_step(data)
         if not tf.executing_eagerly() and ranks().is_chief:
-            found = _KINDS.keys() & operations_of(tf.compat.v1.get_default_graph())
-            for what, effect in {_KINDS[each] for each in found} - self._reported:
-                names = ", ".join(sorted(each for each in found if _KINDS[each] == (what, effect)))
-                warnings.warn(f"The train step {what} ({names}), whose state no checkpoint contains: {effect}", stacklevel=2)
-                self._reported.add((what, effect))
+            graph = tf.compat.v1.get_default_graph()
+            found = _KINDS.keys() & operations_of(graph)
+            for kind in {_KINDS[each] for each in found}:
+                self._warn(kind, sorted(each for each in found if _KINDS[each] == kind))
+            if variables := self._unsaved_variables(graph):
+                self._warn(_VARIABLES, variables)
         return logs
+
+    def _unsaved_variables(self, graph: tf.Graph) -> list[str]:
+        """Returns the names of the variables that the train step writes and that no attribute of the model leads to."""
+        strategy, saved = self._model.distribute_strategy, StateTree(self._model).variables.values()
+        handles = {id(part.handle) for variable in saved for part in components(strategy, variable)}
+        return sorted({each.name for each in written_variables(graph) if id(each.handle) not in handles and OWN not in each.name})
+
+    def _warn(self, kind: tuple[str, str], names: list[str]) -> None:
+        if kind not in self._reported:
+            self._reported.add(kind)
+            what, effect = kind
+            warnings.warn(f"The train step {what} ({', '.join(names)}), whose state no checkpoint contains: {effect}", stacklevel=3)
 
 
 def warn_of_unseen_state(model: keras.Model) -> None:

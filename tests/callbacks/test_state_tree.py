@@ -155,6 +155,11 @@ def test_variables_are_found_in_namespaces_and_in_objects_with_slots(model):
     assert not tree.is_current()
 
 
+def test_the_name_of_a_variable_contains_no_text_of_an_object(model):
+    model.by_pair = {(model.blocks[0], "a"): tf.Variable(1.0), ("b", 0): tf.Variable(2.0)}
+    assert {"by_pair[#0]", "by_pair[('b', 0)]"} < StateTree(model).variables.keys()
+
+
 Pair = collections.namedtuple("Pair", ["first", "second"])
 
 

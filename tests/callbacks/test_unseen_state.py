@@ -1,10 +1,12 @@
 """State that no checkpoint contains is reported before the first batch: of train steps, and of callbacks."""
 
+import collections
 import warnings
 
 import keras
 import pytest
 import tensorflow as tf
+from kinds import KINDS
 from small import fit, small_model
 
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard
@@ -17,6 +19,8 @@ class Draws(keras.layers.Layer):
         super().__init__()
         self.draw, self.seeds, self.generator = draw, keras.random.SeedGenerator(1), tf.random.Generator.from_seed(1)
         self.table = tf.lookup.experimental.MutableHashTable(tf.int64, tf.float32, 0.0)
+        self.counters = {tf.Variable(0.0).ref()}
+        self.counts, self.text = collections.deque([tf.Variable(0.0)]), tf.Variable("", trainable=False)
 
     def call(self, x, training=False):
         return x + self.draw(self, tf.shape(x)) if training else x
@@ -29,7 +33,22 @@ def count(layer, shape):
     return tf.reshape(seen, [1])
 
 
+COUNT = tf.Variable(0.0, name="count_of_the_script")
+
+
+def write(layer, shape):
+    layer.text.assign("written")
+    return tf.zeros(shape)
+
+
+def sample(layer, shape):
+    sampled, *_ = tf.random.log_uniform_candidate_sampler(tf.zeros((1, 1), tf.int64), 1, 2, True, 9)
+    return tf.reduce_sum(tf.cast(sampled, tf.float32))
+
+
 SEEN = {
+    "a variable in a deque": lambda layer, shape: layer.counts[0].assign_add(1.0),
+    "a constant of the script": lambda layer, shape: tf.while_loop(lambda i: i < 2.0, lambda i: [i + 1.0 + COUNT], [0.0])[0],
     "keras.random": lambda layer, shape: keras.random.normal(shape, seed=layer.seeds),
     "a generator": lambda layer, shape: layer.generator.normal(shape),
 }
@@ -37,6 +56,13 @@ UNSEEN = {
     "tf.random.normal": lambda layer, shape: tf.random.normal(shape),
     "tf.random.truncated_normal": lambda layer, shape: tf.function(tf.random.truncated_normal)(shape),
     "a hash table": count,
+    "a sampler of candidates": sample,
+    "a variable of the script": lambda layer, shape: COUNT.assign_add(0.0),
+    "a variable that is written in a branch": lambda layer, shape: tf.cond(
+        shape[0] > 1, lambda: COUNT.assign_add(0.0), lambda: 0.0
+    ),
+    "a variable in a set": lambda layer, shape: next(iter(layer.counters)).deref().assign_add(1.0),
+    "a text": write,
 }
 
 
@@ -148,3 +174,15 @@ def test_state_that_no_checkpoint_can_store_is_reported_before_the_first_batch(t
     for resume in (False, True):
         checkpoint = GlobalStepCheckpoint(tmp_path / str(resume) / "b{batch}.weights.h5", resume=resume)
         assert len(told("whose state no checkpoint contains", model, checkpoint)) == (resume and draws in UNSEEN)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].keras_mirrors])
+def test_a_train_step_on_replicas_that_writes_only_saved_variables_gets_no_warning(tmp_path, kind):
+    with tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"]).scope():
+        model = KINDS[kind].make()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        checkpoint = GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5", resume=True)
+        model.fit(KINDS[kind].data(), verbose=0, callbacks=[checkpoint, GlobalStepTensorBoard(tmp_path / "curves")])
+    assert not [each for each in said if "whose state no checkpoint contains" in str(each.message)]

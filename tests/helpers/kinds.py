@@ -107,15 +107,17 @@ class OwnFormat(layers.Layer):
     def build(self, shape):
         self.kernel = self.add_weight(shape=(shape[-1], 3), name="kernel")
         self.mean = self.add_weight(shape=(3,), initializer="zeros", trainable=False, aggregation="mean", name="mean")
+        self.calls = tf.Variable(0, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
 
     def call(self, x, training=False):
         y = x @ self.kernel
         if training:
             self.mean.assign(0.9 * self.mean + 0.1 * tf.reduce_mean(y, 0))
+            self.calls.assign_add(1)
         return y - self.mean
 
     def save_own_variables(self, store):
-        store["kernel"], store["mean"] = self.kernel, self.mean
+        store["kernel"], store["mean"], store["calls"] = self.kernel, self.mean, self.calls
 
     def load_own_variables(self, store):
         self.kernel.assign(store["kernel"])
@@ -262,7 +264,7 @@ KINDS = {
         tensorflow_state, more=lambda model: [model.layers[0].generators[0].state, model.layers[0].calls]
     ),
     "variables of the model": Kind(own_variables, more=lambda model: [model.of_tensorflow]),
-    "a layer with a format of its own": Kind(own_format),
+    "a layer with a format of its own": Kind(own_format, more=lambda model: [model.layers[0].calls]),
     "MultiOptimizer": Kind(multi_optimizer, keras_saves=False),
     "a wrapper of two optimizers": Kind(plain_wrapper, optimizers=lambda model: [model.both.first, model.both.rest]),
     "LossScaleOptimizer and averages": Kind(loss_scale, keras_mirrors=False),

@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from callbacks import InputError, counters_of
-from callbacks.model.attached import attach, attached
+from callbacks.model.attached import OWN, attach, attached
 from callbacks.model.fit_hooks import around_apply, fit_hooks_of
 from callbacks.model.hook_attributes import set_by_train_begin
 from callbacks.model.keras_private import batches_of_validation, layers_of, symbolic_build
@@ -65,7 +65,7 @@ class AveragedBatches:
 
     def __init__(self):
         with tf.device("/cpu:0"):
-            self._batches = tf.Variable(tf.zeros([], tf.int64), trainable=False, name="batches_averaged")
+            self._batches = tf.Variable(tf.zeros([], tf.int64), trainable=False, name=f"{OWN}batches_averaged")
 
     def count(self) -> None:
         """Counts a batch. Called in the graph of the train step."""
