@@ -177,7 +177,8 @@ class SnapshotPlan:
         self._beside_reader = VariableReader([components(strategy, v) for v in self._beside.values()])
         self.header: dict[str, Any] = {
             "variables": {
-                name: [shape_of(v), tf.as_dtype(v.dtype).name, getattr(v, "path", v.name)] for name, v in tree.variables.items()
+                name: [shape_of(v), tf.as_dtype(v.dtype).name, v.path if isinstance(v, KerasVariable) else v.name]
+                for name, v in tree.variables.items()
             },
             "metrics_variables": sorted(tree.metrics),
             "learning_rates": rates_of_fit(model, tree),

@@ -18,7 +18,7 @@ from small import names
 
 from callbacks import GlobalStepCheckpoint, InputError, counters_of, latest_checkpoint, restore
 
-pytestmark = pytest.mark.versions
+pytestmark = [pytest.mark.versions, pytest.mark.filterwarnings("error:The train step changes variables")]  # all are saved
 
 EPOCHS = 2
 CRASHES = (BATCHES, BATCHES + 1)  # after the last batch of an epoch, and after the first of the next one

@@ -6,7 +6,6 @@ import warnings
 import keras
 import pytest
 import tensorflow as tf
-from kinds import KINDS
 from small import fit, small_model
 
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard
@@ -174,15 +173,3 @@ def test_state_that_no_checkpoint_can_store_is_reported_before_the_first_batch(t
     for resume in (False, True):
         checkpoint = GlobalStepCheckpoint(tmp_path / str(resume) / "b{batch}.weights.h5", resume=resume)
         assert len(told("whose state no checkpoint contains", model, checkpoint)) == (resume and draws in UNSEEN)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if KINDS[kind].keras_mirrors])
-def test_a_train_step_on_replicas_that_writes_only_saved_variables_gets_no_warning(tmp_path, kind):
-    with tf.distribute.MirroredStrategy(["/cpu:0", "/cpu:1"]).scope():
-        model = KINDS[kind].make()
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
-        checkpoint = GlobalStepCheckpoint(tmp_path / "b{batch}.weights.h5", resume=True)
-        model.fit(KINDS[kind].data(), verbose=0, callbacks=[checkpoint, GlobalStepTensorBoard(tmp_path / "curves")])
-    assert not [each for each in said if "whose state no checkpoint contains" in str(each.message)]
