@@ -56,15 +56,7 @@ def embedding_model(spe):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "suffix, replicas, spe",
-    [
-        (".weights.h5", 1, 1),
-        (".weights.h5", 2, 4),
-        pytest.param(".keras", 1, 4, marks=pytest.mark.slow),
-        pytest.param(".keras", 2, 1, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("suffix, replicas, spe", [(".weights.h5", 2, 4), (".keras", 1, 1)])
 def test_a_file_written_in_the_background_equals_one_written_at_once(tmp_path, strategy, gate, suffix, replicas, spe):
     """The write begins after eight more batches have changed every variable."""
     random = np.random.default_rng(0)
