@@ -1,5 +1,7 @@
 """Logs may contain any value. If stock `ModelCheckpoint` works, ours writes the same files."""
 
+import os
+
 import keras
 import numpy as np
 import pytest
