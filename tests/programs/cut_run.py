@@ -29,7 +29,7 @@ from callbacks.resuming.restoring import read_verified
 
 SHUT_DOWN = 0x8004587D  # FS_IOC_SHUTDOWN of ext4 and xfs
 FLUSH_JOURNAL, FLUSH_NOTHING = 1, 2
-EPOCHS, BATCHES, BATCH, KEPT = 24, 10, 4, 3
+EPOCHS, BATCHES, BATCH, KEPT = 16, 10, 4, 3
 TEMPLATE = "run/checkpoints/b{batch:05d}.weights.h5"
 
 
