@@ -81,9 +81,9 @@ HOOKS = ["on_epoch_begin", "on_train_batch_begin", "on_train_batch_end", "on_epo
 @pytest.mark.parametrize("first", [True, False])
 @pytest.mark.parametrize("hook", HOOKS)
 def test_changes_that_a_callback_makes_to_the_model_are_applied_once(tmp_path, hook, first):
-    """The first crash is in the middle of an epoch, at batch 18. The second fit resumes from batch 16, and crashes at batch 21."""
+    """Crashes in the middle of an epoch, at batch 18, and after its end, at batch 21: the eleventh of a fit that resumes in it."""
     whole = life(tmp_path / "whole", Changes(hook), first=first)
-    for crash_at in (18, 5):
+    for crash_at in (18, 11):
         with pytest.raises(Stop):
             life(tmp_path / "cut", Changes(hook), first=first, crash_at=crash_at)
     assert latest_checkpoint(tmp_path / "cut").batch == 20
@@ -201,9 +201,9 @@ class Compiles(keras.callbacks.Callback):
 @pytest.mark.slow
 @pytest.mark.parametrize("first, then", [(True, True), (False, True), (True, False)], ids=["the same", "unfreezes", "freezes"])
 def test_callbacks_may_compile(tmp_path, first, then):
-    """The first crash is before that, at batch 8, from which the second fit resumes. It crashes after that, at batch 18."""
+    """Crashes before that, at batch 8, and after it, at batch 18."""
     whole = life(tmp_path / "whole", Compiles(then), trains=first)
-    for crash_at in (8, 10):
+    for crash_at in (8, 18):
         with pytest.raises(Stop):
             life(tmp_path / "cut", Compiles(then), trains=first, crash_at=crash_at)
     assert latest_checkpoint(tmp_path / "cut").batch == 16

@@ -84,9 +84,8 @@ def test_keep_best_ignores_values_that_are_not_numbers(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_metric_with_any_name_may_be_in_a_file_name(tmp_path):
-    metrics = ["top-5", "a/b", "f 1", "acc@1", "m\u00e4x", "1st", "50%"]
-
+@pytest.mark.parametrize("metrics", [("top-5", "a/b", "f 1", "acc@1"), ("m\u00e4x", "1st", "50%")], ids=str)
+def test_metrics_with_any_names_may_be_in_a_file_name(tmp_path, metrics):
     def classifier():
         return small_model(metrics=[keras.metrics.MeanAbsoluteError(name=name) for name in metrics])
 
@@ -176,13 +175,12 @@ def test_no_value_in_a_name_leads_out_of_the_directory(tmp_path, filename):
     assert [path.name for path in tmp_path.iterdir()] == ["run"] and [path.name for path in directory.iterdir()] == ["in"]
     depth = filename.count("/")
     assert len(list(directory.glob("in" + "/*" * depth))) == len(list(directory.rglob("*.h5"))) == len(values)
+    resumed = GlobalStepCheckpoint(template, resume=True)
+    fit(small_model(), logs, resumed, epochs=len(values))
+    assert resumed.resumed_from.path == latest_checkpoint(template).path
     for batch in range(10 * len(values), 0, -10):
         found = latest_checkpoint(template)
         assert found.batch == batch
-        resumed = GlobalStepCheckpoint(template, resume=True)
-        if batch in (70, 50):
-            fit(small_model(), logs, resumed, epochs=len(values))
-            assert resumed.resumed_from.path == found.path
         os.remove(found.path)
 
 
