@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 from compare import assert_same_weights
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS, run_program
-from small import BATCH, Do, arrays, fail, fit, names, small_model
+from small import BATCH, Do, arrays, fail, fit, names, small_model, with_built_optimizer
 
 import callbacks.saving.checkpoint_maker
 from callbacks import CheckpointWriteError, GlobalStepCheckpoint, latest_checkpoint
@@ -52,7 +52,7 @@ def embedding_model(spe):
     x = layers.GlobalAveragePooling1D()(layers.Embedding(50, 8)(tokens))
     model = keras.Model(tokens, layers.Dense(1)(layers.Dropout(0.2)(layers.BatchNormalization()(x))))
     model.compile(keras.optimizers.Adam(0.05), "mse", steps_per_execution=spe, jit_compile=False)
-    return model
+    return with_built_optimizer(model)
 
 
 @pytest.mark.slow
