@@ -57,10 +57,16 @@ def marked_model():
     return model
 
 
-def life(directory, *others, crash_at=None, first=False, trains=True, **options):
-    """Runs a `fit` that resumes, with other callbacks after or before ours."""
+def life(directory, *others, crash_at=None, first=False, trains=None, **options):
+    """Runs a `fit` that resumes, with other callbacks after or before ours.
+
+    Args:
+        trains: whether the kernel is trained at first, by an optimizer that is not built yet; None for the model as it is.
+    """
     model = marked_model()
-    model.layers[0]._kernel.trainable = trains
+    if trains is not None:
+        model.layers[0]._kernel.trainable = trains
+        model.compile(keras.optimizers.SGD(0.05, momentum=0.5), "mse", metrics=["mae"])
     own = GlobalStepCheckpoint(directory / "b{batch:02d}.weights.h5", save_freq=4, resume=True)
     listed = [*others, own] if first else [own, *others]
     crashes = [Do(crash_at, crash)] if crash_at else []
