@@ -36,8 +36,8 @@ class Crash(keras.callbacks.Callback):
             raise InterruptedError
 
 
-def callbacks_without(missing):
-    """Imports `callbacks` without these names, pairs of a module and a name."""
+def checkpoint_without(missing):
+    """Imports `callbacks` without these names, pairs of a module and a name. Returns `GlobalStepCheckpoint`."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "callbacks"]:
         del sys.modules[name]
     real = {module: importlib.import_module(module) for module in NAMES}
@@ -46,7 +46,7 @@ def callbacks_without(missing):
         vars(proxy).update({name: value for name, value in vars(original).items() if (module, name) not in missing})
         sys.modules[module] = proxy
     try:
-        return importlib.import_module("callbacks")
+        return importlib.import_module("callbacks").GlobalStepCheckpoint  # its modules are imported here, and not earlier
     finally:
         sys.modules.update(real)  # Keras needs them itself
 
@@ -72,7 +72,7 @@ def train(eagerly, *callbacks):
 
 
 def crash_and_resume(eagerly, missing, template):
-    checkpoint = callbacks_without(missing).GlobalStepCheckpoint
+    checkpoint = checkpoint_without(missing)
     with contextlib.suppress(InterruptedError):
         train(eagerly, checkpoint(template, save_freq=1), Crash())
     resuming = checkpoint(template, save_freq=4, resume=True)
