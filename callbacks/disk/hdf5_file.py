@@ -16,6 +16,8 @@ from callbacks.disk.plain_hdf5 import check_plain, place_of_array
 from callbacks.disk.regular_file import open_regular
 
 WEIGHTS_MEMBER = "model.weights.h5"  # of an archive
+_BLOCK = 1 << 13  # bytes that a small read takes from the file, since structures are close to each other
+_MOST_BLOCKS = 256  # in memory
 
 
 @contextlib.contextmanager
@@ -115,6 +117,7 @@ class Part(io.RawIOBase):
     def __init__(self, file: BinaryIO):
         self._descriptor, self._begin, self.size = file.fileno(), 0, os.fstat(file.fileno()).st_size
         self._at = 0
+        self._blocks: dict[int, bytes] = {}
         self.error: BaseException | None = None
 
     def narrow(self, begin: int, size: int) -> None:
@@ -147,17 +150,38 @@ class Part(io.RawIOBase):
         """Fills the buffer, with zeros after the end of the part or after an error, and returns the number of bytes read.
 
         An exception would be raised in the middle of HDF5, which does not stop then. So `error` holds the first one. Threads may
-        call this at the same time.
+        call this at the same time for large buffers.
         """
         whole, done = memoryview(buffer), 0
         wanted = max(min(len(whole), self.size - begin), 0)
+        read = self._read if wanted >= _BLOCK else self._read_from_block
         try:
-            while done < wanted and (count := os.preadv(self._descriptor, [whole[done:wanted]], self._begin + begin + done)):
+            while done < wanted and (count := read(self._begin + begin + done, whole[done:wanted])):
                 done += count
         except BaseException as error:
             self.error = self.error or error
         whole[done:] = bytes(len(whole) - done)
         return done
+
+    def _read(self, begin: int, target: memoryview) -> int:
+        return os.preadv(self._descriptor, [target], begin)
+
+    def _read_from_block(self, begin: int, target: memoryview) -> int:
+        """Reads from the block at this place in the file, which is read once."""
+        number, at = divmod(begin, _BLOCK)
+        if number not in self._blocks:
+            if len(self._blocks) == _MOST_BLOCKS:
+                del self._blocks[next(iter(self._blocks))]
+            self._blocks[number] = self._read_block(number * _BLOCK)
+        found = self._blocks[number][at : at + len(target)]
+        target[: len(found)] = found
+        return len(found)
+
+    def _read_block(self, begin: int) -> bytes:
+        block, done = memoryview(bytearray(_BLOCK)), 0
+        while done < _BLOCK and (count := self._read(begin + done, block[done:])):
+            done += count
+        return bytes(block[:done])
 
 
 @contextlib.contextmanager

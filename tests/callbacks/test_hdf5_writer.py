@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from callbacks.disk import hdf5_file
 from callbacks.disk.hdf5_file import read_array
 from callbacks.disk.hdf5_writer import Hdf5File
 from callbacks.disk.plain_hdf5 import check_plain
@@ -272,7 +273,7 @@ def test_one_array_is_read_without_a_look_at_the_rest_of_the_file(tmp_path, monk
         for missing in (["global_step"], ["global_step", "other"], ["global_step", "header", "0"], ["other", "header"]):
             with pytest.raises(KeyError):
                 read_array(str(path), "", *missing)
-    assert counts[0] == counts[1]
+    assert max(counts) < 5 < path.stat().st_size / hdf5_file._BLOCK
 
 
 def test_names_beyond_ascii_are_stored_as_names_that_a_resume_reads():

@@ -1,4 +1,4 @@
-"""Looks for a checkpoint on a disk that fails from some read on, and ends with the error: each time in a fork of this process.
+"""Looks for a checkpoint on a disk that fails when the HDF5 library reads, and ends with the error: each time in a fork.
 
 Prints the exit codes. The forks write their standard error to files.
 
@@ -6,23 +6,33 @@ python tests/programs/unreadable_checkpoint.py CHECKPOINT FIRST_READ_THAT_FAILS_
 """
 
 import errno
-import itertools
 import json
 import os
 import sys
 
+from callbacks.disk import hdf5_file
 from callbacks.resuming import restoring
 
-preadv = os.preadv
+check_plain, preadv = hdf5_file.check_plain, os.preadv
+hdf5_file._BLOCK, hdf5_file._MOST_BLOCKS = 512, 1  # so that HDF5 reads the disk, as in a large file
 
 
-def failing_preadv(reads, first):
-    def read(*arguments):
-        if next(reads) >= first > 0:
-            raise OSError(errno.EIO, os.strerror(errno.EIO))
+class Disk:
+    """Fails from some read on, counted from the check of the structure, after which HDF5 opens the file."""
+
+    def __init__(self, first):
+        self._first, self._reads = first, 0
+
+    def check_plain(self, *arguments):
+        check_plain(*arguments)
+        self._reads = 1
+
+    def preadv(self, *arguments):
+        if self._reads:
+            self._reads += 1
+            if self._reads > self._first > 0:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
         return preadv(*arguments)
-
-    return read
 
 
 def main(cases):
@@ -31,7 +41,8 @@ def main(cases):
         child = os.fork()
         if not child:
             os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT), 2)
-            os.preadv = failing_preadv(itertools.count(1), int(first))
+            disk = Disk(int(first))
+            hdf5_file.check_plain, os.preadv = disk.check_plain, disk.preadv
             restoring.named_checkpoint(path)  # ends the fork, as Python ends
             sys.exit()
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
