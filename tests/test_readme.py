@@ -2,11 +2,9 @@
 
 import re
 import shlex
-import subprocess
-import sys
 
 import pytest
-from processes import ROOT, USER_ENVIRONMENT
+from processes import ROOT, USER_ENVIRONMENT, run_python
 
 README = (ROOT / "README.md").read_text()
 
@@ -19,11 +17,10 @@ def commands():
 
 
 def run(line, directory, *more):
-    words = [sys.executable if word == ".venv/bin/python" else word for word in shlex.split(line)]
+    python, *words = shlex.split(line)
+    assert python == ".venv/bin/python"
     environment = {**USER_ENVIRONMENT, "PYTHONPATH": str(ROOT), "LAUNCH_SECRET": "hush"}
-    done = subprocess.run([*words, *more], cwd=directory, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return run_python([*words, *more], cwd=directory, env=environment)
 
 
 TRAIN = [line for line in commands() if "--dry-run" not in line and "--nnodes" not in line]

@@ -16,6 +16,7 @@ In a file, a state is JSON, in which `{"array": [place, dtype, shape]}` and `{"s
 numpy scalar, and `{"dict": {...}}` for a dict that would look like one of these three. The arrays lie beside it.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from callbacks.plain_data import DEEPEST, is_logged
 
 _MARKS = ({"array"}, {"scalar"}, {"dict"})
 _NATIVE = 8  # bytes of the largest number that HDF5 stores as what it is on every machine
+_LARGEST = float(np.finfo("float32").max)  # Keras's callbacks compare numbers as float32
 
 
 class Stateful(Protocol):
@@ -206,7 +208,7 @@ def _check_like(value: Any, name: str, model: keras.Model | None) -> None:
         case "history":
             fits = isinstance(value, dict) and all(isinstance(each, list) for each in value.values())
         case _:
-            is_number = isinstance(value, float) or (isinstance(value, int) and is_logged(value))
+            is_number = isinstance(value, (int, float)) and not _LARGEST < abs(value) < math.inf
             fits = is_number or (value is None and name in ("best", "_current_epoch"))
     if not fits:
         raise TypeError(f"{name}, of type {type(value).__name__}, does not fit")

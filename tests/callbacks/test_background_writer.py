@@ -17,7 +17,7 @@ import pytest
 import tensorflow as tf
 from compare import assert_same_weights
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS, run_program
-from small import BATCH, Do, arrays, fail, fit, names, small_model
+from small import BATCH, Do, arrays, fail, fit, names, small_model, with_built_optimizer
 
 import callbacks.saving.checkpoint_maker
 from callbacks import CheckpointWriteError, GlobalStepCheckpoint, latest_checkpoint
@@ -52,19 +52,11 @@ def embedding_model(spe):
     x = layers.GlobalAveragePooling1D()(layers.Embedding(50, 8)(tokens))
     model = keras.Model(tokens, layers.Dense(1)(layers.Dropout(0.2)(layers.BatchNormalization()(x))))
     model.compile(keras.optimizers.Adam(0.05), "mse", steps_per_execution=spe, jit_compile=False)
-    return model
+    return with_built_optimizer(model)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "suffix, replicas, spe",
-    [
-        (".weights.h5", 1, 1),
-        (".weights.h5", 2, 4),
-        pytest.param(".keras", 1, 4, marks=pytest.mark.slow),
-        pytest.param(".keras", 2, 1, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("suffix, replicas, spe", [(".weights.h5", 2, 4), (".keras", 1, 1)])
 def test_a_file_written_in_the_background_equals_one_written_at_once(tmp_path, strategy, gate, suffix, replicas, spe):
     """The write begins after eight more batches have changed every variable."""
     random = np.random.default_rng(0)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from features import PARTIAL_EXECUTIONS
+from small import with_built_optimizer
 
 from callbacks import GlobalStepCheckpoint, latest_checkpoint
 
@@ -40,7 +41,7 @@ def witnessed(optimizer="sgd", model_class=keras.Model, **compiled):
     inputs = keras.Input((3,))
     model = model_class(inputs, keras.layers.Dense(1)(Witness(name="witness")(inputs)))
     model.compile(optimizer, "mse", **compiled)
-    return model
+    return with_built_optimizer(model)
 
 
 def arrays(samples=SAMPLES):
@@ -224,6 +225,7 @@ def test_replicas_share_one_count(tmp_path, strategy, replicas, spe):
     with mirrored.scope():
         model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
         model.compile("sgd", "mse", steps_per_execution=spe)
+        with_built_optimizer(model)
     model.fit(dataset(), epochs=2, verbose=0, callbacks=[GlobalStepCheckpoint(template, save_freq=14)])
     assert {path.name for path in tmp_path.iterdir()} == {
         f"b{batch}_s{batch * BATCH}_r{replicas}.weights.h5" for batch in (14, 28, 42, 56)

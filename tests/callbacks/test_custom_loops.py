@@ -1,5 +1,6 @@
 """Custom training loops with a `CallbackList` that calls our callbacks, compared with `fit` on the same data."""
 
+import functools
 import re
 
 import keras
@@ -9,7 +10,7 @@ import tensorflow as tf
 from compare import assert_same_rest, assert_same_weights
 from curves import curves
 from processes import fork_program
-from small import BATCH, BATCHES, Do, arrays, fit, names, small_model
+from small import BATCH, BATCHES, Do, arrays, fit, names, small_model, with_built_optimizer
 
 from callbacks import GlobalStepCheckpoint, GlobalStepTensorBoard, InputError, RunRecord, counters_of, latest_checkpoint, restore
 from callbacks.disk.stored_header import read_header
@@ -28,7 +29,7 @@ def model_of(strategy=None, optimizer="adam"):
     with (strategy or tf.distribute.get_strategy()).scope():
         model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
         model.compile(optimizer, "mse")
-    return model
+        return with_built_optimizer(model)
 
 
 def train_on_batch(model, x, y):
@@ -42,13 +43,24 @@ def gradient_tape(model, x, y):
     return {"loss": loss}
 
 
+@functools.lru_cache(maxsize=1)  # of the newest model, so that TensorFlow traces the step of each model once
+def in_graph(step, model):
+    """Returns a compiled step of all replicas."""
+    of_replica = tf.function(functools.partial(step, model))
+    return lambda x, y: model.distribute_strategy.run(of_replica, (tf.constant(x), tf.constant(y)))
+
+
 def strategy_run(model, x, y):
-    return {"loss": model.distribute_strategy.run(tf.function(lambda: gradient_tape(model, x, y)["loss"]))}
+    return in_graph(gradient_tape, model)(x, y)
+
+
+def step_of_model(model, x, y):
+    return model.train_step((x, y))
 
 
 def train_step(model, x, y):
     """Returns a custom step around that of the model, which counts on the device."""
-    return model.distribute_strategy.run(tf.function(lambda: model.train_step((x, y))))
+    return in_graph(step_of_model, model)(x, y)
 
 
 STEPS = [train_on_batch, gradient_tape, strategy_run, train_step]
@@ -84,17 +96,24 @@ def assert_same_state(one, other):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.fixture(scope="module")
+def names_of_fit(tmp_path_factory):
+    """The names of the checkpoints of a `fit` on the same data."""
+    directory = tmp_path_factory.mktemp("fit")
+    fit(model_of(), GlobalStepCheckpoint(directory / "e{epoch}-b{batch}-s{step}.keras", save_freq=4), epochs=EPOCHS)
+    return names(directory)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
-def test_a_loop_has_the_names_and_the_counts_of_fit(tmp_path, step):
+def test_a_loop_has_the_names_and_the_counts_of_fit(tmp_path, names_of_fit, step):
     run(
         model_of(),
         step,
         GlobalStepTensorBoard(tmp_path / "tb", update_freq=5),
         GlobalStepCheckpoint(tmp_path / "own/e{epoch}-b{batch}-s{step}.keras", save_freq=4),
     )
-    fit(model_of(), GlobalStepCheckpoint(tmp_path / "fit/e{epoch}-b{batch}-s{step}.keras", save_freq=4), epochs=EPOCHS)
-    assert names(tmp_path / "own") == names(tmp_path / "fit") and len(names(tmp_path / "own")) == 8
+    assert names(tmp_path / "own") == names_of_fit and len(names_of_fit) == 8
     assert latest_checkpoint(tmp_path / "own").samples == (120 if step in (train_on_batch, train_step) else 0)
     found = curves(tmp_path / "tb")
     assert [at for at, _ in found["batches", "batch_loss"]] == [5, 10, 15, 20, 25, 30]

@@ -1,6 +1,7 @@
 """Any part of a header is replaced by any kind of value, in a file that verifies: each reader answers in one line or exactly."""
 
 import contextlib
+import itertools
 import random
 import shutil
 
@@ -9,7 +10,7 @@ from fuzzed import VALUES, Stopped, assert_answers, header_of, parts, train
 
 from callbacks.counting import long_loops
 
-SEED, FEW, MANY = 7, 8, 300
+SEED, FEW = 7, 8
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +39,11 @@ def answers(trained, tmp_path, monkeypatch):
 
 
 def changes(trained):
-    """Returns about 3000 changes, in random order."""
-    header = header_of(trained / "checkpoints" / "b15.weights.h5")
-    every = [(part, value) for part in parts(header) for value in VALUES]
-    return random.Random(SEED).sample(every, len(every))
+    """Returns a change of every part, in random order, in which each value replaces several parts."""
+    every = list(parts(header_of(trained / "checkpoints" / "b15.weights.h5")))
+    assert len(every) > 2 * len(VALUES)
+    random.Random(SEED).shuffle(every)
+    return list(zip(every, itertools.cycle(VALUES), strict=False))
 
 
 def test_some_changes(trained, answers):
@@ -49,5 +51,5 @@ def test_some_changes(trained, answers):
 
 
 @pytest.mark.slow
-def test_many_changes(trained, answers):
-    answers(changes(trained)[FEW : FEW + MANY])
+def test_a_change_of_every_other_part(trained, answers):
+    answers(changes(trained)[FEW:])

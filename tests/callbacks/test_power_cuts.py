@@ -14,7 +14,7 @@ from compare import assert_same_weights
 from cut_run import BATCHES, EPOCHS, KEPT, TEMPLATE, Cut, train
 from processes import PROGRAM_ENVIRONMENT, PROGRAMS
 
-CUTS = 12
+CUTS = 8
 
 
 @pytest.fixture(scope="module")

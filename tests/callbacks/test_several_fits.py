@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from crashes import Crash
-from small import BATCH, arrays
+from small import BATCH, arrays, with_built_optimizer
 
 from callbacks import GlobalStepCheckpoint, InputError, counters_of
 
@@ -39,6 +39,7 @@ def train(program, directory=None, crash=None, save_freq=5, make=small, scope=co
     with scope():
         model = make()
         model.compile(keras.optimizers.Adam(0.05), "mse")
+        with_built_optimizer(model)
     template = directory and directory / "b{batch:02d}.weights.h5"
 
     def train_on(*callbacks, data=None, **options):
@@ -64,11 +65,10 @@ def assert_ends_alike(program, tmp_path, crashes, as_stock=True, **options):
     assert counts == counts_of_cut
 
 
-@pytest.mark.parametrize("first", [1, 2])
-def test_a_fit_continues_where_the_one_before_ended(tmp_path, first):
+def test_a_fit_continues_where_the_one_before_ended(tmp_path):
     def program(model, train_on):
-        train_on(epochs=first)
-        train_on(epochs=3, initial_epoch=first)
+        train_on(epochs=1)
+        train_on(epochs=3, initial_epoch=1)
 
     assert_ends_alike(program, tmp_path, crashes=[7, 17, 27])
 
@@ -83,10 +83,9 @@ def unfreeze(model, train_on, *callbacks, data=(None, None), **options):
     train_on(*callbacks, data=data[1], epochs=4, **options)
 
 
-# After a crash at batch 20, the second fit has saved nothing.
-@pytest.mark.parametrize("crashes", [[23], [7, 20, 33]])
-def test_layers_are_unfrozen_between_two_fits(tmp_path, crashes):
-    assert_ends_alike(lambda *arguments: unfreeze(*arguments, initial_epoch=2), tmp_path, crashes)
+def test_layers_are_unfrozen_between_two_fits(tmp_path):
+    """At the crashes at batches 20 and 23, the second fit has saved nothing."""
+    assert_ends_alike(lambda *arguments: unfreeze(*arguments, initial_epoch=2), tmp_path, crashes=[7, 20, 23, 33])
 
 
 def test_the_fit_after_layers_were_unfrozen_counts_all_epochs(tmp_path):
@@ -167,9 +166,8 @@ def two_alike():
     return model
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-def test_the_second_fit_trains_a_layer_of_the_same_shape(tmp_path, strategy, replicas):
-    scope = strategy(replicas).scope
+def test_the_second_fit_trains_a_layer_of_the_same_shape(tmp_path, strategy):
+    scope = strategy(2).scope
 
     def program(model, train_on):
         train_on(epochs=2)
@@ -191,9 +189,9 @@ class Thaws(keras.callbacks.Callback):
             self.model.make_train_function()
 
 
-# In the epoch that the callback has changed, and after it.
-@pytest.mark.parametrize("crash", [33, 43])
-def test_a_callback_unfreezes_further_layers_in_the_second_fit(tmp_path, crash):
+def test_a_callback_unfreezes_further_layers_in_the_second_fit(tmp_path):
+    """The crashes are in the epoch that the callback has changed, and after it."""
+
     def program(model, train_on):
         model.layers[0].trainable = False
         model.compile(keras.optimizers.Adam(0.05), "mse")
@@ -202,7 +200,7 @@ def test_a_callback_unfreezes_further_layers_in_the_second_fit(tmp_path, crash):
         model.compile(keras.optimizers.Adam(0.02), "mse")
         train_on(Thaws(), epochs=5, initial_epoch=2)
 
-    assert_ends_alike(program, tmp_path, crashes=[crash], save_freq="epoch", make=two_alike)
+    assert_ends_alike(program, tmp_path, crashes=[33, 43], save_freq="epoch", make=two_alike)
 
 
 class TrainsItsHead(keras.Sequential):
@@ -268,19 +266,10 @@ def test_a_checkpoint_that_no_fit_could_restore_is_not_taken_for_the_model_in_me
         train(adapt(3), tmp_path, save_freq="epoch")
 
 
-def test_the_second_fit_has_another_optimizer(tmp_path):
+def test_the_second_fit_has_another_optimizer_with_a_schedule_as_its_learning_rate(tmp_path):
     def program(model, train_on):
         train_on(epochs=2)
-        model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mae")
-        train_on(epochs=4, initial_epoch=2)
-
-    assert_ends_alike(program, tmp_path, crashes=[33])
-
-
-def test_the_second_fit_has_a_schedule_as_its_learning_rate(tmp_path):
-    def program(model, train_on):
-        train_on(epochs=2)
-        model.compile(keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.01, 40)), "mse")
+        model.compile(keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.01, 40), momentum=0.9), "mae")
         train_on(epochs=4, initial_epoch=2)
 
     assert_ends_alike(program, tmp_path, crashes=[33])
@@ -320,9 +309,9 @@ class WarmsUp(keras.callbacks.Callback):
             self.model.train_on_batch(*arrays(1))
 
 
-@pytest.mark.parametrize("crash", [17, 22])  # in the middle and after the end of an epoch
-def test_a_callback_trains_on_batches_when_training_begins(tmp_path, crash):
-    assert_ends_alike(lambda model, train_on: train_on(WarmsUp(), epochs=3), tmp_path, crashes=[crash])
+def test_a_callback_trains_on_batches_when_training_begins(tmp_path):
+    """The crashes are in the middle and after the end of an epoch."""
+    assert_ends_alike(lambda model, train_on: train_on(WarmsUp(), epochs=3), tmp_path, crashes=[17, 22])
 
 
 class Rehearses(keras.callbacks.Callback):

@@ -80,7 +80,7 @@ def uninterrupted(tmp_path_factory):
     return curves(directory / "tensorboard")
 
 
-FLAGS = ["--epochs", 4, "--save-freq", 11, "--seed", 5]  # each second checkpoint is at an epoch's last batch
+FLAGS = ["--model", "mlp", "--epochs", 4, "--save-freq", 11, "--seed", 5]  # each second checkpoint is at an epoch's last batch
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def test_hyperparameters_are_those_of_the_newest_resume_in_one_session(tmp_path)
 def test_the_hyperparameters_of_a_recipe_distinguish_its_runs(killed):
     (told,) = hparams(killed)
     assert (told["seed"], told["epochs"], told["strategy"], told["world_size"], told["replicas"]) == (5, 4, "single", 1, 1)
-    assert told["model"] == "cnn" and told["global_batch_size"] == 64 and told["learning_rate"] == 2e-3
+    assert told["model"] == "mlp" and told["global_batch_size"] == 64 and told["learning_rate"] == 2e-3
     if (ROOT / ".git").exists():
         assert re.fullmatch(r"[0-9a-f]{12}\+?", told["git_commit"])
 

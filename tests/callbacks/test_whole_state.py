@@ -10,6 +10,7 @@ import pytest
 import tensorflow as tf
 from compare import assert_same_weights
 from features import SAME_FOR_ANY_REPLICAS
+from small import with_built_optimizer
 
 from callbacks import GlobalStepCheckpoint, counters_of, restore
 
@@ -39,7 +40,7 @@ def network():
 def compiled(optimizer=None, spe=1):
     model = network()
     model.compile(optimizer or keras.optimizers.Adam(0.01), "mse", metrics=["mae"], steps_per_execution=spe)
-    return model
+    return with_built_optimizer(model)
 
 
 class Crash(keras.callbacks.Callback):
@@ -103,10 +104,9 @@ CRASHES, BEGINS = (0, 11, 12, 17), [0, 1, 12, 12, 18]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", [".weights.h5", pytest.param(".keras", marks=pytest.mark.slow)])
-def test_dropout_batchnorm_and_history_after_crashes_at_any_batch(tmp_path, suffix):
-    whole = train(compiled, list, tmp_path, "whole", suffix=suffix, epochs=2)
-    crashed = train(compiled, list, tmp_path, "crashed", suffix=suffix, epochs=2, crashes=CRASHES)
+def test_dropout_batchnorm_and_history_after_crashes_at_any_batch(tmp_path):
+    whole = train(compiled, list, tmp_path, "whole", suffix=".keras", epochs=2)
+    crashed = train(compiled, list, tmp_path, "crashed", suffix=".keras", epochs=2, crashes=CRASHES)
     assert crashed[4] == BEGINS
     assert whole[1].history == crashed[1].history
     for a, b in zip(whole[0].variables, crashed[0].variables, strict=True):
@@ -143,11 +143,10 @@ def steered(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("crashes", [(7,), pytest.param((36, 59), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("others", [steering_early_stopping, steering_plateau, steering_schedule])
-def test_callbacks_that_control_training_decide_as_without_an_interruption(tmp_path, steered, others, crashes):
+def test_callbacks_that_control_training_decide_as_without_an_interruption(tmp_path, steered, others):
     whole = steered(others)
-    crashed = train(of_high_rate, others, tmp_path, "crashed", epochs=8, save_freq=6, crashes=crashes)
+    crashed = train(of_high_rate, others, tmp_path, "crashed", epochs=8, save_freq=6, crashes=(7, 36, 59))
     assert_same_end(whole, crashed)
     if others is steering_early_stopping:
         assert 0 < whole[2][0].stopped_epoch < 7
@@ -201,17 +200,16 @@ def test_mixed_precision(tmp_path, policy):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("spe", [4, 5])
-def test_steps_per_execution(tmp_path, spe):
+def test_steps_per_execution(tmp_path):
+    spe = 5
     whole = train(lambda: compiled(spe=spe), list, tmp_path, "whole", epochs=2, save_freq=6)
     crashes = (spe, 3 * spe)
     assert_same_end(whole, train(lambda: compiled(spe=spe), list, tmp_path, "crashed", epochs=2, save_freq=spe, crashes=crashes))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("replicas, spe", [(2, 1), (2, 4)])
-def test_replicas_with_their_own_statistics(tmp_path, strategy, replicas, spe):
-    mirrored = strategy(replicas)
+def test_replicas_with_their_own_statistics(tmp_path, strategy):
+    mirrored, spe = strategy(2), 4
 
     def make():
         with mirrored.scope():

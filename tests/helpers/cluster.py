@@ -54,7 +54,6 @@ MailProg=/bin/true
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=main Nodes=ALL Default=YES State=UP PriorityTier=1 GraceTime=60
-PartitionName=cancelled Nodes=ALL State=UP PriorityTier=1 GraceTime=60 PreemptMode=CANCEL
 PartitionName=urgent Nodes=ALL State=UP PriorityTier=10 PreemptMode=OFF
 """
 
@@ -184,7 +183,7 @@ class Job:
     """
 
     def __init__(self, cluster, number, folder):
-        self._cluster, self.number, self._folder = cluster, number, folder
+        self._cluster, self.number, self.folder = cluster, number, folder
 
     def show(self, field):
         """Returns a field of `scontrol show job`."""
@@ -194,7 +193,7 @@ class Job:
     @property
     def output(self):
         """The output of all attempts."""
-        path = self._folder / f"slurm-{self.number}.out"
+        path = self.folder / f"slurm-{self.number}.out"
         return path.read_text() if path.exists() else ""
 
     def wait_for_attempt(self, attempt, timeout=240):

@@ -37,6 +37,20 @@ def fork_program(name, *args):
     return subprocess.CompletedProcess([name, *args], process.returncode, out, err)
 
 
+def run_python(words, cwd, env):
+    """Runs `python WORDS...`, a recipe in a fork of a process that has imported TensorFlow. Returns its standard output."""
+    process: Forked | subprocess.Popen[str]
+    if words[1].startswith("recipes."):
+        process = Forked(words, cwd=cwd, env=env)
+    else:
+        process = subprocess.Popen(
+            [sys.executable, *words], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    out, errors = process.communicate()
+    assert process.returncode == 0, out + errors
+    return out
+
+
 def copy_until(run, copy, batch):
     """Copies a run's directory without the checkpoints after `batch`, as if it had been killed before it saved them."""
 

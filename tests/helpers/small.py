@@ -10,6 +10,15 @@ def small_model(optimizer="adam", **compiled):
     """Six weights and a bias."""
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(1)])
     model.compile(optimizer, "mse", **compiled)
+    return with_built_optimizer(model)
+
+
+def with_built_optimizer(model):
+    """Builds the optimizer of a model. If the first batch did, TensorFlow would trace the train step twice, for most of the CPU.
+
+    `test_models.py` and `test_kinds_of_models.py` resume models whose optimizers are not built.
+    """
+    model.optimizer.build(model.trainable_variables)
     return model
 
 

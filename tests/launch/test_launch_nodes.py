@@ -217,8 +217,8 @@ def test_a_run_across_hosts_needs_a_secret(launch, namespaces):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed, per_node", [(0, 1), (1, 2)])
-def test_a_recipe_trains_across_two_hosts_and_ends_with_its_launcher(launch, namespaces, killed, per_node, engine):
+@pytest.mark.parametrize("engine, killed, per_node", [("horovod", 1, 2), ("multiworker", 0, 1)])
+def test_a_recipe_trains_across_two_hosts_and_ends_with_its_launcher(launch, namespaces, engine, killed, per_node):
     need(engine)
     recipe = ["-m", "recipes.mnist", "--strategy", engine, "--model", "mlp", "--epochs", 1000, "--save-freq", 10]
     nodes = across(launch, namespaces, *recipe, "--workdir", "run", per_node=per_node)

@@ -21,6 +21,7 @@ from collections import Counter
 import keras
 import numpy as np
 import tensorflow as tf
+from small import with_built_optimizer
 
 from callbacks import CheckpointWriteError, GlobalStepCheckpoint
 from callbacks.disk import files
@@ -28,7 +29,7 @@ from callbacks.resuming.restoring import read_verified
 
 SHUT_DOWN = 0x8004587D  # FS_IOC_SHUTDOWN of ext4 and xfs
 FLUSH_JOURNAL, FLUSH_NOTHING = 1, 2
-EPOCHS, BATCHES, BATCH, KEPT = 24, 10, 4, 3
+EPOCHS, BATCHES, BATCH, KEPT = 16, 10, 4, 3
 TEMPLATE = "run/checkpoints/b{batch:05d}.weights.h5"
 
 
@@ -79,12 +80,13 @@ def unmount(directory):
 
 def train(directory, *callbacks):
     """Resumes, and trains until the disk is gone. Returns whether training reached its end."""
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
     random = np.random.default_rng(0)
     x, y = (random.normal(size=(BATCHES * BATCH, size)).astype("float32") for size in (6, 1))
     model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(160), keras.layers.Dropout(0.2), keras.layers.Dense(1)])
     model.compile("adam", "mse")
+    with_built_optimizer(model)
     checkpoint = GlobalStepCheckpoint(f"{directory}/{TEMPLATE}", save_freq=1, keep_last=KEPT, resume=True)
     try:
         model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0, callbacks=[checkpoint, *callbacks])

@@ -14,6 +14,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from small import with_built_optimizer
 
 from callbacks import GlobalStepCheckpoint, counters_of, latest_checkpoint
 
@@ -115,6 +116,7 @@ def train(kind, directory, name, kill):
         keras.utils.set_random_seed(1)
     model = Model(note)
     model.compile(keras.optimizers.SGD(1e-4, momentum=0.9))
+    with_built_optimizer(model)
     callbacks = []
     if name != "stock":
         template = directory / "checkpoints/b{batch:02d}.weights.h5"

@@ -56,10 +56,12 @@ class Training:
         """Runs all attempts, and compares the result with that of the uninterrupted training."""
         whole = self._start(self._whole, self._replicas[0])
         assert whole.wait() == 0, whole.communicate()
+        ways = [self._kill, self._storm, self._jump, *([self._break_disk] if self._shim else [])]
         for number in range(self._rounds):
             replicas = self._choose.choice(self._replicas)
-            how = self._choose.choice([self._kill, self._storm, self._jump, *([self._break_disk] if self._shim else [])])
-            said = how(replicas)
+            if number % len(ways) == 0:  # each way comes equally often
+                self._choose.shuffle(ways)
+            said = ways[number % len(ways)](replicas)
             if said is None:
                 break  # it ended before
             before, self._newest = self._newest, self._look()

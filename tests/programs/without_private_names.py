@@ -1,4 +1,4 @@
-"""Trains, crashes and resumes without private names of Keras and TensorFlow: without each one, then without all.
+"""Trains, crashes and resumes without private names of Keras and TensorFlow: eagerly without each one, compiled without all.
 
 Prints JSON: missing name -> what went wrong; empty if the result equals that of stock Keras without a crash.
 
@@ -36,8 +36,8 @@ class Crash(keras.callbacks.Callback):
             raise InterruptedError
 
 
-def callbacks_without(missing):
-    """Imports `callbacks` without these names, pairs of a module and a name."""
+def checkpoint_without(missing):
+    """Imports `callbacks` without these names, pairs of a module and a name. Returns `GlobalStepCheckpoint`."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "callbacks"]:
         del sys.modules[name]
     real = {module: importlib.import_module(module) for module in NAMES}
@@ -46,37 +46,37 @@ def callbacks_without(missing):
         vars(proxy).update({name: value for name, value in vars(original).items() if (module, name) not in missing})
         sys.modules[module] = proxy
     try:
-        return importlib.import_module("callbacks")
+        return importlib.import_module("callbacks").GlobalStepCheckpoint  # its modules are imported here, and not earlier
     finally:
         sys.modules.update(real)  # Keras needs them itself
 
 
-def build():
+def build(eagerly=False):
     layers = keras.layers
     model = keras.Sequential(
         [keras.Input((6,)), layers.Dense(4), layers.BatchNormalization(), layers.Dropout(0.3, seed=1), layers.Dense(1)]
     )
-    model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"])
+    model.compile(keras.optimizers.Adam(0.01), "mse", metrics=["mae"], run_eagerly=eagerly)
     return model
 
 
-def train(*callbacks):
+def train(eagerly, *callbacks):
     """Trains on eight batches from the same initial weights. Returns all variables."""
     keras.backend.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
-    model = build()
+    model = build(eagerly)
     random = np.random.default_rng(0)
     x, y = random.normal(size=(32, 6)).astype("float32"), random.normal(size=(32, 1)).astype("float32")
     model.fit(x, y, batch_size=4, shuffle=False, verbose=0, callbacks=list(callbacks))
     return [v.numpy() for v in (*model.variables, *model.optimizer.variables)]
 
 
-def crash_and_resume(missing, template):
-    checkpoint = callbacks_without(missing).GlobalStepCheckpoint
+def crash_and_resume(eagerly, missing, template):
+    checkpoint = checkpoint_without(missing)
     with contextlib.suppress(InterruptedError):
-        train(checkpoint(template, save_freq=1), Crash())
+        train(eagerly, checkpoint(template, save_freq=1), Crash())
     resuming = checkpoint(template, save_freq=4, resume=True)
-    values = train(resuming)
+    values = train(eagerly, resuming)
     assert resuming.resumed_from.batch == 3
     loaded = build()
     loaded.load_weights(resuming.newest)  # stock Keras takes the file
@@ -88,13 +88,14 @@ def crash_and_resume(missing, template):
 
 def main(directory):
     tf.config.experimental.enable_op_determinism()
-    expected, wrong = train(), {}
+    expected, wrong = {eagerly: train(eagerly) for eagerly in (True, False)}, {}
     each = [(module, name) for module, names in NAMES.items() for name in names]
     for number, missing in enumerate([*([one] for one in each), each]):
-        for suffix in SUFFIXES if len(missing) > 1 else SUFFIXES[:1]:
+        eagerly = len(missing) == 1
+        for suffix in SUFFIXES[:1] if eagerly else SUFFIXES:
             try:
-                values = crash_and_resume(missing, f"{directory}/{number}/b{{batch}}{suffix}")
-                for a, b in zip(expected, values, strict=True):
+                values = crash_and_resume(eagerly, missing, f"{directory}/{number}/b{{batch}}{suffix}")
+                for a, b in zip(expected[eagerly], values, strict=True):
                     np.testing.assert_array_equal(b, a)
             except Exception as error:
                 wrong[f"{missing} {suffix}"] = f"{type(error).__name__}: {error}"

@@ -6,11 +6,10 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from bare_ranks import bare_ranks, run_ranks
+from bare_ranks import run_ranks
 from compare import assert_same_rest, assert_same_weights
 from compiled import BATCH, BATCHES, PART, WHOLE, Trained, classes, cpus, random
-from launching import wait_for
-from processes import discard_after
+from processes import copy_until
 from token_streams import VOCABULARY, token_file
 
 from launch.exit_codes import BAD_INPUT
@@ -140,54 +139,44 @@ def checkpoint(workdir, batch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("replicas, compiles", [(1, WHOLE), (2, PART)])
-def test_a_compiled_run_that_is_killed_ends_with_the_same_bits(recipe, tmp_path, replicas, compiles):
-    flags = ["--epochs", 2, "--no-deterministic", "--jit-compile", "on", "--virtual-devices", replicas, "--save-freq", 6]
-    whole = recipe(*flags, "--workdir", tmp_path / "whole")
-    command = [*flags, "--workdir", tmp_path / "killed"]
-    recipe(*command).kill_when(checkpoint(tmp_path / "killed", 12).exists)
-    code, out, errors = recipe(*command).finish()
-    assert code == 0, errors
-    assert re.search(rf"^jit-compile  {compiles}$", out, re.MULTILINE), out
-    assert "begins       from" in out and "trained on   44 batches, 2816 samples, 44 steps" in out
-    code, _, errors = whole.finish()
-    assert code == 0, errors
-    assert_same_end(*(checkpoint(tmp_path / run, 44) for run in ("whole", "killed")))
+def test_a_compiled_run_resumes_bit_exactly(recipe, tmp_path, replicas, compiles):
+    def train(workdir):
+        flags = ["--epochs", 2, "--no-deterministic", "--jit-compile", "on", "--virtual-devices", replicas, "--save-freq", 12]
+        code, out, errors = recipe(*flags, "--workdir", workdir).finish()
+        assert code == 0, errors
+        assert re.search(rf"^jit-compile  {compiles}$", out, re.MULTILINE), out
+        return out
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(whole)
+    copy_until(whole, resumed, 12)
+    out = train(resumed)
+    assert "batch 12, epoch 1" in out and "trained on   44 batches, 2816 samples, 44 steps" in out, out
+    assert_same_end(*(checkpoint(run, 44) for run in (whole, resumed)))
 
 
 @pytest.mark.slow
-def test_two_compiled_ranks_that_are_killed_end_with_the_same_bits(tmp_path, engine):
-    """A language model with deterministic operations, killed between two of the three batches of an update."""
+def test_two_compiled_ranks_resume_bit_exactly(tmp_path):
+    """A language model with deterministic operations, from a checkpoint between two of the three batches of an update."""
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, 324)
     data, _ = (token_file(tmp_path / name, tokens) for name in ("train.bin", "val.bin"))
     command = ["-m", "tests.programs.small_networks", "recipes.transformer_lm", "--data", data, "--vocabulary-size", VOCABULARY]
-    command += [
-        "--strategy",
-        engine,
-        "--context",
-        4,
-        "--global-batch-size",
-        4,
-        "--epochs",
-        2,
-        "--epochs-per-pass",
-        1,
-        "--sample-tokens",
-        0,
-        "--save-freq",
-        1,
-    ]
-    command += ["--gradient-accumulation-steps", 3, "--deterministic", "--jit-compile", "on", "--keep-last", "all", "--workdir"]
-    with bare_ranks(2, *command, tmp_path / "killed", engine=engine):
-        wait_for(checkpoint(tmp_path / "killed", 4).exists, "batch 4", 200)
-    discard_after(checkpoint(tmp_path / "killed", 4))
-    said = {}
-    for workdir in ("killed", "whole"):
-        for code, out, errors in run_ranks(2, *command, tmp_path / workdir, engine=engine):
-            assert code == 0, errors
-            said[workdir] = said.get(workdir) or out  # the chief's
-        assert f"jit-compile  {PART}\n" in said[workdir], said
-    assert "batch 4, " in said["killed"] and "trained on   40 batches, 160 samples, 13 steps" in said["killed"], said
-    assert_same_end(*(checkpoint(tmp_path / run, 40) for run in ("whole", "killed")))
+    command += ["--strategy", "multiworker", "--context", 4, "--global-batch-size", 4, "--epochs", 2, "--epochs-per-pass", 1]
+    command += ["--sample-tokens", 0, "--save-freq", 4, "--gradient-accumulation-steps", 3, "--keep-last", "all"]
+    command += ["--deterministic", "--jit-compile", "on", "--workdir"]
+
+    def train(workdir):
+        (code, out, errors), (code_of_other, _, errors_of_other) = run_ranks(2, *command, workdir, engine="multiworker")
+        assert (code, code_of_other) == (0, 0), errors + errors_of_other
+        assert f"jit-compile  {PART}\n" in out, out
+        return out
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(whole)
+    copy_until(whole, resumed, 4)
+    out = train(resumed)
+    assert "batch 4, " in out and "trained on   40 batches, 160 samples, 13 steps" in out, out
+    assert_same_end(*(checkpoint(run, 40) for run in (whole, resumed)))
 
 
 def assert_same_end(one, other):

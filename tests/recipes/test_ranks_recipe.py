@@ -6,7 +6,6 @@ import re
 import shutil
 import signal
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,7 +87,7 @@ def training_curves(directory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy, size", [("mirrored", 2), *((engine, size) for engine in ENGINES for size in (2, 4))])
+@pytest.mark.parametrize("strategy, size", [("mirrored", 4), ("horovod", 2), ("multiworker", 4)])
 def test_replicas_and_ranks_train_as_one_replica_with_the_same_files_metrics_and_curves(
     single, in_float64, tmp_path, strategy, size
 ):
@@ -115,13 +114,12 @@ def test_a_rank_selects_its_device_before_it_sends_the_first_tensor(tmp_path, en
 
 
 @pytest.mark.slow
-def test_a_restart_with_another_number_of_ranks_or_the_other_engine_sees_the_same_samples(single, in_float64, tmp_path, engine):
+def test_a_restart_with_another_number_of_ranks_and_the_other_engine_sees_the_same_samples(single, in_float64, tmp_path):
     command = [PROGRAMS / "with_floatx.py", *in_float64, "--workdir", tmp_path]
-    (other,) = set(ENGINES) - {engine}
-    for size, until in ((4, 10), (1, 20)):
+    for engine, size, until in (("horovod", 4, 10), ("multiworker", 1, 20)):
         kill_when((tmp_path / "checkpoints" / name(until)).exists, engine, size, *command)
         discard_after(tmp_path / "checkpoints" / name(until))
-    succeed(other, 2, *command)
+    succeed("horovod", 2, *command)
     assert_equal_trainings(single, tmp_path, 1e-12)
 
 
@@ -137,27 +135,16 @@ def kill_when(condition, engine, size, *command):
 
 
 @pytest.mark.slow
-def test_five_kills_of_all_ranks_end_with_the_same_weights(tmp_path, engine):
+def test_three_kills_of_all_ranks_end_with_the_same_weights(tmp_path, engine):
     """With BatchNorm and Dropout: the state of each rank is restored too."""
-    epochs, last = 3, 66
+    epochs, last = 2, 44
     checkpoints = tmp_path / "killed" / "checkpoints"
     command = ["-m", "recipes.mnist", "--epochs", epochs, "--save-freq", 1, "--workdir", tmp_path / "killed"]
-
-    moments = [
-        checkpoints.exists,
-        written_or_in_writing(checkpoints / name(7)),
-        (checkpoints / name(15)).exists,
-        (checkpoints / name(22)).exists,
-        written_or_in_writing(checkpoints / name(50)),
-    ]
-    uninterrupted = ["-m", "recipes.mnist", "--epochs", epochs, "--save-freq", last, "--workdir", tmp_path / "whole"]
-    with ThreadPoolExecutor(1) as beside:
-        whole_run = beside.submit(succeed, engine, 2, *uninterrupted)
-        for moment in moments:
-            kill_when(moment, engine, 2, *command)
-        out = succeed(engine, 2, *command)
+    for moment in (checkpoints.exists, written_or_in_writing(checkpoints / name(7)), (checkpoints / name(22)).exists):
+        kill_when(moment, engine, 2, *command)
+    out = succeed(engine, 2, *command)
     assert f"trained on   {last} batches, {last * 64} samples, {last} steps" in out
-    whole_run.result()
+    succeed(engine, 2, "-m", "recipes.mnist", "--epochs", epochs, "--save-freq", last, "--workdir", tmp_path / "whole")
     whole, killed = (tmp_path / run / "checkpoints" / name(last) for run in ("whole", "killed"))
     assert_same_weights(whole, killed)
     assert_same_rest(whole, killed)
@@ -206,9 +193,9 @@ def test_a_rank_that_skips_all_reduce_stops_the_run_at_the_first_batch_and_is_na
 
 
 @pytest.mark.slow
-def test_messages_of_a_long_run_do_not_leak_memory(launch):
+def test_messages_of_a_long_run_do_not_leak_memory():
     """TensorFlow keeps 0.8 kB for each operation with a new number: 1.6 MB for half of these."""
-    code, out, errors = launch("--nproc-per-node", "2", PROGRAMS / "many_messages.py").finish(300)
+    (code, out, errors), _ = run_ranks(2, PROGRAMS / "many_messages.py", engine="multiworker")
     assert code == 0, errors
     assert int(re.search(r"grew by (-?\d+)", out)[1]) < 800
 
@@ -227,15 +214,15 @@ def test_auto_selects_horovod_for_several_ranks_if_it_is_installed(monkeypatch, 
 
 
 @pytest.mark.slow
-def test_where_horovod_is_not_installed_several_ranks_train_without_it(launch):
-    run = launch("--nproc-per-node", "2", PROGRAMS / "without_horovod.py", *MLP, "--epochs", "1", "--workdir", "run")
-    code, out, errors = run.finish(300)
+def test_where_horovod_is_not_installed_several_ranks_train_without_it(tmp_path):
+    command = [PROGRAMS / "without_horovod.py", *MLP, "--epochs", 1, "--workdir", tmp_path]
+    (code, out, errors), _ = run_ranks(2, *command, engine="multiworker")
     assert code == 0, errors
     assert "strategy     multiworker, 2 replicas" in out
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("engine, killed", [("multiworker", 0), ("horovod", 1)])
 def test_the_launcher_ends_the_others_of_a_killed_rank_within_ten_seconds(launch, engine, killed):
     """It kills those that have not ended after `KILL_AFTER`."""
     need(engine)
@@ -250,7 +237,7 @@ def test_the_launcher_ends_the_others_of_a_killed_rank_within_ten_seconds(launch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize("engine, stopped", [("horovod", 0), ("multiworker", 1)])
 def test_the_launcher_ends_the_others_of_a_stopped_rank_and_names_it(launch, engine, stopped):
     """It decides after 5 s, before TensorFlow, which notices after 10 s, and Horovod, which never does."""
     need(engine)
@@ -303,14 +290,16 @@ def test_ranks_of_a_launcher_that_does_not_configure_the_engine_are_refused(reci
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("strace"), reason="needs root, and apt-get install strace")
-def test_only_the_chief_touches_the_runs_directory(tmp_path, engine):
+@pytest.mark.parametrize("engine, resumes", [("horovod", False), ("multiworker", True)])
+def test_only_the_chief_touches_the_runs_directory(recipe, tmp_path, engine, resumes):
     workdir = tmp_path / "run"
     workdir.mkdir()
-    watched = [PROGRAMS / "read_only_rank.py", workdir, "--model", "mlp"]
-    succeed(engine, 2, *watched, "--epochs", 2, "--save-freq", 10)
-    command = [*watched, "--epochs", 3, "--save-freq", 10, "--keep-last", 2]
-    succeed(engine, 2, *command)  # resumes, and deletes
-    assert latest_checkpoint(workdir / "checkpoints").batch == 66
+    flags = ["--model", "mlp", "--save-freq", 10, "--keep-last", 2]
+    if resumes:
+        code, _, errors = recipe(*flags, "--epochs", 1, "--workdir", workdir).finish()
+        assert code == 0, errors
+    succeed(engine, 2, PROGRAMS / "read_only_rank.py", workdir, *flags, "--epochs", 2)
+    assert latest_checkpoint(workdir / "checkpoints").batch == 44
     touched = [line for line in Path(f"{workdir}.trace").read_text().splitlines() if str(workdir) in line]
     changes = ("O_CREAT", "O_WRONLY", "O_RDWR", "O_TRUNC", "rename", "unlink", "mkdir", "rmdir", "link(", "truncate", "utime")
     assert [line for line in touched if any(change in line for change in changes) and "execve" not in line] == []

@@ -3,11 +3,9 @@
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 
 import pytest
-from processes import ROOT, USER_ENVIRONMENT
+from processes import ROOT, USER_ENVIRONMENT, run_python
 
 README = (ROOT / "recipes" / "README.md").read_text()
 EXAMPLE = README.split("## Your own model in ten minutes")[1].split("## Files")[0]
@@ -21,11 +19,9 @@ def test_the_example_recipe_trains_resumes_on_two_replicas_and_trains_in_two_ran
     (tmp_path / "recipes" / "odd_or_even.py").write_text(code)
     outputs = []
     for line in commands.splitlines():
-        words = [sys.executable if word == ".venv/bin/python" else word for word in shlex.split(line)]
-        environment = {**USER_ENVIRONMENT, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-        outputs.append(done.stdout)
+        python, *words = shlex.split(line)
+        assert python == ".venv/bin/python"
+        outputs.append(run_python(words, cwd=tmp_path, env={**USER_ENVIRONMENT, "PYTHONPATH": f"{tmp_path}:{ROOT}"}))
     first, longer, ranks, listed, skipped = outputs
     assert "model_batch_at_00100.weights.h5: batch 100" in skipped and "left out     batches 101:110 of the order" in skipped
     assert "strategy     single, 1 replica" in first and "trained on   220 batches" in first

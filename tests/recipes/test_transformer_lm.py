@@ -1,5 +1,6 @@
 """The recipe of the language model: its metrics and texts, and the guarantees of all recipes."""
 
+import functools
 import math
 import types
 
@@ -10,7 +11,7 @@ import tensorflow as tf
 from bare_ranks import run_ranks
 from compare import assert_same_weights, datasets
 from launching import ENGINES
-from processes import USER_ENVIRONMENT, copy_until, run_program
+from processes import USER_ENVIRONMENT, Process, copy_until, run_program
 from tensorboard.backend.event_processing.event_accumulator import TENSORS, EventAccumulator
 from token_streams import VOCABULARY, stream, token_file
 
@@ -175,47 +176,58 @@ def checkpoint(workdir, batch):
     return workdir / "checkpoints" / f"model_batch_at_{batch:05d}.weights.h5"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["mirrored", *ENGINES])
-def test_a_restart_within_an_accumulation_does_not_change_the_result(recipe, tmp_path, flags, strategy):
-    command = [RECIPE, *flags, "--strategy", strategy, "--save-freq", 4, "--keep-last", 4, "--workdir"]
+@pytest.fixture(scope="module")
+def train(flags):
+    """Trains in float64, in which the order of sums hardly matters. Returns the output."""
 
-    def train(workdir):
-        if strategy == "mirrored":
-            results = [recipe(*command, workdir, "--virtual-devices", 2, module=ONE_BLOCK).finish()]
+    def in_directory(workdir, strategy):
+        program = ["float64", ONE_BLOCK, RECIPE, *flags, "--save-freq", 4, "--keep-last", 4, "--workdir", workdir]
+        program += ["--strategy", strategy]
+        if strategy in ENGINES:
+            results = run_ranks(2, "-m", IN_FLOATX, *program, engine=strategy)
         else:
-            results = run_ranks(2, "-m", ONE_BLOCK, *command, workdir, engine=strategy)
+            devices = ["--virtual-devices", 2 if strategy == "mirrored" else 1]
+            results = [Process(*program, *devices, module=IN_FLOATX).finish()]
         for code, _, errors in results:
             assert code == 0, errors
         return results[0][1]
 
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    assert f"trained on   {LAST} batches, {LAST * 12} samples, {LAST // 3} steps" in train(whole)
+    return in_directory
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(train, tmp_path_factory):
+    """Returns the directory of a run that was not interrupted."""
+
+    @functools.cache
+    def of(strategy):
+        workdir = tmp_path_factory.mktemp(strategy)
+        assert f"trained on   {LAST} batches, {LAST * 12} samples, {LAST // 3} steps" in train(workdir, strategy)
+        return workdir
+
+    return of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["mirrored", *ENGINES])
+def test_a_restart_within_an_accumulation_does_not_change_the_result(train, uninterrupted, tmp_path, strategy):
+    whole, resumed = uninterrupted(strategy), tmp_path / "resumed"
     copy_until(whole, resumed, WITHIN_ACCUMULATION)
-    out = train(resumed)
+    out = train(resumed, strategy)
     assert f": batch {WITHIN_ACCUMULATION}, epoch 2" in out and f"trained on   {LAST} batches" in out, out
     assert_same_weights(checkpoint(whole, LAST), checkpoint(resumed, LAST))
     assert texts(whole / "tensorboard/samples") == texts(resumed / "tensorboard/samples")
 
 
 @pytest.mark.slow
-def test_one_replica_two_replicas_and_two_ranks_end_with_equal_weights(recipe, tmp_path, flags):
-    program = ["float64", ONE_BLOCK, RECIPE, *flags, "--save-freq", LAST, "--workdir"]
-    for name, options in (("single", []), ("mirrored", ["--virtual-devices", "2"])):
-        code, _, errors = recipe(*program, tmp_path / name, *options, module=IN_FLOATX).finish()
-        assert code == 0, errors
-    for engine in ENGINES:
-        command = ["-m", IN_FLOATX, *program, tmp_path / engine, "--strategy", engine]
-        for code, _, errors in run_ranks(2, *command, engine=engine):
-            assert code == 0, errors
-    names = ("single", "mirrored", *ENGINES)
-    single, *others = (datasets(checkpoint(tmp_path / name, LAST)) for name in names)
-    for other in others:
-        for name, value in single.items():
-            assert np.abs(other[name] - value).max() <= 1e-12 * max(np.abs(value).max(), 1e-30), name
-    metrics = [latest_checkpoint(tmp_path / name / "checkpoints").metrics for name in names]
-    for each in metrics:
-        assert each["val_bits_per_byte"] == pytest.approx(metrics[0]["val_loss"] / math.log(2), rel=1e-9)
+@pytest.mark.parametrize("strategy", ["mirrored", *ENGINES])
+def test_two_replicas_and_two_ranks_end_with_the_weights_of_one_replica(uninterrupted, strategy):
+    single, other = (uninterrupted(name) for name in ("single", strategy))
+    found = datasets(checkpoint(other, LAST))
+    for name, value in datasets(checkpoint(single, LAST)).items():
+        assert np.abs(found[name] - value).max() <= 1e-12 * max(np.abs(value).max(), 1e-30), name
+    metrics, expected = (latest_checkpoint(each / "checkpoints").metrics for each in (other, single))
+    assert metrics["val_bits_per_byte"] == pytest.approx(expected["val_loss"] / math.log(2), rel=1e-9)
 
 
 def test_small_has_the_size_of_gpt2():

@@ -4,35 +4,14 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from random import Random
 
 import pytest
-from compare import datasets
-from processes import USER_ENVIRONMENT
-from slurm_jobs import ENVIRONMENT, HOROVOD, MIRRORED, RECIPE, SHORT, checkpoints, last, wait_for_batch
+from slurm_jobs import HOROVOD, MIRRORED, RECIPE, SHORT, checkpoints, hurry, wait_for_batch
 
 from launch.command_line.slurm import first_node
 
 pytestmark = pytest.mark.slow
-
-
-def test_two_nodes_with_two_ranks_each_write_the_files_of_a_single_run(submit, tmp_path, engine):
-    recipe = [*RECIPE[:4], "--epochs", 4, "--save-freq", 20]
-    job = submit("-N2", recipe=[*recipe, "--strategy", engine], NPROC_PER_NODE="2")
-    single = tmp_path / "single"
-    single.mkdir()
-    command = [sys.executable, *map(str, recipe)]
-    subprocess.run(command, cwd=single, env={**USER_ENVIRONMENT, **ENVIRONMENT}, check=True, capture_output=True)
-    assert job.end() == "COMPLETED", job.output
-    assert f"{engine}, 4 replicas" in job.output
-    assert checkpoints(tmp_path) == checkpoints(single)
-    assert sorted(path.name for path in (tmp_path / "runs/logs" / job.number).iterdir()) == [f"rank-{i}.log" for i in range(4)]
-    newest = Path("runs/mnist/checkpoints") / checkpoints(single)[-1]
-    a, b = datasets(single / newest), datasets(tmp_path / newest)
-    for key, value in a.items():
-        if value.dtype.kind == "f":
-            assert abs(b[key] - value).max() <= 1e-4 * max(abs(value).max(), 1e-30), key
 
 
 def test_the_first_node_of_a_list_is_that_of_scontrol(cluster):
@@ -51,18 +30,17 @@ def test_the_first_node_of_a_list_is_that_of_scontrol(cluster):
         assert first_node(nodes) == cluster.run("scontrol", "show", "hostnames", nodes).split()[0], nodes
 
 
-def test_a_job_submitted_from_within_another_job_has_its_own_end_time(submit):
-    job = submit(script=MIRRORED, recipe=SHORT, SLURM_JOB_END_TIME=str(int(time.time()) + 5))
+def test_what_a_job_inherits_is_used_except_the_end_of_another_job(submit, tmp_path):
+    """It is submitted in a conda environment, from within a job that soon ends, and sees no GPU although it has two."""
+    conda = {"VENV": "", "CONDA_PREFIX": sys.prefix}
+    modules = {"MODULES": "cuda/12.5 nccl", "BASH_FUNC_module%%": '() { echo "module $*" >> modules; }'}
+    outer = {"SLURM_JOB_END_TIME": str(int(time.time()) + 5)}
+    job = submit("--gpus-per-node=2", script=MIRRORED, recipe=SHORT, SRUN_FLAGS="--label", **conda, **modules, **outer)
     assert job.end() == "COMPLETED", job.output
     assert job.restarts == 0
-
-
-def test_an_active_conda_environment_and_srun_flags_are_used_and_unseen_gpus_are_reported(submit):
-    conda = {"VENV": "", "CONDA_PREFIX": sys.prefix}
-    job = submit("--gpus-per-node=2", script=MIRRORED, recipe=SHORT, SRUN_FLAGS="--label", **conda)
-    assert job.end() == "COMPLETED", job.output
     assert "THIS RUN USES NO GPU: CUDA_VISIBLE_DEVICES=0,1, and TensorFlow sees none." in job.output
     assert "\n0: " in job.output  # --label puts the task's number before each line
+    assert (tmp_path / "modules").read_text() == "module load cuda/12.5\nmodule load nccl\n"
 
 
 def test_a_batch_file_that_is_not_submitted_says_how_to_submit_it():
@@ -88,21 +66,14 @@ def test_a_job_in_a_container_without_slurm_saves_and_is_requeued(submit, tmp_pa
     container = tmp_path / "contain"
     container.write_text(CONTAINER.format(sh=shutil.which("sh"), venv=sys.prefix))
     container.chmod(0o755)
-    job = submit("-N2", recipe=[*RECIPE[:-1], 1], VENV="none", CONTAINER=f"{container} --nv image.sif")
-    wait_for_batch(tmp_path, 22)
+    job = submit("-N2", recipe=RECIPE, VENV="none", CONTAINER=f"{container} --nv image.sif")
+    wait_for_batch(tmp_path, 30)
     job.signal("USR1", "--batch")
+    job.wait_for_attempt(2)
+    hurry(tmp_path)
     assert job.end() == "COMPLETED", job.output
     assert job.restarts == 1 and "begins       from" in job.output
-    assert checkpoints(tmp_path)[-1] == last(tmp_path).name
-
-
-def test_modules_are_loaded_and_a_missing_module_is_named(submit, tmp_path):
-    function = '() { echo "module $*" >> modules; [ "$2" != nowhere ]; }'
-    job = submit("-N1", recipe=SHORT, MODULES="cuda/12.5 nccl", **{"BASH_FUNC_module%%": function})
-    assert job.end() == "COMPLETED", job.output
-    assert (tmp_path / "modules").read_text() == "module load cuda/12.5\nmodule load nccl\n"
-    job = submit("-N1", recipe=SHORT, MODULES="nowhere", **{"BASH_FUNC_module%%": function})
-    assert job.end() == "FAILED" and "there is no module nowhere" in job.output
+    assert checkpoints(tmp_path)[-1] == "model_batch_at_00110.weights.h5"
 
 
 def test_errors_in_a_job_are_reported_at_once(submit, tmp_path, cluster):
@@ -116,4 +87,6 @@ def test_errors_in_a_job_are_reported_at_once(submit, tmp_path, cluster):
     assert "each node must run one task" in said("-N2", "-n3", "--ntasks-per-node=2")
     assert f"there is no Python environment at {tmp_path}/.venv" in said(VENV="")
     assert "there is no Python environment at /nowhere" in said(VENV="/nowhere")
+    module = {"BASH_FUNC_module%%": '() { [ "$2" != nowhere ]; }'}
+    assert "there is no module nowhere" in said("-N1", MODULES="nowhere", **module)
     assert "unevenly over 2 nodes. Use --gpus-per-node" in said("-N2", "--gpus=5")
