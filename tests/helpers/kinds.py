@@ -87,11 +87,13 @@ class TensorFlowNoise(layers.Layer):
         super().__init__(**options)
         self.generators = (tf.random.Generator.from_seed(3),)
         self.calls = tf.Variable(0, trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+        self.of_replica = tf.Variable(0.0, trainable=False, synchronization=tf.VariableSynchronization.ON_READ)
 
     def call(self, x, training=False):
         if not training:
             return x
         self.calls.assign_add(1)
+        self.of_replica.assign_add(tf.reduce_sum(x))
         return x + self.generators[0].normal(tf.shape(x))
 
 
@@ -261,7 +263,8 @@ KINDS = {
     "int8 and LoRA": Kind(quantized_lora),
     "stateful LSTM and GRU": Kind(stateful_rnn, data=series, keras_mirrors=False),  # the state has the global batch's size
     "tf.random.Generator and tf.Variable": Kind(
-        tensorflow_state, more=lambda model: [model.layers[0].generators[0].state, model.layers[0].calls]
+        tensorflow_state,
+        more=lambda model: [model.layers[0].generators[0].state, model.layers[0].calls, model.layers[0].of_replica],
     ),
     "variables of the model": Kind(own_variables, more=lambda model: [model.of_tensorflow]),
     "a layer with a format of its own": Kind(own_format, more=lambda model: [model.layers[0].calls]),
