@@ -24,6 +24,7 @@ NAMES = {
     "tensorflow.python.client.device_lib": ("list_local_devices",),
     "tensorflow.python.eager.execute": ("execute",),
     "tensorflow.python.eager.context": ("context",),
+    "tensorflow.python.framework.auto_control_deps_utils": ("get_read_write_resource_inputs",),
 }
 SUFFIXES = (".weights.h5", ".keras")
 
