@@ -32,23 +32,24 @@ def run_program(name, *args, **options):
 
 def fork_program(name, *args):
     """Runs a program like `run_program`, in a fork of a process that has imported TensorFlow, because an import takes seconds."""
-    process = Forked([PROGRAMS / name, *args], cwd=ROOT, env=PROGRAM_ENVIRONMENT)
-    out, err = process.communicate()
-    return subprocess.CompletedProcess([name, *args], process.returncode, out, err)
+    return fork_python([PROGRAMS / name, *args], cwd=ROOT, env=PROGRAM_ENVIRONMENT)
+
+
+def fork_python(words, cwd, env):
+    """Runs `python WORDS...` in a fork of a process that has imported TensorFlow. Returns its exit code and output."""
+    process = Forked(words, cwd=cwd, env=env)
+    out, errors = process.communicate()
+    return subprocess.CompletedProcess(words, process.returncode, out, errors)
 
 
 def run_python(words, cwd, env):
-    """Runs `python WORDS...`, a recipe in a fork of a process that has imported TensorFlow. Returns its standard output."""
-    process: Forked | subprocess.Popen[str]
+    """Runs `python WORDS...`, a recipe in a fork. Returns its standard output."""
     if words[1].startswith("recipes."):
-        process = Forked(words, cwd=cwd, env=env)
+        done = fork_python(words, cwd, env)
     else:
-        process = subprocess.Popen(
-            [sys.executable, *words], cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-    out, errors = process.communicate()
-    assert process.returncode == 0, out + errors
-    return out
+        done = subprocess.run([sys.executable, *words], cwd=cwd, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def copy_until(run, copy, batch):

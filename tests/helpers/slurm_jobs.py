@@ -12,7 +12,7 @@ ENVIRONMENT = {"VENV": sys.prefix, "PYTHONPATH": str(ROOT), "TF_NUM_INTRAOP_THRE
 MLP = ["--model", "mlp"]
 SHORT = ["-m", "recipes.mnist", *MLP, "--epochs", 2]
 RECIPE = [PROGRAMS / "unhurried.py", *MLP, "--epochs", 5, "--save-freq", 10]
-LONG = [*RECIPE[:-3], 1000000, *RECIPE[-2:], "--keep-last", 2]
+LONG = [*RECIPE, "--epochs", 1000000, "--keep-last", 2]
 CHECKPOINTS = Path("runs/mnist/checkpoints")
 
 

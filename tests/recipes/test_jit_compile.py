@@ -147,12 +147,8 @@ def test_a_compiled_run_resumes_bit_exactly(recipe, tmp_path, replicas, compiles
         assert re.search(rf"^jit-compile  {compiles}$", out, re.MULTILINE), out
         return out
 
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    train(whole)
-    copy_until(whole, resumed, 12)
-    out = train(resumed)
+    out = resume_to_the_same_end(train, tmp_path, 12, 44)
     assert "batch 12, epoch 1" in out and "trained on   44 batches, 2816 samples, 44 steps" in out, out
-    assert_same_end(*(checkpoint(run, 44) for run in (whole, resumed)))
 
 
 @pytest.mark.slow
@@ -171,14 +167,17 @@ def test_two_compiled_ranks_resume_bit_exactly(tmp_path):
         assert f"jit-compile  {PART}\n" in out, out
         return out
 
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    train(whole)
-    copy_until(whole, resumed, 4)
-    out = train(resumed)
+    out = resume_to_the_same_end(train, tmp_path, 4, 40)
     assert "batch 4, " in out and "trained on   40 batches, 160 samples, 13 steps" in out, out
-    assert_same_end(*(checkpoint(run, 40) for run in (whole, resumed)))
 
 
-def assert_same_end(one, other):
-    assert_same_weights(one, other)
-    assert_same_rest(one, other)
+def resume_to_the_same_end(train, directory, batch, last):
+    """Trains to the end, and again from the checkpoint of `batch`, and compares both ends. Returns the output of the second run."""
+    whole, resumed = directory / "whole", directory / "resumed"
+    train(whole)
+    copy_until(whole, resumed, batch)
+    out = train(resumed)
+    ends = [checkpoint(run, last) for run in (whole, resumed)]
+    assert_same_weights(*ends)
+    assert_same_rest(*ends)
+    return out

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from bare_ranks import run_ranks
 from compare import assert_same_weights, datasets
-from forked import Forked
 from launching import wait_for
-from processes import PROGRAMS, ROOT, USER_ENVIRONMENT
+from processes import PROGRAMS, ROOT, USER_ENVIRONMENT, fork_python
 from slurm_jobs import (
     CHECKPOINTS,
     ENVIRONMENT,
@@ -35,9 +34,8 @@ pytestmark = pytest.mark.slow
 def train(recipe, folder):
     """Trains without Slurm, in one process."""
     hurry(folder)
-    process = Forked(recipe, cwd=folder, env={**USER_ENVIRONMENT, **ENVIRONMENT})
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
+    done = fork_python(recipe, cwd=folder, env={**USER_ENVIRONMENT, **ENVIRONMENT})
+    assert done.returncode == 0, done.stderr
 
 
 def train_in_ranks(size, recipe, folder, engine):
@@ -119,7 +117,7 @@ def preempt_with_cancel(cluster, job):
 
 
 def test_warnings_in_the_first_second_requeue_and_the_run_completes(submit, tmp_path):
-    recipe, jobs = [*SHORT[:-1], 1], []
+    recipe, jobs = [*SHORT, "--epochs", 1], []
     for i in range(4):
         folder = tmp_path / str(i)
         folder.mkdir()
@@ -141,7 +139,7 @@ def test_a_warning_that_kills_a_task_before_it_trains_requeues_the_job(submit, t
     dies = PROGRAMS / "killed_by_usr1.py"
     python.write_text(f'#!/bin/bash\n((SLURM_RESTART_COUNT)) || exec {sys.executable} {dies}\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    job = submit(recipe=[*SHORT[:-1], 1], PYTHON=python)
+    job = submit(recipe=[*SHORT, "--epochs", 1], PYTHON=python)
     job.wait_for_attempt(1)
     job.signal("USR1", "--batch")
     assert job.end() == "COMPLETED", job.output
